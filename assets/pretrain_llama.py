@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Pretrain a Llama with Megatron-Bridge in NVFP4 or BF16, and leave a run folder that explains itself.
+
+    torchrun --nproc_per_node 1 assets/pretrain_llama.py                   NVFP4, Llama 3.1 8B, mock data
+    torchrun --nproc_per_node 1 assets/pretrain_llama.py --disable-fp4     the same in BF16
+    python3 assets/pretrain_llama.py --model tiny                          one process, with or without a GPU
+
+Exit codes: 0 trained, 1 failed, 2 wrong usage, 130 interrupted. `pretraining/record.py` says what the folder holds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from pretraining import ending, record, settings, tee  # noqa: E402
+from pretraining.errors import UsageError  # noqa: E402
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.callbacks import CallbackContext
+
+
+def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu: bool) -> None:
+    """Build the config, train, and leave peak memory and iteration count in `run`."""
+    if not on_gpu:
+        from pretraining import cpu
+
+        cpu.enable()
+    from megatron.bridge.training.gpt_step import forward_step
+    from megatron.bridge.training.pretrain import pretrain
+    from pretraining import environment, recipes, text, versions
+    from pretraining.telemetry import Telemetry
+
+    builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
+    text.check_length(chosen, builtin)
+    described = environment.describe(chosen, on_gpu=on_gpu, processes=processes, builtin=builtin)
+    if run.rank == 0:
+        record.write_json(run.folder / record.ENVIRONMENT, described)
+
+    config = recipes.build_config(chosen, run.folder, processes=processes, builtin=builtin)
+    if not on_gpu:
+        cpu.adapt(config)
+    versions.skip_compile_helpers()
+
+    def on_start(context: CallbackContext, writes: bool) -> None:
+        facts = environment.parity_facts(
+            chosen, described["device"], context, environment.identify_data(chosen, builtin)
+        )
+        if writes:
+            described.update(parity=facts, flops_per_token=environment.flops_per_token(context))
+            record.write_json(run.folder / record.ENVIRONMENT, described)
+            context.state.cfg.to_yaml(str(run.folder / record.CONFIG))
+
+    run.telemetry = Telemetry(run.folder, on_start)
+    pretrain(config, forward_step, callbacks=[run.telemetry])
+
+
+def main() -> int:
+    """Parse, train, record how it ended. Returns the exit code."""
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        args = settings.parser("pretrain_llama.py").parse_args()
+        on_gpu = ending.has_gpu()
+        chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
+        folder = ending.create_run_dir(chosen, rank)
+    except UsageError as error:
+        print(f"pretrain_llama.py: {error}", file=sys.stderr)
+        return 2
+
+    log = record.LOG if rank == 0 else f"train.rank{rank}.log"
+    copier = tee.tee(folder / log)
+    print(f"{time.strftime('%H:%M:%S')} {chosen.model.name} in {chosen.precision.name}: {folder}", flush=True)
+    run = ending.RunEnd(folder, rank)
+    try:
+        ending.interrupt_on_sigterm()
+        ending.claim_port(rank, processes)
+        train(run, chosen, processes, on_gpu)
+        code = run.succeeded()
+    except BaseException as error:
+        traceback.print_exc()
+        code = run.failed(error)
+    tee.finish(copier)
+    # Not `return`: after a failure, collectives and loader threads can wait for partners that are gone.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""How a run begins and ends: its folder, its signals, and the verdict on how it went."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from . import record
+from .errors import Diverged, UsageError
+from .record import Verdict
+from .settings import PROJECT, RUNS, Settings
+
+if TYPE_CHECKING:
+    from .telemetry import Telemetry
+
+INTERRUPTED = 130
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+def interrupt_on_sigterm() -> None:
+    """End on SIGTERM as on Ctrl-C: with a verdict, in the main thread, at the next bytecode."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)  # also where the launcher was started in the background, which ignores it
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU is visible to this process, without importing torch where there is plainly none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def create_run_dir(chosen: Settings, rank: int) -> Path:
+    """Make the run folder, or take the one the launcher made. Only rank 0 may name a new one.
+
+    Raises:
+        UsageError: the folder already holds a run, or cannot be made.
+    """
+    folder = chosen.run_dir
+    if folder is None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UsageError("several processes need one run folder: give --run-dir")
+        folder = PROJECT / RUNS / record.run_name(chosen.precision.name, chosen.model.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--run-dir {folder}: {error.strerror}") from error
+    if rank == 0 and any((folder / name).exists() for name in (record.METRICS, record.ENVIRONMENT, record.OUTCOME)):
+        raise UsageError(f"--run-dir {folder} already holds a run; a run is never overwritten: name another")
+    return folder
+
+
+def claim_port(rank: int, processes: int) -> None:
+    """Give torch.distributed its address. One process alone picks a free port; torchrun has set the others' already.
+
+    Raises:
+        UsageError: MASTER_PORT was given and is in use.
+    """
+    if processes == 1 and "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    elif processes == 1:
+        port = os.environ["MASTER_PORT"]
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", int(port)))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and "TORCHELASTIC_RUN_ID" not in os.environ:
+                    raise UsageError(f"MASTER_PORT {port} is in use: unset it or name a free one") from error
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    for name, value in (("RANK", rank), ("WORLD_SIZE", processes), ("LOCAL_RANK", 0)):
+        os.environ.setdefault(name, str(value))
+
+
+class RunEnd:
+    """Turns the end of a training into its outcome.
+
+    Attributes:
+        folder: the run folder.
+        rank: of this process; rank 0 reports a success, any rank its failure.
+        telemetry: set once training is about to start.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.folder = folder
+        self.rank = rank
+        self.telemetry: Telemetry | None = None
+        self._began = time.monotonic()
+
+    def succeeded(self) -> int:
+        """Write the outcome of a completed training. Returns 0."""
+        if self.rank == 0:
+            self._write(Verdict.SUCCEEDED, "", 0)
+        return 0
+
+    def failed(self, error: BaseException) -> int:
+        """Write the outcome that `error` stands for. Returns the exit code."""
+        verdict, cause, code = classify(error)
+        print(f"pretrain_llama.py: {verdict}: {cause}", file=sys.stderr, flush=True)
+        try:
+            self._write(verdict, cause, code)
+        except OSError as full:
+            print(f"pretrain_llama.py: the outcome could not be written: {full}", file=sys.stderr, flush=True)
+        return code
+
+    def _write(self, verdict: Verdict, cause: str, code: int) -> None:
+        telemetry = self.telemetry
+        details = {
+            "seconds": round(time.monotonic() - self._began, 3),
+            "iterations": telemetry.iterations if telemetry else 0,
+            "peak_memory": telemetry.peak_memory if telemetry else None,
+        }
+        record.write_outcome(self.folder, verdict, cause=cause, exit_code=code, details=details)
+
+
+def classify(error: BaseException) -> tuple[Verdict, str, int]:
+    """The verdict, a one-line cause that says what to do, and the exit code that an exception stands for."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, KeyboardInterrupt):
+        return Verdict.INTERRUPTED, f"interrupted by {first_line or 'SIGINT'}", INTERRUPTED
+    if isinstance(error, UsageError):
+        return Verdict.FAILED, str(error), 2
+    if isinstance(error, Diverged) or re.search(r"found (NaN|Inf) in local", str(error)):
+        cause = f"{first_line}: try a lower learning rate, or more layers in BF16 (--bf16-tail-layers)"
+        return Verdict.DIVERGED, cause, 1
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        cause = f"{first_line} Lower --micro-batch-size or --seq-length, or take a smaller --model"
+        return Verdict.OUT_OF_MEMORY, cause, 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" writing {error.filename}" if error.filename else ""
+        return Verdict.FAILED, f"the disk is full{where}: free some space, `make clean` lists what old runs hold", 1
+    if isinstance(error, SystemExit):
+        return Verdict.FAILED, f"Megatron ended the process with exit code {error.code}: see {record.LOG}", 1
+    return Verdict.FAILED, f"{type(error).__name__}: {first_line}", 1

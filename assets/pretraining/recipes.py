@@ -1,0 +1,147 @@
+"""From settings to a Megatron-Bridge config: the recipe, then this run's sizes, precision, data and folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import record, text, versions
+from .errors import UsageError
+from .models import MOCK, PYTHON_STDLIB, Model
+from .precision import Precision
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import ConfigContainer
+    from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+
+    from .settings import Settings
+
+
+def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: text.Text | None) -> ConfigContainer:
+    """The config of this run on GPUs; `cpu.adapt` changes it further where there is none.
+
+    Args:
+        settings: the resolved command line.
+        run_dir: the run folder; checkpoints go below it, never to a folder that two runs share.
+        processes: the world size.
+        builtin: the built-in text, where `settings.data` asks for it.
+
+    Raises:
+        UsageError: parallel sizes that do not divide the processes.
+    """
+    config = _from_recipe(settings.model)
+    _set_parallel_sizes(config, settings, processes)
+    _set_training(config, settings)
+    config.mixed_precision = mixed_precision(
+        settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers
+    )
+    _set_data(config, settings, builtin)
+    _set_checkpoints(config, settings, run_dir)
+    config.logger.log_interval = 1
+    config.logger.tensorboard_dir = None  # metrics.jsonl is the record
+    return config
+
+
+def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> MixedPrecisionConfig:
+    """The Megatron-Bridge preset of `precision`, with that many first and last layers kept in BF16."""
+    from megatron.bridge.training import mixed_precision as presets
+
+    preset = getattr(presets, precision.preset)()
+    if precision.name != "bf16":
+        preset.first_last_layers_bf16 = bf16_head + bf16_tail > 0
+        preset.num_layers_at_start_in_bf16 = bf16_head
+        preset.num_layers_at_end_in_bf16 = bf16_tail
+    return preset
+
+
+def _from_recipe(model: Model) -> ConfigContainer:
+    from megatron.bridge.recipes.llama import llama3
+
+    with _local_hf_config(model.hf_folder):
+        return getattr(llama3, model.recipe)()
+
+
+@contextlib.contextmanager
+def _local_hf_config(folder: Path) -> Iterator[None]:
+    """Within: a recipe that asks for its Hugging Face repository gets `folder` instead of a gated download."""
+    from megatron.bridge import AutoBridge
+
+    original = AutoBridge.__dict__["from_hf_pretrained"]
+    from_hub = AutoBridge.from_hf_pretrained
+    AutoBridge.from_hf_pretrained = classmethod(lambda cls, name, **kwargs: from_hub(str(folder), **kwargs))
+    try:
+        yield
+    finally:
+        AutoBridge.from_hf_pretrained = original
+
+
+def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:
+    model = config.model
+    if processes == 1:
+        model.context_parallel_size = 1  # several recipes ask for 2, which one process cannot give
+    sizes = {
+        "tensor": model.tensor_model_parallel_size,
+        "pipeline": model.pipeline_model_parallel_size,
+        "context": model.context_parallel_size,
+    }
+    needed = sizes["tensor"] * sizes["pipeline"] * sizes["context"]
+    if processes % needed:
+        product = " x ".join(f"{kind} {size}" for kind, size in sizes.items())
+        raise UsageError(
+            f"{settings.model.name}'s recipe splits the model over {needed} processes ({product}), and "
+            f"{processes} {'was' if processes == 1 else 'were'} started: use NPROC={needed} "
+            f"(torchrun --nproc_per_node {needed}) or a multiple of it"
+        )
+    replicas = processes // needed
+    if settings.global_batch_size % (settings.micro_batch_size * replicas):
+        raise UsageError(
+            f"--global-batch-size {settings.global_batch_size} is not divisible by --micro-batch-size "
+            f"{settings.micro_batch_size} x {replicas} model replicas"
+        )
+
+
+def _set_training(config: ConfigContainer, settings: Settings) -> None:
+    train = config.train
+    train.train_iters = settings.train_iters
+    train.global_batch_size = settings.global_batch_size
+    train.micro_batch_size = settings.micro_batch_size
+    config.scheduler.lr_warmup_iters = settings.warmup_iters
+    config.scheduler.lr_decay_iters = settings.train_iters
+    if settings.model.learning_rate:
+        config.optimizer.lr, config.optimizer.min_lr = settings.model.learning_rate
+    config.rng.seed = settings.seed
+    config.dataset.random_seed = settings.seed
+    versions.set_sequence_length(config, settings.sequence_length)
+
+
+def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
+    dataset = config.dataset
+    eval_iters = 0 if settings.data == MOCK else settings.model.eval_iters
+    versions.set_evaluation(config, eval_iters, interval=settings.train_iters if eval_iters else 0)
+    # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
+    dataset.blend = dataset.blend_per_split = None
+    vocabulary = settings.model.hf_config["vocab_size"]
+    config.tokenizer.vocab_size = vocabulary
+    config.model.vocab_size = vocabulary
+    if settings.data == MOCK:
+        return
+    dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
+    if settings.data == PYTHON_STDLIB:
+        assert builtin is not None
+        dataset.split = None
+        dataset.blend_per_split = [([builtin.prefix(split)], None) for split in text.SPLITS]
+    else:
+        dataset.blend = ([settings.data], None)
+
+
+def _set_checkpoints(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:
+    checkpoint = config.checkpoint
+    # The recipes save to and load from one shared folder: a second run would resume at the end and train nothing.
+    checkpoint.save = checkpoint.load = None
+    if settings.save:
+        checkpoint.save = str(run_dir / record.CHECKPOINTS)
+        checkpoint.save_interval = settings.save
+    if settings.resume:
+        checkpoint.load = str(settings.resume / record.CHECKPOINTS)

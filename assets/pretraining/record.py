@@ -1,0 +1,195 @@
+"""The run folder: what a training leaves behind, its schema, and how to read it back.
+
+    nemo_experiments/20261122T101530Z-nvfp4-tiny/
+        plan.json         launcher   before the start: each choice with its reason, git commit
+        environment.json  training   versions, device, precision, and the parity facts
+        metrics.jsonl     training   one line an iteration or evaluation, flushed as it goes
+        train.log         training   everything that was printed
+        config.yaml       training   the resolved Megatron-Bridge config
+        outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
+
+One writer for each file. JSON files are written beside their place and renamed into it, so a reader never
+meets half of one; `metrics.jsonl` loses at most its last line to a power cut. A folder without
+`outcome.json` is a run that has not ended, or whose end nobody saw: never a finished one.
+
+Only the standard library is used here: the host reads records without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+PLAN = "plan.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+LOG = "train.log"
+CONFIG = "config.yaml"
+OUTCOME = "outcome.json"
+CHECKPOINTS = "checkpoints"
+
+
+class Verdict(StrEnum):
+    """How a run ended. Only `SUCCEEDED` may be compared without `--force`."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # an error in training or in its set-up; the cause says which
+    DIVERGED = "diverged"  # the loss became NaN or infinite
+    OUT_OF_MEMORY = "out_of_memory"
+    INTERRUPTED = "interrupted"  # Ctrl-C or SIGTERM
+    KILLED = "killed"  # ended by a signal that no process can answer
+    INCOMPLETE = "incomplete"  # no outcome was written: still running, or its end was not seen
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` to `path` whole or not at all (write beside it, sync, rename)."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, default=str)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_outcome(
+    folder: Path, verdict: Verdict, *, cause: str, exit_code: int, details: dict[str, Any] | None = None
+) -> bool:
+    """Write the verdict unless somebody already did; the first to see the end is right.
+
+    Args:
+        folder: the run folder.
+        verdict: how the run ended.
+        cause: one sentence for a person, "" for a success.
+        exit_code: of the training process; 130 for an interruption.
+        details: further facts, such as `peak_memory` and `iterations`.
+
+    Returns:
+        Whether this call wrote it.
+    """
+    if (folder / OUTCOME).exists():
+        return False
+    write_json(
+        folder / OUTCOME,
+        {
+            "schema": SCHEMA,
+            "verdict": verdict,
+            "cause": cause,
+            "exit_code": exit_code,
+            "ended": utc_now(),
+            **(details or {}),
+        },
+    )
+    return True
+
+
+def run_name(precision: str, model: str) -> str:
+    """A new run folder's name: sorts by time, says what it holds."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{precision}-{model}"
+
+
+def utc_now() -> str:
+    """The present time as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl`, one flushed line at a time.
+
+    A training line:   {"kind": "train", "iteration": 12, "loss": 2.31, "step_time_s": 0.164, "grad_norm": 0.8,
+                        "learning_rate": 1e-3, "skipped": false, "time": 1763806530.2}
+    An evaluation:     {"kind": "eval", "split": "validation" | "test", "iteration": 200, "loss": 2.4, "time": ...}
+
+    Iterations count from 1. `loss` is the mean cross-entropy in nats a token over the global batch. It and
+    `grad_norm` are null where they are not finite; `"finite": false` then says so, because JSON knows no NaN.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line and flush it. Raises OSError where the disk is full."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record, merged from the files of a run folder. Missing files leave their part empty."""
+
+    folder: Path
+    plan: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """How the run ended; `INCOMPLETE` where nobody wrote an outcome."""
+        return Verdict(self.outcome.get("verdict", Verdict.INCOMPLETE))
+
+    @property
+    def parity(self) -> dict[str, Any]:
+        """The facts that two runs must share to have done the same work (flat, name to value)."""
+        return self.environment.get("parity", {})
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        """Name, arithmetic ("native" or "emulated"), BF16 head and tail layers, NVFP4 ingredients."""
+        return self.environment.get("precision", {})
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder, finished or not.
+
+    Raises:
+        FileNotFoundError: the folder holds no file of a record.
+        ValueError: one of the JSON files is not valid JSON (they are renamed into place whole, so somebody edited it).
+    """
+    if not any((folder / name).exists() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME)):
+        raise FileNotFoundError(f"{folder} is not a run folder: it has none of {PLAN}, {ENVIRONMENT}, {METRICS}")
+    lines = _read_lines(folder / METRICS)
+    return Run(
+        folder=folder,
+        plan=_read_json(folder / PLAN),
+        environment=_read_json(folder / ENVIRONMENT),
+        outcome=_read_json(folder / OUTCOME),
+        train=[line for line in lines if line.get("kind") == "train"],
+        evaluations=[line for line in lines if line.get("kind") == "eval"],
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); was it edited?") from error
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue  # the last line of a run that lost its power
+    return lines

@@ -1,0 +1,139 @@
+"""The Megatron-Bridge callback that writes the record as the run goes.
+
+Megatron prints times to 10 ms and has no structured metrics file; the callback has each step's start and end.
+Only one process writes: the one that has the loss (the last pipeline stage's first rank).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.bridge.training.callbacks import Callback
+
+from . import record
+from .errors import Diverged
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.callbacks import CallbackContext
+
+
+class Telemetry(Callback):
+    """Writes `metrics.jsonl` while training and keeps what the outcome needs.
+
+    Args:
+        run_dir: the run folder.
+        on_start: called on every process with the training context, when model and optimizer exist, and whether
+            this process writes the record: it gathers and writes the parity facts.
+
+    Attributes:
+        iterations: completed iterations, counted from the start of training and not of this process.
+        peak_memory: bytes and what they measure, filled in when training ends.
+    """
+
+    def __init__(self, run_dir: Path, on_start: Callable[[CallbackContext, bool], None]) -> None:
+        self._run_dir = run_dir
+        self._on_start = on_start
+        self._writer: record.MetricsWriter | None = None
+        self._began = 0.0
+        self.iterations = 0
+        self.peak_memory: dict[str, Any] | None = None
+
+    def on_train_start(self, context: CallbackContext) -> None:
+        """Open the metrics file on the writing process."""
+        self.iterations = context.state.train_state.step
+        writes = _has_loss()
+        if writes:
+            self._writer = record.MetricsWriter(self._run_dir / record.METRICS)
+        self._on_start(context, writes)
+
+    def on_train_step_start(self, context: CallbackContext) -> None:
+        """Start the clock of one step."""
+        self._began = time.perf_counter()
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        """Write one iteration.
+
+        Raises:
+            Diverged: the loss is not finite. An exception here ends the training, which is what it is for.
+            OSError: the record cannot be written (a full disk).
+        """
+        torch.cuda.synchronize()  # the one synchronisation a step: kernels are still running when the call returns
+        step_time = time.perf_counter() - self._began
+        self.iterations = context.state.train_state.step + 1  # the counter moves after this callback
+        if self._writer is None:
+            return
+        loss = _number((context.loss_dict or {}).get("lm loss"))
+        self._writer.write(
+            {
+                "kind": "train",
+                "iteration": self.iterations,
+                "loss": _finite(loss),
+                "step_time_s": round(step_time, 6),
+                "grad_norm": _finite(_number(context.grad_norm)),
+                "learning_rate": context.optimizer.param_groups[0]["lr"] if context.optimizer else None,
+                "skipped": bool(context.skipped_iter),
+                "finite": loss is None or math.isfinite(loss),
+                "time": round(time.time(), 3),
+            }
+        )
+        if loss is not None and not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at iteration {self.iterations}")
+
+    def on_train_end(self, context: CallbackContext) -> None:
+        """Read the peaks while the process still has its device."""
+        self.peak_memory = peak_memory()
+
+    def on_eval_end(self, context: CallbackContext) -> None:
+        """Write a validation loss."""
+        self._write_evaluation("validation", context)
+
+    def on_test_end(self, context: CallbackContext) -> None:
+        """Write a test loss."""
+        self._write_evaluation("test", context)
+
+    def _write_evaluation(self, split: str, context: CallbackContext) -> None:
+        loss = _number((context.total_loss_dict or {}).get("lm loss"))
+        if self._writer is not None and loss is not None:
+            step = context.state.train_state.step
+            line = {"kind": "eval", "split": split, "iteration": step, "loss": _finite(loss)}
+            self._writer.write({**line, "time": round(time.time(), 3)})
+
+
+def peak_memory() -> dict[str, Any]:
+    """Peak memory of this process so far: the allocator's on a GPU, the resident set on a CPU."""
+    allocated = torch.cuda.max_memory_allocated()
+    if allocated:
+        return {
+            "bytes": allocated,
+            "kind": "torch allocated",
+            "reserved_bytes": torch.cuda.max_memory_reserved(),
+        }
+    # Not ru_maxrss: Linux carries that over from the process that started this one.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return {"bytes": int(line.split()[1]) * 1024, "kind": "resident set size of the process"}
+    raise OSError("/proc/self/status has no VmHWM line")
+
+
+def _has_loss() -> bool:
+    from megatron.core import parallel_state
+
+    last_stage = parallel_state.is_pipeline_last_stage()
+    first_of_its_kind = (
+        parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+    )
+    return last_stage and first_of_its_kind
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -119,7 +119,7 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
 def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
     dataset = config.dataset
     eval_iters = 0 if settings.data == MOCK else settings.model.eval_iters
-    versions.set_evaluation(config, eval_iters, interval=settings.train_iters if eval_iters else 0)
+    versions.set_evaluation(config, eval_iters, interval=settings.train_iters + 1)  # only at the end
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
     vocabulary = settings.model.hf_config["vocab_size"]

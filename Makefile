@@ -1,0 +1,79 @@
+# NVFP4 pretraining playbook. `make` lists the targets; the README says what each is for.
+
+PYTHON ?= python3
+HOST   := .venv/host/bin/python
+TEST   := .venv/cpu/bin/python
+
+# Options, empty for the default that `make help` names.
+MODEL ?=
+ITERS ?=
+WARMUP ?=
+GBS ?=
+MBS ?=
+SEQ ?=
+RUNTIME ?= auto
+NPROC ?= 1
+DATA ?=
+ARGS ?=
+FRESH ?=
+CLEAN ?=
+export TORCH_INDEX
+
+OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
+          $(if $(MODEL),--model '$(MODEL)') $(if $(ITERS),--train-iters '$(ITERS)') \
+          $(if $(WARMUP),--warmup-iters '$(WARMUP)') $(if $(GBS),--global-batch-size '$(GBS)') \
+          $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
+          $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help nvfp4 bf16 compare clean test lint bench host-setup test-setup
+
+help: ## this list
+	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
+	@echo
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
+	@echo
+	@sed -n 's/^#> //p' Makefile
+
+nvfp4: host-setup ## pretrain in NVFP4 (last eighth of the layers in BF16)
+	@$(HOST) scripts/run.py nvfp4 $(OPTIONS)
+
+bf16: host-setup ## pretrain in BF16
+	@$(HOST) scripts/run.py bf16 $(OPTIONS)
+
+compare: host-setup ## both, reusing finished runs of the same work, then the comparison
+	@$(HOST) scripts/run.py compare $(OPTIONS)
+
+clean: ## list and remove run folders and logs; CLEAN=all: also checkpoints of your own data
+	@$(PYTHON) scripts/clean.py $(if $(filter all,$(CLEAN)),--all)
+
+test: test-setup ## all tests
+	@$(TEST) -m pytest
+
+lint: test-setup ## ruff, check and format
+	@$(TEST) -m ruff check . && $(TEST) -m ruff format --check .
+
+bench: test-setup ## the benchmarks, each a ratio measured in one run
+	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; PYTHONPATH=assets:scripts $(TEST) $$bench || exit 1; done
+
+host-setup:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or 3.12 or name it: make PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) scripts/setup.py host
+
+test-setup:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or 3.12 or name it: make PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) scripts/setup.py test
+
+#> Options, as in `make compare MODEL=small ITERS=100`:
+#>   MODEL    what to train          llama31-8b on a GPU, tiny without one
+#>   ITERS    iterations             50; tiny 150
+#>   WARMUP   warm-up iterations     2; tiny 15
+#>   GBS MBS  global, micro batch    64 and 4; tiny 32 and 32
+#>   SEQ      sequence length        4096; tiny 128
+#>   DATA     mock, python-stdlib or a .bin/.idx prefix   mock; tiny python-stdlib
+#>   RUNTIME  auto, cpu or local     auto: local with a GPU, else cpu
+#>   NPROC    processes              1
+#>   ARGS     flags for assets/pretrain_llama.py, as they are
+#>   FRESH=1  train again            compare reuses finished runs
+#>   TORCH_INDEX  a package index for torch alone, such as PyTorch's CPU index
+#>   PYTHON   the Python to set up with   python3

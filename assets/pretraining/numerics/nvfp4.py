@@ -1,0 +1,208 @@
+"""NVFP4 in plain PyTorch: the specification that every fast version must equal bit for bit.
+
+An NVFP4 tensor is 4-bit E2M1 codes, one E4M3 block scale for 16 of them, and one FP32 amax for the whole tensor
+(arXiv 2509.25149, section 2 and appendix B). The arithmetic below is that of Transformer Engine's reference
+quantizer (``NVFP4QuantizerRef``), step by step in float32:
+
+1. ``amax`` is the largest magnitude of the tensor; the tensor is first scaled by ``encode = 2688 / amax``
+   (2688 = 448 * 6, the largest E4M3 times the largest E2M1), so that every block scale fits E4M3.
+2. A block's scale is its own amax / 6 * encode, at most 448, rounded to E4M3.
+3. An element is multiplied by ``1 / (block scale / encode)``, clipped to [-6, 6] and rounded to E2M1.
+
+Both roundings are to nearest, ties to even. A code times its block scale has at most six significant bits, so it is
+exact in BF16: a product of two NVFP4 tensors is one BF16 (or float32) matrix product of their ``values`` with float32
+accumulation, times the two ``tensor_scale``.
+
+Special values:
+
+* An all-zero tensor or block has codes, scales and values of zero. -0.0 becomes code 0, a negative that rounds to zero
+  becomes code 8 (-0).
+* Where ``encode`` or a block's multiplier would overflow, the largest finite float32 takes its place. So magnitudes
+  below about 1e-38 round too low, and subnormals to zero. A block whose scale rounds to zero has the value zero,
+  whatever its codes.
+* An infinity gives encode = 1 and an infinite ``tensor_scale``: no dequantized element is finite.
+* A NaN anywhere makes every dequantized element NaN. So neither can vanish in a quantization unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+BLOCK = 16
+E2M1_MAX = 6.0
+E4M3_MAX = 448.0
+FP32_MAX = torch.finfo(torch.float32).max
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+# The sign vector of Transformer Engine's random Hadamard transform. It is fixed, so that both operands of the
+# weight-gradient product, quantized at different times, are rotated alike and the rotations cancel.
+RHT_SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which ingredients of the NVFP4 training recipe are on (arXiv 2509.25149, section 4).
+
+    Attributes:
+        rht: random Hadamard transform on both operands of the weight gradient.
+        stochastic: stochastic rounding of output gradients.
+        two_d: 16x16 block scales for weights, one quantization for forward and backward; otherwise 1x16 along the
+            contraction of each product, two unlike quantizations.
+    """
+
+    rht: bool = True
+    stochastic: bool = True
+    two_d: bool = True
+
+    @classmethod
+    def from_environment(cls) -> Recipe:
+        """The full recipe, less what NVFP4_RHT=0, NVFP4_STOCHASTIC=0 and NVFP4_2D=0 turn off.
+
+        Raises:
+            ValueError: a variable is neither 0 nor 1.
+        """
+        return cls(rht=_flag("NVFP4_RHT"), stochastic=_flag("NVFP4_STOCHASTIC"), two_d=_flag("NVFP4_2D"))
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{name} is {value!r}; set it to 1 (on, the default) or 0 (off)")
+    return value == "1"
+
+
+@dataclass(frozen=True)
+class NVFP4Tensor:
+    """A quantized matrix of shape (rows, K), blocks of 16 along K.
+
+    Attributes:
+        codes: uint8 of shape (rows, K / 2): two E2M1 codes a byte, the even column in the low nibble.
+        scales: float8_e4m3fn of shape (rows, K / 16); the scale of a 16x16 tile is repeated over its rows.
+        amax: float32 of shape (1,), the largest magnitude before quantization.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    amax: torch.Tensor
+
+    @property
+    def values(self) -> torch.Tensor:
+        """Code value times block scale, float32 of shape (rows, K); every one is exact in BF16."""
+        codes = torch.stack((self.codes & 0xF, self.codes >> 4), dim=-1).flatten(1)
+        grid = torch.tensor(E2M1, device=codes.device)
+        elements = torch.cat((grid, -grid))[codes.int()]
+        return elements * self.scales.float().repeat_interleave(BLOCK, dim=1)
+
+    @property
+    def tensor_scale(self) -> torch.Tensor:
+        """What ``values`` must be multiplied with, float32 of shape (1,)."""
+        return _divide(self.amax, E4M3_MAX * E2M1_MAX)
+
+    def dequantize(self) -> torch.Tensor:
+        """The represented matrix, float32 of shape (rows, K)."""
+        return self.values * self.tensor_scale
+
+
+def quantize(
+    x: torch.Tensor,
+    *,
+    tile: tuple[int, int] = (1, BLOCK),
+    rht: bool = False,
+    stochastic: bool = False,
+    generator: torch.Generator | None = None,
+) -> NVFP4Tensor:
+    """Quantize a matrix to NVFP4.
+
+    Args:
+        x: float32 or bfloat16 of shape (rows, K), K divisible by 16. For blocks along the rows pass the transpose.
+        tile: the elements that share a block scale: (1, 16), or (16, 16) for weights. Rows that do not fill the last
+            16x16 tile are padded with zeros, which changes no scale; the result has the given rows.
+        rht: first apply ``random_hadamard_transform``.
+        stochastic: round to E2M1 stochastically: to one of the two neighbours, with the probability that makes the
+            mean exact. Elements that lie above 6 after scaling (their block scale was rounded down) clip: their mean
+            is 6. Block scales are rounded to nearest all the same.
+        generator: source of the uniform numbers for ``stochastic``, on x's device; torch's default when None.
+
+    Raises:
+        ValueError: x is no matrix, K is not divisible by 16, or the tile is not one of the two.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"NVFP4 quantizes a matrix, found shape {tuple(x.shape)}; flatten the leading dimensions")
+    if tile not in ((1, BLOCK), (BLOCK, BLOCK)):
+        raise ValueError(f"NVFP4 tiles are (1, 16) and (16, 16), found {tile}")
+    _require_blocks(x)
+    x = (random_hadamard_transform(x) if rht else x).float()
+    amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
+    encode = _divide(E4M3_MAX * E2M1_MAX, amax).clamp(max=FP32_MAX)
+    encode = torch.where(encode == 0, 1.0, encode)
+    scales = (_divide(_block_amax(x, tile[0]), E2M1_MAX) * encode).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
+    multiplier = (1.0 / (scales.float() * (1.0 / encode))).clamp(max=FP32_MAX)
+    scaled = (x * multiplier.repeat_interleave(BLOCK, dim=1)).clamp(-E2M1_MAX, E2M1_MAX)
+    magnitude = scaled.abs()
+    codes = _stochastic_codes(magnitude, generator) if stochastic else _nearest_codes(magnitude)
+    codes = codes + 8 * (scaled < 0)
+    packed = (codes[:, ::2] + 16 * codes[:, 1::2]).to(torch.uint8)
+    return NVFP4Tensor(packed, scales, amax)
+
+
+def random_hadamard_transform(x: torch.Tensor) -> torch.Tensor:
+    """Rotate every 16 elements along the last axis: signs, then the orthonormal Hadamard matrix.
+
+    The sums are float32, taken as a butterfly over strides 1, 2, 4, 8 (in any order they are exact for BF16 inputs
+    that lie within a factor of about 2**12); the result has x's dtype. Source: arXiv 2509.25149, section 4.2;
+    Transformer Engine's ``NVFP4QuantizerRef._apply_rht``.
+
+    Raises:
+        ValueError: the last axis is not divisible by 16.
+    """
+    _require_blocks(x)
+    y = x.float().reshape(-1, BLOCK) * (torch.tensor(RHT_SIGNS, device=x.device) * 0.25)
+    for stride in (1, 2, 4, 8):
+        low, high = y.view(-1, BLOCK // (2 * stride), 2, stride).unbind(2)
+        y = torch.stack((low + high, low - high), dim=2).view(-1, BLOCK)
+    return y.to(x.dtype).view(x.shape)
+
+
+def _require_blocks(x: torch.Tensor) -> None:
+    if x.shape[-1] % BLOCK:
+        raise ValueError(
+            f"NVFP4 needs a last axis divisible by {BLOCK}, found {x.shape[-1]} in shape {tuple(x.shape)}; "
+            "choose dimensions divisible by 16, or pad with zeros (a zero changes no product)"
+        )
+
+
+def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
+    """a / b rounded once. With a number on either side PyTorch may multiply by a reciprocal, which rounds twice."""
+    like = a if isinstance(a, torch.Tensor) else b
+    return torch.as_tensor(a, dtype=like.dtype, device=like.device) / torch.as_tensor(
+        b, dtype=like.dtype, device=like.device
+    )
+
+
+def _block_amax(x: torch.Tensor, tile_rows: int) -> torch.Tensor:
+    """Largest magnitude of each tile, repeated over its rows: shape (rows, K / 16)."""
+    rows, columns = x.shape
+    amax = x.abs().view(rows, columns // BLOCK, BLOCK).amax(dim=-1)
+    if tile_rows == 1:
+        return amax
+    amax = torch.nn.functional.pad(amax, (0, 0, 0, -rows % tile_rows))
+    amax = amax.view(-1, tile_rows, columns // BLOCK).amax(dim=1)
+    return amax.repeat_interleave(tile_rows, dim=0)[:rows]
+
+
+def _nearest_codes(magnitude: torch.Tensor) -> torch.Tensor:
+    """E2M1 codes 0-7 of magnitudes up to 6; at a midpoint the even code."""
+    up_from_even = sum((magnitude > midpoint).int() for midpoint in (0.25, 1.25, 2.5, 5.0))
+    up_from_odd = sum((magnitude >= midpoint).int() for midpoint in (0.75, 1.75, 3.5))
+    return up_from_even + up_from_odd
+
+
+def _stochastic_codes(magnitude: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """E2M1 codes 0-7: the neighbour below, or, with the probability of the distance to it, the one above."""
+    below = sum((magnitude >= element).int() for element in E2M1[1:])
+    grid = torch.tensor((*E2M1, 8.0), device=magnitude.device)
+    floor, ceiling = grid[below], grid[below + 1]
+    uniform = torch.rand(magnitude.shape, generator=generator, device=magnitude.device)
+    return below + (uniform < (magnitude - floor) / (ceiling - floor)).int()

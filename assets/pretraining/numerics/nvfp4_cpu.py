@@ -1,0 +1,382 @@
+"""NVFP4 and BF16 rounding for the CPU: the arithmetic of ``nvfp4.py``, fused by numba.
+
+Every function takes a float32 or bfloat16 matrix and first rounds it to BF16, the type in which NVFP4 training hands
+its tensors to the quantizer; so ``quantize_rows(x)`` equals ``nvfp4.quantize(x.bfloat16())`` bit for bit. What comes
+back is ready for a float32 product: the exact ``values`` and the tensor scale to multiply the product with.
+
+Blocks along the rows ("columns" below, what ``nvfp4.quantize`` gives for the transpose) are computed and returned in
+the layout of x: the product transposes for free, and 16 rows side by side are what a vector unit likes.
+
+Results do not depend on the number of threads: maxima have no order, and random bits come from a counter, the index of
+the element.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import float32, int32, njit, prange, uint32
+from numba.extending import intrinsic
+
+from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, RHT_SIGNS
+
+ROWS, COLUMNS, TILES = 0, 1, 2  # where the 16 (or 256) elements of a block lie
+
+LANES = 64  # columns that the Hadamard transform takes at a time: 16 x 64 floats stay in the first-level cache
+CHUNK = 4096
+
+# numba computes in float64 wherever a Python number takes part.
+_ZERO, _ONE, _SIX, _448 = np.float32(0), np.float32(1), np.float32(E2M1_MAX), np.float32(E4M3_MAX)
+_2688, _FP32_MAX = np.float32(E4M3_MAX * E2M1_MAX), np.float32(FP32_MAX)
+_SIGNS = np.array(RHT_SIGNS, dtype=np.float32) * np.float32(0.25)
+# numpy's error model: 1 / 0 is inf, as in PyTorch, and not an exception; it also lets the loops vectorize.
+_compile = njit(cache=True, error_model="numpy")
+_compile_parallel = njit(cache=True, error_model="numpy", parallel=True, nogil=True)
+
+
+class Operand(NamedTuple):
+    """A quantized matrix as a product wants it.
+
+    Attributes:
+        values: float32, code value times block scale, in the layout of the source; exact in BF16.
+        scale: the FP32 tensor scale, amax / 2688.
+    """
+
+    values: torch.Tensor
+    scale: float
+
+
+def quantize_rows(x: torch.Tensor, *, seed: int | None = None) -> Operand:
+    """Blocks of 1x16 along the last axis: ``nvfp4.quantize(x.bfloat16())``.
+
+    Args:
+        x: float32 or bfloat16 of shape (rows, K), K divisible by 16.
+        seed: round stochastically with this seed (64 bits); None rounds to nearest.
+
+    Raises:
+        ValueError: K is not divisible by 16.
+    """
+    return _quantize(x, ROWS, seed)
+
+
+def quantize_tiles(x: torch.Tensor) -> Operand:
+    """Blocks of 16x16, for weights: ``nvfp4.quantize(x.bfloat16(), tile=(16, 16))``.
+
+    A tile is its own transpose, so one call serves the forward product and the input gradient.
+
+    Raises:
+        ValueError: K is not divisible by 16.
+    """
+    return _quantize(x, TILES, None)
+
+
+def quantize_columns(x: torch.Tensor, *, rht: bool = False, seed: int | None = None) -> Operand:
+    """Blocks of 16x1 along the first axis: ``nvfp4.quantize(x.bfloat16().T, rht=rht)``, transposed back.
+
+    Args:
+        x: float32 or bfloat16 of shape (rows, K), any rows: zeros are appended up to a multiple of 16. The values have
+            the padded rows, because the Hadamard transform fills them; a product over the rows needs them.
+        rht: apply the random Hadamard transform along the rows first.
+        seed: as in ``quantize_rows``.
+    """
+    source = _matrix(x)
+    rows = source.shape[0] + -source.shape[0] % BLOCK
+    return _quantize_array(source, np.empty((rows, source.shape[1]), np.float32), COLUMNS, seed, rht)
+
+
+def round_bf16(x: torch.Tensor, scale: float = 1.0, *, inplace: bool = False) -> torch.Tensor:
+    """``(x * scale).bfloat16().float()`` in one pass.
+
+    Args:
+        x: float32 of any shape.
+        scale: the alpha of the product that gave x.
+        inplace: overwrite x, which must be contiguous.
+    """
+    x = x.detach().contiguous()
+    out = x if inplace else torch.empty_like(x)
+    _scale_and_round(x.view(-1).numpy(), out.view(-1).numpy(), np.float32(scale))
+    return out
+
+
+def _matrix(x: torch.Tensor) -> np.ndarray:
+    if x.ndim != 2:
+        raise ValueError(f"NVFP4 quantizes a matrix, found shape {tuple(x.shape)}; flatten the leading dimensions")
+    return x.detach().float().contiguous().numpy()
+
+
+def _quantize(x: torch.Tensor, blocks: int, seed: int | None) -> Operand:
+    source = _matrix(x)
+    if source.shape[1] % BLOCK:
+        raise ValueError(
+            f"NVFP4 needs a last axis divisible by {BLOCK}, found {source.shape[1]} in shape {source.shape}; "
+            "choose dimensions divisible by 16, or pad with zeros (a zero changes no product)"
+        )
+    return _quantize_array(source, np.empty_like(source), blocks, seed)
+
+
+def _quantize_array(source: np.ndarray, out: np.ndarray, blocks: int, seed: int | None, rht: bool = False) -> Operand:
+    largest = np.zeros(-(-source.shape[0] // BLOCK), np.int32)
+    _strip_amax(source, largest, rht)
+    # numba hands a float32 scalar back as a float64, so the scales travel in an array.
+    scales = np.empty(3, np.float32)
+    _tensor_scales(largest, scales)
+    _quantize_strips(source, out, blocks, rht, scales, seed is not None, *_keys(seed or 0))
+    return Operand(torch.from_numpy(out), float(scales[2]))
+
+
+def _keys(seed: int) -> tuple[np.uint32, np.uint32]:
+    """Two 32-bit keys from a seed by one step of splitmix64 (Steele, Lea, Flood 2014)."""
+    mask = 2**64 - 1
+    z = (seed + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    z ^= z >> 31
+    return np.uint32(z & 0xFFFFFFFF), np.uint32(z >> 32)
+
+
+@intrinsic
+def _bits(typing_context, value):
+    """The bits of a float32 as an int32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return int32(float32), generate
+
+
+@intrinsic
+def _float(typing_context, value):
+    """The float32 with the bits of an int32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return float32(int32), generate
+
+
+# numba widens every integer operation to 64 bits; the casts below keep 32, and with them twice the vector lanes.
+@_compile
+def _magnitude(x):
+    """The bits of abs(x): as integers they have the order of the numbers, with NaN above infinity."""
+    return int32(_bits(x) & int32(0x7FFFFFFF))
+
+
+@_compile
+def _bf16(x):
+    bits = _bits(x)
+    rounded = _float(int32((bits + int32(0x7FFF) + ((bits >> int32(16)) & int32(1))) & int32(-0x10000)))
+    return rounded if x == x else x  # the carry could turn a NaN into an infinity or a zero
+
+
+@_compile
+def _power_of_two(x):
+    """The largest power of two not above x > 0; 0 for a subnormal."""
+    return _float(int32(_bits(x) & int32(0x7F800000)))
+
+
+@_compile
+def _round_to_multiple(x, step):
+    """x rounded to the nearest multiple of step (a power of two), ties to even, for 0 <= x < 2**22 * step."""
+    rounder = step * float32(1.5 * 2**23)
+    return (x + rounder) - rounder
+
+
+@_compile
+def _with_sign(magnitude, x):
+    return _float(int32(_bits(magnitude) | (_bits(x) & int32(-0x80000000))))
+
+
+@_compile
+def _uniform(index, key0, key1):
+    """24 random bits of (index, keys) as a float32 in [0, 1): multiply and xor-shift rounds, a key in each."""
+    h = uint32(uint32(index * uint32(0x9E3779B9)) ^ key0)
+    h = uint32((h ^ (h >> uint32(16))) * uint32(0x21F0AAAD))
+    h = uint32((h ^ (h >> uint32(15)) ^ key1) * uint32(0x735A2D97))
+    h = uint32(h ^ (h >> uint32(15)))
+    return float32(int32(h >> uint32(8))) * float32(2.0**-24)
+
+
+@_compile
+def _e4m3(x):
+    """Nearest E4M3 of x in [0, 448]: 3 bits after the leading one, multiples of 2**-9 below 2**-6."""
+    return _round_to_multiple(x, max(_power_of_two(x), float32(2.0**-6)) * float32(2.0**-3))
+
+
+@_compile
+def _e2m1(x, multiplier, stochastic, uniform):
+    """E2M1 of x * multiplier clipped to [-6, 6]: 1 bit after the leading one, multiples of 0.5 below 2.
+
+    Nearest, ties to even; or stochastic: the neighbour above with the probability of the distance to the one below.
+    """
+    scaled = x * multiplier + _ZERO  # -0.0 becomes 0.0, as in the specification's codes
+    magnitude = min(abs(scaled), _SIX)
+    step = max(_power_of_two(magnitude), _ONE) * float32(0.5)
+    if stochastic:
+        steps = magnitude / step
+        below = float32(int32(steps))
+        return _with_sign((below + (_ONE if uniform < steps - below else _ZERO)) * step, scaled)
+    return _with_sign(_round_to_multiple(magnitude, step), scaled)
+
+
+@_compile
+def _tensor_scales(largest, scales):
+    """From the largest magnitudes (as bits): ``encode``, its inverse, and the tensor scale."""
+    m = int32(0)
+    for bits in largest:
+        m = max(m, bits)
+    amax = _bf16(_float(m))
+    encode = min(_2688 / amax, _FP32_MAX)
+    if encode == _ZERO:
+        encode = _ONE
+    scales[0], scales[1], scales[2] = encode, _ONE / encode, amax / _2688
+
+
+@_compile
+def _block_scales(amax, scales, scale, multiplier):
+    """The E4M3 scale of each block from its amax (as bits), and what its elements are multiplied with."""
+    encode, decode = scales[0], scales[1]
+    for b in range(amax.size):
+        scale[b] = _e4m3(min(_bf16(_float(amax[b])) / _SIX * encode, _448))
+        multiplier[b] = min(_ONE / (scale[b] * decode), _FP32_MAX)
+
+
+@_compile
+def _quantize_columns(x, out, scales, stochastic, index, key0, key1):
+    """One block a column. ``index`` counts the elements of the matrix before this strip."""
+    rows, columns = x.shape
+    amax = np.zeros(columns, np.int32)
+    scale, multiplier = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    for r in range(rows):
+        for c in range(columns):
+            amax[c] = max(amax[c], _magnitude(x[r, c]))
+    _block_scales(amax, scales, scale, multiplier)
+    for r in range(rows):
+        source, target, first = x[r], out[r], index + r * columns
+        if stochastic:
+            for c in range(columns):
+                u = _uniform(uint32(first + c), key0, key1)
+                target[c] = _e2m1(_bf16(source[c]), multiplier[c], True, u) * scale[c]
+        else:
+            for c in range(columns):
+                target[c] = _e2m1(_bf16(source[c]), multiplier[c], False, _ZERO) * scale[c]
+    for r in range(rows, out.shape[0]):
+        for c in range(columns):
+            out[r, c] = _ZERO * scale[c]  # NaN under a NaN scale
+
+
+@_compile
+def _quantize_blocks(x, out, height, scales, stochastic, index, key0, key1):
+    """One block for 16 columns of ``height`` rows."""
+    rows, columns = x.shape
+    amax = np.empty(columns // BLOCK, np.int32)
+    scale, multiplier = np.empty(amax.size, np.float32), np.empty(amax.size, np.float32)
+    for top in range(0, rows, height):
+        amax[:] = 0
+        for r in range(top, top + height):
+            _raise_block_amax(x[r].reshape(amax.size, BLOCK), amax)
+        _block_scales(amax, scales, scale, multiplier)
+        for r in range(top, top + height):
+            source, target = x[r].reshape(amax.size, BLOCK), out[r].reshape(amax.size, BLOCK)
+            _quantize_row(source, target, scale, multiplier, stochastic, index + r * columns, key0, key1)
+
+
+# A row as (blocks, 16): the constant length lets the inner loop become one or two vector instructions.
+@_compile
+def _raise_block_amax(row, amax):
+    for b in range(amax.size):
+        m = amax[b]
+        for j in range(BLOCK):
+            m = max(m, _magnitude(row[b, j]))
+        amax[b] = m
+
+
+@_compile
+def _quantize_row(row, out, scale, multiplier, stochastic, index, key0, key1):
+    for b in range(scale.size):
+        s, m, first = scale[b], multiplier[b], index + b * BLOCK
+        if stochastic:
+            for j in range(BLOCK):
+                u = _uniform(uint32(first + j), key0, key1)
+                out[b, j] = _e2m1(_bf16(row[b, j]), m, True, u) * s
+        else:
+            for j in range(BLOCK):
+                out[b, j] = _e2m1(_bf16(row[b, j]), m, False, _ZERO) * s
+
+
+@_compile
+def _rotated(x):
+    """The random Hadamard transform along up to 16 rows, rounded to BF16: always 16 rows; those x lacks are zeros."""
+    rows, columns = x.shape
+    out = np.empty((BLOCK, columns), np.float32)
+    block = np.zeros(BLOCK * LANES, np.float32)  # one flat array: distances are constant, so the loops vectorize
+    for left in range(0, columns, LANES):
+        lanes = min(LANES, columns - left)
+        for r in range(rows):
+            source, target, sign = x[r, left : left + lanes], block[r * LANES : (r + 1) * LANES], _SIGNS[r]
+            for c in range(lanes):
+                target[c] = _bf16(source[c]) * sign
+        block[rows * LANES :] = _ZERO
+        for stride in (1, 2, 4, 8):
+            _butterfly(block, stride * LANES)
+        for r in range(BLOCK):
+            source, target = block[r * LANES : (r + 1) * LANES], out[r, left : left + lanes]
+            for c in range(lanes):
+                target[c] = _bf16(source[c])
+    return out
+
+
+@_compile
+def _butterfly(block, distance):
+    for start in range(0, BLOCK * LANES, 2 * distance):
+        for i in range(start, start + distance):
+            low, high = block[i], block[i + distance]
+            block[i] = low + high
+            block[i + distance] = low - high
+
+
+@_compile
+def _largest(x):
+    m = int32(0)
+    for r in range(x.shape[0]):
+        row = x[r]
+        for c in range(row.size):
+            m = max(m, _magnitude(row[c]))
+    return m
+
+
+@_compile
+def _round_chunk(x, out, scale):
+    for i in range(x.size):
+        out[i] = _bf16(x[i] * scale)
+
+
+# The parallel loops do nothing but call: what stands in them is compiled twice as slowly. The transform is computed in
+# both passes, because its result would cost more to store and read back.
+@_compile_parallel
+def _strip_amax(x, largest, rht):
+    """The largest magnitude (as bits) of each strip of 16 rows."""
+    for strip in prange(largest.size):
+        rows = x[strip * BLOCK : (strip + 1) * BLOCK]
+        largest[strip] = _largest(_rotated(rows)) if rht else _largest(rows)
+
+
+@_compile_parallel
+def _quantize_strips(x, out, blocks, rht, scales, stochastic, key0, key1):
+    for strip in prange((x.shape[0] + BLOCK - 1) // BLOCK):
+        first, last = strip * BLOCK, (strip + 1) * BLOCK
+        rows, target, index = x[first:last], out[first:last], first * x.shape[1]
+        if blocks == COLUMNS:
+            source = _rotated(rows) if rht else rows
+            _quantize_columns(source, target, scales, stochastic, index, key0, key1)
+        else:
+            height = 1 if blocks == ROWS else rows.shape[0]
+            _quantize_blocks(rows, target, height, scales, stochastic, index, key0, key1)
+
+
+@_compile_parallel
+def _scale_and_round(x, out, scale):
+    for i in prange((x.size + CHUNK - 1) // CHUNK):
+        _round_chunk(x[i * CHUNK : (i + 1) * CHUNK], out[i * CHUNK : (i + 1) * CHUNK], scale)

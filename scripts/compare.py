@@ -1,0 +1,57 @@
+"""Compares two runs: a table in the terminal, and with --json a comparison.json.
+
+    python scripts/compare.py RUN_A RUN_B [--json PATH] [--force]
+
+Each is a run folder or a raw Megatron-Bridge log. Exit code 0, 1 where they cannot be compared, 2 where one of them
+is not there or is neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from pathlib import Path
+
+from playbook import comparison, table
+from pretraining.errors import UsageError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Compare two pretraining runs that did the same work.")
+    parser.add_argument("a", type=Path, metavar="A", help="a run folder, or a raw Megatron-Bridge log")
+    parser.add_argument("b", type=Path, metavar="B", help="another one; a BF16 run is the baseline in either place")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the comparison to this file or folder")
+    parser.add_argument("--force", action="store_true", help="compare although they did not do the same work")
+    given = parser.parse_args(arguments)
+    gc.disable()  # hundreds of thousands of small dicts and no cycles: collecting only costs time
+    try:
+        if given.json:
+            comparison.check_target(given.json)
+        result = comparison.compare(comparison.load(given.a), comparison.load(given.b), force=given.force)
+        table.print_comparison(result)
+        if given.json:
+            print(f"\nWritten to {comparison.write(result, given.json)}")
+        sys.stdout.flush()
+    except comparison.NotComparable as refusal:
+        table.print_refusal(refusal, sys.stderr)
+        return 1
+    except UsageError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"compare: cannot write {error.filename or given.json}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("compare: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The project's virtual environments: what each holds, and making it so once.
+
+An environment remembers a hash of every requirements file it was made from, and is brought up to date when one
+changes. Only the standard library is used: this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playbook import PROJECT
+
+VENVS = PROJECT / ".venv"
+REQUIREMENTS = PROJECT / "requirements"
+
+# name: (folder, requirements files in order, what to say while it takes its time)
+ENVIRONMENTS = {
+    "host": ("host", ("host.txt",), "the launcher's packages"),
+    "cpu": ("cpu", ("cpu.txt", "megatron.txt"), "PyTorch and Megatron-Bridge for the CPU, a minute or two"),
+    "test": ("cpu", ("cpu.txt", "megatron.txt", "host.txt", "dev.txt"), "the CPU runtime and the test tools"),
+}
+_WITHOUT_DEPENDENCIES = {"megatron.txt"}
+_STAMP = ".installed.json"
+
+
+class SetupError(Exception):
+    """An environment could not be made: the cause and what to do."""
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of environment `name`, made or not."""
+    return VENVS / ENVIRONMENTS[name][0] / "bin" / "python"
+
+
+def ensure(name: str) -> Path:
+    """Make environment `name`, or bring it up to date. Returns its interpreter.
+
+    Raises:
+        SetupError: no venv module, no network, no space: with what pip said last.
+    """
+    folder_name, files, what = ENVIRONMENTS[name]
+    folder = VENVS / folder_name
+    wanted = {file: _fingerprint(file) for file in files}
+    if _missing(folder, wanted):
+        VENVS.mkdir(exist_ok=True)
+        with _locked(VENVS / f".{folder_name}.lock"):  # two makes at once: the second waits and finds it done
+            missing = _missing(folder, wanted)
+            if missing:
+                print(f"Setting up {folder.relative_to(PROJECT)}: {what} ...", flush=True)
+                _make(folder, missing, wanted)
+    return python_of(name)
+
+
+def _fingerprint(file: str) -> str:
+    index = os.environ.get("TORCH_INDEX", "") if file == "cpu.txt" else ""
+    return hashlib.sha256((REQUIREMENTS / file).read_bytes() + index.encode()).hexdigest()
+
+
+def _missing(folder: Path, wanted: dict[str, str]) -> list[str]:
+    """The files of `wanted` that the environment was not made from, in order."""
+    try:
+        stamp = json.loads((folder / _STAMP).read_text())
+    except (OSError, json.JSONDecodeError):
+        stamp = {}
+    if stamp.get("python") != list(sys.version_info[:2]) or not (folder / "bin" / "python").exists():
+        return list(wanted)
+    return [file for file, fingerprint in wanted.items() if stamp["files"].get(file) != fingerprint]
+
+
+def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
+    stamp = folder / _STAMP
+    have = json.loads(stamp.read_text()) if stamp.exists() else {}
+    if have.get("python") != list(sys.version_info[:2]) or not (folder / "bin" / "python").exists():
+        _create(folder)
+        have = {"python": list(sys.version_info[:2]), "files": {}}
+    log = folder.with_suffix(".log")
+    with log.open("w", encoding="utf-8") as output:
+        for file in missing:
+            flags = ["--no-deps"] if file in _WITHOUT_DEPENDENCIES else []
+            if file == "cpu.txt" and os.environ.get("TORCH_INDEX"):
+                _pip(folder, output, log, "--index-url", os.environ["TORCH_INDEX"], "--no-deps", _torch_pin())
+            _pip(folder, output, log, *flags, "-r", str(REQUIREMENTS / file))
+            have["files"][file] = wanted[file]
+            beside = stamp.with_suffix(".new")
+            beside.write_text(json.dumps(have))
+            beside.replace(stamp)
+
+
+def _torch_pin() -> str:
+    lines = (REQUIREMENTS / "cpu.txt").read_text().splitlines()
+    return next(line for line in lines if line.startswith("torch=="))
+
+
+def _create(folder: Path) -> None:
+    if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise SetupError(
+            f"{sys.executable} cannot make virtual environments: install them "
+            f"(Debian, Ubuntu: apt install python{version}-venv) or name another Python: make PYTHON=python3.12 ..."
+        )
+    shutil.rmtree(folder, ignore_errors=True)  # a broken or outdated environment of ours
+    made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise SetupError(f"{sys.executable} -m venv failed: {_last_line(made.stdout + made.stderr)}")
+
+
+def _pip(folder: Path, output, log: Path, *arguments: str) -> None:
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    ended = subprocess.run([*command, *arguments], stdout=output, stderr=subprocess.STDOUT, check=False)
+    if ended.returncode:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        errors = [line for line in text.splitlines() if line.startswith("ERROR")]
+        raise SetupError(
+            f"pip could not install {' '.join(arguments[-1:])}: {errors[-1] if errors else _last_line(text)}\n"
+            f"       Check the network and the disk, then run the same command again; all of it is in {log}"
+        )
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main(arguments: list[str]) -> int:
+    """`setup.py NAME`: exit code 0, 1 where it failed, 130 where it was interrupted."""
+    if len(arguments) != 1 or arguments[0] not in ENVIRONMENTS:
+        print(f"setup: name one of {', '.join(ENVIRONMENTS)}", file=sys.stderr)
+        return 2
+    try:
+        ensure(arguments[0])
+    except (SetupError, OSError) as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,107 @@
+"""What a person sees while a training runs: a live line on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.status import Status
+
+from pretraining import record
+
+PLAIN_EVERY_SECONDS = 15.0
+
+
+class Progress:
+    """Follows `metrics.jsonl` as it grows.
+
+    Args:
+        folder: the run folder.
+        label: what is trained, such as "nvfp4 tiny".
+        iterations: how many there will be.
+    """
+
+    def __init__(self, folder: Path, label: str, iterations: int) -> None:
+        self._metrics = folder / record.METRICS
+        self._label = label
+        self._iterations = iterations
+        self._position = 0
+        self._last: dict = {}
+        self._evaluated: dict | None = None
+        self._times: list[float] = []
+        self._began = time.monotonic()
+        self._said = 0.0
+        console = Console()
+        self._status: Status | None = None
+        if console.is_terminal:
+            self._status = console.status("", spinner="dots")
+            self._status.start()
+        else:
+            self.say(f"{label}: starting, {iterations} iterations")
+
+    def update(self) -> None:
+        """Read what is new and show it."""
+        grown = self._read()
+        if self._status is not None:
+            self._status.update(self._line())
+        elif grown and (time.monotonic() - self._said > PLAIN_EVERY_SECONDS):
+            self.say(self._line())
+
+    def say(self, words: str) -> None:
+        """A line of its own."""
+        self._said = time.monotonic()
+        if self._status is not None:
+            self._status.update(words)
+        else:
+            print(words, flush=True)
+
+    def close(self) -> None:
+        """Show the last state for good."""
+        self._read()
+        if self._status is not None:
+            self._status.stop()
+        if self._last:
+            print(self._line(final=True), flush=True)
+        sys.stdout.flush()
+
+    def _read(self) -> bool:
+        try:
+            with self._metrics.open("rb") as file:
+                file.seek(self._position)
+                new = file.read()
+        except FileNotFoundError:
+            return False
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
+        self._position += len(whole)
+        for text in whole.splitlines():
+            line = json.loads(text)
+            if line["kind"] == "train":
+                self._last = line
+                self._times = [*self._times[-19:], line["step_time_s"]]
+            elif line["split"] == "validation":
+                self._evaluated = line
+        return bool(whole)
+
+    def _line(self, *, final: bool = False) -> str:
+        seconds = time.monotonic() - self._began
+        if not self._last:
+            return f"{self._label}: starting, {seconds:.0f} s (imports, model, data)"
+        step = sorted(self._times)[len(self._times) // 2]
+        done, loss = self._last["iteration"], self._last["loss"]
+        parts = [
+            f"{self._label}: iteration {done}/{self._iterations}",
+            f"loss {loss:.4f}" if loss is not None else "loss not finite",
+            f"{step:.3f} s/step",
+        ]
+        if self._evaluated:
+            parts.append(f"validation loss {self._evaluated['loss']:.4f}")
+        if final:
+            parts.append(f"{seconds:.0f} s in all")
+        elif done < self._iterations:
+            parts.append(f"{(self._iterations - done) * step:.0f} s left")
+        else:
+            parts.append("evaluating")
+        return "  ".join(parts)

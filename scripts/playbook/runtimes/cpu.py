@@ -1,0 +1,30 @@
+"""The CPU runtime: the training script in the project's own environment, without a GPU."""
+
+from __future__ import annotations
+
+import os
+
+from playbook import ASSETS
+from playbook.environments import ensure
+
+SCRIPT = str(ASSETS / "pretrain_llama.py")
+
+
+def command(processes: int, flags: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment variables it adds. Sets the CPU environment up where it is missing.
+
+    One process is started directly: torch.distributed.run would import torch once more just to wait for it.
+    """
+    python = str(ensure("cpu"))
+    threads = max(1, (len(os.sched_getaffinity(0))) // processes)
+    environment = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": str(threads),
+        "NUMBA_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    if processes == 1:
+        return [python, SCRIPT, *flags], environment
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, SCRIPT, *flags], environment

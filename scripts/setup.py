@@ -1,0 +1,28 @@
+"""Set up one of the project's virtual environments, once; nothing to do prints nothing.
+
+    python3 scripts/setup.py host|cpu|test
+
+Only what any Python 3 can parse stands in this file, so that a wrong version gets a sentence and not a traceback.
+"""
+
+import sys
+
+SUPPORTED = ((3, 11), (3, 12))
+
+
+def main():
+    found = sys.version_info[:2]
+    if found not in SUPPORTED:
+        sys.stderr.write(
+            "setup: %s is Python %d.%d, and the pinned packages exist for 3.11 and 3.12: install one of these "
+            "(Debian, Ubuntu: apt install python3.12-venv) or name it: make PYTHON=python3.12 ...\n"
+            % (sys.executable, found[0], found[1])
+        )
+        return 2
+    from playbook.environments import main as set_up
+
+    return set_up(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

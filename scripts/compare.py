@@ -31,9 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.json:
             comparison.check_target(given.json)
         result = comparison.compare(comparison.load(given.a), comparison.load(given.b), force=given.force)
+        written = comparison.write(result, given.json) if given.json else None  # before a closed pipe can end it
         table.print_comparison(result)
-        if given.json:
-            print(f"\nWritten to {comparison.write(result, given.json)}")
+        if written:
+            print(f"\nWritten to {written}")
         sys.stdout.flush()
     except comparison.NotComparable as refusal:
         table.print_refusal(refusal, sys.stderr)

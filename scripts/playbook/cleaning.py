@@ -1,0 +1,206 @@
+"""Finds what training left in the project, and removes it: run folders, logs, `nemo_experiments`.
+
+Nothing outside the project is touched. No symbolic link is followed: a link is removed itself, what it points to
+stays. That holds for `nemo_experiments` too, where somebody moved it to a larger disk: the link goes, its target is
+named and untouched, and the link stays as long as anything behind it has to be kept, because a run still writing
+through it would lose its way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playbook.comparison import FILE as COMPARISON
+from playbook.comparison import is_comparison
+from playbook.megatron_log import looks_like_log
+from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, PLAN
+
+EXPERIMENTS = "nemo_experiments"
+MEGATRON_DEFAULT = {"checkpoints", "tb_logs"}  # what Megatron-Bridge makes in nemo_experiments/default
+BUILT_IN_TEXT = "python-stdlib"
+REPORT = "report.html"
+STARTING_S = 15 * 60  # a run without a process we can ask counts as running this long after its last write
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that training left.
+
+    Attributes:
+        size: bytes on disk that removing it frees; a link's own only.
+        link: what it points to, where it is a symbolic link.
+        kept: why it stays; "" where it goes.
+    """
+
+    path: Path
+    size: int
+    link: str = ""
+    kept: str = ""
+
+
+def find(root: Path, *, everything: bool = False) -> list[Item]:
+    """What training left under `root`, and what of it has to stay.
+
+    Args:
+        root: the project's folder.
+        everything: also checkpoints of the user's own data, and unknown things in `nemo_experiments`. Runs that are
+            still running stay in any case.
+    """
+    items = [_log(path) for folder in (root, root / "logs") if not folder.is_symlink() for path in _logs(folder)]
+    experiments = root / EXPERIMENTS
+    if experiments.is_symlink():
+        return [_linked(experiments, everything), *items]
+    if experiments.is_dir():
+        found = [_item(path, everything) for path in sorted(experiments.iterdir())]
+        items = found + items
+        if not any(item.kept for item in found):
+            items.insert(len(found), Item(experiments, 0))
+    return items
+
+
+def remove(item: Item) -> None:
+    """Remove one item. Raises OSError where it cannot be, such as for files that a container left to root."""
+    if item.path.is_symlink() or item.path.is_file():
+        item.path.unlink()
+    elif item.path.name == EXPERIMENTS:
+        item.path.rmdir()  # emptied by now; whatever appeared in it meanwhile stays
+    else:
+        shutil.rmtree(item.path)  # unlinks links and does not follow them
+
+
+def _logs(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from sorted(path for path in folder.glob("*.log") if path.is_symlink() or path.is_file())
+
+
+def _log(path: Path) -> Item:
+    if path.is_symlink():
+        return Item(path, path.lstat().st_blocks * 512, os.readlink(path))
+    kept = "" if looks_like_log(path) else "not a log of a training"
+    return Item(path, path.stat().st_blocks * 512, kept=kept)
+
+
+def _linked(experiments: Path, everything: bool) -> Item:
+    target = os.readlink(experiments)
+    kept = [path.name for path in _children(experiments) if _why_kept(path, everything)]
+    why = f"a link to {target}, which holds what must stay: {', '.join(kept)}" if kept else ""
+    return Item(experiments, 0, target, why)
+
+
+def _item(path: Path, everything: bool) -> Item:
+    if path.is_symlink():  # kept with what it points to, such as a link to a run that still runs
+        return Item(path, 0, os.readlink(path), _why_kept(path, everything) if path.exists() else "")
+    size, mount = _measure(path)
+    kept = _why_kept(path, everything) or (f"{mount} is a mount point" if mount else "")
+    return Item(path, size, kept=kept)
+
+
+def _why_kept(path: Path, everything: bool) -> str:
+    """Why something in `nemo_experiments` stays, "" where it goes. Reads through links, removes nothing."""
+    if _is_run(path):
+        return _running(path) or ("" if everything else _own_checkpoints(path))
+    known = path.name == "default" and path.is_dir() and {child.name for child in _children(path)} <= MEGATRON_DEFAULT
+    return "" if known or everything or _is_result(path) else "not made by a training"
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME))
+
+
+def _is_result(path: Path) -> bool:
+    """A comparison.json of ours, or a folder with nothing but one and its report."""
+    if path.is_dir():
+        names = {child.name for child in _children(path)}
+        return not names or (names <= {COMPARISON, REPORT} and is_comparison(path / COMPARISON))
+    return is_comparison(path)
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _running(folder: Path) -> str:
+    """Why the run may still be running, "" where it has surely ended.
+
+    The process is asked where the run is on this host. Of another host, such as a container or a node of a cluster,
+    the number says nothing, and only the time of the last write does.
+    """
+    if (folder / OUTCOME).exists():
+        return ""
+    environment = _environment(folder)
+    pid = environment.get("pid")
+    if environment.get("host") == socket.gethostname() and isinstance(pid, int) and pid > 0:
+        return f"still running: process {pid}" if _alive(pid, folder / ENVIRONMENT) else ""
+    written = [(folder / name) for name in (PLAN, ENVIRONMENT, METRICS, LOG)]
+    age = time.time() - max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
+    if age > STARTING_S:
+        return ""
+    where = f" on {environment['host']}" if environment.get("host") else ""
+    return f"may still be running{where}: last written {max(0, round(age))} s ago, without an outcome"
+
+
+def _alive(pid: int, environment: Path) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's process, but a process
+    try:  # a number used again by a process younger than the record, as after a restart of the machine
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        after_boot = ticks / os.sysconf("SC_CLK_TCK")
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return True
+    started = time.time() - uptime + after_boot
+    return started < environment.stat().st_mtime + 60  # clocks are no better than that
+
+
+def _own_checkpoints(folder: Path) -> str:
+    if not _children(folder / CHECKPOINTS):
+        return ""
+    parity = _environment(folder).get("parity")
+    data = parity.get("data") if isinstance(parity, dict) else None
+    if isinstance(data, str) and (data == "mock" or data.startswith(BUILT_IN_TEXT)):
+        return ""
+    of = f"your own data ({data})" if data else "unknown data"
+    return f"holds checkpoints of {of}; CLEAN=all removes it"
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    try:
+        environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return environment if isinstance(environment, dict) else {}
+
+
+def _measure(path: Path) -> tuple[int, Path | None]:
+    """Bytes on disk, a file with several names once, and a mount point inside, if any: it is not the project's."""
+    top = path.lstat()
+    if not path.is_dir():
+        return top.st_blocks * 512, None
+    size, seen = top.st_blocks * 512, set()
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            try:
+                found = os.lstat(os.path.join(folder, name))
+            except OSError:
+                continue  # gone meanwhile
+            if found.st_dev != top.st_dev:
+                return size, Path(folder, name)
+            if found.st_ino not in seen:
+                seen.add(found.st_ino)
+                size += found.st_blocks * 512
+    return size, None

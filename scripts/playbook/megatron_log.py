@@ -1,0 +1,343 @@
+"""Reads a raw Megatron-Bridge log (0.3 to 0.6) into the same facts a run folder gives.
+
+The lines are written by `training_log` in `megatron/bridge/training/utils/train_utils.py`:
+
+    Step Time : 1.44s GPU utilization: 656.2MODEL_TFLOP/s/GPU                      (rank 0)
+     [time] iteration  3/  10 | consumed samples: ... | lm loss: 6.114180E+00 | ...  (last rank)
+
+and the settings by the "Configuration Summary" before them. A log is what a terminal, several ranks and a
+power cut left: text is glued to lines, `lm loss` is left out when it is NaN, lines carry rank prefixes, colour
+codes, carriage returns, NUL and broken bytes, and the last line may be cut. So everything is searched for, never
+expected at the start of a line, and a number counts only when the ` |` that ends it is there.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from playbook import log_facts, stats
+from pretraining.record import Run, Verdict
+
+CHUNK = 1 << 22  # bytes read at once
+LONGEST_LINE = 1 << 24  # bytes; a checkpoint given by mistake may have no line end at all
+
+# One match takes the two lines of an iteration as Megatron-Bridge writes them, or else any one line. Possessive, and
+# both lines at once, because two logs of 200,000 iterations have to be compared in less than three seconds.
+_PREFIX = rb"(?:\[[a-z]++[0-9]++\]:|[0-9]++:)? *"
+_LINES = re.compile(
+    rb"(?:" + _PREFIX + rb"Step Time : [0-9.]++s GPU utilization: ([0-9.]++)MODEL_TFLOP/s/GPU *\r?\n)?" + _PREFIX +
+    rb"\[[0-9 :-]++\] iteration ++([0-9]++)/ *+([0-9]++) \| consumed samples: ++([0-9]++) \|"
+    rb" elapsed time per iteration \(ms\): ([0-9.]++) \| learning rate: ([0-9.E+-]++) \|"
+    rb" global batch size: ++([0-9]++) \|(?: lm loss: ([0-9.E+-]++) \|)? loss scale: [0-9.]++ \|"
+    rb" grad norm: ([0-9.]++) \| number of skipped iterations: ++([0-9]++) \|"
+    rb" number of nan iterations: ++([0-9]++) \| *\r?\n"
+    rb"|([^\n]*+\n|[^\n]++)"
+)  # fmt: skip
+# Iterations that look otherwise (further fields, glued text, damage, infinities) are searched for field by field.
+_HEAD = re.compile(rb"iteration +(\d+)/ *(\d+) *\|")
+_FIELDS = {
+    name: re.compile(label + rb": *([-+.\w]+) *\|")
+    for name, label in {
+        "consumed_samples": rb"consumed samples",
+        "elapsed_ms": rb"elapsed time per iteration \(ms\)",
+        "learning_rate": rb"learning rate",
+        "global_batch_size": rb"global batch size",
+        "loss": rb"lm loss",
+        "grad_norm": rb"grad norm",
+        "skipped": rb"number of skipped iterations",
+        "nan_iterations": rb"number of nan iterations",
+    }.items()
+}
+_TFLOPS = re.compile(rb"GPU utilization: *([\d.]+) *MODEL_TFLOP/s/GPU")
+_EVALUATION = re.compile(r"validation loss at iteration (\d+)( on test set| on validation set)? \|(.*)")
+_EVALUATED_LOSS = re.compile(r"lm loss value: *([-+.\w]+) *\|")
+_START = re.compile(rb"Starting training loop at iteration (\d+)")
+_DIRT = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00\x1b]")
+_END = b"[after training is done]"
+
+
+class NotAMegatronLog(ValueError):
+    """The file is empty or holds nothing that Megatron-Bridge prints."""
+
+
+def read_log(path: Path) -> Run:
+    """Read a raw log as a stream.
+
+    Returns:
+        A record as of a run folder, `folder` being the log's path. Lines of `train` carry `iteration` (from 1),
+        `loss` (nats a token) and `grad_norm`, both None where not printed or not finite, `step_time_s` (the mean
+        since the line before, where `log_interval` is above 1), `learning_rate`, `skipped` and `nan_iterations`
+        (counts), `consumed_samples`, `global_batch_size` and `model_tflops` (MODEL_TFLOP/s/GPU).
+        `environment["notes"]` says what a reader of the figures has to know. Where a log holds several trainings
+        (a resumed run appended to it), the last one is read.
+
+    Raises:
+        OSError: the file cannot be read.
+        NotAMegatronLog: it is empty, or it is no log of Megatron-Bridge.
+    """
+    reader = _Reader()
+    with path.open("rb") as file:
+        rest = b""
+        for chunk in iter(partial(file.read, CHUNK), b""):
+            text, newline, rest = (rest + chunk).rpartition(b"\n")
+            reader.lines(text + newline)
+            if len(rest) > LONGEST_LINE:
+                reader.lines(rest)
+                rest = b""
+        reader.lines(rest)
+        size = file.tell()
+    if not size:
+        raise NotAMegatronLog(f"{path} is empty")
+    if not (reader.train or reader.is_megatron):
+        raise NotAMegatronLog(f"{path} is not a Megatron-Bridge log: no iteration line, no configuration summary")
+    return reader.run(path)
+
+
+def looks_like_log(path: Path) -> bool:
+    """Whether the first 4 MiB of a file hold something that only Megatron-Bridge prints. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(CHUNK)
+    marks = (b"Configuration Summary (Non-Default Values vs", b"MODEL_TFLOP/s/GPU", b"Starting training loop at")
+    return any(mark in start for mark in marks)
+
+
+class _Reader:
+    """The state of one pass over a log."""
+
+    def __init__(self) -> None:
+        self.is_megatron = False
+        self.facts = log_facts.Facts()
+        self.trainings = 0
+        self._new_training(start=None)
+
+    def _new_training(self, start: int | None) -> None:
+        self.train: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.start = start
+        self.total: int | None = None
+        self.ended = False
+        self.failure = log_facts.Failure()
+        self._tflops: float | None = None
+
+    def lines(self, text: bytes) -> None:
+        """Take whole lines: runs of ordinary iterations at once, others one by one."""
+        ordinary: list[tuple[bytes, ...]] = []
+        for match in _LINES.findall(text):
+            if not match[-1]:
+                ordinary.append(match)
+                continue
+            if ordinary:
+                self._ordinary(ordinary)
+                ordinary = []
+            line = match[-1].rstrip(b"\r\n")
+            self._other(_DIRT.sub(b"", line) if b"\x1b" in line or b"\x00" in line else line)
+        if ordinary:
+            self._ordinary(ordinary)
+
+    def _ordinary(self, matches: list[tuple[bytes, ...]]) -> None:
+        tflops, steps, totals, samples, ms, rates, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
+        values = zip(
+            map(int, steps), _floats(losses), map(float, ms), map(float, norms), map(float, rates), map(int, skipped),
+            map(int, nan), map(int, samples), map(int, batches), _floats(tflops), strict=True,
+        )  # fmt: skip
+        lines = [
+            {
+                "iteration": iteration,
+                "loss": loss,
+                "step_time_s": elapsed / 1000,
+                "grad_norm": norm,
+                "learning_rate": rate,
+                "skipped": skips,
+                "nan_iterations": nans,
+                "consumed_samples": consumed,
+                "global_batch_size": batch,
+                "model_tflops": speed,
+            }
+            for iteration, loss, elapsed, norm, rate, skips, nans, consumed, batch, speed in values
+        ]
+        self._add(lines, int(totals[-1]))
+
+    def _other(self, line: bytes) -> None:
+        heads = list(_HEAD.finditer(line))
+        starts = [*(head.start() for head in heads), len(line)]
+        self._text(line[: starts[0]])
+        for head, end in zip(heads, starts[1:], strict=True):
+            self._damaged_iteration(head, line[head.end() : end])
+            self._text(line[head.end() : end])  # for what may be glued to it
+
+    def _text(self, line: bytes) -> None:
+        if found := _TFLOPS.search(line):
+            self._tflops = _number(found[1])
+        if found := _START.search(line):
+            self.is_megatron = True
+            self._started(int(found[1]))
+        if _END in line:
+            self.ended = True
+            self.failure = log_facts.Failure()
+        if not self.is_megatron and (b"egatron" in line or b"Configuration Summary" in line):
+            self.is_megatron = True
+        for piece in line.decode("utf-8", errors="replace").splitlines():  # a progress bar's carriage returns
+            if "validation loss at" in piece:
+                self._evaluation(piece)
+            self.facts.line(piece)
+            self.failure.line(piece)
+
+    def _damaged_iteration(self, head: re.Match[bytes], rest: bytes) -> None:
+        found = {name: pattern.search(rest) for name, pattern in _FIELDS.items()}
+        value = {name: _number(match[1]) if match else None for name, match in found.items()}
+        ms = value["elapsed_ms"]
+        if value["loss"] is None and (ms is None or found["nan_iterations"] is None):
+            return  # cut, so that a missing loss does not mean that it was NaN
+        line = {
+            "iteration": int(head[1]),
+            "loss": value["loss"],
+            "step_time_s": None if ms is None else ms / 1000,
+            "grad_norm": value["grad_norm"],
+            "learning_rate": value["learning_rate"],
+            "skipped": int(value["skipped"] or 0),
+            "nan_iterations": int(value["nan_iterations"] or 0),
+            "consumed_samples": value["consumed_samples"] and int(value["consumed_samples"]),
+            "global_batch_size": value["global_batch_size"] and int(value["global_batch_size"]),
+            "model_tflops": None,
+        }
+        self._add([line], int(head[2]))
+
+    def _add(self, lines: list[dict[str, Any]], total: int) -> None:
+        if lines[0]["model_tflops"] is None:
+            lines[0]["model_tflops"] = self._tflops
+        self._tflops = None
+        numbers = [line["iteration"] for line in lines]
+        if self.train:
+            numbers.insert(0, self.train[-1]["iteration"])
+        if all(map(operator.lt, numbers, numbers[1:])):
+            self.train += lines
+        else:
+            for line in lines:
+                self._add_out_of_order(line)
+        self.total = total
+        if self.failure.cause and self.failure.survived(len(lines)):
+            self.failure = log_facts.Failure()
+
+    def _add_out_of_order(self, line: dict[str, Any]) -> None:
+        last = self.train[-1]["iteration"] if self.train else 0
+        if line["iteration"] == last:
+            return  # the same line again, from another rank's output
+        if line["iteration"] < last:  # another training, appended to the same log
+            self._started(None)
+        self.train.append(line)
+
+    def _started(self, start: int | None) -> None:
+        if self.train:
+            self.trainings += 1
+            self._new_training(start)
+        self.start = start
+
+    def _evaluation(self, text: str) -> None:
+        if not (found := _EVALUATION.search(text)):
+            return
+        value = _EVALUATED_LOSS.search(found[3])
+        split = "test" if found[2] == " on test set" else "validation"
+        loss = _number(value[1].encode()) if value else None
+        self.evaluations.append({"kind": "eval", "split": split, "iteration": int(found[1]), "loss": loss})
+
+    def run(self, path: Path) -> Run:
+        facts = self.facts
+        first = self.train[0] if self.train else {}
+        parity = facts.parity()
+        parity.setdefault("global_batch_size", first.get("global_batch_size"))
+        parity.setdefault("train_iters", self.total)
+        parity["start_iteration"] = self.start
+        parity = {name: value for name, value in parity.items() if value is not None}
+        verdict, cause, notes = self._verdict()
+        if self.trainings:
+            notes.append(f"the log holds {self.trainings + 1} trainings; the last one was read")
+        environment: dict[str, Any] = {
+            "source": "log",
+            "parity": parity,
+            "precision": facts.precision(),
+            "mock_data": facts.mock_data,
+            "parameters_billions": facts.parameters_billions,
+            "notes": notes,
+        }
+        if parity.get("global_batch_size") and parity.get("sequence_length"):
+            environment["tokens_per_step"] = parity["global_batch_size"] * parity["sequence_length"]
+        flops, resolution, why_not = self._flops_per_token(environment.get("tokens_per_step"), parity.get("world_size"))
+        environment |= {"flops_per_token": flops, "flops_resolution": resolution}
+        if why_not:
+            notes.append(why_not)
+        outcome: dict[str, Any] = {"verdict": verdict, "cause": cause}
+        if facts.peak_memory_gb is not None:
+            kind = f"torch allocated, printed after iteration {facts.peak_memory_after}"
+            outcome["peak_memory"] = {"bytes": round(facts.peak_memory_gb * 1e9), "kind": kind}
+            notes.append(
+                f"peak memory is what was printed after iteration {facts.peak_memory_after}: "
+                "Megatron-Bridge up to 0.4.1 does so before optimizer state exists, so the real peak is higher"
+            )
+        return Run(path, environment=environment, outcome=outcome, train=self.train, evaluations=self.evaluations)
+
+    def _verdict(self) -> tuple[Verdict, str, list[str]]:
+        """How the training ended, the cause, and what to say besides."""
+        if self.ended:
+            notes = [f"after the training had ended: {self.failure.cause}"] if self.failure.cause else []
+            if self._diverged():
+                return Verdict.DIVERGED, "the loss is not finite at the end", notes
+            return Verdict.SUCCEEDED, "", notes
+        if self.failure.cause:
+            return self.failure.verdict, self.failure.cause, []
+        if self._diverged():
+            return Verdict.DIVERGED, "the loss is not finite where the log ends", []
+        at = f"after iteration {self.train[-1]['iteration']} of {self.total}" if self.train else "before iteration 1"
+        return Verdict.INCOMPLETE, f"the log ends {at}, without '{_END.decode()}'", []
+
+    def _diverged(self) -> bool:
+        """No loss in the last line, where there was one before or NaN is counted.
+
+        A log without any `lm loss` is one that was told not to print it (`skip_train_metrics_log`).
+        """
+        if not self.train or self.train[-1]["loss"] is not None:
+            return False
+        return any(line["loss"] is not None or line["nan_iterations"] for line in self.train)
+
+    def _flops_per_token(
+        self, tokens_per_step: int | None, world_size: int | None
+    ) -> tuple[float | None, float | None, str | None]:
+        """FLOPs a token, its relative rounding error, or why it cannot be derived.
+
+        MODEL_TFLOP/s/GPU has one decimal: on a small model or a slow device little is left of it.
+        """
+        pairs = [(line["model_tflops"], line["step_time_s"]) for line in self.train[:1000]]
+        pairs = [(tflops, step) for tflops, step in pairs if tflops and step]
+        missing = [
+            name
+            for name, known in (
+                ("MODEL_TFLOP/s/GPU", pairs),
+                ("the sequence length and global batch size", tokens_per_step),
+                ("the number of GPUs", world_size),
+            )
+            if not known
+        ]
+        if missing:
+            return None, None, f"FLOPs a token cannot be derived: the log does not give {', '.join(missing)}"
+        resolution = 0.05 / stats.median([tflops for tflops, _ in pairs])
+        if resolution > 0.02:
+            return None, None, "FLOPs a token cannot be derived: MODEL_TFLOP/s/GPU is too small for its one decimal"
+        work = stats.median([tflops * step for tflops, step in pairs])
+        return work * 1e12 * world_size / tokens_per_step, resolution, None
+
+
+def _floats(texts: Sequence[bytes]) -> list[float | None]:
+    return [float(text) if text else None for text in texts]
+
+
+def _number(text: bytes) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

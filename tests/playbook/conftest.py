@@ -1,0 +1,78 @@
+"""Run folders as training leaves them, made by hand: real files, no training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretraining import record
+
+PARITY = {
+    "model": "tiny",
+    "parameters": 853376,
+    "num_layers": 4,
+    "sequence_length": 128,
+    "global_batch_size": 32,
+    "train_iters": 60,
+    "start_iteration": 0,
+    "learning_rate": 0.003,
+    "data": "python-stdlib-3.11.7-508919032030",
+    "world_size": 1,
+    "device": "NVIDIA GB300",
+    "transformer_engine": None,
+}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a run folder: `make_run("nvfp4", step=0.1, loss=1.01, parity={"seed": 1})`."""
+
+    def make(
+        precision: str,
+        *,
+        name: str = "",
+        arithmetic: str = "native",
+        step: float = 0.2,
+        loss: float = 1.0,
+        iterations: int = 60,
+        parity: dict[str, Any] | None = None,
+        outcome: dict[str, Any] | None = None,
+        environment: dict[str, Any] | None = None,
+        validation: float | None = 2.4,
+    ) -> Path:
+        folder = tmp_path / "runs" / (name or precision)
+        folder.mkdir(parents=True)
+        facts = PARITY | (parity or {})
+        content = {
+            "schema": 1,
+            "precision": {"name": precision, "arithmetic": arithmetic, "bf16_head_layers": 0, "bf16_tail_layers": 1},
+            "mock_data": False,
+            "tokens_per_step": 4096,
+            "flops_per_token": 5309184.0,
+            "text": {"bigram_entropy": 2.4037},
+            "parity": {name: value for name, value in facts.items() if value != "absent"},
+        }
+        record.write_json(folder / record.ENVIRONMENT, content | (environment or {}))
+        lines: list[dict[str, Any]] = [
+            {
+                "kind": "train",
+                "iteration": number,
+                "loss": loss * (2 + 1 / number),
+                "step_time_s": 50.0 if number == 1 else step * (1 + 0.01 * (number % 5 - 2)),
+                "grad_norm": 1.0,
+                "skipped": False,
+            }
+            for number in range(1, iterations + 1)
+        ]
+        if validation:
+            lines.append({"kind": "eval", "split": "validation", "iteration": iterations, "loss": validation})
+        (folder / record.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        ended = {"peak_memory": {"bytes": 2_000_000_000, "kind": "torch allocated"}} | (outcome or {})
+        if ended.get("verdict") != record.Verdict.INCOMPLETE:
+            verdict, cause = ended.pop("verdict", record.Verdict.SUCCEEDED), ended.pop("cause", "")
+            record.write_outcome(folder, record.Verdict(verdict), cause=cause, exit_code=0, details=ended)
+        return folder
+
+    return make

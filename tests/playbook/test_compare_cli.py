@@ -1,0 +1,154 @@
+"""`scripts/compare.py` as a user runs it: another folder, a pipe, typos, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
+LOGS = Path(__file__).parents[1] / "logs"
+FP8 = LOGS / "h200-fp8-0.4.0.log"
+EMULATED = LOGS / "h200-nvfp4-emulated-0.4.0.log"
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """Runs the command in an empty folder, with nothing on PYTHONPATH."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "FORCE_COLOR")}
+
+    def command(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+        ended = subprocess.run(
+            [sys.executable, SCRIPT, *map(str, arguments)],
+            cwd=folder, env=environment | {"COLUMNS": "80"} | more, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in ended.stderr
+        return ended
+
+    return command
+
+
+def test_two_runs(run, make_run) -> None:
+    ended = run(make_run("bf16"), make_run("nvfp4", step=0.1))
+    assert ended.returncode == 0
+    assert "Speed-up          2.00x, nvfp4 over bf16" in ended.stdout
+    assert "\x1b" not in ended.stdout
+    assert not ended.stderr
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "300"])
+def test_numbers_do_not_wrap_at_any_width(run, make_run, columns: str) -> None:
+    ended = run(make_run("bf16"), make_run("nvfp4", step=0.1), COLUMNS=columns)
+    assert "step time (IQR)           200.0 ms (198.0-202.0)" in ended.stdout
+
+
+def test_json_is_written_twice_to_a_new_folder(run, make_run, tmp_path: Path) -> None:
+    runs, path = (make_run("bf16"), make_run("nvfp4")), tmp_path / "new" / "c.json"
+    for _ in range(2):
+        ended = run(*runs, "--json", path)
+        assert ended.returncode == 0
+        assert f"Written to {path}" in ended.stdout
+    assert json.loads(path.read_text())["kind"] == "nvfp4-playbook-comparison"
+
+
+def test_json_into_a_folder(run, make_run, tmp_path: Path) -> None:
+    assert run(make_run("bf16"), make_run("nvfp4"), "--json", tmp_path).returncode == 0
+    assert (tmp_path / "comparison.json").exists()
+
+
+def test_a_foreign_json_file_is_refused_before_any_work(run, make_run, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text("{}")
+    ended = run(make_run("bf16"), make_run("nvfp4"), "--json", mine)
+    assert (ended.returncode, ended.stdout, mine.read_text()) == (2, "", "{}")
+    assert "not overwritten" in ended.stderr
+
+
+def test_json_below_a_file_cannot_be_written(run, make_run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    ended = run(make_run("bf16"), make_run("nvfp4"), "--json", tmp_path / "file" / "c.json")
+    assert ended.returncode == 1
+    assert "cannot write" in ended.stderr
+
+
+def test_refusal_names_each_fact_on_its_line_and_the_way_out(run) -> None:
+    ended = run(FP8, EMULATED)
+    assert ended.returncode == 1
+    assert not ended.stdout
+    lines = ended.stderr.splitlines()
+    assert "  num_layers         A: 8  B: 4" in lines
+    assert "  global_batch_size  A: 16  B: 2" in lines
+    assert any("--force" in line for line in lines)
+
+
+def test_force(run, tmp_path: Path) -> None:
+    ended = run(FP8, EMULATED, "--force", "--json", tmp_path / "c.json")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("FORCED")
+    assert "Cost of emulation 11.35 times the FP8 step" in ended.stdout
+    assert json.loads((tmp_path / "c.json").read_text())["forced"] is True
+
+
+def test_a_failed_run_is_refused_with_its_cause(run) -> None:
+    ended = run(FP8, LOGS / "h200-fp8-8b-out-of-memory-0.4.0.log", "--force")
+    assert ended.returncode == 1
+    assert "iterations" in ended.stderr
+    assert "--force" not in ended.stderr  # it would not help
+
+
+def test_what_is_there_is_not_a_run(run, tmp_path: Path) -> None:
+    empty, text, folder = tmp_path / "empty.log", tmp_path / "notes.txt", tmp_path / "folder"
+    empty.write_text("")
+    text.write_text("hello\n")
+    folder.mkdir()
+    for path, says in (
+        (empty, "is empty"),
+        (text, "not a Megatron-Bridge log"),
+        (folder, "is not a run folder"),
+        (tmp_path / "typo", "does not exist"),
+        (FP8 / "below", "cannot read"),
+        (Path("/dev/null"), "neither a run folder nor a log"),
+    ):
+        ended = run(FP8, path)
+        assert (ended.returncode, ended.stdout) == (2, ""), path
+        assert says in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+
+
+def test_the_folder_of_the_runs_names_one_of_them(run, make_run) -> None:
+    bf16 = make_run("bf16")
+    ended = run(bf16, bf16.parent)
+    assert ended.returncode == 2
+    assert f"It holds 1 of them, such as {bf16}" in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("one",), ("one", "two", "three"), ("one", "two", "--jsn", "x")])
+def test_usage(run, arguments: tuple[str, ...]) -> None:
+    ended = run(*arguments)
+    assert ended.returncode == 2
+    assert "usage:" in ended.stderr
+
+
+def test_a_reader_that_closes_the_pipe_costs_no_result(make_run, tmp_path: Path) -> None:
+    command = f"{sys.executable} {SCRIPT} {make_run('bf16')} {make_run('nvfp4')} --json {tmp_path}/c.json | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("", "")
+    assert json.loads((tmp_path / "c.json").read_text())["schema"] == 1
+
+
+def test_ctrl_c_says_one_line(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.log"
+    with slow.open("w") as file:
+        for number in range(400_000):
+            file.write(f" iteration {number}/ 400000 | elapsed time per iteration (ms): 1.0 | lm loss: 1.0 |\n")
+    process = subprocess.Popen([sys.executable, SCRIPT, slow, slow], stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)  # past the imports, well before the end
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (130, "compare: interrupted\n")

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import ending, record, settings, tee  # noqa: E402
-from pretraining.errors import UsageError  # noqa: E402
+from pretraining import ending, record, settings, tee
+from pretraining.errors import UsageError
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu: bool) -> None:
     """Build the config, train, and leave peak memory and iteration count in `run`."""
     if not on_gpu:
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(chosen.cache_dir / "numba"))  # beside the source may be read-only
         from pretraining import cpu
 
         cpu.enable()
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
+
     from pretraining import environment, recipes, text, versions
     from pretraining.telemetry import Telemetry
 
@@ -86,8 +88,7 @@ def main() -> int:
         traceback.print_exc()
         code = run.failed(error)
     tee.finish(copier)
-    # Not `return`: after a failure, collectives and loader threads can wait for partners that are gone.
-    os._exit(code)
+    ending.leave(code)
 
 
 if __name__ == "__main__":

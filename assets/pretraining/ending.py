@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from . import record
 from .errors import Diverged, UsageError
@@ -89,6 +90,13 @@ def claim_port(rank: int, processes: int) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     for name, value in (("RANK", rank), ("WORLD_SIZE", processes), ("LOCAL_RANK", 0)):
         os.environ.setdefault(name, str(value))
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once. A plain return can hang: collectives and loader threads wait for partners that are gone."""
+    for child in multiprocessing.active_children():  # checkpoint writers, which only an orderly exit would end
+        child.kill()
+    os._exit(code)
 
 
 class RunEnd:

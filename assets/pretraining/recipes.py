@@ -34,9 +34,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
     config = _from_recipe(settings.model)
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
-    config.mixed_precision = mixed_precision(
-        settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers
-    )
+    config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
     config.logger.log_interval = 1

@@ -1,7 +1,8 @@
 """Everything a process prints, C++ and all, goes to a log as well as to where it went before.
 
 The copying is done by a forked child and not by a thread: it still has the pipe when the process is killed, so the
-last words of a crash reach the log. It leaves interrupts to its parent and ends when the pipe does.
+last words of a crash reach the log. It leaves interrupts to its parent and ends when the pipe does, or when told to:
+checkpoint workers inherit the pipe and can outlive the training.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def tee(log: Path) -> int:
 
 
 def finish(child: int) -> None:
-    """Flush, close this process's end of the pipe, and wait until the child has written everything."""
+    """Flush, tell the child to stop at the end of what was written, and wait until it has."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -46,16 +47,21 @@ def finish(child: int) -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     os.close(nowhere)
-    with contextlib.suppress(ChildProcessError):
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        os.kill(child, signal.SIGUSR1)
         os.waitpid(child, 0)
 
 
 def _copy(source: int, log: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: os.set_blocking(source, False))  # an empty pipe then raises
     targets = {log, 1}
     while True:
-        chunk = os.read(source, 1 << 16)
+        try:
+            chunk = os.read(source, 1 << 16)
+        except BlockingIOError:
+            return
         if not chunk:
             return
         for target in tuple(targets):

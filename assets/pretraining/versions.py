@@ -46,7 +46,7 @@ def skip_compile_helpers() -> None:
     name are changed, because Megatron-Bridge imports it.
     """
     try:
-        import megatron.core.datasets.helpers_cpp  # noqa: F401
+        import megatron.core.datasets.helpers_cpp
     except ImportError:
         return
     import megatron.bridge.training.initialize

@@ -64,7 +64,9 @@ def _train(job: plan.Plan, runs: Path) -> Run:
     finished = launch(command, environment, folder, progress)
     if finished.verdict is not Verdict.SUCCEEDED:
         cause = finished.outcome.get("cause", "no outcome was written")
-        print(f"{chosen.precision.name}: {finished.verdict}: {cause}\n  all of it: {folder / record.LOG}", file=sys.stderr)
+        print(
+            f"{chosen.precision.name}: {finished.verdict}: {cause}\n  all of it: {folder / record.LOG}", file=sys.stderr
+        )
     return finished
 
 
@@ -96,9 +98,9 @@ def _compare(args: argparse.Namespace) -> int:
         table.print_refusal(refusal, sys.stderr)
         print("FRESH=1 trains both again.", file=sys.stderr)
         return 1
+    folder = args.runs / record.run_name("comparison", plans["nvfp4"].settings.model.name)
+    written = comparison.write(result, folder / comparison.FILE)  # first: the table may go to a pipe that closes
     table.print_comparison(result)
-    folder = args.runs / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-comparison"
-    written = comparison.write(result, folder / comparison.FILE)
     print("\nWritten:")
     for path in (found["bf16"].folder, found["nvfp4"].folder, written):
         print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
-
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build

@@ -27,12 +27,8 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from megatron.core.utils import get_tensor_model_parallel_group_if_none
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -301,7 +297,7 @@ def layer_spec(spec: ModuleSpec, precision: str) -> ModuleSpec:
         raise ValueError(f"precision {precision!r} has no emulated layers; use one of {', '.join(PRECISIONS)}")
     replaced = _replace(spec, PRECISIONS[precision])
     if replaced == spec:
-        raise ValueError("the spec has no ColumnParallelLinear or RowParallelLinear; pass get_gpt_layer_local_spec(...)")
+        raise ValueError("the spec names no ColumnParallelLinear or RowParallelLinear; start from the local layer spec")
     return replaced
 
 
@@ -313,37 +309,3 @@ def _replace(node: Any, layers: dict[type, type]) -> Any:
         fields = {f.name: _replace(getattr(node, f.name), layers) for f in dataclasses.fields(node)}
         return dataclasses.replace(node, **fields)
     return node
-
-
-def llama_layer_specs(
-    config: TransformerConfig,
-    vp_stage: int | None = None,
-    *,
-    nvfp4: bool,
-    bf16_head: int = 0,
-    bf16_tail: int = 0,
-) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage of a Llama, usable as Megatron-Bridge's ``transformer_layer_spec``.
-
-    Args:
-        config: the model's; its ``num_layers`` and pipeline say which layers this stage builds.
-        nvfp4: NVFP4 layers; otherwise all are BF16.
-        bf16_head, bf16_tail: how many of the first and last layers stay BF16 all the same.
-    """
-    local = get_gpt_layer_local_spec(normalization="RMSNorm")
-    bf16, quantized = layer_spec(local, "bf16"), layer_spec(local, "nvfp4" if nvfp4 else "bf16")
-    pinned = [i < bf16_head or i >= config.num_layers - bf16_tail for i in range(config.num_layers)]
-    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
-    here = pinned[first : first + get_num_layers_to_build(config, vp_stage=vp_stage)]
-    return TransformerBlockSubmodules(
-        layer_specs=[bf16 if pin else quantized for pin in here],
-        layer_norm=local.submodules.input_layernorm,
-    )
-
-
-def round_output_layer(models: list[torch.nn.Module]) -> list[torch.nn.Module]:
-    """Give the vocabulary layer BF16 arithmetic; a Megatron-Bridge pre-wrap hook. The NVFP4 recipe keeps it in BF16."""
-    for model in models:
-        if getattr(model, "output_layer", None) is not None:  # only the last pipeline stage has one
-            set_arithmetic(model.output_layer, BF16())
-    return models

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -35,6 +36,8 @@ _SIGNS = np.array(RHT_SIGNS, dtype=np.float32) * np.float32(0.25)
 # numpy's error model: 1 / 0 is inf, as in PyTorch, and not an exception; it also lets the loops vectorize.
 _compile = njit(cache=True, error_model="numpy")
 _compile_parallel = njit(cache=True, error_model="numpy", parallel=True, nogil=True)
+# torchrun gives PyTorch one thread a rank; numba would still take every core for each.
+numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
 class Operand(NamedTuple):
@@ -97,7 +100,7 @@ def round_bf16(x: torch.Tensor, scale: float = 1.0, *, inplace: bool = False) ->
     """
     x = x.detach().contiguous()
     out = x if inplace else torch.empty_like(x)
-    _scale_and_round(x.view(-1).numpy(), out.view(-1).numpy(), np.float32(scale))
+    _scale_and_round(x.view(-1).numpy(), out.view(-1).numpy(), np.float32(scale), inplace)
     return out
 
 
@@ -119,11 +122,11 @@ def _quantize(x: torch.Tensor, blocks: int, seed: int | None) -> Operand:
 
 def _quantize_array(source: np.ndarray, out: np.ndarray, blocks: int, seed: int | None, rht: bool = False) -> Operand:
     largest = np.zeros(-(-source.shape[0] // BLOCK), np.int32)
-    _strip_amax(source, largest, rht)
-    # numba hands a float32 scalar back as a float64, so the scales travel in an array.
-    scales = np.empty(3, np.float32)
+    scales = np.empty(3, np.float32)  # in an array, because numba hands a float32 scalar back as a float64
+    how = (blocks, rht, scales, seed is not None, *_keys(seed or 0))
+    _for_each_strip(source, out, largest, True, *how)
     _tensor_scales(largest, scales)
-    _quantize_strips(source, out, blocks, rht, scales, seed is not None, *_keys(seed or 0))
+    _for_each_strip(source, out, largest, False, *how)
     return Operand(torch.from_numpy(out), float(scales[2]))
 
 
@@ -348,35 +351,41 @@ def _largest(x):
 
 
 @_compile
-def _round_chunk(x, out, scale):
+def _round(x, out, scale):
     for i in range(x.size):
         out[i] = _bf16(x[i] * scale)
 
 
-# The parallel loops do nothing but call: what stands in them is compiled twice as slowly. The transform is computed in
-# both passes, because its result would cost more to store and read back.
+@_compile
+def _round_inplace(x, scale):  # its own function: with two names for one array, the loop would not vectorize
+    for i in range(x.size):
+        x[i] = _bf16(x[i] * scale)
+
+
+# One loop for both passes, because parallel code is slow to compile. The transform is computed in both: to store its
+# result and read it back would take longer.
 @_compile_parallel
-def _strip_amax(x, largest, rht):
-    """The largest magnitude (as bits) of each strip of 16 rows."""
+def _for_each_strip(x, out, largest, measure, blocks, rht, scales, stochastic, key0, key1):
+    """Measure (the largest magnitude, as bits) or quantize each strip of 16 rows."""
     for strip in prange(largest.size):
-        rows = x[strip * BLOCK : (strip + 1) * BLOCK]
-        largest[strip] = _largest(_rotated(rows)) if rht else _largest(rows)
-
-
-@_compile_parallel
-def _quantize_strips(x, out, blocks, rht, scales, stochastic, key0, key1):
-    for strip in prange((x.shape[0] + BLOCK - 1) // BLOCK):
         first, last = strip * BLOCK, (strip + 1) * BLOCK
         rows, target, index = x[first:last], out[first:last], first * x.shape[1]
-        if blocks == COLUMNS:
-            source = _rotated(rows) if rht else rows
+        source = _rotated(rows) if rht else rows
+        if measure:
+            largest[strip] = _largest(source)
+        elif blocks == COLUMNS:
             _quantize_columns(source, target, scales, stochastic, index, key0, key1)
         else:
-            height = 1 if blocks == ROWS else rows.shape[0]
-            _quantize_blocks(rows, target, height, scales, stochastic, index, key0, key1)
+            height = 1 if blocks == ROWS else source.shape[0]
+            _quantize_blocks(source, target, height, scales, stochastic, index, key0, key1)
 
 
 @_compile_parallel
-def _scale_and_round(x, out, scale):
+def _scale_and_round(x, out, scale, inplace):
+    """out = bf16(x * scale), one-dimensional."""
     for i in prange((x.size + CHUNK - 1) // CHUNK):
-        _round_chunk(x[i * CHUNK : (i + 1) * CHUNK], out[i * CHUNK : (i + 1) * CHUNK], scale)
+        first, last = i * CHUNK, (i + 1) * CHUNK
+        if inplace:
+            _round_inplace(out[first:last], scale)
+        else:
+            _round(x[first:last], out[first:last], scale)

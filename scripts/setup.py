@@ -16,7 +16,7 @@ def main():
         sys.stderr.write(
             "setup: %s is Python %d.%d, and the pinned packages exist for 3.11 and 3.12: install one of these "
             "(Debian, Ubuntu: apt install python3.12-venv) or name it: make PYTHON=python3.12 ...\n"
-            % (sys.executable, found[0], found[1])
+            % (sys.executable, found[0], found[1])  # noqa: UP031 - Python 2 and 3.5 must parse this
         )
         return 2
     from playbook.environments import main as set_up

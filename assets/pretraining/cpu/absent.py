@@ -44,7 +44,7 @@ PACKAGES = (
     "comet_ml",
 )
 
-# What `is_te_min_version()` is told: the Transformer Engine of nemo:26.02, whose API Megatron-Core 0.16 and 0.17 accept.
+# What `is_te_min_version()` is told: the Transformer Engine of nemo:26.02, which Megatron-Core 0.16 and 0.17 accept.
 TRANSFORMER_ENGINE_VERSION = "2.12.0"
 
 # The few functions that training does call, and whose answer it uses.

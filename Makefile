@@ -26,7 +26,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare clean test lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare clean test test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -50,6 +50,9 @@ clean: ## list and remove run folders and logs; CLEAN=all: also checkpoints of y
 test: test-setup ## all tests
 	@$(TEST) -m pytest
 
+test-readme: test-setup ## every command of the README in a clean clone
+	@$(TEST) -m pytest -m readme -s tests/test_readme.py
+
 lint: test-setup ## ruff, check and format
 	@$(TEST) -m ruff check . && $(TEST) -m ruff format --check .
 
@@ -66,8 +69,8 @@ test-setup:
 
 #> Options, as in `make compare MODEL=small ITERS=100`:
 #>   MODEL    what to train          llama31-8b on a GPU, tiny without one
-#>   ITERS    iterations             50; tiny 150
-#>   WARMUP   warm-up iterations     2; tiny 15
+#>   ITERS    iterations             50; tiny 120
+#>   WARMUP   warm-up iterations     2; tiny 12
 #>   GBS MBS  global, micro batch    64 and 4; tiny 32 and 32
 #>   SEQ      sequence length        4096; tiny 128
 #>   DATA     mock, python-stdlib or a .bin/.idx prefix   mock; tiny python-stdlib

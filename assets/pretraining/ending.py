@@ -33,6 +33,8 @@ def interrupt_on_sigterm() -> None:
     """End on SIGTERM as on Ctrl-C: with a verdict, in the main thread, at the next bytecode."""
 
     def handler(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):  # one is enough: a second must not interrupt the verdict
+            signal.signal(each, signal.SIG_IGN)
         raise Interrupted(signal.Signals(number).name)
 
     signal.signal(signal.SIGTERM, handler)
@@ -84,6 +86,8 @@ def claim_port(rank: int, processes: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", int(port)))
+            except (ValueError, OverflowError) as error:
+                raise UsageError(f"MASTER_PORT {port!r} is no port number: unset it or name a free one") from error
             except OSError as error:
                 if error.errno == errno.EADDRINUSE and "TORCHELASTIC_RUN_ID" not in os.environ:
                     raise UsageError(f"MASTER_PORT {port} is in use: unset it or name a free one") from error
@@ -150,12 +154,22 @@ def classify(error: BaseException) -> tuple[Verdict, str, int]:
     if isinstance(error, Diverged) or re.search(r"found (NaN|Inf) in local", str(error)):
         cause = f"{first_line}: try a lower learning rate, or more layers in BF16 (--bf16-tail-layers)"
         return Verdict.DIVERGED, cause, 1
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        cause = f"{first_line} Lower --micro-batch-size or --seq-length, or take a smaller --model"
+    on_cpu = re.search(r"can't allocate memory|could not create a primitive.*memory", str(error))
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or on_cpu:
+        cause = f"{first_line or 'out of memory.'} Lower --micro-batch-size or --seq-length, or take a smaller --model"
         return Verdict.OUT_OF_MEMORY, cause, 1
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" writing {error.filename}" if error.filename else ""
+    if _is_full_disk(error):
+        where = f" writing {error.filename}" if getattr(error, "filename", None) else ""
         return Verdict.FAILED, f"the disk is full{where}: free some space, `make clean` lists what old runs hold", 1
     if isinstance(error, SystemExit):
         return Verdict.FAILED, f"Megatron ended the process with exit code {error.code}: see {record.LOG}", 1
-    return Verdict.FAILED, f"{type(error).__name__}: {first_line}", 1
+    return Verdict.FAILED, f"{type(error).__name__}: {first_line or f'see {record.LOG}'}", 1
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk is behind `error`: itself, what it was raised from, or a checkpoint writer's words in it."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,96 @@
+"""Every command of the README, as it stands, in a clean clone; and what the README promises of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+README = (PROJECT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
+
+# Not run here, each for its reason.
+ELSEWHERE = {
+    "make test": "is what runs this",
+    "make compare TORCH_INDEX=https://download.pytorch.org/whl/cpu": "another package index may be out of reach",
+}
+
+FIRST_COMPARE_SECONDS = 6 * 60
+FRESH_COMPARE_SECONDS = 3 * 60 + 15
+REUSED_COMPARE_SECONDS = 10
+
+
+def test_the_two_commands_come_first() -> None:
+    assert COMMANDS[:2] == ["make compare", "make test"]
+
+
+def test_every_target_and_path_named_exists() -> None:
+    makefile = (PROJECT / "Makefile").read_text()
+    for command in COMMANDS:
+        if named := re.search(r"\bmake ([a-z0-9-]+)", command):
+            assert re.search(rf"^{named[1]}:", makefile, re.M), command
+    for path in re.findall(r"`((?:assets|scripts|tests)/[\w./-]+)`", README):
+        assert (PROJECT / path).exists(), path
+    for path in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (PROJECT / path).exists(), path
+
+
+@pytest.mark.readme
+def test_commands_run_in_a_clean_clone(tmp_path: Path) -> None:
+    clone = tmp_path / "clone of the playbook"  # a space in the path, as users have
+    subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(clone)], check=True)
+    _write_corpus(clone / "corpus" / "mine")
+    times: dict[str, float] = {}
+    for command in dict.fromkeys(COMMANDS):
+        if command in ELSEWHERE:
+            continue
+        began = time.monotonic()
+        ended = subprocess.run(
+            command, shell=True, cwd=clone, text=True, capture_output=True, timeout=1200, stdin=subprocess.DEVNULL
+        )
+        times[command] = time.monotonic() - began
+        print(f"{times[command]:6.1f} s  {command}")
+        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+        if command == "make compare":
+            _check_comparison(ended.stdout)
+            times["again"] = _timed(command, clone)
+    assert times["make compare"] < FIRST_COMPARE_SECONDS
+    assert times["again"] < REUSED_COMPARE_SECONDS
+    assert times["make compare FRESH=1"] < FRESH_COMPARE_SECONDS
+    assert not (clone / "nemo_experiments").exists(), "make clean left something"
+
+
+def _timed(command: str, clone: Path) -> float:
+    began = time.monotonic()
+    ended = subprocess.run(command, shell=True, cwd=clone, text=True, capture_output=True, timeout=600, check=True)
+    assert ended.stdout.count("reusing") == 2
+    return time.monotonic() - began
+
+
+def _check_comparison(printed: str) -> None:
+    """The table's promises: both runs learned more than letter pairs, and emulation is called what it is."""
+    validation = re.search(r"validation loss\s+([\d.]+) nats.*?([\d.]+) nats", printed)
+    assert validation, printed
+    entropy = float(re.search(r"bigram entropy of text\s+([\d.]+)", printed)[1])
+    assert max(float(validation[1]), float(validation[2])) < min(2.6, entropy)
+    assert "speed-up" not in printed.lower()
+    ratio = float(re.search(r"[Cc]ost of emulation\s+([\d.]+) times the BF16 step", printed)[1])
+    assert ratio <= 2.0
+    assert "comparison.json" in printed
+
+
+def _write_corpus(prefix: Path) -> None:
+    """A small Megatron dataset of random bytes, made with the CPU environment of this checkout."""
+    prefix.parent.mkdir()
+    script = (
+        "import sys, numpy as np; from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder\n"
+        "builder = IndexedDatasetBuilder(sys.argv[1] + '.bin', dtype=np.uint16)\n"
+        "[builder.add_document(np.random.default_rng(n).integers(0, 256, 4000), [4000]) for n in range(50)]\n"
+        "builder.finalize(sys.argv[1] + '.idx')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(prefix)], check=True)

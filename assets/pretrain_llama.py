@@ -33,6 +33,8 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         from pretraining import cpu
 
         cpu.enable()
+    else:
+        ending.check_capability(chosen)
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import record
 from .errors import Diverged, UsageError
+from .precision import PRECISIONS
 from .record import Verdict
 from .settings import PROJECT, RUNS, Settings
 
@@ -48,6 +49,20 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def check_capability(chosen: Settings) -> None:
+    """Raise UsageError where this GPU has no tensor cores for the precision, before Megatron is imported."""
+    import torch
+
+    capability = torch.cuda.get_device_capability()
+    if not chosen.precision.trains_on(capability, emulate=chosen.emulate):
+        also = ", or --emulate" if chosen.precision.name == "nvfp4" and capability >= (8, 0) else ""
+        works = [name for name, row in PRECISIONS.items() if row.trains_on(capability)]
+        raise UsageError(
+            f"{chosen.precision.name} needs {chosen.precision.needs}; this is {torch.cuda.get_device_name()} with "
+            f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
+        )
 
 
 def create_run_dir(chosen: Settings, rank: int) -> Path:
@@ -168,8 +183,9 @@ def classify(error: BaseException) -> tuple[Verdict, str, int]:
 
 def _is_full_disk(error: BaseException | None) -> bool:
     """Whether a full disk is behind `error`: itself, what it was raised from, or a checkpoint writer's words in it."""
+    words = re.compile(rf"{os.strerror(errno.ENOSPC)}|unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing")
     while error is not None:
-        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or words.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

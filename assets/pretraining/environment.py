@@ -50,19 +50,20 @@ def describe_precision(settings: Settings, *, on_gpu: bool) -> dict[str, Any]:
     """Which arithmetic the linear layers use. Emulated: exact values, computed without tensor cores of the format."""
     facts: dict[str, Any] = {
         "name": settings.precision.name,
-        "arithmetic": "native" if on_gpu else "emulated",
+        "arithmetic": "native" if on_gpu and not settings.emulate else "emulated",
         "bf16_head_layers": settings.bf16_head_layers,
         "bf16_tail_layers": settings.bf16_tail_layers,
     }
     if settings.precision.name == "nvfp4":
-        facts["ingredients"] = _ingredients(on_gpu)
+        facts["ingredients"] = asdict(_recipe(settings, on_gpu))
     return facts
 
 
-def _ingredients(on_gpu: bool) -> dict[str, bool]:
-    if on_gpu:  # Transformer Engine's NVFP4BlockScaling has all three on
-        return asdict(Recipe())
-    return asdict(Recipe.from_environment())
+def _recipe(settings: Settings, on_gpu: bool) -> Recipe:
+    """Which ingredients of the recipe run: the CPU's switch by environment, Transformer Engine's are fixed."""
+    if not on_gpu:
+        return Recipe.from_environment()
+    return Recipe(stochastic=not settings.emulate)  # its reference quantizer does not round stochastically
 
 
 def describe_device(on_gpu: bool) -> dict[str, Any]:

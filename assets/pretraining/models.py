@@ -34,6 +34,7 @@ class Model:
         data: "mock" (random tokens) or "python-stdlib" (real text as bytes, see `text.py`).
         eval_iters: evaluation batches after training; 0 where the data is mock.
         learning_rate: peak and final rate, or None for the recipe's own (3e-4 falling to 3e-5).
+        split: processes that share one copy of the model in its recipe (tensor x pipeline, context).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Model:
     data: str = MOCK
     eval_iters: int = 0
     learning_rate: tuple[float, float] | None = None
+    split: tuple[int, int] = (1, 1)
 
     @cached_property
     def hf_config(self) -> dict[str, Any]:
@@ -57,6 +59,11 @@ class Model:
     def hf_folder(self) -> Path:
         """The local folder that stands for the Hugging Face repository."""
         return HF_CONFIGS / self.name
+
+    def processes_a_copy(self, processes: int) -> int:
+        """Processes that share one copy of the model where `processes` are started: one process splits no context."""
+        weights, context = self.split
+        return 1 if weights == processes == 1 else weights * context
 
     @property
     def num_layers(self) -> int:
@@ -69,11 +76,11 @@ class Model:
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model("llama31-8b", "llama31_8b_pretrain_config"),
-        Model("llama31-70b", "llama31_70b_pretrain_config"),
-        Model("llama31-405b", "llama31_405b_pretrain_config"),
-        Model("llama3-8b", "llama3_8b_pretrain_config"),
-        Model("llama3-70b", "llama3_70b_pretrain_config"),
+        Model("llama31-8b", "llama31_8b_pretrain_config", split=(1, 2)),
+        Model("llama31-70b", "llama31_70b_pretrain_config", split=(16, 2)),
+        Model("llama31-405b", "llama31_405b_pretrain_config", split=(64, 4)),
+        Model("llama3-8b", "llama3_8b_pretrain_config", split=(1, 2)),
+        Model("llama3-70b", "llama3_70b_pretrain_config", split=(16, 2)),
         Model("llama32-1b", "llama32_1b_pretrain_config"),
         Model("llama32-3b", "llama32_3b_pretrain_config"),
         Model(

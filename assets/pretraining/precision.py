@@ -33,7 +33,14 @@ class Precision:
     capabilities: tuple[tuple[int, int], ...] | None = None
     needs: str = "compute capability 8.0 or newer"
 
+    def trains_on(self, capability: tuple[int, int], *, emulate: bool = False) -> bool:
+        """Whether a GPU of that compute capability trains in it; emulation needs BF16 tensor cores alone."""
+        if emulate or self.capabilities is None:
+            return capability >= _BF16_TENSOR_CORES
+        return capability in self.capabilities
 
+
+_BF16_TENSOR_CORES = (8, 0)
 _BLACKWELL = ((10, 0), (10, 3))
 
 PRECISIONS: dict[str, Precision] = {

@@ -35,8 +35,16 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
     config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
+    if settings.emulate:
+        # Its GEMM returns the product and neither writes `out` nor accumulates: with the fusion, weight gradients
+        # would be silently lost.
+        config.model.gradient_accumulation_fusion = False
+        config.mixed_precision.fp4_recipe = "custom"
+        config.model.fp4_quantizer_factory = versions.reference_quantizer()
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
+    if not versions.has_apex():
+        config.model.gradient_accumulation_fusion = False  # its kernel is APEX's; the container has it, bare metal not
     config.logger.log_interval = 1
     config.logger.tensorboard_dir = None  # metrics.jsonl is the record
     return config
@@ -117,21 +125,31 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
 def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
     dataset = config.dataset
     eval_iters = 0 if settings.data == MOCK else settings.model.eval_iters
-    versions.set_evaluation(config, eval_iters, interval=settings.train_iters + 1)  # only at the end
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
     vocabulary = settings.model.hf_config["vocab_size"]
     config.tokenizer.vocab_size = vocabulary
     config.model.vocab_size = vocabulary
-    if settings.data == MOCK:
-        return
-    dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
+    if settings.data != MOCK:
+        dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
     if settings.data == PYTHON_STDLIB:
         assert builtin is not None
         dataset.split = None
         dataset.blend_per_split = [([builtin.prefix(split)], None) for split in text.SPLITS]
-    else:
+    elif settings.data != MOCK:
         dataset.blend = ([settings.data], None)
+        # Megatron splits by whole documents and loops for ever over a split that got none: hold out only what will
+        # be evaluated, and nothing where there are too few documents for 18 : 1 : 1.
+        if _count_documents(settings.data) < 20:
+            eval_iters = 0
+        dataset.split = "18,1,1" if eval_iters else "1,0,0"
+    versions.set_evaluation(config, eval_iters, interval=settings.train_iters + 1)  # only at the end
+
+
+def _count_documents(prefix: str) -> int:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    return len(IndexedDataset(prefix))
 
 
 def _set_checkpoints(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:

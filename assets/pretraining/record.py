@@ -189,7 +189,9 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue  # the last line of a run that lost its power
+        if isinstance(line, dict):
+            lines.append(line)
     return lines

@@ -7,6 +7,8 @@ does not divide costs a second and not a start-up. No torch in this module.
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +30,7 @@ class Settings:
         data: "mock", "python-stdlib", or the prefix of a Megatron .bin/.idx pair.
         seed: of weights, data order and stochastic rounding.
         save: write a checkpoint every so many iterations and at the end, or None for none.
+        emulate: on a GPU, NVFP4's arithmetic without FP4 tensor cores; the CPU runtime has no other.
         resume: the run folder whose last checkpoint to continue from, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
@@ -45,6 +48,7 @@ class Settings:
     data: str
     seed: int
     save: int | None
+    emulate: bool
     resume: Path | None
     run_dir: Path | None
     cache_dir: Path
@@ -57,7 +61,10 @@ class Settings:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` lists the flags")
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"{message}; {hint}`{self.prog} --help` lists the flags")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -71,6 +78,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--disable-fp4", action="store_true", help="the same as --precision bf16")
     add("--bf16-tail-layers", type=int, metavar="N", help="last layers kept in BF16 (default: an eighth for nvfp4)")
     add("--bf16-head-layers", type=int, metavar="N", help="first layers kept in BF16 (default 0 for nvfp4)")
+    add("--emulate", action="store_true", help="NVFP4 without FP4 tensor cores: its losses, far from its speed")
     defaults = "; 8B models"
     add("--train-iters", type=int, metavar="N", help=f"iterations in all (default by model{defaults} 50)")
     add("--warmup-iters", type=int, metavar="N", help=f"learning-rate warm-up (default by model{defaults} 2)")
@@ -86,14 +94,13 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return flags
 
 
-def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int, parallel: int = 1) -> Settings:
+def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settings:
     """Fill in the defaults and check what can be checked before anything heavy is imported.
 
     Args:
         args: parsed by `parser`.
         on_gpu: whether training will run on a GPU.
         processes: the world size.
-        parallel: processes that share one copy of the model (tensor x pipeline x context).
 
     Raises:
         UsageError: naming the flag, what was found and what would work.
@@ -104,6 +111,8 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int, parallel:
     precision = find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")
     if not on_gpu:
         _check_cpu(model, precision)
+    if args.emulate and precision.name != "nvfp4":
+        raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
     layers = model.num_layers
     sizes = {
         name: getattr(model, name) if given is None else given
@@ -144,10 +153,11 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int, parallel:
         precision=precision,
         bf16_head_layers=head if quantized else 0,
         bf16_tail_layers=tail if quantized else 0,
-        micro_batch_size=_micro_batch_size(args.micro_batch_size, model, sizes, processes, parallel),
+        micro_batch_size=_micro_batch_size(args.micro_batch_size, model, sizes, processes),
         data=_checked_data(args.data or model.data),
         seed=args.seed,
         save=args.save,
+        emulate=on_gpu and args.emulate,
         resume=_checked_resume(args.resume),
         run_dir=args.run_dir and args.run_dir.absolute(),
         cache_dir=args.cache_dir.absolute(),
@@ -171,11 +181,12 @@ def _check_cpu(model: Model, precision: Precision) -> None:
         )
 
 
-def _micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], processes: int, parallel: int) -> int:
+def _micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], processes: int) -> int:
+    parallel = model.processes_a_copy(processes)
     if processes % parallel:
         raise UsageError(
-            f"{processes} processes cannot hold whole copies of a model split over {parallel} (tensor x pipeline x "
-            f"context parallel sizes): start a multiple of {parallel} with NPROC={parallel} "
+            f"{model.name}'s recipe splits the model over {parallel} processes (tensor x pipeline x context parallel), "
+            f"and {processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={parallel} "
             f"(torchrun --nproc_per_node {parallel})"
         )
     replicas = processes // parallel
@@ -240,4 +251,5 @@ def as_flags(settings: Settings) -> list[str]:
         "--run-dir": settings.run_dir,
         "--cache-dir": settings.cache_dir,
     }
-    return [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    return [*given, "--emulate"] if settings.emulate else given

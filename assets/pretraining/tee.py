@@ -9,36 +9,48 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def tee(log: Path) -> int:
+@dataclass(frozen=True)
+class Copier:
+    """The copying child, and the pipe that tells it to end."""
+
+    process: int
+    told: int
+
+
+def tee(log: Path) -> Copier:
     """Start copying this process's stdout and stderr to `log` too. Call before threads exist (before torch).
 
     Returns:
-        The child's process id; `finish` waits for it.
+        What `finish` ends.
     """
     read_end, write_end = os.pipe()
+    told, tell = os.pipe()
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     child = os.fork()
     if child == 0:
         os.close(write_end)
-        _copy(read_end, target)
+        os.close(tell)
+        _copy(read_end, told, target)
         os._exit(0)
-    os.close(read_end)
-    os.close(target)
+    for end in (read_end, told, target):
+        os.close(end)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(write_end, 1)
     os.dup2(write_end, 2)
     os.close(write_end)
     sys.stdout.reconfigure(line_buffering=True)
-    return child
+    return Copier(child, tell)
 
 
-def finish(child: int) -> None:
+def finish(copier: Copier) -> None:
     """Flush, tell the child to stop at the end of what was written, and wait until it has."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -47,17 +59,21 @@ def finish(child: int) -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     os.close(nowhere)
-    with contextlib.suppress(ChildProcessError, ProcessLookupError):
-        os.kill(child, signal.SIGUSR1)
-        os.waitpid(child, 0)
+    with contextlib.suppress(ChildProcessError, BrokenPipeError):
+        os.write(copier.told, b"end")
+        os.waitpid(copier.process, 0)
 
 
-def _copy(source: int, log: int) -> None:
+def _copy(source: int, told: int, log: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, lambda *_: os.set_blocking(source, False))  # an empty pipe then raises
     targets = {log, 1}
+    watched = {source, told}
     while True:
+        if told in watched and told in select.select(watched, [], [])[0]:
+            watched.discard(told)
+            if os.read(told, 1):  # else the process was killed: its children may still write, until the pipe ends
+                os.set_blocking(source, False)  # an empty pipe then raises
         try:
             chunk = os.read(source, 1 << 16)
         except BlockingIOError:

@@ -155,7 +155,8 @@ def check_length(settings: Settings, builtin: Text | None) -> None:
     else:
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-        tokens = int(IndexedDataset(settings.data).sequence_lengths.sum())
+        dataset = IndexedDataset(settings.data)  # named: its arrays lie in a file mapping that ends with it
+        tokens = int(dataset.sequence_lengths.sum())
     if tokens <= settings.sequence_length:
         raise UsageError(
             f"--seq-length {settings.sequence_length} is longer than the data: {settings.data} has {tokens} tokens; "

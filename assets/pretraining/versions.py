@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
@@ -20,6 +24,28 @@ def installed() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def has_apex() -> bool:
+    """Whether APEX's gradient accumulation kernel is installed. Megatron-Core's linear layers refuse to run without."""
+    return find_spec("fused_weight_gradient_mlp_cuda") is not None
+
+
+def reference_quantizer() -> str:
+    """Transformer Engine's own NVFP4 quantizer in plain PyTorch, as the name of its factory.
+
+    The module was renamed in 2.16. Raises UsageError where Transformer Engine is older than its custom recipes.
+    """
+    for module in ("quantization_ref_nvfp4", "quantization_nvfp4"):
+        name = f"transformer_engine.pytorch.custom_recipes.{module}"
+        with contextlib.suppress(ModuleNotFoundError):
+            if find_spec(name):
+                return f"{name}.nvfp4_ref_rht_2d_quantizer_factory"
+    found = installed().get("transformer-engine", "none")
+    raise UsageError(
+        f"--emulate needs a Transformer Engine with custom recipes (2.10 or newer), and {found} is installed: "
+        "use a newer NeMo container"
+    )
 
 
 def set_evaluation(config: ConfigContainer, iters: int, interval: int) -> None:

@@ -60,6 +60,7 @@ def adapt(config: ConfigContainer) -> None:
     config.ddp.overlap_grad_reduce = config.ddp.overlap_param_gather = False
     config.ddp.average_in_collective = False  # gloo has no averaging reduction
     config.dataset.num_workers = 0  # two cores: a loader process would compete with the arithmetic
+    config.dataset.pin_memory = False  # there is no device to copy to, and DataLoader warns
     config.checkpoint.fully_parallel_save = False
 
 

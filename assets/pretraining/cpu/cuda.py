@@ -54,6 +54,10 @@ def enable() -> None:
     cuda.Stream = cuda.Event = cuda.ExternalStream = _Stream
     cuda.current_stream = cuda.default_stream = lambda *args, **kwargs: _Stream()
     cuda.stream = lambda *_: contextlib.nullcontext()
+    # A CUDA build of torch, which has no other accelerator in mind, would ask the driver for the current stream
+    # (Adam's step) and for pinned memory (DataLoader). A CPU build answers the same.
+    torch.accelerator.is_available = lambda: False
+    torch.accelerator.current_accelerator = lambda *_, **__: None
 
     _random_state()
     _placement()
@@ -72,6 +76,18 @@ def _random_state() -> None:
     mcore_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     cuda.manual_seed = torch.default_generator.manual_seed  # model_parallel_cuda_manual_seed, on each stream
     cuda.manual_seed_all = lambda seed: None  # torch.manual_seed calls it after seeding the generator
+
+    # A DataLoader draws a seed from the CPU's stream when its iteration starts, which is after the restoring of a
+    # checkpoint. Here that would shift the stochastic rounding, so a resumed run would not round as the unbroken one.
+    loader = torch.utils.data.DataLoader
+    construct = loader.__init__
+
+    @functools.wraps(construct)
+    def with_own_generator(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("generator", torch.Generator())
+        construct(self, *args, **kwargs)
+
+    loader.__init__ = with_own_generator
 
 
 def _placement() -> None:

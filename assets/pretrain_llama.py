@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import ending, record, settings, tee
+from pretraining import ending, record, settings, switches, tee
 from pretraining.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         cpu.enable()
     else:
         ending.check_capability(chosen)
+        switches.hand_to_transformer_engine()
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
@@ -53,6 +54,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     versions.skip_compile_helpers()
 
     def on_start(context: CallbackContext, writes: bool) -> None:
+        recipes.check_built(context.state, chosen)
         facts = environment.parity_facts(
             chosen, described["device"], context, environment.identify_data(chosen, builtin)
         )
@@ -77,8 +79,7 @@ def main() -> int:
         print(f"pretrain_llama.py: {error}", file=sys.stderr)
         return 2
 
-    log = record.LOG if rank == 0 else f"train.rank{rank}.log"
-    copier = tee.tee(folder / log)
+    copier = tee.tee(folder / record.LOG)  # of every rank: Megatron prints iterations on the last one
     print(f"{time.strftime('%H:%M:%S')} {chosen.model.name} in {chosen.precision.name}: {folder}", flush=True)
     run = ending.RunEnd(folder, rank)
     try:
@@ -87,7 +88,8 @@ def main() -> int:
         train(run, chosen, processes, on_gpu)
         code = run.succeeded()
     except BaseException as error:
-        traceback.print_exc()
+        if not isinstance(error, UsageError):  # its one line says all
+            traceback.print_exc()
         code = run.failed(error)
     tee.finish(copier)
     ending.leave(code)

@@ -80,7 +80,7 @@ def create_run_dir(chosen: Settings, rank: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--run-dir {folder}: {error.strerror}") from error
-    if rank == 0 and any((folder / name).exists() for name in (record.METRICS, record.ENVIRONMENT, record.OUTCOME)):
+    if rank == 0 and record.holds_run(folder):
         raise UsageError(f"--run-dir {folder} already holds a run; a run is never overwritten: name another")
     return folder
 
@@ -124,12 +124,14 @@ class RunEnd:
     Attributes:
         folder: the run folder.
         rank: of this process; rank 0 reports a success, any rank its failure.
+        partners: whether torch.distributed.run started other processes beside this one.
         telemetry: set once training is about to start.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder = folder
         self.rank = rank
+        self.partners = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         self.telemetry: Telemetry | None = None
         self._began = time.monotonic()
 
@@ -142,6 +144,10 @@ class RunEnd:
     def failed(self, error: BaseException) -> int:
         """Write the outcome that `error` stands for. Returns the exit code."""
         verdict, cause, code = classify(error)
+        if isinstance(error, Interrupted) and str(error) == "SIGTERM" and self.partners:
+            # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
+            print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)
+            return code
         print(f"pretrain_llama.py: {verdict}: {cause}", file=sys.stderr, flush=True)
         try:
             self._write(verdict, cause, code)

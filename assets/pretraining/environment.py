@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -60,10 +61,10 @@ def describe_precision(settings: Settings, *, on_gpu: bool) -> dict[str, Any]:
 
 
 def _recipe(settings: Settings, on_gpu: bool) -> Recipe:
-    """Which ingredients of the recipe run: the CPU's switch by environment, Transformer Engine's are fixed."""
-    if not on_gpu:
-        return Recipe.from_environment()
-    return Recipe(stochastic=not settings.emulate)  # its reference quantizer does not round stochastically
+    """Which ingredients of the recipe run."""
+    if on_gpu and settings.emulate:  # Transformer Engine's reference quantizer: no switches, and it rounds to nearest
+        return Recipe(stochastic=False)
+    return Recipe.from_environment()
 
 
 def describe_device(on_gpu: bool) -> dict[str, Any]:
@@ -76,8 +77,22 @@ def describe_device(on_gpu: bool) -> dict[str, Any]:
         "name": properties.name,
         "capability": [properties.major, properties.minor],
         "memory_bytes": properties.total_memory,
+        "uuid": str(getattr(properties, "uuid", "")) or None,
+        "driver": _driver(),
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
     }
+
+
+def _driver() -> str | None:
+    """The NVIDIA kernel driver's version, as the driver itself says."""
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            found = re.search(r"\b(\d+\.\d+(\.\d+)?)\b", file.readline())
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def _cpu_name() -> str:

@@ -52,8 +52,8 @@ PRECISIONS: dict[str, Precision] = {
             "bf16_with_fp8_current_scaling_mixed",
             bf16_head=1,
             bf16_tail=1,
-            capabilities=((8, 9), (9, 0), *_BLACKWELL),
-            needs="FP8 tensor cores: compute capability 8.9, 9.0, 10.0 or 10.3",
+            capabilities=((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1)),
+            needs="FP8 tensor cores: compute capability 8.9 or newer",
         ),
         Precision(
             "fp8_blockwise",

@@ -15,6 +15,7 @@ from .precision import Precision
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
     from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+    from megatron.bridge.training.state import GlobalState
 
     from .settings import Settings
 
@@ -41,6 +42,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         config.model.gradient_accumulation_fusion = False
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = versions.reference_quantizer()
+        versions.keep_bf16_weights(config.mixed_precision)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
     if not versions.has_apex():
@@ -48,6 +50,26 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
     config.logger.log_interval = 1
     config.logger.tensorboard_dir = None  # metrics.jsonl is the record
     return config
+
+
+def check_built(state: GlobalState, settings: Settings) -> None:
+    """Raise UsageError where what Megatron built is not what was asked for, before the first iteration.
+
+    A checkpoint may already be at the end; and Megatron-Bridge 0.6 may take a vocabulary from the tokenizer, which
+    would silently make another model.
+    """
+    done = state.train_state.step
+    if done >= settings.train_iters:
+        raise UsageError(
+            f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
+            "nothing is left to train; raise --train-iters"
+        )
+    wanted, built = settings.model.hf_config["vocab_size"], state.cfg.model.vocab_size
+    if built != wanted:
+        raise UsageError(
+            f"Megatron-Bridge built {settings.model.name} with {built} words instead of {wanted}; "
+            "this version takes them from the tokenizer: use a supported one (0.3 to 0.6)"
+        )
 
 
 def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> MixedPrecisionConfig:
@@ -85,7 +107,7 @@ def _local_hf_config(folder: Path) -> Iterator[None]:
 
 def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:
     model = config.model
-    if processes == 1:
+    if settings.model.processes_a_copy(processes) == 1:
         model.context_parallel_size = 1  # several recipes ask for 2, which one process cannot give
     sizes = {
         "tensor": model.tensor_model_parallel_size,
@@ -128,8 +150,7 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | 
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
     vocabulary = settings.model.hf_config["vocab_size"]
-    config.tokenizer.vocab_size = vocabulary
-    config.model.vocab_size = vocabulary
+    versions.set_vocabulary(config, vocabulary)
     if settings.data != MOCK:
         dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
     if settings.data == PYTHON_STDLIB:
@@ -140,13 +161,13 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | 
         dataset.blend = ([settings.data], None)
         # Megatron splits by whole documents and loops for ever over a split that got none: hold out only what will
         # be evaluated, and nothing where there are too few documents for 18 : 1 : 1.
-        if _count_documents(settings.data) < 20:
+        if _count_sequences(settings.data) < 20:
             eval_iters = 0
         dataset.split = "18,1,1" if eval_iters else "1,0,0"
     versions.set_evaluation(config, eval_iters, interval=settings.train_iters + 1)  # only at the end
 
 
-def _count_documents(prefix: str) -> int:
+def _count_sequences(prefix: str) -> int:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     return len(IndexedDataset(prefix))

@@ -48,8 +48,17 @@ class Verdict(StrEnum):
     INCOMPLETE = "incomplete"  # no outcome was written: still running, or its end was not seen
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path` whole or not at all (write beside it, sync, rename)."""
+def write_json(path: Path, content: dict[str, Any], *, keep_existing: bool = False) -> bool:
+    """Write `content` to `path` whole or not at all: beside it, synced, then moved into place.
+
+    Args:
+        path: the file.
+        content: what JSON can hold; anything else is written as its string.
+        keep_existing: leave a file that is already there, however close the race.
+
+    Returns:
+        Whether `path` now holds `content`.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("w", encoding="utf-8") as file:
@@ -57,7 +66,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        if not keep_existing:
+            beside.replace(path)
+            return True
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+        return True
     finally:
         beside.unlink(missing_ok=True)
 
@@ -77,9 +93,7 @@ def write_outcome(
     Returns:
         Whether this call wrote it.
     """
-    if (folder / OUTCOME).exists():
-        return False
-    write_json(
+    return write_json(
         folder / OUTCOME,
         {
             "schema": SCHEMA,
@@ -89,8 +103,13 @@ def write_outcome(
             "ended": utc_now(),
             **(details or {}),
         },
+        keep_existing=True,
     )
-    return True
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a training has written to `folder`. Such a folder is never trained into again."""
+    return any((folder / name).exists() for name in (METRICS, ENVIRONMENT, OUTCOME))
 
 
 def run_name(precision: str, model: str) -> str:
@@ -159,16 +178,19 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         FileNotFoundError: the folder holds no file of a record.
-        ValueError: one of the JSON files is not valid JSON (they are renamed into place whole, so somebody edited it).
+        ValueError: one of the JSON files is not a record's (they are renamed into place whole, so somebody edited it).
     """
     if not any((folder / name).exists() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME)):
         raise FileNotFoundError(f"{folder} is not a run folder: it has none of {PLAN}, {ENVIRONMENT}, {METRICS}")
     lines = _read_lines(folder / METRICS)
+    outcome = _read_json(folder / OUTCOME)
+    if outcome.get("verdict", Verdict.INCOMPLETE) not in list(Verdict):
+        raise ValueError(f"{folder / OUTCOME} has the unknown verdict {outcome['verdict']!r}; was it edited?")
     return Run(
         folder=folder,
         plan=_read_json(folder / PLAN),
         environment=_read_json(folder / ENVIRONMENT),
-        outcome=_read_json(folder / OUTCOME),
+        outcome=outcome,
         train=[line for line in lines if line.get("kind") == "train"],
         evaluations=[line for line in lines if line.get("kind") == "eval"],
     )
@@ -176,11 +198,14 @@ def read_run(folder: Path) -> Run:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); was it edited?") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; was it edited?")
+    return content
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import switches
 from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
@@ -111,6 +112,10 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     precision = find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")
     if not on_gpu:
         _check_cpu(model, precision)
+    on = switches.read()
+    if on_gpu and args.emulate and not all(on.values()):
+        off = ", ".join(switches.SWITCHES[name][0] for name, value in on.items() if not value)
+        raise UsageError(f"--emulate has no switches on a GPU: leave {off} out")
     if args.emulate and precision.name != "nvfp4":
         raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
     layers = model.num_layers
@@ -125,7 +130,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     }
     # A shortened run keeps its warm-up shorter than itself; only an explicit contradiction is an error.
     if args.warmup_iters is None:
-        sizes["warmup_iters"] = min(sizes["warmup_iters"], max(1, sizes["train_iters"] // 10))
+        sizes["warmup_iters"] = min(sizes["warmup_iters"], max(1, sizes["train_iters"] // 5))
     for name, least in (("train_iters", 1), ("warmup_iters", 0), ("global_batch_size", 1), ("sequence_length", 2)):
         if sizes[name] < least:
             raise UsageError(f"--{_flag(name)} is {sizes[name]}; it must be at least {least}")

@@ -86,7 +86,7 @@ class Telemetry(Callback):
 
     def on_train_end(self, context: CallbackContext) -> None:
         """Read the peaks while the process still has its device."""
-        self.peak_memory = peak_memory()
+        self.peak_memory = _largest_of_all(peak_memory())
 
     def on_eval_end(self, context: CallbackContext) -> None:
         """Write a validation loss."""
@@ -118,6 +118,17 @@ def peak_memory() -> dict[str, Any]:
         if line.startswith("VmHWM:"):
             return {"bytes": int(line.split()[1]) * 1024, "kind": "resident set size of the process"}
     raise OSError("/proc/self/status has no VmHWM line")
+
+
+def _largest_of_all(peak: dict[str, Any]) -> dict[str, Any]:
+    """The largest of each figure over all processes, because the largest is what must fit."""
+    processes = torch.distributed.get_world_size()
+    if processes > 1:
+        names = [name for name in peak if name != "kind"]
+        values = torch.tensor([peak[name] for name in names], dtype=torch.int64, device=torch.cuda.current_device())
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        peak = {**peak, **dict(zip(names, values.tolist(), strict=True))}
+    return {**peak, "processes": processes}
 
 
 def _has_loss() -> bool:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 END_OF_DOCUMENT = 256
-VOCABULARY = 257
 SPLITS = ("train", "validation", "test")
 _MANIFEST = "manifest.json"
 # Not everywhere installed (Debian packages tests and idlelib apart), so left out: the text is then the same text.
@@ -136,7 +135,8 @@ def identify_dataset(prefix: str) -> str:
 
     The .bin of a real corpus is too large to read at every start, so 64 evenly spaced blocks of 64 KiB stand for it.
     """
-    digest = hashlib.sha256(Path(f"{prefix}.idx").read_bytes())
+    with open(f"{prefix}.idx", "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
     size = Path(f"{prefix}.bin").stat().st_size
     block = 64 * 1024
     with open(f"{prefix}.bin", "rb") as file:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import dataset_helper
 from .errors import UsageError
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
+    from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 
 PACKAGES = ("megatron-bridge", "megatron-core", "transformer-engine", "torch", "transformers", "numpy", "numba")
 
@@ -48,6 +53,21 @@ def reference_quantizer() -> str:
     )
 
 
+def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
+    """No FP4 parameter gather, which is on from 0.4.2: a custom quantizer would make the primary weights."""
+    if hasattr(preset, "fp4_param_gather"):
+        preset.fp4_param_gather = False
+
+
+def set_vocabulary(config: ConfigContainer, words: int) -> None:
+    """The model's vocabulary. 0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it."""
+    config.tokenizer.vocab_size = words
+    config.model.vocab_size = words
+    for section in (config.model, config.tokenizer):
+        if hasattr(section, "use_tokenizer_vocab_size"):
+            section.use_tokenizer_vocab_size = False
+
+
 def set_evaluation(config: ConfigContainer, iters: int, interval: int) -> None:
     """Evaluate `iters` batches every `interval` iterations and at the end (0 for never).
 
@@ -66,15 +86,24 @@ def set_sequence_length(config: ConfigContainer, tokens: int) -> None:
 
 
 def skip_compile_helpers() -> None:
-    """Megatron-Core's wheel ships its dataset helper built, but no Makefile: the call that makes it would exit.
+    """Have Megatron-Core's dataset helper ready, and turn the call that makes it into nothing.
 
-    Harmless where the helper imports; where it does not, the call stays and makes it. Both modules that hold the
-    name are changed, because Megatron-Bridge imports it.
+    The wheel ships the helper built, and no Makefile: there the call would exit. The NeMo image has the source in a
+    tree of root's: there an ordinary user builds a copy, once. Where the tree can be written to, the call stays. Both
+    modules that hold its name are changed, because Megatron-Bridge imports it.
+
+    Raises:
+        UsageError: the copy cannot be built.
     """
-    try:
-        import megatron.core.datasets.helpers_cpp
-    except ImportError:
-        return
+    import megatron.core.datasets
+
+    source = Path(megatron.core.datasets.__path__[0])
+    if find_spec("megatron.core.datasets.helpers_cpp") is None:
+        if os.access(source, os.W_OK):
+            return
+        built = dataset_helper.built_copy(source, installed().get("megatron-core", ""))
+        megatron.core.datasets.__path__.append(str(built))
+        importlib.invalidate_caches()
     import megatron.bridge.training.initialize
     import megatron.core.datasets.utils
 

@@ -3,11 +3,11 @@
 Megatron's ColumnParallelLinear and RowParallelLinear compute their product in one method, ``_forward_impl``. The
 classes below replace that method; parameters, communication and checkpoints stay Megatron's. Two arithmetics exist:
 
-* ``BF16``: operands and results of every product are rounded to BF16, sums are float32: what a BF16 tensor core does,
-  at the speed of a float32 product.
+* ``BF16``: operands and results of every product are rounded to BF16, sums are float32: what a BF16 tensor core does
+  but for its accumulator's rounding, at the speed of a float32 product.
 * ``NVFP4``: the recipe of arXiv 2509.25149. Forward: activations 1x16, weights 16x16. Input gradient: stochastically
   rounded gradients 1x16, the same weights. Weight gradient: both operands in blocks along the tokens, after a random
-  Hadamard transform, the gradient stochastically rounded. Products are exact but for the order of the float32 sums;
+  Hadamard transform, the gradient stochastically rounded. Products are exact but for the float32 sums;
   their results are rounded to BF16.
 
 Both round the weight gradient of each micro batch to BF16 before Megatron adds it to the float32 ``main_grad``, as
@@ -277,7 +277,7 @@ BF16RowParallelLinear = _in_arithmetic(RowParallelLinear, BF16)
 NVFP4ColumnParallelLinear = _in_arithmetic(ColumnParallelLinear, NVFP4)
 NVFP4RowParallelLinear = _in_arithmetic(RowParallelLinear, NVFP4)
 
-PRECISIONS: dict[str, dict[type, type]] = {
+LAYERS: dict[str, dict[type, type]] = {
     "bf16": {ColumnParallelLinear: BF16ColumnParallelLinear, RowParallelLinear: BF16RowParallelLinear},
     "nvfp4": {ColumnParallelLinear: NVFP4ColumnParallelLinear, RowParallelLinear: NVFP4RowParallelLinear},
 }
@@ -293,9 +293,9 @@ def layer_spec(spec: ModuleSpec, precision: str) -> ModuleSpec:
     Raises:
         ValueError: the precision is unknown, or the spec has no local linear layer to replace.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} has no emulated layers; use one of {', '.join(PRECISIONS)}")
-    replaced = _replace(spec, PRECISIONS[precision])
+    if precision not in LAYERS:
+        raise ValueError(f"precision {precision!r} has no emulated layers; use one of {', '.join(LAYERS)}")
+    replaced = _replace(spec, LAYERS[precision])
     if replaced == spec:
         raise ValueError("the spec names no ColumnParallelLinear or RowParallelLinear; start from the local layer spec")
     return replaced

@@ -26,10 +26,11 @@ Special values:
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
+
+from pretraining import switches
 
 BLOCK = 16
 E2M1_MAX = 6.0
@@ -61,16 +62,9 @@ class Recipe:
         """The full recipe, less what NVFP4_RHT=0, NVFP4_STOCHASTIC=0 and NVFP4_2D=0 turn off.
 
         Raises:
-            ValueError: a variable is neither 0 nor 1.
+            UsageError: a variable is neither 0 nor 1.
         """
-        return cls(rht=_flag("NVFP4_RHT"), stochastic=_flag("NVFP4_STOCHASTIC"), two_d=_flag("NVFP4_2D"))
-
-
-def _flag(name: str) -> bool:
-    value = os.environ.get(name, "1")
-    if value not in ("0", "1"):
-        raise ValueError(f"{name} is {value!r}; set it to 1 (on, the default) or 0 (off)")
-    return value == "1"
+        return cls(**switches.read())
 
 
 @dataclass(frozen=True)

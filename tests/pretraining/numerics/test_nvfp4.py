@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretraining.errors import UsageError
 from pretraining.numerics.nvfp4 import E2M1, RHT_SIGNS, Recipe, quantize, random_hadamard_transform
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
@@ -154,5 +155,5 @@ def test_recipe_reads_the_environment(monkeypatch):
     monkeypatch.setenv("NVFP4_2D", "0")
     assert Recipe.from_environment() == Recipe(rht=False, two_d=False)
     monkeypatch.setenv("NVFP4_STOCHASTIC", "off")
-    with pytest.raises(ValueError, match="NVFP4_STOCHASTIC is 'off'"):
+    with pytest.raises(UsageError, match="NVFP4_STOCHASTIC is 'off'"):
         Recipe.from_environment()

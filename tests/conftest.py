@@ -1,0 +1,127 @@
+"""What several test files share: the real training script, run in the test environment's own Python on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+SCRIPT = PROJECT / "assets" / "pretrain_llama.py"
+SECONDS = 240  # for one training; ten times what it takes alone, because the machine may be busy
+
+
+def cpu_environment(**more: str) -> dict[str, str]:
+    """The environment of a training: no GPU, one thread (the same sums in the same order on every machine)."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "RANK", "WORLD_SIZE")}
+    fixed = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return inherited | fixed | {"PYTHONPATH": str(PROJECT / "assets")} | more
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The repository."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def environment() -> Callable[..., dict[str, str]]:
+    """`environment(NAME="value")`: the variables of a training."""
+    return cpu_environment
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, subprocess.CompletedProcess[str]]]:
+    """`train("bf16", "--seed", "7")` runs 6 iterations of the tiny model; gives run folder and ended process."""
+
+    def run(
+        precision: str, *flags: str, code: int | None = 0, folder: Path | None = None, **more: str
+    ) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = folder or tmp_path_factory.mktemp("train") / precision
+        ended = subprocess.run(
+            training_command(precision, folder, *flags),
+            env=cpu_environment(**more),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        if code is not None:
+            assert ended.returncode == code, ended.stdout[-2000:] + ended.stderr[-2000:]
+        return folder, ended
+
+    return run
+
+
+def training_command(precision: str, folder: Path, *flags: str) -> list[str]:
+    """The tiny model, 6 iterations of 8 sequences unless `flags` say otherwise."""
+    sizes = {"--model": "tiny", "--train-iters": "6", "--global-batch-size": "8", "--precision": precision}
+    wanted = [part for flag, value in sizes.items() if flag not in flags for part in (flag, value)]
+    return [sys.executable, str(SCRIPT), *wanted, "--run-dir", str(folder), *flags]
+
+
+@pytest.fixture
+def start_training() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start_training(folder, "--seed", "7")`: a running BF16 training; killed after the test if need be."""
+    started = []
+
+    def start(folder: Path, *flags: str, **more: str) -> subprocess.Popen[str]:
+        command = training_command("bf16", folder, *flags)
+        started.append(
+            subprocess.Popen(
+                command,
+                env=cpu_environment(**more),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def wait_until(true: Callable[[], object], seconds: float = SECONDS) -> None:
+    """Wait until `true()` is, and fail where it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., None]:
+    """`until(condition, seconds)` waits for it."""
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def make_dataset() -> Callable[..., str]:
+    """`make_dataset(folder / "name", tokens=5000)` writes a Megatron .bin/.idx pair and gives its prefix."""
+
+    def make(prefix: Path, tokens: int, document: int = 100) -> str:
+        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+        generator = np.random.default_rng(3)
+        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+        for start in range(0, tokens, document):
+            piece = generator.integers(0, 257, min(document, tokens - start)).astype(np.uint16)
+            builder.add_document(piece, [len(piece)])
+        builder.finalize(f"{prefix}.idx")
+        return str(prefix)
+
+    return make

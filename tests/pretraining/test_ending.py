@@ -1,0 +1,185 @@
+"""What an exception says about a run, and the folder, port and signals of its start."""
+
+import errno
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pretraining import ending, record, settings
+from pretraining.errors import Diverged, UsageError
+from pretraining.record import Verdict
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's is."""
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "code", "cause"),
+    [
+        (KeyboardInterrupt(), Verdict.INTERRUPTED, 130, "interrupted by SIGINT"),
+        (ending.Interrupted("SIGTERM"), Verdict.INTERRUPTED, 130, "interrupted by SIGTERM"),
+        (UsageError("--data x: there is none"), Verdict.FAILED, 2, "--data x: there is none"),
+        (Diverged("the loss is nan at iteration 3"), Verdict.DIVERGED, 1, "is nan at iteration 3: try a lower"),
+        (
+            RuntimeError("Rank 0, node vm, device 0, iteration 5: found NaN in local grad norm for bucket #0"),
+            Verdict.DIVERGED, 1, "found NaN in local grad norm for bucket #0: try a lower learning rate",
+        ),
+        (RuntimeError("Unexpected result: found Inf in local forward loss"), Verdict.DIVERGED, 1, "or more layers in"),
+        (OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore"), Verdict.OUT_OF_MEMORY, 1, "2 GiB. Lower --mi"),
+        (MemoryError(), Verdict.OUT_OF_MEMORY, 1, "Lower --micro-batch-size or --seq-length"),
+        (OSError(errno.ENOSPC, "No space", "/d/f"), Verdict.FAILED, 1, "disk is full writing /d/f: free some space"),
+        (OSError(errno.ENOSPC, "No space"), Verdict.FAILED, 1, "the disk is full: free some space"),
+        (OSError(errno.EACCES, "Permission denied", "/d/f"), Verdict.FAILED, 1, "PermissionError: [Errno 13] Permi"),
+        (SystemExit(3), Verdict.FAILED, 1, "Megatron ended the process with exit code 3: see train.log"),
+        (SystemExit(), Verdict.FAILED, 1, "Megatron ended the process with exit code None"),
+        (ValueError("\n first\nsecond"), Verdict.FAILED, 1, "ValueError: first"),
+        (AssertionError(), Verdict.FAILED, 1, "AssertionError: see train.log"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)  # fmt: skip
+def test_classify(error: BaseException, verdict: Verdict, code: int, cause: str) -> None:
+    found, said, exit_code = ending.classify(error)
+    assert (found, exit_code) == (verdict, code)
+    assert cause in said
+    assert "\n" not in said and "None" not in said.replace("code None", "")
+    assert said == said.strip() and not said.endswith(":")
+
+
+def test_torchs_own_out_of_memory_error() -> None:
+    import torch
+
+    assert ending.classify(torch.OutOfMemoryError("CUDA out of memory."))[0] is Verdict.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 80000000000000 bytes. Error code 12 (Cannot allocate memory)",
+        "could not create a primitive: out of memory",
+    ],
+)
+def test_a_cpu_out_of_memory(said: str) -> None:
+    assert ending.classify(RuntimeError(said))[0] is Verdict.OUT_OF_MEMORY
+
+
+def test_a_full_disk_behind_another_error() -> None:
+    """torch.save and Megatron's checkpoint writers, as they say it."""
+    full = OSError(errno.ENOSPC, "No space left on device", "/d/f")
+    try:
+        try:
+            raise full
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 448 vs 342")  # noqa: B904
+    except RuntimeError as error:
+        assert "the disk is full: free some space" in ending.classify(error)[1]
+    for words in (str(full), "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"):
+        wrapped = RuntimeError(f"CheckpointException ranks:dict_keys([0])\nRuntimeError: Worker failure: {words}")
+        assert "the disk is full: free some space" in ending.classify(wrapped)[1]
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> settings.Settings:
+    """The defaults, with a run folder that does not exist yet."""
+    defaults = settings.resolve(settings.parser("x").parse_args([]), on_gpu=False, processes=1)
+    return replace(defaults, run_dir=tmp_path / "runs" / "one")
+
+
+def test_the_run_folder_is_made(chosen: settings.Settings) -> None:
+    assert ending.create_run_dir(chosen, 0) == chosen.run_dir
+    assert chosen.run_dir.is_dir()
+    (chosen.run_dir / record.PLAN).touch()  # the launcher's, written before
+    assert ending.create_run_dir(chosen, 0) == chosen.run_dir
+
+
+@pytest.mark.parametrize("name", [record.METRICS, record.ENVIRONMENT, record.OUTCOME])
+def test_a_run_is_never_overwritten(chosen: settings.Settings, name: str) -> None:
+    chosen.run_dir.mkdir(parents=True)
+    (chosen.run_dir / name).touch()
+    with pytest.raises(UsageError, match=r"already holds a run; .* name another"):
+        ending.create_run_dir(chosen, 0)
+
+
+def test_a_folder_that_cannot_be_made(chosen: settings.Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--run-dir .*/file/run: Not a directory"):
+        ending.create_run_dir(replace(chosen, run_dir=tmp_path / "file" / "run"), 0)
+    with pytest.raises(UsageError, match=r"--run-dir .*/file: "):
+        ending.create_run_dir(replace(chosen, run_dir=tmp_path / "file"), 0)
+
+
+def test_several_processes_need_one_folder(chosen: settings.Settings, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="give --run-dir"):
+        ending.create_run_dir(replace(chosen, run_dir=None), 0)
+
+
+@pytest.fixture
+def no_port(monkeypatch):
+    """An environment without torch.distributed's variables, put back afterwards."""
+    for name in ("MASTER_PORT", "MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+
+
+def test_a_process_alone_takes_a_free_port(no_port) -> None:
+    ending.claim_port(0, 1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("0", "1", "0")
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_a_given_port_in_use_is_refused(no_port, monkeypatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UsageError, match=f"MASTER_PORT {port} is in use: unset it or name a free one"):
+            ending.claim_port(0, 1)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's own store holds the port
+        ending.claim_port(0, 1)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    ending.claim_port(0, 1)
+    assert os.environ["MASTER_PORT"] == str(port)
+
+
+@pytest.mark.parametrize("port", ["no-number", "99999999", "-1", ""])
+def test_a_port_that_is_none(no_port, monkeypatch, port: str) -> None:
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(UsageError, match="MASTER_PORT"):
+        ending.claim_port(0, 1)
+
+
+def test_signals_become_interruptions() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            ending.interrupt_on_sigterm()
+            with pytest.raises(KeyboardInterrupt, match=number.name):
+                signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)  # the verdict is being written: no second interruption
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_the_end_is_written_once_and_by_the_right_process(tmp_path: Path) -> None:
+    assert ending.RunEnd(tmp_path, 1).succeeded() == 0
+    assert not (tmp_path / record.OUTCOME).exists()  # rank 0 reports a success
+    assert ending.RunEnd(tmp_path, 1).failed(Diverged("the loss is nan")) == 1
+    assert ending.RunEnd(tmp_path, 0).failed(KeyboardInterrupt()) == 130
+    assert record.read_run(tmp_path).verdict is Verdict.DIVERGED
+
+
+def test_an_outcome_that_cannot_be_written_is_said(tmp_path: Path, capsys) -> None:
+    assert ending.RunEnd(tmp_path / "gone", 0).failed(ValueError("cause")) == 1
+    said = capsys.readouterr().err
+    assert "ValueError: cause" in said and "the outcome could not be written" in said

@@ -1,0 +1,52 @@
+"""Megatron's Llama on the CPU is Hugging Face's Llama: the same weights give the same logits."""
+
+
+def test_the_model_that_trains_gives_hugging_faces_logits(megatron) -> None:
+    """From recipe to `cpu.adapt`, weights moved by Megatron-Bridge, without the emulated rounding."""
+    found = megatron("product_logits")
+    assert found["largest"] > 3
+    assert found["difference"] < 1e-4
+
+
+def test_emulated_bf16_is_as_near_as_bf16_should_be(megatron) -> None:
+    found = megatron("product_logits")
+    assert 1e-3 < found["bf16"] < found["their bf16"]  # theirs also keeps the residual stream in BF16
+
+
+def test_tied_embeddings_and_scaled_rotary_embedding(megatron) -> None:
+    """What the GPU models of Llama 3.1 and 3.2 have and the CPU models have not."""
+    found = megatron("bridge_logits")
+    assert found["largest"] > 3
+    assert found["difference"] < 1e-4
+    assert found["without scaling"] > 0.1  # so the scaling did take part
+
+
+def quantized(found: dict[str, str]) -> set[int]:
+    return {int(name.split(".")[2]) for name, arithmetic in found.items() if arithmetic == "NVFP4"}
+
+
+def test_which_layers_are_in_nvfp4(megatron) -> None:
+    found = megatron("arithmetics")
+    assert {flags: quantized(layers) for flags, layers in found.items()} == {
+        "--precision bf16": set(),
+        "--precision nvfp4": {0, 1, 2},
+        "--precision nvfp4 --bf16-head-layers 1 --bf16-tail-layers 2": {1},
+        "--precision nvfp4 --bf16-tail-layers 0": {0, 1, 2, 3},
+        "--precision nvfp4 --model small": set(range(7)),
+    }
+
+
+def test_every_linear_layer_has_an_arithmetic(megatron) -> None:
+    for flags, found in megatron("arithmetics").items():
+        layers = dict(found)
+        count = 8 if "small" in flags else 4
+        assert layers.pop("without") == [], flags
+        assert layers.pop("output_layer") == "BF16", flags
+        assert set(layers) == {
+            f"decoder.layers.{number}.{part}"
+            for number in range(count)
+            for part in ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+        }, flags
+        for number in range(count):
+            here = {each for name, each in layers.items() if name.startswith(f"decoder.layers.{number}.")}
+            assert len(here) == 1, (flags, number)  # a layer is in one precision as a whole

@@ -1,0 +1,158 @@
+"""The run folder: atomic files, a reader that never trips over half of one, and one verdict."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pretraining import record
+from pretraining.record import Verdict
+
+
+def test_a_reader_never_meets_half_a_file(tmp_path: Path) -> None:
+    path, stop = tmp_path / "environment.json", threading.Event()
+    contents = [{"number": number, "filling": "x" * 200_000} for number in (0, 1)]
+    record.write_json(path, contents[0])
+
+    def write() -> None:
+        for number in range(60):
+            record.write_json(path, contents[number % 2])
+        stop.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    reads = 0
+    while not stop.is_set():
+        assert json.loads(path.read_text()) in contents
+        reads += 1
+    writer.join()
+    assert reads > 5
+    assert [found.name for found in tmp_path.iterdir()] == ["environment.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "outcome.json"
+    record.write_json(path, {"old": True})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        record.write_json(path, {"new": True})
+    assert json.loads(path.read_text()) == {"old": True}
+    assert [found.name for found in tmp_path.iterdir()] == ["outcome.json"]
+
+
+def test_what_json_does_not_know_is_written_as_words(tmp_path: Path) -> None:
+    record.write_json(tmp_path / "x.json", {"path": Path("/a"), "verdict": Verdict.KILLED, "name": "café"})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"path": "/a", "verdict": "killed", "name": "café"}
+
+
+def test_the_first_outcome_wins(tmp_path: Path) -> None:
+    assert record.write_outcome(tmp_path, Verdict.DIVERGED, cause="NaN", exit_code=1, details={"iterations": 3})
+    assert not record.write_outcome(tmp_path, Verdict.FAILED, cause="later", exit_code=1)
+    run = record.read_run(tmp_path)
+    assert run.verdict is Verdict.DIVERGED
+    assert (run.outcome["cause"], run.outcome["exit_code"], run.outcome["iterations"]) == ("NaN", 1, 3)
+    assert set(run.outcome) == {"schema", "verdict", "cause", "exit_code", "ended", "iterations"}
+
+
+def test_metrics_are_there_line_by_line_as_they_are_written(tmp_path: Path) -> None:
+    writer = record.MetricsWriter(tmp_path / record.METRICS)
+    for iteration in (1, 2):
+        writer.write({"kind": "train", "iteration": iteration})
+        assert len(record.read_run(tmp_path).train) == iteration
+    writer.write({"kind": "eval", "split": "validation", "iteration": 2, "loss": 2.0})
+    writer.close()
+    assert [line["split"] for line in record.read_run(tmp_path).evaluations] == ["validation"]
+
+
+def test_a_writer_appends_to_what_is_there(tmp_path: Path) -> None:
+    for iteration in (1, 2):
+        writer = record.MetricsWriter(tmp_path / record.METRICS)
+        writer.write({"kind": "train", "iteration": iteration})
+        writer.close()
+    assert [line["iteration"] for line in record.read_run(tmp_path).train] == [1, 2]
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_cut_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
+    whole = json.dumps({"kind": "train", "iteration": 1, "loss": 2.5}) + "\n"
+    (tmp_path / record.METRICS).write_text(whole + whole[:cut])
+    assert [line["iteration"] for line in record.read_run(tmp_path).train] == [1]
+
+
+def test_bytes_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    whole = json.dumps({"kind": "train", "iteration": 1}).encode() + b"\n"
+    (tmp_path / record.METRICS).write_bytes(whole + b"\0" * 512 + b"\xff\xfe")  # what ext4 may leave after a power cut
+    assert len(record.read_run(tmp_path).train) == 1
+
+
+def test_a_cut_line_that_is_json_but_no_object_is_left_out(tmp_path: Path) -> None:
+    whole = json.dumps({"kind": "train", "iteration": 1}) + "\n"
+    (tmp_path / record.METRICS).write_text(whole + "12")
+    assert len(record.read_run(tmp_path).train) == 1
+
+
+def test_missing_files_leave_their_part_empty(tmp_path: Path) -> None:
+    (tmp_path / record.METRICS).touch()
+    run = record.read_run(tmp_path)
+    assert (run.plan, run.environment, run.outcome, run.train, run.evaluations) == ({}, {}, {}, [], [])
+    assert (run.parity, run.precision) == ({}, {})
+    assert run.verdict is Verdict.INCOMPLETE
+
+
+@pytest.mark.parametrize("name", [record.PLAN, record.ENVIRONMENT, record.OUTCOME, record.METRICS])
+def test_any_file_of_a_record_makes_a_run_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}\n")
+    assert record.read_run(tmp_path).folder == tmp_path
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / record.LOG).write_text("only a log")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match="is not a run folder"):
+            record.read_run(folder)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / record.OUTCOME).write_text('{"verdict": ')
+    with pytest.raises(ValueError, match=r"outcome.json is not valid JSON .*was it edited\?"):
+        record.read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "holds no JSON object"),
+        ('"x"', "holds no JSON object"),
+        ('{"verdict": "fine"}', "unknown verdict 'fine'"),
+    ],
+)
+def test_a_file_that_is_no_records_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / record.OUTCOME).write_text(content)
+    with pytest.raises(ValueError, match=rf"outcome.json .*{words}.*was it edited"):
+        record.read_run(tmp_path)
+
+
+def test_parity_and_precision(tmp_path: Path) -> None:
+    record.write_json(tmp_path / record.ENVIRONMENT, {"parity": {"seed": 1}, "precision": {"name": "bf16"}})
+    run = record.read_run(tmp_path)
+    assert (run.parity, run.precision) == ({"seed": 1}, {"name": "bf16"})
+
+
+def test_names_sort_by_time() -> None:
+    assert record.run_name("nvfp4", "tiny").endswith("Z-nvfp4-tiny")
+    assert len(record.run_name("nvfp4", "tiny")) == len("20261122T101530Z-nvfp4-tiny")
+
+
+def test_the_reader_needs_the_standard_library_alone(project: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(project / 'assets')!r}); from pretraining import record, settings"
+    ended = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

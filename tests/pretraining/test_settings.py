@@ -1,0 +1,259 @@
+"""The command line of a training: its defaults, and an error with cause and remedy for whatever cannot be."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from pretraining import settings
+from pretraining.errors import UsageError
+from pretraining.models import MODELS
+
+GPU_MODELS = [name for name, model in MODELS.items() if not model.on_cpu]
+
+
+def resolve(*flags: str, on_gpu: bool = False, processes: int = 1) -> settings.Settings:
+    args = settings.parser("pretrain_llama.py").parse_args(list(flags))
+    return settings.resolve(args, on_gpu=on_gpu, processes=processes)
+
+
+def refusal(*flags: str, **how) -> str:
+    with pytest.raises(UsageError) as caught:
+        resolve(*flags, **how)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_without_a_gpu() -> None:
+    chosen, tiny = resolve(), MODELS["tiny"]
+    assert (chosen.model, chosen.precision.name) == (tiny, "nvfp4")
+    assert (chosen.bf16_head_layers, chosen.bf16_tail_layers) == (0, 1)
+    assert (chosen.train_iters, chosen.warmup_iters) == (tiny.train_iters, tiny.warmup_iters)
+    assert (chosen.global_batch_size, chosen.micro_batch_size, chosen.sequence_length) == (32, 32, 128)
+    assert (chosen.data, chosen.seed, chosen.save, chosen.resume, chosen.run_dir) == (
+        "python-stdlib", 1234, None, None, None,
+    )  # fmt: skip
+    assert chosen.tokens_per_step == 32 * 128
+    assert chosen.cache_dir == settings.PROJECT / ".cache"
+
+
+def test_defaults_on_a_gpu() -> None:
+    chosen = resolve(on_gpu=True)
+    assert (chosen.model.name, chosen.precision.name, chosen.data) == ("llama31-8b", "nvfp4", "mock")
+    assert (chosen.train_iters, chosen.warmup_iters, chosen.bf16_tail_layers) == (50, 2, 4)
+    assert (chosen.global_batch_size, chosen.micro_batch_size, chosen.sequence_length) == (64, 4, 4096)
+
+
+@pytest.mark.parametrize(
+    ("flags", "head", "tail"),
+    [
+        (("--disable-fp4",), 0, 0),
+        (("--precision", "bf16", "--bf16-tail-layers", "3"), 0, 0),  # all of them are
+        (("--precision", "fp8"), 1, 1),
+        (("--precision", "mxfp8"), 0, 0),
+        (("--bf16-tail-layers", "0"), 0, 0),
+        (("--bf16-head-layers", "2", "--bf16-tail-layers", "29"), 2, 29),
+    ],
+)
+def test_layers_in_bf16(flags: tuple[str, ...], head: int, tail: int) -> None:
+    chosen = resolve(*flags, on_gpu=True)
+    assert (chosen.bf16_head_layers, chosen.bf16_tail_layers) == (head, tail)
+
+
+def test_disable_fp4_is_bf16() -> None:
+    assert resolve("--disable-fp4").precision.name == "bf16"
+    assert resolve("--disable-fp4", "--precision", "bf16").precision.name == "bf16"
+    said = refusal("--disable-fp4", "--precision", "nvfp4")
+    assert "--disable-fp4" in said and "nvfp4" in said and "drop one" in said
+
+
+@pytest.mark.parametrize(("iterations", "warmup"), [(1, 1), (2, 1), (10, 2), (30, 6), (100_000, None)])
+def test_a_shortened_run_keeps_its_warmup_below_itself(iterations: int, warmup: int | None) -> None:
+    expected = MODELS["tiny"].warmup_iters if warmup is None else warmup
+    assert resolve("--train-iters", str(iterations)).warmup_iters == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "micro"),
+    [(32, 1, 32), (31, 1, 31), (33, 1, 11), (64, 1, 32), (34, 1, 17), (37, 1, 1), (32, 2, 16), (1, 1, 1)],
+)
+def test_micro_batch_is_the_models_own_or_the_largest_that_divides(batch: int, processes: int, micro: int) -> None:
+    assert resolve("--global-batch-size", str(batch), processes=processes).micro_batch_size == micro
+
+
+@pytest.mark.parametrize(
+    ("flags", "cause", "remedy"),
+    [
+        (("--model", "tinny"), "unknown model 'tinny'", "did you mean tiny?"),
+        (("--precision", "fp4"), "unknown precision 'fp4'", "did you mean nvfp4?"),
+        (("--train-iters", "0"), "--train-iters is 0", "at least 1"),
+        (("--train-iters", "-5"), "--train-iters is -5", "at least 1"),
+        (("--warmup-iters", "-1"), "--warmup-iters is -1", "at least 0"),
+        (("--global-batch-size", "0"), "--global-batch-size is 0", "at least 1"),
+        (("--seq-length", "1"), "--seq-length is 1", "at least 2"),
+        (("--seq-length", "4096"), "--seq-length 4096 is over tiny's", "lower it"),
+        (("--warmup-iters", "10", "--train-iters", "10"), "--warmup-iters 10 is not below --train-iters 10", "lower"),
+        (("--warmup-iters", "99999"), "--warmup-iters 99999 is not below --train-iters", "lower it"),
+        (("--save", "0"), "--save is 0", "at least 1"),
+        (("--bf16-tail-layers", "4"), "leave none of tiny's 4 layers", "lower --bf16-head-layers"),
+        (("--bf16-tail-layers", "2", "--bf16-head-layers", "2"), "leave none of tiny's 4 layers", "lower"),
+        (("--bf16-head-layers", "-1"), "--bf16-head-layers -1", "neither can be negative"),
+        (("--bf16-tail-layers", "-1"), "--bf16-tail-layers -1", "neither can be negative"),
+        (
+            ("--global-batch-size", "30", "--micro-batch-size", "7"),
+            "--global-batch-size 30 is not divisible by --micro-batch-size 7",
+            "--micro-batch-size 6 would be",
+        ),
+        (("--micro-batch-size", "0"), "--micro-batch-size 0", "--micro-batch-size 1 would be"),
+        (("--micro-batch-size", "-4"), "--micro-batch-size -4", "--micro-batch-size 1 would be"),
+        (("--train-iters", "ten"), "invalid int value: 'ten'", "--help"),
+        (("--model",), "--model: expected one argument", "--help"),
+        (("--trian-iters", "5"), "--trian-iters", "did you mean --train-iters"),
+        (("--iters", "5"), "--iters", "--train-iters"),
+        (("extra",), "extra", "--help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_bad_value_is_refused_with_cause_and_remedy(flags: tuple[str, ...], cause: str, remedy: str) -> None:
+    said = refusal(*flags)
+    assert cause in said
+    assert remedy in said
+
+
+def test_abbreviated_flags_are_not_guessed() -> None:
+    assert "--train" in refusal("--train", "5")
+
+
+@pytest.mark.parametrize("model", GPU_MODELS)
+def test_a_gpu_model_without_a_gpu(model: str) -> None:
+    said = refusal("--model", model)
+    assert f"{model} needs a GPU and none was found" in said
+    assert "--model tiny or small" in said
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp8_blockwise", "mxfp8"])
+def test_a_gpu_precision_without_a_gpu(precision: str) -> None:
+    said = refusal("--precision", precision)
+    assert f"{precision} needs" in said and "no GPU was found" in said
+    assert "--precision bf16 or nvfp4" in said
+
+
+def test_batches_over_processes() -> None:
+    said = refusal("--global-batch-size", "9", processes=2)
+    assert "--global-batch-size 9 does not divide over 2" in said and "multiple of 2" in said
+    said = refusal("--global-batch-size", "32", "--micro-batch-size", "32", processes=2)
+    assert "--micro-batch-size 32 x 2 model replicas; --micro-batch-size 16 would be" in said
+    assert resolve("--global-batch-size", "32", "--micro-batch-size", "16", processes=2).micro_batch_size == 16
+
+
+@pytest.mark.parametrize(("processes", "words"), [(1, "1 was"), (4, "4 were"), (16, "16 were"), (33, "33 were")])
+def test_processes_that_hold_no_whole_copy_of_the_model(processes: int, words: str) -> None:
+    said = refusal("--model", "llama31-70b", on_gpu=True, processes=processes)
+    assert f"splits the model over 32 processes (tensor x pipeline x context parallel), and {words} started" in said
+    assert "NPROC=32" in said
+
+
+@pytest.mark.parametrize(
+    ("model", "processes", "batch", "micro"),
+    [
+        ("llama31-8b", 1, 64, 4),
+        ("llama31-8b", 8, 64, 4),  # 4 copies, each split over 2
+        ("llama31-70b", 32, 64, 4),
+        ("llama31-70b", 64, 12, 3),
+        ("llama31-405b", 256, 64, 4),
+        ("llama32-1b", 8, 64, 4),
+    ],
+)
+def test_batches_are_shared_among_copies_of_the_model(model: str, processes: int, batch: int, micro: int) -> None:
+    chosen = resolve("--model", model, "--global-batch-size", str(batch), on_gpu=True, processes=processes)
+    assert chosen.micro_batch_size == micro
+    given = ("--global-batch-size", str(batch), "--micro-batch-size", str(micro))
+    assert resolve("--model", model, *given, on_gpu=True, processes=processes) == chosen
+
+
+@pytest.mark.parametrize("name", ["corpus", "corpus.bin", "corpus.idx"])
+def test_a_dataset_by_its_prefix(tmp_path: Path, monkeypatch, name: str) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"corpus{ending}").touch()
+    assert resolve("--data", str(tmp_path / name)).data == str(tmp_path / "corpus")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("--data", name).data == str(tmp_path / "corpus")
+
+
+def test_a_dataset_with_a_dot_in_its_name(tmp_path: Path) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"wiki.v1{ending}").touch()
+    assert resolve("--data", str(tmp_path / "wiki.v1")).data == str(tmp_path / "wiki.v1")
+
+
+def test_a_missing_dataset(tmp_path: Path) -> None:
+    said = refusal("--data", str(tmp_path / "corpus"))
+    assert f"there is no {tmp_path}/corpus.bin and .idx" in said and "mock or python-stdlib" in said
+    (tmp_path / "corpus.bin").touch()
+    said = refusal("--data", str(tmp_path / "corpus"))
+    assert f"{tmp_path}/corpus.idx is missing" in said and "a .bin and an .idx file" in said
+    (tmp_path / "corpus.bin").unlink()
+    (tmp_path / "corpus.idx").touch()
+    assert f"{tmp_path}/corpus.bin is missing" in refusal("--data", str(tmp_path / "corpus"))
+
+
+def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        said = refusal("--resume", str(folder))
+        assert f"--resume {folder}: it holds no checkpoint" in said and "--save" in said
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest_train_state.pt").touch()
+    assert resolve("--resume", str(tmp_path)).resume == tmp_path
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--disable-fp4",),
+        ("--bf16-tail-layers", "0", "--bf16-head-layers", "2"),
+        ("--train-iters", "1"),
+        ("--train-iters", "7", "--warmup-iters", "0", "--global-batch-size", "12", "--micro-batch-size", "3"),
+        ("--model", "small", "--seed", "9", "--save", "5", "--run-dir", "with space/run", "--cache-dir", "c"),
+        ("--data", "mock", "--seq-length", "64"),
+    ],
+)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_as_flags_gives_the_same_settings_wherever_it_is_parsed(flags: tuple[str, ...], on_gpu: bool) -> None:
+    chosen = resolve(*flags, on_gpu=on_gpu)
+    assert resolve(*settings.as_flags(chosen), on_gpu=on_gpu) == chosen
+    assert resolve(*settings.as_flags(chosen), on_gpu=True) == chosen
+
+
+def test_as_flags_names_every_setting(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest_train_state.pt").touch()
+    given = ("--save", "2", "--resume", str(tmp_path), "--run-dir", str(tmp_path / "next"))
+    flags = settings.as_flags(resolve(*given))
+    known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
+    assert set(flags[::2]) == known - {"-h", "--help", "--disable-fp4", "--emulate"}
+    assert resolve(*flags) == resolve(*given)
+
+
+def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
+    emulated = resolve("--emulate", on_gpu=True)
+    assert emulated.emulate and not resolve("--emulate").emulate and not resolve(on_gpu=True).emulate
+    assert resolve(*settings.as_flags(emulated), on_gpu=True) == emulated
+    assert "--emulate is for nvfp4 and does nothing for bf16" in refusal("--emulate", "--disable-fp4", on_gpu=True)
+
+
+def test_the_launcher_may_leave_flags_out() -> None:
+    args: Namespace = settings.parser("x").parse_args([])
+    left_out = {"disable_fp4", "emulate", "seed", "cache_dir"}
+    assert all(value is None for name, value in vars(args).items() if name not in left_out)
+
+
+def test_a_switch_is_0_or_1(monkeypatch) -> None:
+    monkeypatch.setenv("NVFP4_2D", "no")
+    assert "NVFP4_2D is 'no'" in refusal()
+
+
+def test_emulation_on_a_gpu_has_no_switches(monkeypatch) -> None:
+    monkeypatch.setenv("NVFP4_RHT", "0")
+    assert "leave NVFP4_RHT out" in refusal("--emulate", on_gpu=True)

@@ -1,0 +1,193 @@
+"""The built-in text: what the Megatron datasets made from it hold, and what `.identity` promises."""
+
+import itertools
+import math
+import shutil
+import sysconfig
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from pretraining import settings, text
+from pretraining.errors import UsageError
+
+SOURCES = {
+    "a.py": b"import os\n",
+    "pkg/__init__.py": b"# caf\xc3\xa9\n",
+    "pkg/b.py": bytes(range(256)),
+    "pkg/deep/c.py": b"x" * 300,
+} | {f"m{number}.py": f"value = {number}\n".encode() * (number % 7 + 1) for number in range(150)}
+
+
+@pytest.fixture
+def stdlib(tmp_path: Path, monkeypatch) -> Path:
+    """A small standard library in the place of Python's."""
+    folder = tmp_path / "stdlib"
+    for name, content in SOURCES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    left_out = ("test/test_a.py", "pkg/tests/t.py", "site-packages/s.py", "idlelib/i.py", "__pycache__/c.py")
+    for name in left_out:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("left out")
+    (folder / "empty.py").touch()
+    (folder / "notes.txt").write_text("not source")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(folder)})
+    return folder
+
+
+def documents(made: text.Text) -> dict[str, list[bytes]]:
+    """The documents of each split as bytes, read by Megatron; every one ends with the end-of-document token."""
+    found = {}
+    for split in text.SPLITS:
+        dataset = IndexedDataset(made.prefix(split))
+        assert dataset.index.dtype == np.uint16
+        pieces = [dataset[number] for number in range(len(dataset))]
+        assert all(piece[-1] == text.END_OF_DOCUMENT and (piece[:-1] < 256).all() for piece in pieces)
+        found[split] = [bytes(piece[:-1].astype(np.uint8)) for piece in pieces]
+    return found
+
+
+def test_every_source_file_is_one_document_of_one_split(stdlib: Path, tmp_path: Path) -> None:
+    made = text.prepare(tmp_path / "cache")
+    found = documents(made)
+    assert Counter(piece for pieces in found.values() for piece in pieces) == Counter(SOURCES.values())
+    assert all(found.values())
+    assert made.documents == {split: len(pieces) for split, pieces in found.items()}
+    assert made.tokens == {split: sum(len(piece) + 1 for piece in pieces) for split, pieces in found.items()}
+
+
+def test_the_second_call_reads_what_the_first_wrote(stdlib: Path, tmp_path: Path) -> None:
+    made = text.prepare(tmp_path / "cache")
+    before = {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
+    assert text.prepare(tmp_path / "cache") == made
+    assert {path: path.stat().st_mtime_ns for path in made.folder.iterdir()} == before
+    assert [path.name for path in made.folder.parent.iterdir()] == [made.identity]  # nothing half-made is left
+
+
+def test_a_half_written_text_is_written_anew(stdlib: Path, tmp_path: Path) -> None:
+    made = text.prepare(tmp_path / "cache")
+    shutil.rmtree(made.folder)
+    (made.folder.parent / f".{made.identity}.killed").mkdir()
+    assert text.prepare(tmp_path / "cache") == made
+    documents(made)
+
+
+def test_identity_is_the_content(stdlib: Path, tmp_path: Path) -> None:
+    first = text.prepare(tmp_path / "one")
+    assert text.prepare(tmp_path / "two").identity == first.identity
+    (stdlib / "empty.py").unlink()
+    (stdlib / "test" / "test_a.py").write_text("changed, and left out")
+    assert text.prepare(tmp_path / "one").identity == first.identity
+    (stdlib / "a.py").write_bytes(b"import so\n")
+    changed = text.prepare(tmp_path / "one")
+    assert changed.identity != first.identity
+    (stdlib / "a.py").write_bytes(SOURCES["a.py"])
+    (stdlib / "a.py").rename(stdlib / "z.py")
+    assert text.prepare(tmp_path / "one").identity not in (first.identity, changed.identity)
+
+
+def test_a_file_stays_in_its_split_whatever_is_beside_it(stdlib: Path, tmp_path: Path) -> None:
+    before = documents(text.prepare(tmp_path / "cache"))
+    (stdlib / "new.py").write_text("one more")
+    after = documents(text.prepare(tmp_path / "cache"))
+    for split in text.SPLITS:
+        assert set(before[split]) <= set(after[split])
+
+
+def test_no_source_is_an_error_that_names_the_way_out(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(OSError, match=r"holds no Python source; give --data"):
+        text.prepare(tmp_path / "cache")
+
+
+def slow_bigram_entropy(pieces: list[bytes]) -> float:
+    pairs, firsts = Counter(), Counter()
+    for piece in pieces:
+        for first, second in itertools.pairwise(piece):
+            pairs[first, second] += 1
+            firsts[first] += 1
+    total = sum(pairs.values())
+    return -sum(count / total * math.log(count / firsts[first]) for (first, _), count in pairs.items())
+
+
+def test_bigram_entropy_is_that_of_the_validation_split(stdlib: Path, tmp_path: Path) -> None:
+    made = text.prepare(tmp_path / "cache")
+    assert made.bigram_entropy == pytest.approx(slow_bigram_entropy(documents(made)["validation"]), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "nats"), [([b"abab"], 0.0), ([b"aab", b"aab"], math.log(2)), ([b"a", b"", b"abcabd"], 0.4 * math.log(2))]
+)
+def test_bigram_entropy_by_hand(pieces: list[bytes], nats: float) -> None:
+    arrays = [np.frombuffer(piece, dtype=np.uint8) for piece in pieces]
+    assert text._bigram_entropy(arrays) == pytest.approx(nats, abs=1e-12)
+    assert slow_bigram_entropy(pieces) == pytest.approx(nats, abs=1e-12)
+
+
+def test_pythons_own_standard_library(project: Path) -> None:
+    made = text.prepare(project / ".cache")
+    assert made.identity.startswith("python-stdlib-3.")
+    share = {split: made.tokens[split] / sum(made.tokens.values()) for split in text.SPLITS}
+    assert share["train"] > 0.8 and min(share.values()) > 0.02
+    assert made.tokens["train"] > 5_000_000
+    assert 2.0 < made.bigram_entropy < 3.0
+    found = documents(made)
+    shared = set(found["train"]) & set(found["validation"] + found["test"])
+    assert sum(map(len, shared)) < 0.001 * sum(made.tokens.values())  # a licence header or two, no more
+    ours = settings.MODELS["tiny"].hf_config
+    assert (ours["vocab_size"], ours["eos_token_id"]) == (text.VOCABULARY, text.END_OF_DOCUMENT)
+
+
+@pytest.fixture
+def chosen() -> settings.Settings:
+    """The defaults without a GPU."""
+    return settings.resolve(settings.parser("x").parse_args([]), on_gpu=False, processes=1)
+
+
+def test_data_shorter_than_a_sequence_is_refused(chosen, make_dataset, tmp_path: Path) -> None:
+    prefix = make_dataset(tmp_path / "corpus", tokens=128)
+    own = replace(chosen, data=prefix, sequence_length=128)
+    with pytest.raises(UsageError, match=rf"--seq-length 128 is longer than the data: {prefix} has 128 tokens; lower"):
+        text.check_length(own, None)
+    text.check_length(replace(own, sequence_length=127), None)  # a sequence needs one token more than it has
+    text.check_length(replace(chosen, data="mock", sequence_length=10**9), None)
+
+
+def test_the_shortest_split_of_the_builtin_text_counts(chosen, stdlib: Path, tmp_path: Path) -> None:
+    made = text.prepare(tmp_path / "cache")
+    shortest = min(made.tokens.values())
+    text.check_length(replace(chosen, sequence_length=shortest - 1), made)
+    with pytest.raises(UsageError, match=f"python-stdlib has {shortest} tokens"):
+        text.check_length(replace(chosen, sequence_length=shortest), made)
+
+
+def test_a_dataset_is_named_by_its_content(make_dataset, tmp_path: Path) -> None:
+    first = make_dataset(tmp_path / "corpus", tokens=100_000)
+    name = text.identify_dataset(first)
+    assert name.startswith("corpus-200000-")
+    (tmp_path / "copy").mkdir()
+    for ending in (".bin", ".idx"):
+        shutil.copy(f"{first}{ending}", tmp_path / "copy" / f"corpus{ending}")
+    assert text.identify_dataset(str(tmp_path / "copy" / "corpus")) == name
+    content = bytearray(Path(f"{first}.bin").read_bytes())
+    content[-1] ^= 1
+    Path(f"{first}.bin").write_bytes(content)
+    changed_token = text.identify_dataset(first)
+    other_documents = make_dataset(tmp_path / "corpus", tokens=100_000, document=50)
+    assert len({name, changed_token, text.identify_dataset(other_documents)}) == 3
+
+
+@pytest.mark.parametrize("where", [0, 1_234_567, 2_500_001, 4_000_000])
+def test_every_byte_of_up_to_four_megabytes_counts(tmp_path: Path, where: int) -> None:
+    (tmp_path / "corpus.idx").write_bytes(b"index")
+    content = bytearray(4_000_001)
+    (tmp_path / "corpus.bin").write_bytes(content)
+    name = text.identify_dataset(str(tmp_path / "corpus"))
+    content[where] ^= 1
+    (tmp_path / "corpus.bin").write_bytes(content)
+    assert text.identify_dataset(str(tmp_path / "corpus")) != name

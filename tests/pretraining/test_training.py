@@ -1,0 +1,251 @@
+"""Real trainings of the tiny model: what they leave, that they repeat, and that they resume."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pretraining import record
+from pretraining.record import Run, Verdict
+
+pytestmark = pytest.mark.slow
+
+PRECISIONS = ("bf16", "nvfp4")
+LINE = {"kind", "iteration", "loss", "step_time_s", "grad_norm", "learning_rate", "skipped", "finite", "time"}
+
+
+def losses(run: Run) -> list[float]:
+    return [line["loss"] for line in run.train]
+
+
+def in_both(train_one: Callable[[str], Path]) -> dict[str, Path]:
+    """Both precisions at once: a training has one thread here."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(PRECISIONS, pool.map(train_one, PRECISIONS), strict=True))
+
+
+@pytest.fixture(scope="session")
+def runs(train) -> dict[str, Path]:
+    """One unbroken run of each precision, with checkpoints after iterations 3 and 6."""
+    return in_both(lambda precision: train(precision, "--save", "3")[0])
+
+
+@pytest.fixture(scope="session")
+def repeats(train) -> dict[str, Path]:
+    """The same again, without checkpoints."""
+    return in_both(lambda precision: train(precision)[0])
+
+
+@pytest.fixture(scope="session")
+def resumed(train, runs, tmp_path_factory) -> dict[str, Path]:
+    """The second halves: resumed from the unbroken run as it was when it had saved its third iteration."""
+
+    def second_half(precision: str) -> Path:
+        broken = tmp_path_factory.mktemp("broken") / precision
+        shutil.copytree(runs[precision], broken)
+        checkpoints = broken / record.CHECKPOINTS
+        shutil.rmtree(checkpoints / "iter_0000006")
+        shutil.copy(checkpoints / "iter_0000003" / "train_state.pt", checkpoints / "latest_train_state.pt")
+        tracker = checkpoints / "latest_checkpointed_iteration.txt"
+        if tracker.exists():
+            tracker.write_text("3")
+        before = {path: path.stat().st_mtime_ns for path in broken.rglob("*")}
+        folder, _ = train(precision, "--resume", str(broken))
+        assert {path: path.stat().st_mtime_ns for path in broken.rglob("*")} == before  # only read
+        return folder
+
+    return in_both(second_half)
+
+
+@pytest.fixture(scope="session")
+def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path, subprocess.CompletedProcess[str]]]:
+    """Further runs, two at a time."""
+    root = tmp_path_factory.mktemp("others")
+    (root / "data").mkdir()
+    own = make_dataset(root / "data" / "corpus", tokens=20_000)
+    short = make_dataset(root / "data" / "short", tokens=100)
+    flags = {
+        "another seed": ("--seed", "7", "--train-iters", "2"),
+        "own data": ("--data", f"{own}.bin", "--train-iters", "2"),
+        "short data": ("--data", short),
+        "at its end": ("--resume", str(runs["bf16"])),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        started = {
+            name: pool.submit(train, "bf16", *given, code=None, folder=root / name.replace(" ", "-") / "run")
+            for name, given in flags.items()
+        }
+    return {name: future.result() for name, future in started.items()}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_run_folder_is_complete(runs, precision: str) -> None:
+    folder = runs[precision]
+    run = record.read_run(folder)
+    files = {record.ENVIRONMENT, record.METRICS, record.LOG, record.CONFIG, record.OUTCOME, record.CHECKPOINTS}
+    assert {path.name for path in folder.iterdir()} == files
+    assert run.verdict is Verdict.SUCCEEDED
+    assert set(run.outcome) == {
+        "schema", "verdict", "cause", "exit_code", "ended", "seconds", "iterations", "peak_memory",
+    }  # fmt: skip
+    assert (run.outcome["cause"], run.outcome["exit_code"], run.outcome["iterations"]) == ("", 0, 6)
+    assert 2e8 < run.outcome["peak_memory"]["bytes"] < 2e10
+    assert 0 < sum(line["step_time_s"] for line in run.train) < run.outcome["seconds"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_metrics(runs, precision: str) -> None:
+    run = record.read_run(runs[precision])
+    assert [line["iteration"] for line in run.train] == [1, 2, 3, 4, 5, 6]
+    assert all(set(line) == LINE for line in run.train)
+    assert all(line["finite"] and not line["skipped"] and line["step_time_s"] > 0 for line in run.train)
+    assert losses(run)[0] == pytest.approx(math.log(257), abs=0.3)  # it knows nothing yet
+    assert losses(run)[-1] < losses(run)[0] - 0.5  # and has learned something
+    rates = [line["learning_rate"] for line in run.train]
+    assert rates[0] == pytest.approx(3e-3) and rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(3e-4)
+    assert [(line["split"], line["iteration"]) for line in run.evaluations] == [("validation", 6), ("test", 6)]
+    assert all(2 < line["loss"] < losses(run)[0] for line in run.evaluations)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_environment(runs, precision: str) -> None:
+    run = record.read_run(runs[precision])
+    found = run.environment
+    assert set(found) == {
+        "schema", "started", "host", "pid", "model", "precision", "versions", "device", "mock_data",
+        "tokens_per_step", "processes", "resumed_from", "text", "parity", "flops_per_token",
+    }  # fmt: skip
+    assert (run.precision["name"], run.precision["arithmetic"]) == (precision, "emulated")
+    assert (run.precision["bf16_head_layers"], run.precision["bf16_tail_layers"]) == (0, int(precision == "nvfp4"))
+    assert ("ingredients" in run.precision) == (precision == "nvfp4")
+    if precision == "nvfp4":
+        assert run.precision["ingredients"] == {"rht": True, "stochastic": True, "two_d": True}
+    assert (found["model"], found["mock_data"], found["tokens_per_step"], found["processes"]) == (
+        "tiny",
+        False,
+        1024,
+        1,
+    )
+    assert {"python", "torch", "megatron-bridge", "megatron-core"} <= set(found["versions"])
+    assert found["device"]["kind"] == "cpu" and found["device"]["threads"] == 1
+    # 6 FLOPs a weight and token, the embedding apart, and the attention's own products
+    weights = run.parity["parameters"] - 257 * 128
+    assert 6 * weights < found["flops_per_token"] < 9 * weights
+    expected = {
+        "model": "tiny", "parameters": 853376, "num_layers": 4, "sequence_length": 128, "global_batch_size": 8,
+        "micro_batch_size": 8, "train_iters": 6, "warmup_iters": 1, "start_iteration": 0, "seed": 1234,
+        "learning_rate": 3e-3, "min_learning_rate": 3e-4, "world_size": 1, "transformer_engine": None,
+    }  # fmt: skip
+    assert {name: run.parity[name] for name in expected} == expected
+    assert run.parity["data"].startswith("python-stdlib-")
+
+
+def test_two_precisions_of_the_same_work_have_the_same_facts(runs) -> None:
+    bf16, nvfp4 = (record.read_run(runs[precision]) for precision in PRECISIONS)
+    assert bf16.parity == nvfp4.parity
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_resolved_config_is_kept(runs, precision: str) -> None:
+    text = (runs[precision] / record.CONFIG).read_text()
+    config = yaml.load(text, Loader=yaml.BaseLoader)
+    assert (config["train"]["train_iters"], config["train"]["global_batch_size"]) == ("6", "8")
+    assert (config["model"]["num_layers"], config["rng"]["seed"]) == ("4", "1234")
+    assert "lm loss" in (runs[precision] / record.LOG).read_text()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_same_seed_gives_the_same_run_to_the_last_digit(runs, repeats, precision: str) -> None:
+    first, second = (record.read_run(each[precision]) for each in (runs, repeats))
+    for name in ("loss", "grad_norm", "learning_rate"):
+        assert [line[name] for line in first.train] == [line[name] for line in second.train]
+    assert [line["loss"] for line in first.evaluations] == [line["loss"] for line in second.evaluations]
+    assert first.parity == second.parity
+
+
+def test_another_seed_gives_another_run(runs, others) -> None:
+    other, first = (losses(record.read_run(folder)) for folder in (others["another seed"][0], runs["bf16"]))
+    assert other[0] != first[0] and other[0] == pytest.approx(first[0], abs=0.3)
+
+
+def test_nvfp4_is_not_bf16_and_near_it(runs) -> None:
+    bf16, nvfp4 = (losses(record.read_run(runs[precision])) for precision in PRECISIONS)
+    gaps = [abs(one - other) for one, other in zip(bf16, nvfp4, strict=True)]
+    assert all(gaps)
+    assert max(gaps) < 0.3
+    assert gaps[0] < 0.05  # the same weights and the same text, rounded differently
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_resumed_run_goes_on_exactly_where_the_other_was(runs, resumed, precision: str) -> None:
+    """Weights, optimizer, sample order, learning rate and the seeds of stochastic rounding: all to the last digit."""
+    unbroken, second_half = (record.read_run(each[precision]) for each in (runs, resumed))
+    assert [line["iteration"] for line in second_half.train] == [4, 5, 6]
+    for name in ("loss", "grad_norm", "learning_rate"):
+        assert [line[name] for line in second_half.train] == [line[name] for line in unbroken.train[3:]]
+    assert [line["loss"] for line in second_half.evaluations] == [line["loss"] for line in unbroken.evaluations]
+    assert second_half.parity["start_iteration"] == 3
+    assert second_half.environment["resumed_from"].endswith(precision)
+    assert second_half.outcome["iterations"] == 6
+
+
+def test_a_run_resumed_at_its_end_is_refused(others) -> None:
+    folder, ended = others["at its end"]
+    assert ended.returncode == 2 and "raise --train-iters" in ended.stderr + ended.stdout
+    assert record.read_run(folder).train == []
+    assert record.read_run(folder).verdict is Verdict.FAILED
+
+
+def test_your_own_data(others) -> None:
+    folder, ended = others["own data"]
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    run = record.read_run(folder)
+    assert run.verdict is Verdict.SUCCEEDED and len(run.train) == 2
+    assert run.parity["data"].startswith("corpus-40000-")
+    assert "text" not in run.environment and not run.environment["mock_data"]
+    assert losses(run)[-1] == pytest.approx(math.log(257), abs=0.3)  # random tokens: there is nothing to learn
+    beside = {path.name for path in (folder.parent.parent / "data").iterdir()}
+    assert beside == {f"{name}.{ending}" for name in ("corpus", "short") for ending in ("bin", "idx")}  # and no index
+
+
+def test_data_shorter_than_a_sequence(others) -> None:
+    folder, ended = others["short data"]
+    assert ended.returncode == 2
+    run = record.read_run(folder)
+    assert run.verdict is Verdict.FAILED and run.outcome["exit_code"] == 2
+    assert "--seq-length 128 is longer than the data" in run.outcome["cause"]
+    assert run.outcome["cause"] in ended.stdout + ended.stderr
+
+
+def test_two_processes_do_the_same_work(runs, environment, tmp_path: Path, project: Path) -> None:
+    """Half the batch each: the same samples, so the same losses but for the order of sums."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(project / "assets" / "pretrain_llama.py"), "--model", "tiny", "--precision", "bf16", "--train-iters", "6",
+        "--global-batch-size", "8", "--run-dir", str(tmp_path / "two"),
+    ]  # fmt: skip
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+    two, one = record.read_run(tmp_path / "two"), record.read_run(runs["bf16"])
+    assert two.verdict is Verdict.SUCCEEDED
+    assert [line["iteration"] for line in two.train] == [1, 2, 3, 4, 5, 6]  # one writer
+    assert losses(two) == pytest.approx(losses(one), abs=2e-3)
+    assert (two.parity["world_size"], two.environment["processes"]) == (2, 2)
+    assert two.parity["parameters"] == one.parity["parameters"]
+
+
+def test_the_outcome_is_written_when_the_run_has_ended(runs) -> None:
+    for folder in runs.values():
+        outcome = json.loads((folder / record.OUTCOME).read_text())
+        last = (folder / record.METRICS).stat().st_mtime
+        assert (folder / record.OUTCOME).stat().st_mtime >= last
+        assert time.strptime(outcome["ended"], "%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,173 @@
+"""The ends a training can come to, each with a verdict, a cause and an exit code; all but the folder's are real."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pretraining import record
+from pretraining.record import Verdict
+
+pytestmark = pytest.mark.slow
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def iterations(folder: Path) -> int:
+    """Completed ones so far."""
+    return (folder / record.METRICS).read_text().count('"train"') if (folder / record.METRICS).exists() else 0
+
+
+def test_a_wrong_flag_is_one_line_and_no_folder(train, tmp_path: Path) -> None:
+    folder, ended = train("bf16", "--model", "tinny", folder=tmp_path / "run", code=2)
+    assert ended.stderr.startswith("pretrain_llama.py: unknown model 'tinny': did you mean tiny?")
+    assert ended.stderr.count("\n") == 1 and not folder.exists()
+
+
+def test_a_folder_with_a_run_is_left_alone(train, tmp_path: Path) -> None:
+    (tmp_path / record.OUTCOME).write_text('{"verdict": "succeeded"}')
+    _, ended = train("bf16", folder=tmp_path, code=2)
+    assert "already holds a run" in ended.stderr and ended.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [record.OUTCOME]
+
+
+def test_a_port_in_use_is_one_line(train) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        folder, ended = train("bf16", code=2, MASTER_PORT=str(port))
+    cause = f"MASTER_PORT {port} is in use: unset it or name a free one"
+    assert cause in ended.stderr + ended.stdout
+    assert "Traceback" not in ended.stderr + ended.stdout
+    run = record.read_run(folder)
+    assert (run.verdict, run.outcome["exit_code"], run.outcome["cause"]) == (Verdict.FAILED, 2, cause)
+    assert cause in (folder / record.LOG).read_text()
+
+
+def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
+    started = {number: start_training(tmp_path / number.name, "--train-iters", "100000") for number in SIGNALS}
+    for number, process in started.items():
+        folder = tmp_path / number.name
+        until(lambda folder=folder: iterations(folder) >= 2)
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 130
+        assert time.monotonic() - began < 5
+        run = record.read_run(folder)
+        assert run.verdict is Verdict.INTERRUPTED
+        assert (run.outcome["exit_code"], run.outcome["cause"]) == (130, f"interrupted by {number.name}")
+        assert run.outcome["iterations"] in (len(run.train), len(run.train) - 1) and len(run.train) >= 2
+        assert run.parity
+
+
+def test_a_signal_while_it_starts(start_training, until, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start_training(folder)
+    until(lambda: (folder / record.LOG).exists() and (folder / record.LOG).stat().st_size)
+    time.sleep(2)  # in the imports
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal: to everyone
+    assert process.wait(timeout=60) == 130
+    assert time.monotonic() - began < 5
+    run = record.read_run(folder)
+    assert run.verdict is Verdict.INTERRUPTED and run.train == []
+
+
+def test_a_killed_training_reads_as_incomplete(start_training, until, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start_training(folder, "--train-iters", "100000")
+    until(lambda: iterations(folder) >= 2)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert not (folder / record.OUTCOME).exists()
+    run = record.read_run(folder)
+    assert run.verdict is Verdict.INCOMPLETE
+    assert len(run.train) >= 2 and run.parity
+    assert process.stdout.read().strip()  # and its output ends: nobody keeps the pipe
+
+
+@pytest.fixture
+def train_after(environment, tmp_path: Path):
+    """Runs the training script after the given code has changed something in its process."""
+
+    def run(code: str, *flags: str) -> tuple[record.Run, str]:
+        flags = ("--model", "tiny", "--train-iters", "20", "--global-batch-size", "8", "--data", "mock", *flags)
+        lines = f"import pretrain_llama\n{textwrap.dedent(code)}\npretrain_llama.main()"
+        folder = tmp_path / "run"
+        ended = subprocess.run(
+            [sys.executable, "-c", lines, *flags, "--run-dir", str(folder)],
+            env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 1, ended.stderr[-2000:]
+        return record.read_run(folder), ended.stdout + ended.stderr
+
+    return run
+
+
+def test_a_learning_rate_beyond_reason_diverges(train_after) -> None:
+    run, said = train_after(
+        """
+        from dataclasses import replace
+        from pretraining import models
+        models.MODELS["tiny"] = replace(models.MODELS["tiny"], learning_rate=(1e30, 1e30))
+        """,
+        "--disable-fp4",
+    )
+    assert run.verdict is Verdict.DIVERGED, run.outcome
+    assert run.outcome["exit_code"] == 1
+    assert "try a lower learning rate" in run.outcome["cause"] and run.outcome["cause"] in said
+    assert 1 <= len(run.train) < 20
+    assert run.environment["mock_data"] and run.parity["data"] == "mock"
+    assert all(line["loss"] is None or line["loss"] < 1e30 for line in run.train)
+
+
+def test_an_error_in_training_is_told_with_its_traceback(train_after) -> None:
+    run, said = train_after("""
+        from pretraining import recipes
+        def broken(*args, **more):
+            raise RuntimeError("a bug of ours\\nin two lines")
+        recipes.build_config = broken
+    """)
+    assert (run.verdict, run.outcome["cause"]) == (Verdict.FAILED, "RuntimeError: a bug of ours")
+    assert "Traceback" in said and said.rstrip().endswith("pretrain_llama.py: failed: RuntimeError: a bug of ours")
+    assert said.count("in two lines") == 1
+    assert (run.folder / record.LOG).read_text().strip() == said.strip()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB: room for the record, not for a checkpoint."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("a small file system can be mounted only as root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("what", ["metrics", "checkpoint"])
+def test_a_full_disk(train, small_disk: Path, what: str) -> None:
+    folder = small_disk / "run"
+    if what == "metrics":
+        (small_disk / "filling").write_bytes(b"x" * 3_072_000)
+    flags = ("--train-iters", "100000") if what == "metrics" else ("--save", "2")
+    _, ended = train("bf16", "--data", "mock", *flags, folder=folder, code=1)
+    said = ended.stdout + ended.stderr
+    assert "pretrain_llama.py: failed: the disk is full" in said, said[-1500:]
+    assert "`make clean` lists what old runs hold" in said
+    (small_disk / "filling").unlink(missing_ok=True)
+    run = record.read_run(folder)
+    assert run.verdict in (Verdict.FAILED, Verdict.INCOMPLETE)  # there may have been no room for the outcome
+    if run.verdict is Verdict.INCOMPLETE:
+        assert "the outcome could not be written" in said

@@ -80,8 +80,6 @@ def describe_device(on_gpu: bool) -> dict[str, Any]:
         "uuid": str(getattr(properties, "uuid", "")) or None,
         "driver": _driver(),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
     }
 
 

@@ -8,24 +8,26 @@ through it would lose its way.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from playbook import PROJECT
 from playbook.comparison import FILE as COMPARISON
 from playbook.comparison import is_comparison
 from playbook.megatron_log import looks_like_log
 from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, PLAN
+from pretraining.settings import RUNS
 
-EXPERIMENTS = "nemo_experiments"
-MEGATRON_DEFAULT = {"checkpoints", "tb_logs"}  # what Megatron-Bridge makes in nemo_experiments/default
-BUILT_IN_TEXT = "python-stdlib"
+MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
 REPORT = "report.html"
 STARTING_S = 15 * 60  # a run without a process we can ask counts as running this long after its last write
 
@@ -55,7 +57,7 @@ def find(root: Path, *, everything: bool = False) -> list[Item]:
             still running stay in any case.
     """
     items = [_log(path) for folder in (root, root / "logs") if not folder.is_symlink() for path in _logs(folder)]
-    experiments = root / EXPERIMENTS
+    experiments = root / RUNS
     if experiments.is_symlink():
         return [_linked(experiments, everything), *items]
     if experiments.is_dir():
@@ -70,7 +72,7 @@ def remove(item: Item) -> None:
     """Remove one item. Raises OSError where it cannot be, such as for files that a container left to root."""
     if item.path.is_symlink() or item.path.is_file():
         item.path.unlink()
-    elif item.path.name == EXPERIMENTS:
+    elif item.path.name == RUNS:
         item.path.rmdir()  # emptied by now; whatever appeared in it meanwhile stays
     else:
         shutil.rmtree(item.path)  # unlinks links and does not follow them
@@ -82,10 +84,13 @@ def _logs(folder: Path) -> Iterator[Path]:
 
 
 def _log(path: Path) -> Item:
-    if path.is_symlink():
-        return Item(path, path.lstat().st_blocks * 512, os.readlink(path))
-    kept = "" if looks_like_log(path) else "not a log of a training"
-    return Item(path, path.stat().st_blocks * 512, kept=kept)
+    """A log, or a link to something: it goes only where that is a log of a training, and then the link alone."""
+    link = os.readlink(path) if path.is_symlink() else ""
+    try:
+        kept = "" if path.is_file() and looks_like_log(path) else "not a log of a training"
+    except OSError as error:
+        kept = f"cannot be read: {error.strerror}"
+    return Item(path, path.lstat().st_blocks * 512, link, kept)
 
 
 def _linked(experiments: Path, everything: bool) -> Item:
@@ -107,8 +112,12 @@ def _why_kept(path: Path, everything: bool) -> str:
     """Why something in `nemo_experiments` stays, "" where it goes. Reads through links, removes nothing."""
     if _is_run(path):
         return _running(path) or ("" if everything else _own_checkpoints(path))
-    known = path.name == "default" and path.is_dir() and {child.name for child in _children(path)} <= MEGATRON_DEFAULT
-    return "" if known or everything or _is_result(path) else "not made by a training"
+    if everything or _is_result(path):
+        return ""
+    if path.name == "default" and path.is_dir() and {child.name for child in _children(path)} <= MEGATRON_DEFAULT:
+        held = _children(path / CHECKPOINTS)
+        return "holds checkpoints that no run of this project made; CLEAN=all removes it" if held else ""
+    return "not made by a training"
 
 
 def _is_run(path: Path) -> bool:
@@ -168,12 +177,11 @@ def _alive(pid: int, environment: Path) -> bool:
 
 
 def _own_checkpoints(folder: Path) -> str:
-    if not _children(folder / CHECKPOINTS):
-        return ""
-    parity = _environment(folder).get("parity")
+    environment = _environment(folder)
+    if not _children(folder / CHECKPOINTS) or environment.get("mock_data") is True or environment.get("text"):
+        return ""  # "text" describes the built-in one, and is there for that alone
+    parity = environment.get("parity")
     data = parity.get("data") if isinstance(parity, dict) else None
-    if isinstance(data, str) and (data == "mock" or data.startswith(BUILT_IN_TEXT)):
-        return ""
     of = f"your own data ({data})" if data else "unknown data"
     return f"holds checkpoints of {of}; CLEAN=all removes it"
 
@@ -204,3 +212,66 @@ def _measure(path: Path) -> tuple[int, Path | None]:
                 seen.add(found.st_ino)
                 size += found.st_blocks * 512
     return size, None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `scripts/clean.py`; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Remove what training left in the project.")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
+    parser.add_argument("--all", action="store_true", help="also checkpoints of your own data, and unknown files")
+    parser.add_argument("--root", type=Path, default=PROJECT, help="the project's folder, this repository unless given")
+    given = parser.parse_args(arguments)
+    if not given.root.is_dir():
+        print(f"clean: {given.root} is not a folder. Nothing was removed.", file=sys.stderr)
+        return 2
+    freed = 0
+    try:
+        root = given.root.resolve()
+        items = find(root, everything=given.all)
+        going = [item for item in items if not item.kept]
+        _list(root, items, given.dry_run)
+        if given.dry_run or not going:
+            return 0
+        failed = 0
+        for item in going:
+            try:
+                remove(item)
+                freed += item.size
+            except OSError as error:
+                failed += 1
+                print(f"clean: cannot remove {item.path.relative_to(root)}: {error.strerror}", file=sys.stderr)
+                if isinstance(error, PermissionError):
+                    print(f"  a container may have made it as root: sudo rm -r {item.path}", file=sys.stderr)
+        print(f"Freed {_size(freed)}.")
+        return 1 if failed else 0
+    except OSError as error:
+        print(f"clean: cannot read {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nclean: interrupted; freed {_size(freed)} so far", file=sys.stderr)
+        return 130
+
+
+def _list(root: Path, items: list[Item], dry_run: bool) -> None:
+    going = [item for item in items if not item.kept]
+    if going:
+        print(f"{'Would remove' if dry_run else 'Removing'} in {root}:")
+    else:
+        print(f"Nothing to remove in {root}.")
+    for item in going:
+        link = f"  (the link only, nothing of {item.link})" if item.link else ""
+        print(f"  {_size(item.size):>9}  {item.path.relative_to(root)}{link}")
+    for item in items:
+        if item.kept:
+            print(f"  keeping {item.path.relative_to(root)}: {item.kept}")
+    if dry_run and going:
+        print(f"  {_size(sum(item.size for item in going)):>9}  in total")
+
+
+def _size(size: float) -> str:
+    """A size in units of 1000, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from playbook import parity, stats
+from playbook import gaps, parity, stats
 from playbook.megatron_log import NotAMegatronLog, read_log
 from playbook.stats import Figure
 from pretraining.errors import UsageError
-from pretraining.record import Run, Verdict, read_run, utc_now, write_json
+from pretraining.record import ENVIRONMENT, Run, Verdict, read_run, utc_now, write_json
 
 SCHEMA = 1
 KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
 FILE = "comparison.json"
+INGREDIENTS = {"rht": "Hadamard transform", "stochastic": "stochastic rounding", "two_d": "2D scaling"}
 FEWEST_TIMED = 5  # iterations; fewer have no quartiles worth the name
-
-PUBLISHED_GAP = (
-    "published: under 1 % in the stable phase, about 1.5 % at the end of decay (arXiv 2509.25149, 1T tokens and more)"
-)
-SCALE_TOKENS = 1e11  # below a tenth of the smallest published training, a gap says nothing about convergence
 
 
 class NotComparable(Exception):
@@ -50,6 +47,8 @@ class Side:
     arithmetic: str
     bf16_head_layers: int | None
     bf16_tail_layers: int | None
+    ingredients: dict[str, bool]  # of the NVFP4 recipe, whether each is on; empty where not known or another precision
+    device: str  # "cpu", "gpu", or "" where not known
     verdict: str
     cause: str
     facts: dict[str, Any]
@@ -70,6 +69,22 @@ class Side:
     def label(self) -> str:
         """The precision as a person says it, "nvfp4, emulated"."""
         return f"{self.precision}, emulated" if self.arithmetic == "emulated" else self.precision
+
+    @property
+    def novelty(self) -> tuple[int, bool]:
+        """The less novel side is the baseline: BF16, then what is not NVFP4; native before emulated."""
+        return {"bf16": 0, "nvfp4": 2}.get(self.precision, 1), self.arithmetic != "native"
+
+    @property
+    def computes_natively(self) -> bool:
+        """Whether its FLOP/s say anything of a GPU."""
+        return self.arithmetic == "native" and self.device != "cpu"
+
+    @property
+    def recipe(self) -> str:
+        """How much of the NVFP4 recipe is on: "full", "without stochastic rounding"; "" where not known."""
+        missing = [INGREDIENTS.get(name, name) for name, on in self.ingredients.items() if not on]
+        return f"without {', '.join(missing)}" if missing else "full" if self.ingredients else ""
 
 
 @dataclass(frozen=True)
@@ -94,8 +109,9 @@ class Comparison:
     step_time_ratio: Ratio | None
     training_loss_gap: Figure | None
     validation_loss_gap: Figure | None
-    published_gap: str
+    published_gap: str  # what NVFP4 is known to cost; "" where these two have no such gap
     scope: str
+    beyond_published: str  # what to do about a gap larger than that; "" where there is none
     bigram_entropy: Figure | None
     differences: list[parity.Difference]
     unchecked: list[str]
@@ -123,7 +139,7 @@ def load(path: Path) -> Run:
     except FileNotFoundError as error:
         if not path.is_dir():
             raise UsageError(f"{path} does not exist. Give two run folders or Megatron-Bridge logs.") from error
-        runs = sorted(child.name for child in path.iterdir() if (child / "environment.json").exists())
+        runs = sorted(child.name for child in path.iterdir() if (child / ENVIRONMENT).exists())
         hint = f"It holds {len(runs)} of them, such as {path / runs[-1]}." if runs else "It holds none either."
         raise UsageError(f"{path} is not a run folder. {hint}") from error
     except NotAMegatronLog as error:
@@ -134,12 +150,8 @@ def load(path: Path) -> Run:
 
 def _sound(run: Run) -> Run:
     """The run, without metrics that do not say their iteration. Raises ValueError where its facts are no facts."""
-    parts = (run.environment, run.outcome)
-    if not all(isinstance(part, dict) for part in parts) or not (
-        isinstance(run.parity, dict) and isinstance(run.precision, dict)
-    ):
-        raise ValueError("environment.json or outcome.json is not what training writes; was it edited?")
-    _ = run.verdict  # an unknown one raises ValueError
+    if not (isinstance(run.parity, dict) and isinstance(run.precision, dict)):
+        raise ValueError(f"{ENVIRONMENT} is not what training writes; was it edited?")
     return replace(run, train=[line for line in run.train if isinstance(line.get("iteration"), int)])
 
 
@@ -159,10 +171,12 @@ def compare(a: Run, b: Run, *, force: bool = False) -> Comparison:
         raise NotComparable(differences)
     if empty := [found for found in differences if found.name == parity.NO_ITERATIONS]:
         raise NotComparable(empty)
-    baseline = min("b", "a", key=lambda name: (sides[name].precision != "bf16", sides[name].arithmetic != "native"))
+    baseline = min("b", "a", key=lambda name: sides[name].novelty)
     candidate = "a" if baseline == "b" else "b"
     runs = {"a": a, "b": b}
-    new, base = runs[candidate], runs[baseline]
+    gap = gaps.training(runs[candidate], runs[baseline])
+    validation_gap = _validation_gap(sides[candidate], sides[baseline])
+    published = gaps.published(runs[candidate], runs[baseline]) if gap or validation_gap else ""
     return Comparison(
         created=utc_now(),
         forced=bool(differences),
@@ -171,10 +185,11 @@ def compare(a: Run, b: Run, *, force: bool = False) -> Comparison:
         baseline=baseline,
         candidate=candidate,
         step_time_ratio=_ratio(sides[candidate], sides[baseline]),
-        training_loss_gap=_training_gap(new, base),
-        validation_loss_gap=_validation_gap(sides[candidate], sides[baseline]),
-        published_gap=PUBLISHED_GAP,
-        scope=_scope(a, b),
+        training_loss_gap=gap,
+        validation_loss_gap=validation_gap,
+        published_gap=published,
+        scope=gaps.scope(a, b),
+        beyond_published=gaps.beyond(gap, a, b) if published else "",
         bigram_entropy=_bigram_entropy(a, b),
         differences=differences,
         unchecked=unchecked,
@@ -202,6 +217,7 @@ def _side(run: Run) -> Side:
     validated = _last_evaluation(run, "validation")
     tested = _last_evaluation(run, "test")
     memory = run.outcome.get("peak_memory") or {}
+    kind, processes = memory.get("kind", ""), memory.get("processes") or 1
     return Side(
         path=str(run.folder.absolute()),
         source="raw log" if is_log else "run folder",
@@ -209,6 +225,8 @@ def _side(run: Run) -> Side:
         arithmetic=precision.get("arithmetic", "native"),
         bf16_head_layers=precision.get("bf16_head_layers"),
         bf16_tail_layers=precision.get("bf16_tail_layers"),
+        ingredients=precision.get("ingredients") or {},
+        device=(run.environment.get("device") or {}).get("kind", ""),
         verdict=str(run.verdict),
         cause=run.outcome.get("cause", ""),
         facts=run.parity,
@@ -223,7 +241,7 @@ def _side(run: Run) -> Side:
         validated_at=validated and validated["iteration"],
         test_loss=tested and Figure(tested["loss"], "nats a token"),
         peak_memory=Figure(memory["bytes"] / 1e9, "GB") if memory.get("bytes") else None,
-        peak_memory_kind=memory.get("kind", ""),
+        peak_memory_kind=f"{kind}, largest of {processes} processes" if processes > 1 else kind,
     )
 
 
@@ -267,17 +285,6 @@ def _ratio(new: Side, base: Side) -> Ratio | None:
     return Ratio("speed-up", figure, f"{times}x{slower}, {new.precision} over {base.precision}")
 
 
-def _training_gap(new: Run, base: Run) -> Figure | None:
-    """Relative loss gap over the last tenth of the iterations both have, paired: the same tokens."""
-    if not (new.train and base.train):
-        return None
-    last = min(new.train[-1]["iteration"], base.train[-1]["iteration"])
-    new_part, base_part = (stats.last_part(stats.up_to(run.train, last)) for run in (new, base))
-    losses = {line["iteration"]: line.get("loss") for line in base_part}
-    pairs = [(line.get("loss"), losses.get(line["iteration"])) for line in new_part]
-    return stats.relative_gap([(loss, reference) for loss, reference in pairs if None not in (loss, reference)])
-
-
 def _validation_gap(new: Side, base: Side) -> Figure | None:
     if not (new.validation_loss and base.validation_loss) or new.validated_at != base.validated_at:
         return None
@@ -290,25 +297,6 @@ def _bigram_entropy(*runs: Run) -> Figure | None:
         if isinstance(entropy, int | float) and math.isfinite(entropy):
             return Figure(float(entropy), "nats a byte")
     return None
-
-
-def _scope(a: Run, b: Run) -> str:
-    """One sentence on what a gap between these two can and cannot show."""
-    iterations = min((run.train[-1]["iteration"] if run.train else 0) for run in (a, b))
-    tokens = iterations * min((run.environment.get("tokens_per_step") or 0) for run in (a, b))
-    size = f"{iterations:,} iterations" + (f" ({_short(tokens)} tokens)" if tokens else "")
-    if any(run.environment.get("mock_data") for run in (a, b)):
-        return f"{size} of mock data show whether the arithmetic trains; they say nothing about convergence."
-    if tokens >= SCALE_TOKENS:
-        return f"{size} are within reach of the published trainings; the gap still moves with the learning rate."
-    return f"{size} show whether the two learn alike at first; they say nothing about convergence at scale."
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:g}"
 
 
 def _warnings(runs: dict[str, Run], sides: dict[str, Side], unchecked: list[str]) -> list[str]:
@@ -336,6 +324,11 @@ def _warnings_of(run: Run, side: Side) -> list[str]:
         warnings.append(f"{side.verdict}: {side.cause}" if side.cause else side.verdict)
     if start := run.parity.get("start_iteration"):
         warnings.append(f"resumed at iteration {start}")
+    if side.precision == "nvfp4":
+        if side.recipe not in ("", "full"):
+            warnings.append(f"not the full NVFP4 recipe: {side.recipe}")
+        if side.bf16_tail_layers == 0:
+            warnings.append("speed only: wholly in NVFP4 an 8B model diverges (arXiv 2509.25149)")
     lines = run.train
     if len(lines) > 1 and (interval := lines[1]["iteration"] - lines[0]["iteration"]) > 1:
         warnings.append(f"printed every {interval} iterations: each step time and loss is already a mean of {interval}")
@@ -359,12 +352,12 @@ def is_comparison(path: Path) -> bool:
 
 
 def check_target(path: Path) -> Path:
-    """Where to write for a `--json PATH` given: the file, or `comparison.json` in the directory.
+    """Where to write for a `--json PATH` given: that file, or in the folder that it is or, not ending in .json, names.
 
     Raises:
         UsageError: there is a file that is not a comparison of ours; it is never overwritten.
     """
-    if path.is_dir():
+    if path.is_dir() or (path.suffix != ".json" and not os.path.lexists(path)):
         path = path / FILE
     if path.is_symlink() or (path.exists() and not is_comparison(path)):
         raise UsageError(f"{path} exists and is not a comparison; it is not overwritten. Choose another --json path.")

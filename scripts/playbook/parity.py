@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from playbook.stats import Window, timed_lines
+from pretraining.precision import PRECISIONS
 from pretraining.record import Run, Verdict
 
 NO_ITERATIONS = "iterations"
@@ -51,9 +52,15 @@ def _not_succeeded(a: Run, b: Run) -> list[Difference]:
     if a.verdict == b.verdict == Verdict.SUCCEEDED:
         return []
     said = [f"{run.verdict} ({run.outcome['cause']})" if run.outcome.get("cause") else run.verdict for run in (a, b)]
-    again = [run.precision.get("name", "") for run in (a, b) if run.verdict != Verdict.SUCCEEDED]
-    commands = " and ".join(f"`make {name}`" for name in dict.fromkeys(again) if name) or "the run"
-    return [Difference("verdict", *said, f"mend the cause, then {commands} again")]
+    again = dict.fromkeys(_command(run.precision.get("name")) for run in (a, b) if run.verdict != Verdict.SUCCEEDED)
+    return [Difference("verdict", *said, f"mend the cause, then {' and '.join(again)} again")]
+
+
+def _command(precision: str | None) -> str:
+    """The make target that trains in a precision."""
+    if precision not in PRECISIONS:
+        return "the run"
+    return f"`make {precision}`" if precision in ("bf16", "nvfp4") else f"`make nvfp4 PRECISION={precision}`"
 
 
 def _facts(a: Run, b: Run) -> tuple[list[Difference], list[str]]:

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,9 @@ from playbook.parity import NO_ITERATIONS
 from playbook.stats import Figure
 
 WIDTH = 80  # numbers never wrap at this width; a narrower terminal wraps the lines itself
+CELL = 25  # characters; the table fits where no cell is longer
+FORCE = "Or add --force to compare them all the same; the result will say so."
+NO_FIGURE = "-"  # one that would mean nothing; "not known" is one that is missing
 
 
 def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None:
@@ -31,7 +35,7 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
         side = comparison.side(name)
         console.print(Text(f"{name.upper()}  {side.path}"), soft_wrap=True)
     console.print()
-    console.print(_table(comparison))
+    _print_table(console, comparison)
     console.print()
     ratio, gap = comparison.step_time_ratio, comparison.training_loss_gap
     if ratio:
@@ -45,6 +49,7 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
     if comparison.validation_loss_gap:
         out.item("Validation gap", _gap(comparison.validation_loss_gap), style="bold")
     out.item("", comparison.published_gap)
+    out.item("", comparison.beyond_published)
     out.item("", comparison.scope)
     if kinds := dict.fromkeys(side.peak_memory_kind for side in (comparison.a, comparison.b) if side.peak_memory):
         out.item("Peak memory", " in A, ".join(kinds) + (" in B" if len(kinds) > 1 else ""))
@@ -52,8 +57,12 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
         out.item("Note", warning, style="yellow")
 
 
-def print_refusal(refusal: NotComparable, file: TextIO) -> None:
-    """Print why two runs are not compared: each difference on its own line, then the ways out."""
+def print_refusal(refusal: NotComparable, file: TextIO, *, last_way_out: str = FORCE) -> None:
+    """Print why two runs are not compared: each difference on its own line, then the ways out.
+
+    Args:
+        last_way_out: the sentence to end with. `FORCE` is left out where it would not help.
+    """
     console = Console(file=file, highlight=False)
     console.width = max(WIDTH, console.width)
     out = _Lines(console)
@@ -65,8 +74,8 @@ def print_refusal(refusal: NotComparable, file: TextIO) -> None:
     for way_out in dict.fromkeys(found.way_out for found in refusal.differences):
         names = ", ".join(found.name for found in refusal.differences if found.way_out == way_out)
         out.line(f"To mend {names}: {way_out}.")
-    if not any(found.name == NO_ITERATIONS for found in refusal.differences):
-        out.line("Or add --force to compare them all the same; the result will say so.")
+    if last_way_out != FORCE or not any(found.name == NO_ITERATIONS for found in refusal.differences):
+        out.line(last_way_out)
 
 
 class _Lines:
@@ -96,7 +105,20 @@ class _Lines:
             self.console.print(printed, soft_wrap=True)
 
 
-def _table(comparison: Comparison) -> Table:
+def _print_table(console: Console, comparison: Comparison) -> None:
+    page = console.width
+    for stacked in (False, True):
+        table = _table(comparison, stacked=stacked)
+        width = Measurement.get(console, console.options.update(width=1000), table).maximum
+        if width <= page:
+            break
+    console.width = max(page, width)  # Rich cuts what is too wide; a terminal wraps it
+    console.print(table)
+    console.width = page
+
+
+def _table(comparison: Comparison, *, stacked: bool = False) -> Table:
+    """The table; `stacked` breaks the cells that are too long, a figure's spread below it."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     table.add_column("", no_wrap=True)
     for name in ("a", "b"):
@@ -104,16 +126,20 @@ def _table(comparison: Comparison) -> Table:
     a, b = comparison.a, comparison.b
 
     def row(label: str, cells: list[str]) -> None:
-        if any(cells):
+        if stacked and max(map(len, cells)) > CELL:
+            cells = [cell.replace(" (", "\n(").replace("without ", "without\n") for cell in cells]
+        if any(cell not in ("", NO_FIGURE) for cell in cells):
             table.add_row(label, *(Text(cell or "not known") for cell in cells))
 
     row("BF16 layers", [_bf16_layers(side) for side in (a, b)])
-    row("iterations timed", [f"{side.timed.first}-{side.timed.last} of {side.iterations}" for side in (a, b)])
+    row("NVFP4 recipe", [_recipe(side) for side in (a, b)])
+    row("iterations timed", [_timed(side) for side in (a, b)])
     row("step time (IQR)", [_step_time(side.step_time) for side in (a, b)])
     row("tokens/s (IQR)", [_figure(side.tokens_per_second) for side in (a, b)])
-    if any(side.facts.get("world_size", 1) > 1 for side in (a, b)):
+    if any(side.facts.get("world_size", 1) > 1 and side.device != "cpu" for side in (a, b)):
         row("tokens/s/GPU (IQR)", [_figure(side.tokens_per_second_per_gpu) for side in (a, b)])
-    row("MODEL_TFLOP/s/GPU (IQR)", [_figure(side.model_tflops_per_gpu) for side in (a, b)])
+    tflops = [_figure(side.model_tflops_per_gpu) if side.computes_natively else NO_FIGURE for side in (a, b)]
+    row("MODEL_TFLOP/s/GPU (IQR)", tflops)
     row("training loss ± sd", [_loss(side.training_loss) for side in (a, b)])
     row("validation loss", [_evaluated(side.validation_loss, side.validated_at) for side in (a, b)])
     row("test loss", [_loss(side.test_loss) for side in (a, b)])
@@ -166,6 +192,15 @@ def _gap(gap: Figure) -> str:
 
 def _memory(figure: Figure | None) -> str:
     return f"{figure.value:.2f} GB ({figure.value * 1e9 / 2**30:.2f} GiB)" if figure else ""
+
+
+def _recipe(side: Side) -> str:
+    return side.recipe.replace(", ", ",\n") if side.precision == "nvfp4" else NO_FIGURE
+
+
+def _timed(side: Side) -> str:
+    start = side.timed.last - side.iterations  # other than 0 where the run was resumed
+    return f"{side.timed.first}-{side.timed.last} of {f'{start + 1}-' if start else ''}{side.timed.last}"
 
 
 def _bf16_layers(side: Side) -> str:

@@ -65,7 +65,7 @@ def dead_process() -> int:
 
 def test_what_training_left_goes_with_its_size(clean, root: Path) -> None:
     runs = root / "nemo_experiments"
-    make(runs / "run", checkpoints=True)
+    make(runs / "run", checkpoints=True, mock_data=True)
     (runs / "default" / "checkpoints").mkdir(parents=True)
     (runs / "default" / "tb_logs").mkdir()
     (root / "bf16.log").write_bytes(LOG.read_bytes())
@@ -93,15 +93,38 @@ def test_dry_run_removes_nothing(clean, root: Path) -> None:
     assert run.exists()
 
 
+BUILT_IN = {"mock_data": False, "text": {"bigram_entropy": 2.4, "tokens": {}}}
+OWN = {"mock_data": False}
+
+
 @pytest.mark.parametrize(
-    ("data", "kept"), [("mock", False), ("python-stdlib-3.11.7-5", False), ("/data/x", True), (None, True)]
+    ("data", "facts", "kept"),
+    [
+        ("mock", {"mock_data": True}, False),
+        ("python-stdlib-3.11.7-5", BUILT_IN, False),
+        ("/data/x", OWN, True),
+        ("mock", OWN, True),
+        ("python-stdlib-plus-mine", OWN, True),
+        ("python-stdlib-3.11.7-5", {}, True),
+        (None, {}, True),
+    ],
 )
-def test_checkpoints_of_own_data_stay(clean, root: Path, data: str | None, kept: bool) -> None:
-    run = make(root / "nemo_experiments" / "run", data=data, checkpoints=True)
-    assert ("keeping nemo_experiments/run: holds checkpoints" in clean()) is kept
+def test_checkpoints_of_own_data_stay(clean, root: Path, data: str | None, facts: dict, kept: bool) -> None:
+    run = make(root / "nemo_experiments" / "run", data=data, checkpoints=True, **facts)
+    assert ("keeping nemo_experiments/run: holds checkpoints" in clean(CLEAN="all")) is kept  # the flag alone counts
     assert run.exists() is kept
-    clean(CLEAN="all")
+    clean("--all")
     assert not run.exists()
+
+
+def test_checkpoints_of_megatrons_own_recipes_stay(clean, root: Path) -> None:
+    checkpoints = root / "nemo_experiments" / "default" / "checkpoints"
+    (checkpoints / "iter_0000100").mkdir(parents=True)
+    (checkpoints / "iter_0000100" / "shard").write_bytes(b"x" * 1000)
+    assert "keeping nemo_experiments/default: holds checkpoints that no run of this project made" in clean()
+    assert (checkpoints / "iter_0000100" / "shard").exists()
+    clean("--all")
+    assert not any(root.iterdir())
 
 
 def test_a_run_of_own_data_without_checkpoints_goes(clean, root: Path) -> None:
@@ -188,11 +211,27 @@ def test_a_link_inside_goes_and_its_target_stays(clean, root: Path, tmp_path: Pa
     (run / "deep").symlink_to(outside / "deep" / "file")
     (root / "nemo_experiments" / "latest").symlink_to("run")
     (root / "nemo_experiments" / "broken").symlink_to("nowhere")
-    (root / "old.log").symlink_to(outside / "deep" / "file")
     said = clean("--all")
     assert "nemo_experiments/latest  (the link only, nothing of run)" in said
     assert not any(root.iterdir())
     assert (outside / "deep" / "file").read_text() == "x"
+
+
+def test_a_link_to_a_log_goes_only_where_it_is_a_training_s(clean, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(LOG.read_bytes())
+    (tmp_path / "syslog").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    (root / "logs").mkdir()
+    targets = {"a.log": "train.txt", "b.log": "syslog", "c.log": "nowhere", "d.log": "pipe", "logs/e.log": ""}
+    for name, target in targets.items():
+        (root / name).symlink_to(tmp_path / target)
+    said = clean("--all")
+    assert f"a.log  (the link only, nothing of {tmp_path / 'train.txt'})" in said
+    assert (tmp_path / "train.txt").exists()
+    assert not (root / "a.log").is_symlink()
+    for name in ("b.log", "c.log", "d.log", "logs/e.log"):
+        assert f"keeping {name}: not a log of a training" in said
+        assert (root / name).is_symlink()
 
 
 def test_nemo_experiments_as_a_link(clean, root: Path, tmp_path: Path) -> None:
@@ -243,6 +282,6 @@ def test_what_cannot_be_removed_is_said_and_the_rest_goes(clean, root: Path) -> 
 
 def test_usage(clean, root: Path) -> None:
     run = make(root / "nemo_experiments" / "run")
-    assert "CLEAN=al is unknown" in clean(code=2, CLEAN="al")
+    assert "usage:" in clean("--al=x", code=2)
     assert "is not a folder" in clean("--root", str(root / "typo"), code=2)
     assert run.exists()

@@ -1,5 +1,6 @@
 """`scripts/compare.py` as a user runs it: another folder, a pipe, typos, Ctrl-C."""
 
+import ast
 import json
 import os
 import signal
@@ -60,6 +61,32 @@ def test_json_is_written_twice_to_a_new_folder(run, make_run, tmp_path: Path) ->
 def test_json_into_a_folder(run, make_run, tmp_path: Path) -> None:
     assert run(make_run("bf16"), make_run("nvfp4"), "--json", tmp_path).returncode == 0
     assert (tmp_path / "comparison.json").exists()
+
+
+def test_json_without_its_ending_names_a_folder(run, make_run, tmp_path: Path) -> None:
+    runs = make_run("bf16"), make_run("nvfp4")
+    for _ in range(2):
+        assert f"Written to {tmp_path}/new/mine/comparison.json" in run(*runs, "--json", tmp_path / "new/mine").stdout
+    (tmp_path / "notes").write_text("mine")
+    ended = run(*runs, "--json", tmp_path / "notes")
+    assert (ended.returncode, ended.stdout, (tmp_path / "notes").read_text()) == (2, "", "mine")
+    assert "a PATH without .json is a folder" in " ".join(run("--help").stdout.split())
+
+
+@pytest.mark.parametrize("script", ["compare.py", "clean.py"])
+def test_an_older_python_gets_a_sentence(script: str) -> None:
+    path = SCRIPT.with_name(script)
+    tree = ast.parse(path.read_text(), feature_version=(3, 4))
+    assert not any(isinstance(node, ast.JoinedStr) for node in ast.walk(tree))
+    assert not any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+    pretended = (  # and without what 3.10 has not
+        "import enum, runpy, sys; sys.version_info = (3, 10, 13, 'final', 0); del enum.StrEnum;"
+        f"sys.path.insert(0, {str(path.parent)!r}); runpy.run_path({str(path)!r}, run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", pretended], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "is Python 3.10" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_foreign_json_file_is_refused_before_any_work(run, make_run, tmp_path: Path) -> None:

@@ -14,6 +14,14 @@ SEQ ?=
 RUNTIME ?= auto
 NPROC ?= 1
 DATA ?=
+TAG ?=
+GPU ?=
+PRECISION ?=
+EMULATE ?=
+DRY_RUN ?=
+JSON ?=
+RUN ?=
+JSON ?=
 ARGS ?=
 FRESH ?=
 CLEAN ?=
@@ -23,10 +31,12 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(MODEL),--model '$(MODEL)') $(if $(ITERS),--train-iters '$(ITERS)') \
           $(if $(WARMUP),--warmup-iters '$(WARMUP)') $(if $(GBS),--global-batch-size '$(GBS)') \
           $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
-          $(if $(DATA),--data '$(DATA)') $(ARGS)
+          $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
+          $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
+          $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare clean test test-readme lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -44,6 +54,21 @@ bf16: host-setup ## pretrain in BF16
 compare: host-setup ## both, reusing finished runs of the same work, then the comparison
 	@$(HOST) scripts/run.py compare $(OPTIONS)
 
+shell: host-setup ## a shell in the container that a training would get
+	@$(HOST) scripts/run.py shell $(OPTIONS)
+
+attach: host-setup ## follow a run whose launcher was killed; Ctrl-C stops it
+	@$(HOST) scripts/run.py attach $(if $(RUN),--run '$(RUN)')
+
+stop: host-setup ## end a run in a container, watched or not
+	@$(HOST) scripts/run.py stop $(if $(RUN),--run '$(RUN)')
+
+doctor: host-setup ## whether `make nvfp4` would work here, and what to do where not; JSON=1
+	@$(HOST) scripts/doctor.py $(if $(JSON),--json) $(OPTIONS)
+
+image: ## build docker/Dockerfile, a thin layer over NeMo; then train in it with TAG=nvfp4-playbook:26.04
+	@docker build --build-arg NEMO_TAG='$(or $(TAG),26.04)' --tag 'nvfp4-playbook:$(or $(TAG),26.04)' docker
+
 clean: ## list and remove run folders and logs; CLEAN=all: also checkpoints of your own data
 	@$(PYTHON) scripts/clean.py $(if $(filter all,$(CLEAN)),--all)
 
@@ -52,6 +77,9 @@ test: test-setup ## all tests
 
 test-readme: test-setup ## every command of the README in a clean clone
 	@$(TEST) -m pytest -m readme -s tests/test_readme.py
+
+test-engine: test-setup ## the container path on a real, private Docker engine, installed on Debian where root
+	@INSTALL_ENGINE=1 $(TEST) -m pytest tests/engine
 
 lint: test-setup ## ruff, check and format
 	@$(TEST) -m ruff check . && $(TEST) -m ruff format --check .
@@ -70,11 +98,17 @@ test-setup:
 #> Options, as in `make compare MODEL=small ITERS=100`:
 #>   MODEL    what to train          llama31-8b on a GPU, tiny without one
 #>   ITERS    iterations             50; tiny 120
-#>   WARMUP   warm-up iterations     2; tiny 12
+#>   WARMUP   warm-up iterations     2; tiny 20
 #>   GBS MBS  global, micro batch    64 and 4; tiny 32 and 32
 #>   SEQ      sequence length        4096; tiny 128
 #>   DATA     mock, python-stdlib or a .bin/.idx prefix   mock; tiny python-stdlib
-#>   RUNTIME  auto, cpu or local     auto: local with a GPU, else cpu
+#>   RUNTIME  auto, container, local or cpu   auto: a container where a GPU is, else cpu
+#>   GPU      index or UUID          the largest that trains in the precision
+#>   PRECISION  in place of nvfp4: fp8, fp8_blockwise or mxfp8
+#>   EMULATE=1  NVFP4's arithmetic on a GPU without its tensor cores
+#>   TAG      of the NeMo image, or a whole image name   26.04
+#>   DRY_RUN=1  print the commands that would train, start nothing
+#>   RUN      the run that attach and stop mean, where several run
 #>   NPROC    processes              1
 #>   ARGS     flags for assets/pretrain_llama.py, as they are
 #>   FRESH=1  train again            compare reuses finished runs

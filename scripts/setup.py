@@ -14,9 +14,10 @@ def main():
     found = sys.version_info[:2]
     if found not in SUPPORTED:
         sys.stderr.write(
-            "setup: %s is Python %d.%d, and the pinned packages exist for 3.11 and 3.12: install one of these "
-            "(Debian, Ubuntu: apt install python3.12-venv) or name it: make PYTHON=python3.12 ...\n"
-            % (sys.executable, found[0], found[1])  # noqa: UP031 - Python 2 and 3.5 must parse this
+            # Neither an f-string nor a format method: Python 2 and 3.5 must get as far as this.
+            "setup: " + sys.executable + " is Python " + ".".join(map(str, found)) + ", and the pinned packages exist "
+            "for 3.11 and 3.12: install one of these (Debian, Ubuntu: apt install python3.12-venv) or name it: "
+            "make PYTHON=python3.12 ...\n"
         )
         return 2
     from playbook.environments import main as set_up

@@ -66,23 +66,29 @@ def _fingerprint(file: str) -> str:
     return hashlib.sha256((REQUIREMENTS / file).read_bytes() + index.encode()).hexdigest()
 
 
-def _missing(folder: Path, wanted: dict[str, str]) -> list[str]:
-    """The files of `wanted` that the environment was not made from, in order."""
+def _installed(folder: Path) -> dict[str, str] | None:
+    """The files that the environment was made from, each with its fingerprint; None where it must be made anew."""
     try:
         stamp = json.loads((folder / _STAMP).read_text())
-    except (OSError, json.JSONDecodeError):
-        stamp = {}
-    if stamp.get("python") != list(sys.version_info[:2]) or not (folder / "bin" / "python").exists():
-        return list(wanted)
-    return [file for file, fingerprint in wanted.items() if stamp["files"].get(file) != fingerprint]
+        if stamp["python"] == list(sys.version_info[:2]) and (folder / "bin" / "python").exists():
+            return dict(stamp["files"])
+    except (OSError, ValueError, TypeError, KeyError):  # never finished, or damaged
+        pass
+    return None
+
+
+def _missing(folder: Path, wanted: dict[str, str]) -> list[str]:
+    """The files of `wanted` that the environment was not made from, in order."""
+    have = _installed(folder) or {}
+    return [file for file, fingerprint in wanted.items() if have.get(file) != fingerprint]
 
 
 def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
     stamp = folder / _STAMP
-    have = json.loads(stamp.read_text()) if stamp.exists() else {}
-    if have.get("python") != list(sys.version_info[:2]) or not (folder / "bin" / "python").exists():
+    have = _installed(folder)
+    if have is None:
         _create(folder)
-        have = {"python": list(sys.version_info[:2]), "files": {}}
+        have = {}
     log = folder.with_suffix(".log")
     with log.open("w", encoding="utf-8") as output:
         for file in missing:
@@ -90,9 +96,9 @@ def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
             if file == "cpu.txt" and os.environ.get("TORCH_INDEX"):
                 _pip(folder, output, log, "--index-url", os.environ["TORCH_INDEX"], "--no-deps", _torch_pin())
             _pip(folder, output, log, *flags, "-r", str(REQUIREMENTS / file))
-            have["files"][file] = wanted[file]
+            have[file] = wanted[file]
             beside = stamp.with_suffix(".new")
-            beside.write_text(json.dumps(have))
+            beside.write_text(json.dumps({"python": list(sys.version_info[:2]), "files": have}))
             beside.replace(stamp)
 
 

@@ -4,109 +4,185 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import os
+import re
 import signal
-import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from playbook.progress import Progress
 from pretraining import record
 from pretraining.record import Verdict
 
-GRACE_SECONDS = 3.0  # from Ctrl-C to SIGKILL: with the poll below, everything is over within 5 s
 POLL_SECONDS = 0.25
+LAST_WORDS = 200
+# torch.distributed.run outlives its worker and ends with 1; its summary says how the worker ended.
+_WORKER_KILLED = re.compile(r"exitcode\s*: -9\b|Signal 9 \(SIGKILL\) received")
 
 
-def launch(command: list[str], environment: dict[str, str], folder: Path, progress: Progress) -> record.Run:
+@dataclass(frozen=True)
+class End:
+    """How what was started ended.
+
+    Attributes:
+        code: its exit code; negative for a signal, where the system says so.
+        verdict, cause: what only the runtime knows, such as a kill or an engine that stopped.
+    """
+
+    code: int
+    verdict: Verdict | None = None
+    cause: str = ""
+
+
+class NotStarted(Exception):
+    """A training could not be started: the cause and what to do. Nothing of it is left."""
+
+
+class Started(Protocol):
+    """A training under way, wherever it runs."""
+
+    grace_seconds: float
+
+    def lines(self) -> Iterator[bytes]:
+        """What it prints, as it comes, until it ends."""
+
+    def poll(self) -> End | None:
+        """How it ended, None while it runs. Never blocks for long."""
+
+    def interrupt(self) -> None:
+        """Ask it to end with a record, as Ctrl-C does."""
+
+    def kill(self) -> None:
+        """End it now, and return when it has."""
+
+    def close(self, *, recorded: bool) -> None:
+        """Leave nothing behind, now that its end is in the run folder (or, not `recorded`, could not be written)."""
+
+
+def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> record.Run:
     """Run a training to its end and return its record.
 
-    It gets a process group of its own, so that Ctrl-C reaches the launcher alone, which then passes it on once.
-
     Args:
-        command, environment: from the plan.
+        start: starts it; interrupted or failing, it leaves nothing behind.
         folder: the run folder, which exists.
         progress: shows what happens.
 
     Raises:
         KeyboardInterrupt: after the training was stopped and its record is whole.
     """
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    last_words: collections.deque[str] = collections.deque(maxlen=40)
-    reader = threading.Thread(target=_drain, args=(process, last_words), daemon=True)
-    reader.start()
-    try:
-        with _sigterm_as_interrupt():
-            while process.poll() is None:
+    last_words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
+    started: Started | None = None
+    end, recorded = End(130), False
+    with _interruptions() as interruptions:
+        try:
+            started = start()
+            reader = threading.Thread(target=_drain, args=(started, last_words), daemon=True)
+            reader.start()
+            while (end := started.poll()) is None:
                 progress.update()
                 time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        progress.say("stopping ...")
-        _stop(process)
-        _see_the_end(folder, process.returncode, last_words, interrupted=True)
-        raise
-    finally:
-        progress.close()
-    reader.join(timeout=5)
-    _see_the_end(folder, process.returncode, last_words, interrupted=False)
-    return record.read_run(folder)
+            reader.join(timeout=5)
+            recorded = see_the_end(folder, end, last_words)
+        except NotStarted as error:
+            end = End(1, Verdict.FAILED, str(error))
+            recorded = see_the_end(folder, end)
+        except KeyboardInterrupt:
+            progress.say("stopping ...")
+            end = _stop(started, interruptions) if started else end
+            recorded = see_the_end(folder, end, last_words, interrupted=True)
+            raise
+        finally:
+            if started:
+                started.close(recorded=recorded)
+            progress.close()
+    if not recorded and end.verdict is not Verdict.INCOMPLETE:
+        print(f"how the run ended could not be written into {folder}: is the disk full?", file=sys.stderr)
+    ended = record.read_run(folder)
+    if end.cause and end.cause != ended.outcome.get("cause"):  # training wrote its own; this says why it came to that
+        print(end.cause, file=sys.stderr)
+    return ended
 
 
-def _drain(process: subprocess.Popen[bytes], last_words: collections.deque[str]) -> None:
-    """Keep the pipe empty. train.log has everything; these lines matter only if training dies before it opens it."""
-    assert process.stdout is not None
-    for line in process.stdout:
+def _drain(started: Started, last_words: collections.deque[str]) -> None:
+    """Keep the output flowing. train.log has all of it; these lines matter if training dies before it opens that."""
+    for line in started.lines():
         last_words.append(line.decode("utf-8", errors="replace").rstrip())
 
 
+class _Interruptions:
+    """The first Ctrl-C or SIGTERM raises KeyboardInterrupt; later ones are counted, so that none interrupts the end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.count += 1
+        if self.count == 1:
+            raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _sigterm_as_interrupt():
-    def handler(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, handler)
+def _interruptions() -> Iterator[_Interruptions]:
+    handler = _Interruptions()
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield handler
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt the whole process group, wait, then kill what is left. A second Ctrl-C kills at once."""
-    with contextlib.suppress(KeyboardInterrupt):
-        _signal(process, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
-    _signal(process, signal.SIGKILL)
-    process.wait()
+def _stop(started: Started, interruptions: _Interruptions) -> End:
+    """Interrupt, wait, then kill what is left. A second Ctrl-C kills at once."""
+    started.interrupt()
+    deadline = time.monotonic() + started.grace_seconds
+    while (end := started.poll()) is None and time.monotonic() < deadline and interruptions.count < 2:
+        time.sleep(0.05)
+    started.kill()
+    return end or started.poll() or End(130)
 
 
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+def see_the_end(
+    folder: Path, end: End, last_words: collections.deque[str] | list[str] = (), *, interrupted: bool = False
+) -> bool:
+    """Write the outcome that training could not: it was killed, or ended before it had a folder to write to.
 
+    Args:
+        folder: the run folder.
+        end: how it ended.
+        last_words: what it printed last.
+        interrupted: because the launcher stopped it.
 
-def _see_the_end(folder: Path, code: int, last_words: collections.deque[str], *, interrupted: bool) -> None:
-    """Write the outcome that training could not: it was killed, or ended before it had a folder to write to."""
+    Returns:
+        Whether the folder now holds an outcome, whoever wrote it. Not where the disk is full: such a run stays
+        incomplete.
+    """
     if (folder / record.OUTCOME).exists():
-        return
+        return True
+    if end.verdict is Verdict.INCOMPLETE:
+        return False
+    said = [line for line in last_words if re.search(r"\w", line)]
+    code = end.code
     if interrupted:
         verdict, cause, code = Verdict.INTERRUPTED, "interrupted and stopped by the launcher", 130
-    elif code < 0:
-        name = signal.Signals(-code).name
-        hint = ": if nobody sent it, the kernel ran out of memory (`dmesg | tail` says so)" if code == -9 else ""
-        verdict, cause = Verdict.KILLED, f"training was ended by {name}{hint}"
+    elif end.verdict is not None:
+        verdict, cause = end.verdict, end.cause
+    elif memory := [line for line in said if "CUDA out of memory" in line]:
+        verdict, cause = Verdict.OUT_OF_MEMORY, f"{memory[-1]} Lower MBS or SEQ, or take a smaller MODEL"
+    elif any(_WORKER_KILLED.search(line) for line in said):
+        verdict, cause = Verdict.KILLED, "a training process was killed (SIGKILL) from outside"
     else:
-        said = [line for line in last_words if line.strip()]
+        when = "" if (folder / record.METRICS).exists() else " before it began"
         words = said[-1] if said else "it said nothing"
-        verdict, cause = Verdict.FAILED, f"training ended with exit code {code} before it began: {words}"
-    with contextlib.suppress(OSError):  # a full disk: the folder stays without an outcome, which is incomplete
+        verdict, cause = Verdict.FAILED, f"training ended with exit code {code}{when}: {words}"
+    try:
+        if said and not (folder / record.LOG).exists():  # it never came to open its log: these are its only words
+            (folder / record.LOG).write_text("\n".join([*last_words, ""]), encoding="utf-8")
         record.write_outcome(folder, verdict, cause=cause, exit_code=code)
+    except OSError:
+        return False
+    return True

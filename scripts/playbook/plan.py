@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from playbook import PROJECT
+from playbook.launch import Started
+from playbook.place import Choice, Place
 from playbook.runtimes import cpu, local
+from playbook.runtimes.process import LocalProcess
 from pretraining import record
-from pretraining.errors import UsageError
+from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
 
-RUNTIMES = ("auto", "cpu", "local")
+if TYPE_CHECKING:
+    from playbook.runtimes.container import Container
+
 # Read by the NVFP4 layers (numerics/nvfp4.py); part of what a run was asked to do.
 SWITCHES = ("NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A value and why it is that."""
-
-    value: Any
-    reason: str
+KEPT = {"bf16_head_layers", "bf16_tail_layers"}
+BATCH = {"global_batch_size", "micro_batch_size", "seq_length"}
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,20 @@ class Plan:
 
     Attributes:
         settings: the training's own settings.
-        runtime: "cpu" or "local".
+        place: where.
         processes: the world size.
         choices: what to print, in order.
     """
 
     settings: Settings
-    runtime: str
+    place: Place
     processes: int
     choices: dict[str, Choice]
 
     def request(self) -> dict[str, Any]:
         """What was asked for, as comparable facts: two runs with the same request do the same work."""
-        settings = self.settings
-        return {
+        settings, place = self.settings, self.place
+        asked = {
             "model": settings.model.name,
             "precision": settings.precision.name,
             "bf16_head_layers": settings.bf16_head_layers,
@@ -60,87 +61,144 @@ class Plan:
             "data": settings.data,
             "seed": settings.seed,
             "resume": str(settings.resume) if settings.resume else None,
-            "runtime": self.runtime,
+            "runtime": place.runtime,
             "processes": self.processes,
             "switches": {name: os.environ.get(name, "1") for name in SWITCHES},
         }
+        if settings.data not in (MOCK, PYTHON_STDLIB):
+            asked["data_files"] = _written(settings.data)
+        if settings.emulate:
+            asked["emulate"] = True
+        if place.runtime == "container":
+            asked |= {"image": place.found and place.found.digest, "gpu": place.gpu and place.gpu.uuid}
+        return asked
 
     def write(self, folder: Path, command: list[str]) -> None:
         """Write `plan.json` into the run folder."""
-        record.write_json(
-            folder / record.PLAN,
-            {
-                "schema": record.SCHEMA,
-                "created": record.utc_now(),
-                "choices": {name: asdict(choice) for name, choice in self.choices.items()},
-                "request": self.request(),
-                "command": command,
-                "git_commit": git_commit(),
-            },
-        )
+        found = self.place.found
+        written = {
+            "schema": record.SCHEMA,
+            "created": record.utc_now(),
+            "choices": {name: {"value": each.value, "reason": each.reason} for name, each in self.choices.items()},
+            "request": self.request(),
+            "command": command,
+            "git_commit": git_commit(),
+        }
+        if self.place.gpu:
+            written["gpu"] = asdict(self.place.gpu)
+        if found:
+            written["image"] = {"name": found.name, "digest": found.digest}
+        record.write_json(folder / record.PLAN, written)
 
 
-def choose_runtime(asked: str) -> tuple[str, Choice]:
-    """Which runtime, and why. `cpu` only where no NVIDIA GPU is, or where it was asked for.
-
-    Raises:
-        UsageError: an unknown name, or a GPU is there that this Python cannot train on.
-    """
-    if asked not in RUNTIMES:
-        raise UsageError(f"RUNTIME={asked} is not one of {', '.join(RUNTIMES)}")
-    if asked != "auto":
-        if asked == "local":
-            local.check()
-        return asked, Choice(asked, "asked for")
-    gpu = local.gpu()
-    if gpu is None:
-        return "cpu", Choice("cpu", "no NVIDIA GPU on this machine")
-    local.check()
-    return "local", Choice("local", f"{gpu}, and {local.python()} has megatron.bridge")
-
-
-def make_plan(settings: Settings, runtime: str, reason: Choice, processes: int, given: set[str]) -> Plan:
+def make_plan(settings: Settings, place: Place, processes: int, given: set[str]) -> Plan:
     """Collect the choices to show.
 
     Args:
         settings: resolved.
-        runtime, reason: from `choose_runtime`.
+        place: from `place.choose`.
         processes: the world size.
         given: the settings' names that the user chose.
     """
 
-    def choice(value: Any, name: str, otherwise: str) -> Choice:
-        return Choice(value, "asked for" if name in given else otherwise)
+    def choice(value: Any, names: set[str], otherwise: str) -> Choice:
+        return Choice(value, "asked for" if names & given else otherwise)
 
     model, precision = settings.model, settings.precision
+    runtime = place.runtime
     arithmetic = "emulated exactly on the CPU" if runtime == "cpu" else "on the GPU's tensor cores"
+    if settings.emulate:
+        arithmetic = "emulated on the GPU's BF16 tensor cores: asked for"
     kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {model.num_layers} layers"
     choices = {
-        "runtime": reason,
-        "model": choice(model.name, "model", f"the default {'without' if runtime == 'cpu' else 'with'} a GPU"),
+        **place.choices,
+        "model": choice(model.name, {"model"}, f"the default {'without' if runtime == 'cpu' else 'with'} a GPU"),
         "precision": Choice(precision.name, arithmetic),
     }
     if precision.name != "bf16":
-        choices["kept in BF16"] = choice(kept, "bf16_tail_layers", f"the default for {precision.name}")
+        choices["kept in BF16"] = choice(kept, KEPT, f"the default for {precision.name}")
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"
     choices |= {
-        "iterations": choice(settings.train_iters, "train_iters", f"{model.name}'s default"),
-        "batch": choice(f"{batch} {settings.micro_batch_size}", "global_batch_size", f"{model.name}'s default"),
-        "data": choice(settings.data, "data", f"{model.name}'s default"),
+        "iterations": choice(settings.train_iters, {"train_iters"}, f"{model.name}'s default"),
+        "batch": choice(f"{batch} {settings.micro_batch_size}", BATCH, f"{model.name}'s default"),
+        "data": choice(settings.data, {"data"}, f"{model.name}'s default"),
     }
-    return Plan(settings, runtime, processes, choices)
+    return Plan(settings, place, processes, choices)
 
 
-def training_command(plan: Plan, folder: Path, flags: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The command that trains, and the environment variables it adds.
+def _written(prefix: str) -> list[list[int]]:
+    """Size and time of a dataset's files: enough to see that they changed, without reading terabytes."""
+    states = [Path(f"{prefix}{end}").stat() for end in (".bin", ".idx")]
+    return [[state.st_size, state.st_mtime_ns] for state in states]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training ready to start.
+
+    Attributes:
+        words: the command that starts it, as a person would type it.
+        typed: the same for a shell.
+        start: does it.
+    """
+
+    words: list[str]
+    typed: str
+    start: Callable[[], Started]
+
+
+def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
+    """Everything for the start, which has not happened yet.
 
     Args:
         plan: what to run.
         folder: the run folder.
         flags: the training script's.
+
+    Raises:
+        UsageError: a folder that a container cannot mount.
     """
-    runtime = cpu if plan.runtime == "cpu" else local
-    return runtime.command(plan.processes, [*flags, "--run-dir", str(folder)])
+    place = plan.place
+    if place.runtime == "container":
+        return _in_container(plan, folder, flags)
+    flags = [*flags, "--run-dir", str(folder)]
+    if place.runtime == "cpu":
+        words, environment = cpu.command(plan.processes, flags)
+    else:
+        words, environment = local.command(plan.processes, flags, place.gpu and place.gpu.uuid)
+    typed = shlex.join([*(f"{name}={value}" for name, value in environment.items()), *words])
+    return Prepared(words, typed, lambda: LocalProcess(words, environment))
+
+
+def container_of(plan: Plan, folder: Path, flags: list[str]) -> Container:
+    """What the engine is asked for. Raises UsageError where a folder cannot be mounted."""
+    from playbook.runtimes import container
+
+    place = plan.place
+    return container.training(
+        plan.settings,
+        folder,
+        flags,
+        image=place.image,
+        image_path=place.found.path if place.found else "",
+        gpu=place.gpu.uuid if place.gpu else container.PLACEHOLDER,
+        request=(place.engine and place.engine.gpus) or "nvidia",
+        rootless=bool(place.engine and place.engine.rootless),
+    )
+
+
+def _in_container(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
+    from playbook.runtimes import container, container_process
+
+    asked = container_of(plan, folder, flags)
+    words = asked.docker_run()
+    typed = f"mkdir -p {shlex.join(map(str, container.written_folders(asked)))}\n{container.pasteable(words)}"
+
+    def start() -> Started:
+        assert plan.place.engine is not None
+        return container_process.ContainerProcess.start(plan.place.engine, asked, folder)
+
+    return Prepared(words, typed, start)
 
 
 def git_commit() -> str | None:
@@ -158,12 +216,12 @@ def git_commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def show(plan: Plan, folder: Path) -> None:
+def show(plan: Plan, folder: Path, *, margin: str = "  ") -> None:
     """Print the plan: a line a choice, value then reason."""
     width = max(len(name) for name in plan.choices)
     values = max(len(str(choice.value)) for choice in plan.choices.values())
     for name, choice in plan.choices.items():
-        print(f"  {name:<{width}}  {choice.value!s:<{min(values, 46)}}  {choice.reason}")
+        print(f"{margin}{name:<{width}}  {choice.value!s:<{min(values, 46)}}  {choice.reason}")
     relative = folder.relative_to(PROJECT) if folder.is_relative_to(PROJECT) else folder
-    print(f"  {'run folder':<{width}}  {relative}")
+    print(f"{margin}{'run folder':<{width}}  {relative}")
     sys.stdout.flush()

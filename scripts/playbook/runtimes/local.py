@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
+from pathlib import Path
 
 from playbook import ASSETS
 from pretraining.errors import UsageError
 
 SCRIPT = str(ASSETS / "pretrain_llama.py")
+_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
 def python() -> str:
@@ -20,42 +22,41 @@ def python() -> str:
     return shutil.which("python3") or "python3"
 
 
-@functools.cache
-def gpu() -> str | None:
-    """The names of this machine's NVIDIA GPUs, or None where there is none."""
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    names = [line.strip() for line in listed.stdout.splitlines() if line.strip()]
-    return ", ".join(names) if listed.returncode == 0 and names else None
+def inside_container() -> bool:
+    """Whether this is a container already, Docker's or Podman's, or the NeMo image run by something else."""
+    return any(mark.exists() for mark in _MARKS) or Path("/opt/Megatron-Bridge").is_dir()
 
 
 @functools.cache
-def check() -> None:
-    """Raise UsageError where the local Python cannot train with Megatron-Bridge."""
+def has_bridge() -> bool:
+    """Whether that interpreter has megatron.bridge."""
     found = subprocess.run(
         [python(), "-c", "import importlib.util as u; raise SystemExit(0 if u.find_spec('megatron.bridge') else 1)"],
         capture_output=True,
         check=False,
     )
-    if found.returncode:
+    return found.returncode == 0
+
+
+def check() -> None:
+    """Raise UsageError where the local Python cannot train with Megatron-Bridge."""
+    if not has_bridge():
         raise UsageError(
-            f"{python()} has no megatron.bridge: run this inside the NeMo container (nvcr.io/nvidia/nemo:26.04), "
+            f"{python()} has no megatron.bridge: leave RUNTIME out to train in NVIDIA's NeMo image, "
             "put a Python that has it first on PATH, or train on the CPU with RUNTIME=cpu"
         )
 
 
-def command(processes: int, flags: list[str]) -> tuple[list[str], dict[str, str]]:
+def command(processes: int, flags: list[str], gpu: str | None = None) -> tuple[list[str], dict[str, str]]:
     """The command and the environment variables it adds.
 
     `python -m torch.distributed.run` and not `torchrun`: that one may belong to another Python.
+
+    Args:
+        gpu: the UUID of the only one to use, or None for all.
     """
     launcher = [python(), "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, SCRIPT, *flags], {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
+    if gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    return [*launcher, SCRIPT, *flags], environment

@@ -1,0 +1,277 @@
+"""Whether a job would work on this machine, before it is started: one check a line, the remedy under each cross.
+
+Nothing is changed, pulled or started. A check that the chosen job does not need is shown and decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from playbook import PROJECT, gpus, place
+from playbook.environments import python_of
+from playbook.place import Wanted
+from playbook.runtimes import local
+from pretraining.errors import UsageError
+from pretraining.precision import Precision
+from pretraining.settings import Settings
+
+CHECKPOINT_BYTES_A_PARAMETER = 13.1  # weights, master weights and Adam's two moments: 105 GB for 8B
+RUN_FOLDER_BYTES = 1e9
+CPU_ENVIRONMENT_BYTES = 6e9
+UNPACKED = 2.5  # an image on disk, compared with its download
+# Megatron-Bridge's own requirements on bare metal.
+REQUIRED = {"torch": (2, 7), "cuda": (12, 8), "cudnn": (9, 3)}
+_VERSIONS = """
+import importlib.metadata as metadata, json
+found = {}
+for name in ("megatron-bridge", "megatron-core", "transformer-engine"):
+    try: found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError: pass
+try:
+    import torch
+    cudnn = torch.backends.cudnn.version() or 0
+    major = 10000 if cudnn >= 90000 else 1000
+    found["cudnn"] = f"{cudnn // major}.{cudnn % major // 100}"
+    found |= {"torch": torch.__version__, "cuda": torch.version.cuda or "0"}
+except ImportError: pass
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line.
+
+    Attributes:
+        ok: None for a fact that nothing depends on.
+        remedy: what to do where not ok.
+        needed: the chosen job fails without it.
+    """
+
+    name: str
+    ok: bool | None
+    found: str
+    remedy: str = ""
+    needed: bool = True
+
+
+def examine(wanted: Wanted, precision: Precision, chosen: Settings, runtime: str, runs: Path) -> Iterator[Check]:
+    """Every check, in the order in which a job would meet them.
+
+    Args:
+        wanted: where to run.
+        precision: the most demanding one of the job.
+        chosen: what to train.
+        runtime: the one that `wanted` comes to, see `likely_runtime`.
+        runs: where run folders go.
+    """
+    inventory = gpus.read()
+    yield Check("runtime", None, runtime)
+    yield from _gpu_checks(inventory, wanted, precision, needed=runtime != "cpu")
+    if runtime == "container":
+        yield from _engine_checks(wanted, inventory, precision)
+    elif runtime == "local":
+        yield from _local_checks(precision)
+    elif not python_of("cpu").exists():
+        yield _space("disk for the CPU environment", PROJECT, CPU_ENVIRONMENT_BYTES)
+    yield from _disk_checks(chosen, runs)
+    yield from _folder_checks(chosen, runs, runtime)
+    yield from _token_check(chosen)
+
+
+def likely_runtime(wanted: Wanted) -> str:
+    """The runtime, also where something is in its way that the checks will name."""
+    if wanted.runtime != "auto":
+        return wanted.runtime
+    inventory = gpus.read()
+    if not inventory.gpus and not inventory.problem:
+        return "cpu"
+    return "local" if local.inside_container() and local.has_bridge() else "container"
+
+
+def _gpu_checks(inventory: gpus.Inventory, wanted: Wanted, precision: Precision, *, needed: bool) -> Iterator[Check]:
+    if not inventory.gpus:
+        remedy = inventory.problem or "RUNTIME=cpu trains a small model without one"
+        yield Check("GPU", False if needed or inventory.problem else None, "no NVIDIA GPU that answers", remedy, needed)
+        return
+    yield Check("NVIDIA driver", True, f"{inventory.driver}, CUDA up to {inventory.cuda}")
+    for note in inventory.notes:
+        yield Check("GPU", False, note, "dmesg | grep -i nvrm says why; a restart often mends it", needed=False)
+    for gpu in inventory.gpus:
+        users = f"; in use by {', '.join(map(str, gpu.users))}" if gpu.users else "; idle"
+        yield Check(f"GPU {gpu.index}", None, f"{gpu}, {gpu.uuid}; trains in {', '.join(gpu.precisions())}{users}")
+    try:
+        gpu, why = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=wanted.emulate)
+    except UsageError as error:
+        cause, *rest = str(error).splitlines()
+        yield Check(precision.name, False, cause, "\n".join(line.strip() for line in rest), needed)
+    else:
+        yield Check(precision.name, True, f"on GPU {gpu.index} {gpu.name}, {why}")
+
+
+def _engine_checks(wanted: Wanted, inventory: gpus.Inventory, precision: Precision) -> Iterator[Check]:
+    from playbook import engine, image
+
+    try:
+        connected = engine.connect()
+    except engine.EngineError as error:
+        yield Check("Docker engine", False, error.cause, error.remedy)
+        return
+    found = f"{connected.version}, API {connected.api_version}{', rootless' if connected.rootless else ''}"
+    yield Check("Docker engine", True, found)
+    how = {"nvidia": "NVIDIA Container Toolkit", "cdi": "CDI (nvidia.com/gpu)"}.get(connected.gpus)
+    yield Check("GPUs in containers", how is not None, how or "the engine cannot hand one over", engine.TOOLKIT)
+    yield Check("memory for containers", None, f"{connected.memory / 1e9:.0f} GB of the machine's")
+    yield from _image_checks(connected, image.named(wanted.tag))
+    yield from _leftovers(connected, inventory, wanted, precision)
+
+
+def _image_checks(connected, name: str) -> Iterator[Check]:
+    from playbook import image, registry
+
+    found = image.find(connected, name)
+    if found:
+        yield Check("image", True, f"{name}, {found.digest[:19]}, {found.size / 1e9:.1f} GB")
+        return
+    try:
+        size = registry.size_to_pull(name)
+    except registry.RegistryError as error:
+        remedy = "connect to the network, or bring the image: docker save there, docker load here"
+        yield Check("image", False, f"{name} is not here, and {error}", remedy)
+        return
+    yield Check("image", True, f"{name} is not here yet: {size / 1e9:.1f} GB to pull, once")
+    data = Path(connected.data)
+    if data.is_dir():
+        yield _space("disk for the image", data, size * (1 + UNPACKED))
+
+
+def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: Precision) -> Iterator[Check]:
+    from playbook import orphans
+
+    left = orphans.find(connected)
+    if not left:
+        yield Check("leftover containers", True, "none")
+    for each in left:
+        if not each.running and each.launcher is None:
+            yield Check("container", False, f"{each} has ended", "any make command records it", needed=False)
+            continue
+        blocks = False
+        try:
+            gpu, _ = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=wanted.emulate)
+            blocks = gpu.uuid == each.gpu
+        except (UsageError, ValueError):
+            pass  # the gate's own line says so
+        remedy = "`make attach` follows it, `make stop` ends it" if each.own else "wait for it, or ask whose it is"
+        yield Check("container", False, f"{each} trains", remedy, needed=blocks)
+
+
+def _local_checks(precision: Precision) -> Iterator[Check]:
+    ended = subprocess.run([local.python(), "-c", _VERSIONS], capture_output=True, text=True, check=False)
+    try:
+        found = json.loads(ended.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        found = {}
+    yield Check("Python", True, local.python())
+    for name, least in REQUIRED.items():
+        version = found.get(name)
+        ok = version is not None and _numbers(version) >= least
+        needs = ".".join(map(str, least))
+        remedy = "pip install 'torch>=2.7', for CUDA 12.8 or newer"
+        yield Check(name, ok, f"{version or 'missing'} (needs {needs})", remedy)
+    bridge = found.get("megatron-bridge")
+    yield Check("megatron-bridge", bridge is not None, bridge or "missing", "pip install megatron-bridge")
+    engine = found.get("transformer-engine")
+    remedy = "pip install --no-build-isolation 'transformer-engine[pytorch]'"
+    yield Check("transformer-engine", engine is not None, engine or "missing", remedy, needed=precision.name != "bf16")
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    parts = [int(part) if part.isdigit() else 0 for part in version.split("+")[0].split(".")[:2]]
+    return (parts[0], parts[1] if len(parts) > 1 else 0)
+
+
+def _disk_checks(chosen: Settings, runs: Path) -> Iterator[Check]:
+    needed = RUN_FOLDER_BYTES
+    name = "disk for runs"
+    if chosen.save:
+        needed += parameters(chosen.model.hf_config) * CHECKPOINT_BYTES_A_PARAMETER
+        name = "disk for runs and a checkpoint"
+    yield _space(name, _existing(runs), needed)
+
+
+def _space(name: str, folder: Path, needed: float) -> Check:
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e9:.0f} GB free in {folder}, about {needed / 1e9:.0f} GB needed"
+    return Check(name, free >= needed, found, "free some space; `make clean` removes old runs")
+
+
+def parameters(config: dict) -> int:
+    """Parameters of a Llama, from its Hugging Face config."""
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    groups = config["num_key_value_heads"] / config["num_attention_heads"]
+    layer = hidden * hidden * (2 + 2 * groups) + 3 * hidden * config["intermediate_size"] + 2 * hidden
+    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    return round(layers * layer + embeddings + hidden)
+
+
+def _folder_checks(chosen: Settings, runs: Path, runtime: str) -> Iterator[Check]:
+    folders = {"run folders": runs, "cache": chosen.cache_dir}
+    if runtime == "container":
+        from playbook.runtimes.container import huggingface_home
+
+        folders["Hugging Face cache"] = huggingface_home()
+    for name, folder in folders.items():
+        there = _existing(folder)
+        ok = os.access(there, os.W_OK | os.X_OK)
+        yield Check(name, ok, f"{folder} {'can' if ok else 'cannot'} be written", f"sudo chown -R $USER {there}")
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.is_dir() or folder == folder.parent else _existing(folder.parent)
+
+
+def _token_check(chosen: Settings) -> Iterator[Check]:
+    given = "set" if os.environ.get("HF_TOKEN") else "not set"
+    yield Check("Hugging Face token", None, f"{given}; {chosen.model.name} needs none, its config is in assets/")
+
+
+def report(checks: list[Check], *, as_json: bool) -> int:
+    """Print the checks. Returns the exit code: 1 where one that the job needs is not ok."""
+    failed = [check for check in checks if check.ok is False and check.needed]
+    if as_json:
+        rows = [{**vars(check), "remedy": check.remedy if check.ok is False else ""} for check in checks]
+        print(json.dumps({"ok": not failed, "checks": rows}, indent=2))
+        return 1 if failed else 0
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        mark = {True: "✓", False: "✗", None: "·"}[check.ok]
+        print(f"{mark} {check.name:<{width}}  {check.found}")
+        if check.ok is False and check.remedy:
+            for line in check.remedy.splitlines():
+                print(f"  {'':<{width}}  → {line}")
+    print("\nready" if not failed else f"\nnot ready: {', '.join(check.name for check in failed)}")
+    return 1 if failed else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`doctor.py [--json] [flags of run.py]`. Exit code 0, 1 where the job would fail, 2 for wrong usage."""
+    from playbook import jobs
+    from pretraining import settings
+    from pretraining.precision import find_precision
+
+    flags = jobs.parser("doctor.py")
+    flags.add_argument("--json", action="store_true", help="for programs")
+    args = flags.parse_args(arguments)
+    wanted = jobs.wanted(args)
+    runtime = likely_runtime(wanted)
+    if runtime not in place.RUNTIMES:
+        raise UsageError(f"RUNTIME={runtime} is not one of {', '.join(place.RUNTIMES)}")
+    chosen = settings.resolve(args, on_gpu=runtime != "cpu", processes=args.nproc)
+    precision = find_precision(args.precision or "nvfp4")
+    return report(list(examine(wanted, precision, chosen, runtime, args.runs)), as_json=args.json)

@@ -1,0 +1,223 @@
+"""The NVIDIA GPUs of this machine, what each can train in, and which one a job gets.
+
+They are read through NVML (`nvidia-ml-py`), which needs the driver and nothing else: no torch, no nvidia-smi. What NVML
+cannot tell stays None: a GB10 shares its memory with the CPU and reports none of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+from pretraining.errors import UsageError
+from pretraining.precision import PRECISIONS, Precision
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+_NVIDIA = "0x10de"
+_DISPLAY_CLASS = "0x03"
+
+
+@dataclass(frozen=True)
+class User:
+    """A process that holds memory on a GPU; `memory` in bytes, None where the driver does not say."""
+
+    pid: int
+    name: str
+    memory: int | None
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid}{'' if self.memory is None else f', {self.memory / 1e9:.1f} GB'})"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        index: as nvidia-smi counts.
+        capability: CUDA compute capability, major and minor.
+        memory: bytes, None where it has none of its own (GB10).
+        users: processes on it.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    capability: tuple[int, int]
+    memory: int | None
+    users: tuple[User, ...] = ()
+
+    def trains_in(self, precision: Precision, *, emulate: bool = False) -> bool:
+        """Whether its tensor cores have `precision`, or with `emulate` can stand in for NVFP4's."""
+        return precision.trains_on(self.capability, emulate=emulate)
+
+    def precisions(self) -> list[str]:
+        """The names of the precisions it trains in natively."""
+        return [name for name, row in PRECISIONS.items() if self.trains_in(row)]
+
+    def __str__(self) -> str:
+        memory = "memory not reported" if self.memory is None else f"{self.memory / 1e9:.0f} GB"
+        return f"GPU {self.index} {self.name} ({memory}, compute capability {dotted(self.capability)})"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What NVML says of this machine.
+
+    Attributes:
+        gpus: in nvidia-smi's order.
+        driver, cuda: the driver's version and the newest CUDA it serves, None without a driver.
+        problem: a GPU is there, and this is why it cannot be used; "" otherwise.
+        notes: single GPUs that do not answer.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    """(10, 3) as "10.3"."""
+    return f"{capability[0]}.{capability[1]}"
+
+
+def read(nvml: Any = pynvml) -> Inventory:
+    """Ask NVML. Without a driver the inventory is empty; it names a problem where a GPU sits in the machine anyway.
+
+    Args:
+        nvml: the library, or recorded answers of one.
+    """
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return Inventory(problem=_why_unusable(nvml, error))
+    try:
+        cuda = nvml.nvmlSystemGetCudaDriverVersion()
+        gpus, notes = [], []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                gpus.append(_read_one(nvml, index))
+            except nvml.NVMLError as error:  # one that fell off the bus does not hide the others
+                notes.append(f"GPU {index} does not answer: {error}")
+        return Inventory(
+            tuple(gpus),
+            _text(nvml.nvmlSystemGetDriverVersion()),
+            f"{cuda // 1000}.{cuda % 1000 // 10}",
+            notes=tuple(notes),
+        )
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _read_one(nvml: Any, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = None
+    with contextlib.suppress(nvml.NVMLError):
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle).total or None
+    return Gpu(
+        index=index,
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        memory=memory,
+        users=tuple(_users(nvml, handle)),
+    )
+
+
+def _users(nvml: Any, handle: Any) -> list[User]:
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:
+        return []
+    users = []
+    for process in processes:
+        name = "a process"
+        with contextlib.suppress(nvml.NVMLError):
+            name = Path(_text(nvml.nvmlSystemGetProcessName(process.pid))).name
+        users.append(User(process.pid, name, process.usedGpuMemory))
+    return users
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _why_unusable(nvml: Any, error: Exception) -> str:
+    mismatch = getattr(error, "value", None) == nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+    if mismatch:
+        return "the NVIDIA driver was updated and its old kernel module is still loaded: restart the machine"
+    if not _in_the_machine():
+        return ""
+    return (
+        f"an NVIDIA GPU is in this machine, but its driver does not answer ({error}): install the driver "
+        "(Ubuntu: sudo ubuntu-drivers install), restart, and see that `nvidia-smi` lists the GPU"
+    )
+
+
+def _in_the_machine() -> bool:
+    """Whether the PCI bus has an NVIDIA GPU, driver or not."""
+    for device in PCI_DEVICES.glob("*"):
+        with contextlib.suppress(OSError):
+            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
+            if vendor == _NVIDIA and kind.startswith(_DISPLAY_CLASS):
+                return True
+    return False
+
+
+def choose(gpus: tuple[Gpu, ...], precision: Precision, asked: str | None, *, emulate: bool = False) -> tuple[Gpu, str]:
+    """The GPU for a job, and why.
+
+    A DGX Station has two unlike ones, often the smaller first: of those that train in `precision`, the largest.
+
+    Args:
+        gpus: not empty.
+        precision: the most demanding one of the job.
+        asked: an index or a UUID (its beginning is enough), or None.
+        emulate: stand in for NVFP4's tensor cores.
+
+    Raises:
+        UsageError: no such GPU, or none that can: with what was found, what is needed and what would work.
+    """
+    able = [gpu for gpu in gpus if gpu.trains_in(precision, emulate=emulate)]
+    if asked is not None:
+        gpu = _find(gpus, asked)
+        if gpu not in able:
+            raise UsageError(_refusal([gpu], precision, [f"GPU={other.index} ({other.name})" for other in able]))
+        return gpu, "asked for"
+    if not able:
+        raise UsageError(_refusal(list(gpus), precision, []))
+    best = max(able, key=lambda gpu: (gpu.memory or 0, -gpu.index))
+    if len(gpus) == 1:
+        return best, "the only GPU"
+    if len(able) == 1:
+        return best, f"the only one of {len(gpus)} GPUs that trains in {precision.name}"
+    return best, f"the largest of {len(able)} GPUs that train in {precision.name}"
+
+
+def _find(gpus: tuple[Gpu, ...], asked: str) -> Gpu:
+    name = asked.strip().lower().removeprefix("gpu-")
+    found = [gpu for gpu in gpus if name == str(gpu.index)]
+    if not found and len(name) >= 4:
+        found = [gpu for gpu in gpus if gpu.uuid.lower().removeprefix("gpu-").startswith(name)]
+    if len(found) != 1:
+        listed = "; ".join(f"{gpu}, {gpu.uuid}" for gpu in gpus)
+        raise UsageError(f"GPU={asked} is {'more than one' if found else 'none'} of this machine's GPUs: {listed}")
+    return found[0]
+
+
+def _refusal(found: list[Gpu], precision: Precision, others: list[str]) -> str:
+    lines = [f"{precision.name} needs {precision.needs}."]
+    lines += [f"  found: {gpu}" for gpu in found]
+    works = [f"make nvfp4 {other}" for other in others]
+    for name in ("fp8", "mxfp8", "bf16"):
+        if name != precision.name and any(gpu.trains_in(PRECISIONS[name]) for gpu in found):
+            works.append("make bf16" if name == "bf16" else f"make nvfp4 PRECISION={name}")
+    if precision.name == "nvfp4" and any(gpu.trains_in(precision, emulate=True) for gpu in found):
+        works.append("make nvfp4 EMULATE=1   (NVFP4's arithmetic on BF16 tensor cores: its losses, not its speed)")
+    return "\n".join([*lines, *(f"  would work: {command}" for command in works)])

@@ -1,0 +1,181 @@
+"""Where a job runs: the runtime, its GPU and its image, each with the reason it was chosen.
+
+`RUNTIME=auto` never falls back to the CPU where an NVIDIA GPU is: what keeps that GPU from being used is then an error
+with its remedy. Docker is imported only where a container is in question.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from playbook import gpus
+from playbook.gpus import Gpu
+from playbook.runtimes import local
+from pretraining.errors import UsageError
+from pretraining.precision import Precision
+
+if TYPE_CHECKING:
+    from playbook.engine import Engine
+    from playbook.image import Image
+
+RUNTIMES = ("auto", "container", "local", "cpu")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value and why it is that."""
+
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to run.
+
+    Attributes:
+        gpu: None on the CPU, and where a dry run has none to name.
+        engine: of a container; None where a dry run has none.
+        image: name and tag of a container's image.
+        found: that image, once it is on the engine.
+        choices: what to print and store.
+    """
+
+    runtime: str
+    gpu: Gpu | None = None
+    engine: Engine | None = None
+    image: str = ""
+    found: Image | None = None
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for; empty for the default.
+
+    Attributes:
+        gpu: index or UUID.
+        tag: of NeMo's image, or a whole image name.
+        dry_run: nothing will be started.
+    """
+
+    runtime: str = "auto"
+    gpu: str | None = None
+    tag: str | None = None
+    emulate: bool = False
+    processes: int = 1
+    dry_run: bool = False
+
+
+def choose(wanted: Wanted, precision: Precision) -> Place:
+    """The place for a job whose most demanding precision is `precision`.
+
+    Raises:
+        UsageError: an unknown runtime or GPU, or a GPU that cannot train in that precision.
+        EngineError: a GPU is there, but no engine that can hand it over.
+    """
+    if wanted.runtime not in RUNTIMES:
+        raise UsageError(f"RUNTIME={wanted.runtime} is not one of {', '.join(RUNTIMES)}")
+    if wanted.runtime == "cpu":
+        return Place("cpu", choices={"runtime": Choice("cpu", "asked for")})
+    inventory = gpus.read()
+    runtime, why = _runtime(wanted.runtime, inventory)
+    if runtime == "cpu":
+        return Place("cpu", choices={"runtime": Choice("cpu", why)})
+    if runtime == "local":
+        local.check()
+    place = Place(runtime, choices={"runtime": Choice(runtime, why)})
+    place = _on_gpu(place, inventory, wanted, precision)
+    return _in_container(place, wanted) if runtime == "container" else place
+
+
+def _runtime(asked: str, inventory: gpus.Inventory) -> tuple[str, str]:
+    if asked != "auto":
+        return asked, "asked for"
+    if inventory.problem:
+        raise UsageError(f"{inventory.problem}. RUNTIME=cpu trains a small model without it")
+    if not inventory.gpus:
+        return "cpu", "no NVIDIA GPU on this machine"
+    if local.inside_container() and local.has_bridge():
+        return "local", f"{local.python()} in this container has megatron.bridge"
+    return "container", "an NVIDIA GPU, and training runs in NVIDIA's NeMo image"
+
+
+def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precision: Precision) -> Place:
+    emulate = wanted.emulate and precision.name == "nvfp4"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if place.runtime == "local" and wanted.gpu is None and (visible or not inventory.gpus):
+        # Somebody chose already, or the training script says what it finds; it has the same gate.
+        chosen = {"GPU": Choice(visible, "CUDA_VISIBLE_DEVICES of the environment")} if visible else {}
+        return replace(place, choices=place.choices | chosen)
+    if not inventory.gpus:
+        if not wanted.dry_run:
+            raise UsageError(
+                inventory.problem
+                or "no NVIDIA GPU on this machine, and RUNTIME=container needs one: RUNTIME=cpu does not"
+            )
+        choice = Choice("<GPU-UUID>", "no GPU here to name: put one that `nvidia-smi -L` lists in its place")
+        return replace(place, choices={**place.choices, "GPU": choice})
+    if wanted.processes > 1:
+        if place.runtime == "container":
+            raise UsageError(f"NPROC={wanted.processes}: RUNTIME=container trains on one GPU; leave NPROC out")
+        gpus.choose(inventory.gpus, precision, None, emulate=emulate)  # the gate
+        return place
+    gpu, why = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=emulate)
+    if gpu.users:
+        why += f"; in use by {', '.join(map(str, gpu.users))}"
+    return replace(place, gpu=gpu, choices={**place.choices, "GPU": Choice(gpu, why)})
+
+
+def _in_container(place: Place, wanted: Wanted) -> Place:
+    from playbook import engine, image
+
+    name = image.named(wanted.tag)
+    choices = {**place.choices, "image": Choice(name, "asked for" if wanted.tag else "the default")}
+    place = replace(place, image=name, choices=choices)
+    if wanted.dry_run:
+        with contextlib.suppress(engine.EngineError):
+            place = replace(place, engine=engine.connect())
+        found = image.find(place.engine, name) if place.engine else None
+        return replace(place, found=found)
+    connected = engine.connect()
+    if not connected.gpus:
+        raise engine.EngineError(f"the Docker engine cannot hand over a GPU: {engine.TOOLKIT}")
+    return replace(place, engine=connected)
+
+
+def prepare(place: Place, runs: Path, *, alone: bool = True) -> Place:
+    """Make a container's place ready: ends that nobody saw are recorded, the GPU is free, the image is here.
+
+    Args:
+        place: from `choose`.
+        runs: where run folders are.
+        alone: no other run may hold the GPU.
+
+    Raises:
+        EngineError: another run holds the GPU, or the image cannot be pulled.
+    """
+    from playbook import image, orphans
+    from playbook.engine import EngineError
+
+    assert place.engine is not None and place.gpu is not None
+    left = orphans.settle(place.engine)
+    held = orphans.holder(left, place.gpu.uuid) if alone else None
+    if held:
+        raise EngineError(orphans.busy(held, f"GPU {place.gpu.index} {place.gpu.name}"))
+    for each in left:
+        if each.running and each.own and each.launcher is None:
+            print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)
+    if image.find(place.engine, place.image) is None:  # before minutes of a pull: what it is for
+        for name, choice in place.choices.items():
+            print(f"  {name}: {choice.value}, {choice.reason}", flush=True)
+    found = image.ensure(place.engine, place.image)
+    before = image.earlier_digest(runs, place.image)
+    reason = place.choices["image"].reason
+    if before and before[1] != found.digest:
+        reason += f"; another image than in run {before[0]}: then {before[1][:19]}, now {found.digest[:19]}"
+    return replace(place, found=found, choices={**place.choices, "image": Choice(place.image, reason)})

@@ -1,0 +1,231 @@
+"""The container runtime: the training script inside NVIDIA's NeMo image, on one chosen GPU.
+
+A `Container` says everything that the engine is asked for, once. It is sent through the SDK (`create_arguments`) or
+printed as the command a person could paste (`docker_run`); a test holds the two equal on a real engine.
+
+Every folder has the same path inside as outside, so a path in a log, a record or an error is right in both places.
+Training runs as the user, who need not exist in the image: what such a user lacks there (a home, caches) is a folder
+of the project's cache. Files of a run then belong to the user, and compiled kernels last from run to run.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
+
+from playbook import ASSETS, PROJECT
+from pretraining.errors import UsageError
+from pretraining.models import MOCK, PYTHON_STDLIB
+from pretraining.settings import Settings
+
+SCRIPT = str(ASSETS / "pretrain_llama.py")
+LABEL = "nvfp4-playbook"
+LIMITS = {"memlock": -1, "stack": 67108864}
+PLACEHOLDER = "<GPU-UUID>"
+IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SECRETS = ("HF_TOKEN",)
+SWITCHES = ("NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D", "HF_HUB_OFFLINE")
+# A mount at or above one of these would hide what the image itself needs.
+_OF_THE_IMAGE = ("/opt/venv", "/opt/Megatron-Bridge", "/usr", "/bin", "/lib", "/etc", "/proc", "/sys", "/dev", "/tmp")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that exists under the same path inside and outside."""
+
+    path: Path
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Container:
+    """What an engine is asked to run.
+
+    Attributes:
+        image: name and tag.
+        name: of the container. A run's is made from its GPU, so an engine never holds two runs on one GPU.
+        command: program and arguments; the program replaces the image's entry point.
+        environment: variables, none of them secret.
+        secrets: names of variables whose values come from the caller's environment.
+        gpu: UUID, PLACEHOLDER, or None for a container without one.
+        request: how the engine hands GPUs over, see `Engine.gpus`.
+    """
+
+    image: str
+    name: str | None
+    command: list[str]
+    environment: dict[str, str]
+    secrets: tuple[str, ...]
+    folders: tuple[Folder, ...]
+    user: str
+    workdir: str
+    gpu: str | None
+    request: str = "nvidia"
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def create_arguments(self, api: docker.APIClient) -> dict[str, Any]:
+        """The arguments for `api.create_container`, the only place where a secret's value is read."""
+        host = api.create_host_config(
+            ipc_mode="host",
+            init=True,
+            ulimits=[Ulimit(name=name, soft=limit, hard=limit) for name, limit in LIMITS.items()],
+            mounts=[Mount(str(each.path), str(each.path), "bind", not each.writable) for each in self.folders],
+            device_requests=[self._device_request()] if self.gpu else None,
+            log_config=LogConfig(type="json-file", config={"max-size": "20m"}),  # train.log is the whole log
+        )
+        return {
+            "image": self.image,
+            "name": self.name,
+            "entrypoint": self.command[:1],
+            "command": self.command[1:],
+            "environment": {**self.environment, **{name: os.environ[name] for name in self.secrets}},
+            "user": self.user,
+            "working_dir": self.workdir,
+            "labels": self.labels,
+            "host_config": host,
+        }
+
+    def _device_request(self) -> DeviceRequest:
+        if self.request == "cdi":
+            return DeviceRequest(driver="cdi", device_ids=[f"nvidia.com/gpu={self.gpu}"])
+        return DeviceRequest(device_ids=[self.gpu], capabilities=[["gpu"]])
+
+    def docker_run(self, *extra: str) -> list[str]:
+        """The same as a `docker run` command. Secrets go by name: docker takes their values from the environment."""
+        words = ["docker", "run", *extra]
+        if self.name:
+            words += ["--name", self.name]
+        if self.gpu:
+            classic = ["--gpus", f'"device={self.gpu}"']
+            words += ["--device", f"nvidia.com/gpu={self.gpu}"] if self.request == "cdi" else classic
+        words += ["--ipc", "host", "--init"]
+        for name, limit in LIMITS.items():
+            words += ["--ulimit", f"{name}={limit}:{limit}"]
+        words += ["--log-driver", "json-file", "--log-opt", "max-size=20m"]
+        words += ["--user", self.user, "--workdir", self.workdir]
+        for each in self.folders:
+            mount = f"type=bind,source={each.path},target={each.path}"
+            words += ["--mount", mount if each.writable else f"{mount},readonly"]
+        for name, value in self.environment.items():
+            words += ["-e", f"{name}={value}"]
+        for name in self.secrets:
+            words += ["-e", name]
+        for name, value in self.labels.items():
+            words += ["--label", f"{name}={value}"]
+        return [*words, "--entrypoint", self.command[0], self.image, *self.command[1:]]
+
+
+def pasteable(words: list[str]) -> str:
+    """A shell command over several lines, an option and its value a line."""
+    lines = [shlex.join(words[:2])]
+    for word in words[2:]:
+        quoted = shlex.quote(word)
+        if word.startswith("--") or not lines[-1].lstrip().startswith("-") or len(lines[-1].split()) > 1:
+            lines.append(f"  {quoted}")
+        else:
+            lines[-1] += f" {quoted}"
+    return " \\\n".join(lines)
+
+
+def training(
+    settings: Settings,
+    run_dir: Path,
+    flags: list[str],
+    *,
+    image: str,
+    image_path: str,
+    gpu: str | None,
+    request: str,
+    rootless: bool,
+) -> Container:
+    """The container of a training.
+
+    Args:
+        settings: what is trained; names the data and caches to mount.
+        run_dir: the run folder.
+        flags: the training script's, without the run folder.
+        image, image_path: its name and the PATH it sets ("" where unknown).
+        gpu, request: see `Container`.
+        rootless: the engine runs as the user.
+
+    Raises:
+        UsageError: a folder to mount would hide what the image needs.
+    """
+    launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    written = (run_dir, settings.cache_dir, huggingface_home())
+    folders = [Folder(ASSETS), *(Folder(path, True) for path in written)]
+    own_data = settings.data not in (MOCK, PYTHON_STDLIB)
+    if own_data:
+        folders.append(Folder(Path(settings.data).parent))
+    if settings.resume:
+        folders.append(Folder(settings.resume))
+    return Container(
+        image=image,
+        name=f"{LABEL}-{gpu or 'cpu'}" if gpu != PLACEHOLDER else None,
+        command=[*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
+        environment=user_environment(settings.cache_dir, image_path),
+        # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
+        secrets=given_secrets() if own_data else (),
+        folders=_checked(folders),
+        user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
+        workdir=str(run_dir),
+        gpu=gpu,
+        request=request,
+        labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": gpu or ""},
+    )
+
+
+def given_secrets() -> tuple[str, ...]:
+    """The secrets that the caller's environment has."""
+    return tuple(name for name in SECRETS if os.environ.get(name))
+
+
+def huggingface_home() -> Path:
+    """Hugging Face's cache: HF_HOME, or where its library keeps it."""
+    given = os.environ.get("HF_HOME")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given).expanduser().absolute() if given else cache / "huggingface"
+
+
+def user_environment(cache: Path, image_path: str) -> dict[str, str]:
+    """What a user without a passwd entry lacks, the image's own Python first, and the switches that are set."""
+    home = cache / "container"
+    return {
+        "PATH": f"/opt/venv/bin:{image_path or IMAGE_PATH}".replace("/opt/venv/bin:/opt/venv/bin:", "/opt/venv/bin:"),
+        "HOME": str(home),
+        "USER": os.environ.get("USER") or "trainer",
+        "HF_HOME": str(huggingface_home()),
+        "TRITON_CACHE_DIR": str(home / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "PYTHONUNBUFFERED": "1",
+        **{name: os.environ[name] for name in SWITCHES if name in os.environ},
+    }
+
+
+def written_folders(container: Container) -> list[Path]:
+    """What is written to, and has to be there before the start: the engine mounts nothing that is missing."""
+    caches = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    mounted = [each.path for each in container.folders if each.writable]
+    return [*mounted, *(Path(container.environment[name]) for name in caches)]
+
+
+def _checked(folders: list[Folder]) -> tuple[Folder, ...]:
+    """Each folder once, outer before inner, none of them in the image's way."""
+    once: dict[Path, Folder] = {}
+    for each in folders:
+        known = once.get(each.path)
+        once[each.path] = Folder(each.path, each.writable or (known is not None and known.writable))
+    for path in once:
+        for taken in map(Path, _OF_THE_IMAGE):
+            if path == taken or path in taken.parents:
+                raise UsageError(f"{path} cannot be mounted: it would hide the image's own {taken}; move it elsewhere")
+        if "," in str(path):
+            raise UsageError(f"{path} cannot be mounted: docker takes no comma in a path; rename the folder")
+    return tuple(sorted(once.values(), key=lambda each: each.path.parts))

@@ -1,0 +1,58 @@
+"""A training that is a process of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+from playbook.launch import End
+from pretraining.record import Verdict
+
+
+class LocalProcess:
+    """Runs a command in a process group of its own: Ctrl-C reaches the launcher alone, which passes it on once."""
+
+    grace_seconds = 3.0
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def lines(self) -> Iterator[bytes]:
+        """What it prints, until it ends."""
+        assert self._process.stdout is not None
+        yield from self._process.stdout
+
+    def poll(self) -> End | None:
+        """How it ended, None while it runs."""
+        code = self._process.poll()
+        if code is None or code >= 0:
+            return None if code is None else End(code)
+        name = signal.Signals(-code).name
+        hint = ": if nobody sent it, the kernel ran out of memory (`dmesg | tail` says so)" if code == -9 else ""
+        return End(code, Verdict.KILLED, f"training was ended by {name}{hint}")
+
+    def interrupt(self) -> None:
+        """Ask the whole group to end, with a record."""
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End what is left of the group."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def close(self, *, recorded: bool) -> None:
+        """Nothing is left behind by a process."""
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)

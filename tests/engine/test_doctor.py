@@ -1,0 +1,56 @@
+"""`make doctor` on a real engine."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from playbook import doctor, gpus
+
+
+@pytest.fixture
+def examine(station, monkeypatch, capsys):
+    """`examine(flags...)`: exit code and the checks by name, on a station of two GPUs."""
+    for name in ("DOCKER_HOST", "HF_HOME"):
+        monkeypatch.setenv(name, station.environment()[name])
+    from conftest import STATION
+
+    listed = tuple(gpus.Gpu(**{**each, "capability": tuple(each["capability"])}) for each in STATION)
+    monkeypatch.setattr(gpus, "read", lambda: gpus.Inventory(listed, "580.95.05", "13.0"))
+    monkeypatch.setattr(doctor.local, "inside_container", lambda: False)
+
+    def run(*flags: str) -> tuple[int, dict[str, dict]]:
+        code = doctor.main(["--json", "--runs", str(station.runs), *flags])
+        return code, {each["name"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
+
+    return run
+
+
+def test_a_station_that_is_ready(examine) -> None:
+    code, checks = examine()
+    assert code == 0, checks
+    assert "API 1." in checks["Docker engine"]["found"]
+    assert checks["GPUs in containers"]["found"] == "NVIDIA Container Toolkit"
+    assert checks["image"]["ok"] and "sha256:" in checks["image"]["found"]
+    assert checks["leftover containers"]["ok"]
+    assert checks["memory for containers"]["found"]
+
+
+def test_an_image_that_is_neither_here_nor_in_reach(examine) -> None:
+    code, checks = examine("--tag", "no-such-image:1")
+    assert code == 1
+    assert "is not here" in checks["image"]["found"] and "docker save" in checks["image"]["remedy"]
+
+
+def test_a_leftover_container_on_the_chosen_gpu_is_in_the_way(station, examine) -> None:
+    running = station.start(tag="steady")
+    station.training()
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    code, checks = examine()
+    assert code == 1
+    assert "its launcher is gone" in checks["container"]["found"] and "make attach" in checks["container"]["remedy"]
+    code, checks = examine("--precision", "bf16", "--gpu", "0")
+    assert code == 0, "the other GPU is free"

@@ -1,0 +1,98 @@
+"""Images: pulled from a registry with progress, measured before, and the project's own Dockerfiles built."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import docker
+import local_registry
+import pytest
+import standin_image
+from conftest import wait_for
+
+from playbook import registry
+
+PROJECT = Path(__file__).resolve().parents[2]
+PORT = 5000
+NAME = f"127.0.0.1:{PORT}/nvidia/nemo:pulled"
+
+
+@pytest.fixture
+def registry_beside(station):
+    """A registry on the loopback of the engine's own network."""
+    script = Path(local_registry.__file__)
+    serving = subprocess.Popen(
+        ["nsenter", f"--net=/proc/{station.engine.pid}/ns/net", sys.executable, str(script), str(PORT)]
+    )
+    yield
+    serving.kill()
+    serving.wait()
+
+
+def test_a_missing_image_is_pulled_and_its_digest_recorded(station, registry_beside) -> None:
+    def pulled() -> bool:
+        try:
+            return bool(station.api.pull(NAME))
+        except docker.errors.APIError:
+            return False
+
+    wait_for(pulled)  # the registry has come up
+    station.api.remove_image(NAME)
+    code, printed = station.run(tag=NAME)
+    assert f"Pulling {NAME}" in printed
+    assert code == 1 and "python" in station.outcome()["cause"]  # it holds no Python: a failed start, told as such
+    digest = json.loads((station.folder() / "plan.json").read_text())["image"]["digest"]
+    assert station.api.inspect_image(NAME)["RepoDigests"] == [f"{NAME.rpartition(':')[0]}@{digest}"]
+    assert station.containers() == []
+
+
+def test_a_tag_the_registry_does_not_have(station, registry_beside) -> None:
+    other = NAME.replace("pulled", "missing")
+
+    def answered() -> bool:
+        return "there is no" in station.run(tag=other)[1]
+
+    wait_for(answered)
+
+
+def test_the_size_to_pull_is_known_before() -> None:
+    server, size = local_registry.make_server(0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_address[1]
+    assert registry.size_to_pull(f"127.0.0.1:{port}/nvidia/nemo:pulled") == size
+    with pytest.raises(registry.RegistryError, match="the registry has no"):
+        registry.size_to_pull(f"127.0.0.1:{port}/nvidia/nemo:other")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(registry.RegistryError, match="does not answer"):
+        registry.size_to_pull(f"127.0.0.1:{port}/nvidia/nemo:pulled")
+
+
+def test_make_image_builds_the_nemo_layer_and_it_trains(station) -> None:
+    built = subprocess.run(
+        ["make", "image", "TAG=26.04"], cwd=PROJECT, env=station.environment(DOCKER_BUILDKIT="0"),
+        text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    code, printed = station.run(tag="nvfp4-playbook:26.04")
+    assert code == 0, printed
+
+
+@pytest.mark.slow
+def test_the_cpu_image_builds_and_starts(station, with_packages) -> None:
+    base = f"{standin_image.REPOSITORY}:training"
+    words = ["docker", "build", "--quiet", "--build-arg", f"BASE={base}", "--file", "docker/Dockerfile.cpu"]
+    built = subprocess.run(
+        [*words, "--tag", "nvfp4-playbook:cpu", "."], cwd=PROJECT, env=station.environment(DOCKER_BUILDKIT="0"),
+        text=True, capture_output=True, timeout=180,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    shown = subprocess.run(
+        ["docker", "run", "--rm", "nvfp4-playbook:cpu", "--help"], env=station.environment(),
+        text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert "Pretrain a Llama" in shown.stdout, shown.stderr

@@ -1,0 +1,68 @@
+"""Stands in for assets/pretrain_llama.py where only the launcher is tested: it writes a record, and trains nothing.
+
+FAKE says how it ends: "" as told by its flags, "slow" not by itself, "stubborn" neither by SIGINT, "killed" by
+SIGKILL, "early" before it has a log, "diverged", "disk" on a full disk that takes no outcome.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from pretraining import record, settings
+
+how = os.environ.get("FAKE", "")
+if how == "early":
+    print("a warning of no interest\nImportError: libnothing.so: cannot open shared object file\n\n", flush=True)
+    sys.exit(3)
+
+args = settings.parser("fake").parse_args()
+chosen = settings.resolve(args, on_gpu=False, processes=1)
+folder, precision = chosen.run_dir, chosen.precision.name
+folder.mkdir(parents=True, exist_ok=True)
+(folder / record.LOG).write_text("fake\n")
+if how == "stubborn":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end(verdict: record.Verdict, cause: str, code: int) -> None:
+    record.write_outcome(
+        folder, verdict, cause=cause, exit_code=code,
+        details={"peak_memory": {"bytes": 10**9, "kind": "resident set size of the process"}},
+    )  # fmt: skip
+    sys.exit(code)
+
+
+facts = {
+    "model": chosen.model.name, "train_iters": chosen.train_iters, "sequence_length": chosen.sequence_length,
+    "global_batch_size": chosen.global_batch_size, "start_iteration": 0, "device": os.environ.get("FAKE_DEVICE", "cpu"),
+}  # fmt: skip
+tail = chosen.bf16_tail_layers
+record.write_json(
+    folder / record.ENVIRONMENT,
+    {
+        "schema": 1, "mock_data": False, "tokens_per_step": chosen.tokens_per_step, "flops_per_token": 5e6,
+        "precision": {"name": precision, "arithmetic": "emulated", "bf16_head_layers": 0, "bf16_tail_layers": tail},
+        "text": {"bigram_entropy": 2.4}, "parity": facts,
+    },
+)  # fmt: skip
+writer = record.MetricsWriter(folder / record.METRICS)
+iterations = chosen.train_iters
+try:
+    for iteration in range(1, 10**6 if how in ("slow", "stubborn") else iterations + 1):
+        writer.write({
+            "kind": "train", "iteration": iteration, "loss": 5.0 - iteration / 1000, "step_time_s": 0.1,
+            "grad_norm": 1.0, "learning_rate": 1e-3, "skipped": False, "finite": True, "time": time.time(),
+        })  # fmt: skip
+        time.sleep(float(os.environ.get("FAKE_STEP", "0.1")))
+        if how == "killed" and iteration == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "diverged" and iteration == 2:
+            end(record.Verdict.DIVERGED, "the loss is nan at iteration 2: try a lower learning rate", 1)
+        if how == "disk" and iteration == 2:
+            print("pretrain_llama.py: failed: the disk is full: free some space", flush=True)
+            sys.exit(1)
+except KeyboardInterrupt:
+    end(record.Verdict.INTERRUPTED, "interrupted by SIGINT", 130)
+writer.write({"kind": "eval", "split": "validation", "iteration": iterations, "loss": 2.5, "time": time.time()})
+end(record.Verdict.SUCCEEDED, "", 0)

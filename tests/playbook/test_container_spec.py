@@ -1,0 +1,206 @@
+"""What an engine is asked for, where the engines at hand cannot show it: CDI, dry runs without one, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import docker
+import pytest
+import requests
+from docker.errors import APIError
+
+from playbook import engine, image, place, registry
+from playbook.runtimes import container
+from pretraining.errors import UsageError
+
+PROJECT = Path(__file__).resolve().parents[2]
+GPU = "GPU-1b7e90aa-4f0c-2b17-9c35-6f1d20b6ce44"
+PLAIN = container.Container(
+    image="nvcr.io/nvidia/nemo:26.04", name="n", command=["python", "-V"], environment={}, secrets=(),
+    folders=(), user="1000:1000", workdir="/w", gpu=GPU,
+)  # fmt: skip
+
+
+def api() -> docker.APIClient:
+    return docker.APIClient(base_url="http://127.0.0.1:9", version="1.44")
+
+
+def test_cdi_is_asked_for_by_its_own_name() -> None:
+    sent = replace(PLAIN, request="cdi").create_arguments(api())["host_config"]
+    assert sent["DeviceRequests"] == [
+        {"Driver": "cdi", "Count": 0, "DeviceIDs": [f"nvidia.com/gpu={GPU}"], "Capabilities": [], "Options": {}}
+    ]
+    assert f"--device nvidia.com/gpu={GPU}" in " ".join(replace(PLAIN, request="cdi").docker_run())
+
+
+def test_the_classic_request_names_the_uuid_and_never_all() -> None:
+    (asked,) = PLAIN.create_arguments(api())["host_config"]["DeviceRequests"]
+    assert asked["DeviceIDs"] == [GPU] and asked["Capabilities"] == [["gpu"]] and asked["Count"] == 0
+    assert f'"device={GPU}"' in PLAIN.docker_run()
+
+
+def test_never_privileged_no_socket_no_port_no_auto_removal() -> None:
+    sent = PLAIN.create_arguments(api())
+    host = sent["host_config"]
+    assert not host.get("Privileged") and not host.get("AutoRemove") and not host.get("PortBindings")
+    assert "docker.sock" not in json.dumps(sent, default=str)
+    assert "ports" not in sent
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"Runtimes": {"runc": {}, "nvidia": {}}}, "nvidia"),
+        ({"Runtimes": {"runc": {}}, "DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}, "cdi"),
+        ({"Runtimes": {"runc": {}}, "CDISpecDirs": ["{folder}"]}, "cdi"),
+        ({"Runtimes": {"runc": {}}, "CDISpecDirs": ["/no/such/folder"]}, ""),
+        ({"Runtimes": {"runc": {}}}, ""),
+    ],
+)
+def test_how_an_engine_hands_gpus_over(info, expected, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "nvidia.yaml").write_text("cdiVersion: 0.6.0\nkind: nvidia.com/gpu\n")
+    folders = [each.format(folder=tmp_path) for each in info.get("CDISpecDirs", [])]
+    assert engine._gpu_support({**info, "CDISpecDirs": folders}) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ('could not select device driver "" with capabilities: [[gpu]]', "nvidia-ctk runtime configure"),
+        ("CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=GPU-1", "nvidia-ctk cdi generate"),
+        ("invalid mount config for type bind: bind source path does not exist: /data", "/data"),
+        ("nvidia-container-cli: initialization error: driver rpc error", "nvidia-smi"),
+        ("error setting rlimit type 8: operation not permitted", "runs as root"),
+        ("write /var/lib/docker/x: no space left on device", "docker system prune"),
+        ("something new", "something new"),
+    ],
+)
+def test_an_engines_refusal_comes_with_its_remedy(said, expected) -> None:
+    assert expected in engine.explain(APIError("500", explanation=said))
+
+
+def test_a_lost_engine_is_told_from_a_refusal() -> None:
+    assert "went away" in engine.explain(requests.ConnectionError("Connection aborted."))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Get https://nvcr.io/v2/: dial tcp: lookup nvcr.io: no such host", "check the network"),
+        ("unauthorized: authentication required", "docker login nvcr.io"),
+        ("manifest for nvcr.io/nvidia/nemo:1 not found: manifest unknown", "TAG="),
+        ("write /x: no space left on device", "docker system prune"),
+    ],
+)
+def test_a_failed_pull_comes_with_its_remedy(said, expected) -> None:
+    assert expected in engine.pull_problem(said, "nvcr.io/nvidia/nemo:1")
+
+
+def test_progress_of_a_pull_adds_its_layers_up(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(image, "SAY_EVERY_SECONDS", -1)
+    events = [
+        {"status": "Pulling from nvidia/nemo", "id": "26.04"},
+        {"status": "Downloading", "id": "a", "progressDetail": {"current": 10**9, "total": 4 * 10**9}},
+        {"status": "Downloading", "id": "b", "progressDetail": {"current": 10**9, "total": 2 * 10**9}},
+        {"status": "Download complete", "id": "b"},
+    ]
+    image._follow(events, "nemo")
+    assert capsys.readouterr().out.splitlines()[-1] == "  3.0 of 6.0 GB pulled"
+    with pytest.raises(engine.EngineError, match="check the network"):
+        image._follow([{"error": "dial tcp: i/o timeout"}], "nemo")
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [
+        (None, "nvcr.io/nvidia/nemo:26.04"),
+        ("26.06", "nvcr.io/nvidia/nemo:26.06"),
+        ("nvfp4-playbook:26.04", "nvfp4-playbook:26.04"),
+    ],
+)
+def test_a_tag_is_nemos_unless_it_is_a_name(tag, name) -> None:
+    assert image.named(tag) == name
+
+
+def test_an_image_of_ones_own_has_no_size_to_pull() -> None:
+    with pytest.raises(registry.RegistryError, match="of your own"):
+        registry.size_to_pull("nvfp4-playbook:26.04")
+
+
+def test_a_folder_that_would_hide_the_image_is_not_mounted() -> None:
+    for path in ("/", "/opt", "/usr", "/opt/venv"):
+        with pytest.raises(UsageError, match="would hide"):
+            container._checked([container.Folder(Path(path))])
+    with pytest.raises(UsageError, match="comma"):
+        container._checked([container.Folder(Path("/data/a,b"))])
+
+
+def test_a_folder_is_mounted_once_and_writable_where_anybody_writes() -> None:
+    outer, inner = Path("/d"), Path("/d/runs")
+    asked = [container.Folder(inner, True), container.Folder(outer), container.Folder(inner)]
+    assert container._checked(asked) == (container.Folder(outer), container.Folder(inner, True))
+
+
+def test_the_images_own_path_follows_its_python() -> None:
+    path = container.user_environment(Path("/c"), "/opt/venv/bin:/usr/bin")["PATH"]
+    assert path == "/opt/venv/bin:/usr/bin"
+
+
+def dry_run(*flags: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "scripts" / "run.py"), *flags, "--dry-run"],
+        env={**os.environ, "DOCKER_HOST": "unix:///no/such/socket", **more}, text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU to name")
+def test_without_gpu_or_engine_a_dry_run_is_still_a_script(tmp_path) -> None:
+    shown = dry_run("nvfp4", "--runtime", "container", "--runs", str(tmp_path / "runs"), HF_TOKEN="hf_x")
+    assert shown.returncode == 0, shown.stderr
+    assert "device=<GPU-UUID>" in shown.stdout and "nvcr.io/nvidia/nemo:26.04" in shown.stdout
+    assert "hf_x" not in shown.stdout and not (tmp_path / "runs").exists()
+    assert subprocess.run(["sh", "-n"], input=shown.stdout, text=True).returncode == 0
+
+
+def test_a_dry_run_on_the_cpu_prints_the_command(tmp_path) -> None:
+    shown = dry_run("bf16", "--runtime", "cpu", "--runs", str(tmp_path / "runs"))
+    assert shown.returncode == 0, shown.stderr
+    assert "pretrain_llama.py" in shown.stdout and "CUDA_VISIBLE_DEVICES=" in shown.stdout
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
+def test_a_container_without_a_gpu_is_an_error_and_not_a_cpu_run() -> None:
+    with pytest.raises(UsageError, match="RUNTIME=cpu does not"):
+        place.choose(place.Wanted(runtime="container"), container_precision())
+
+
+def container_precision():
+    from pretraining.precision import PRECISIONS
+
+    return PRECISIONS["bf16"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "bridge", "expected"), [(True, True, "local"), (True, False, "container"), (False, True, "container")]
+)
+def test_auto_with_a_gpu(inside, bridge, expected, monkeypatch) -> None:
+    from playbook import gpus
+
+    monkeypatch.setattr(place.local, "inside_container", lambda: inside)
+    monkeypatch.setattr(place.local, "has_bridge", lambda: bridge)
+    found = gpus.Inventory((gpus.Gpu(0, GPU, "NVIDIA GB300", (10, 3), 288 * 10**9),))
+    assert place._runtime("auto", found)[0] == expected
+
+
+def test_auto_without_a_gpu_and_with_a_broken_one() -> None:
+    from playbook import gpus
+
+    assert place._runtime("auto", gpus.Inventory())[0] == "cpu"
+    with pytest.raises(UsageError, match="restart the machine"):
+        place._runtime("auto", gpus.Inventory(problem="restart the machine"))

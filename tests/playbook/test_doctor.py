@@ -1,0 +1,114 @@
+"""`make doctor` on recorded machines without an engine: what is a cross, what only a fact, and the exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from playbook import doctor, gpus
+from pretraining.errors import UsageError
+from pretraining.models import MODELS
+
+_spec = importlib.util.spec_from_file_location("recorded_nvml", Path(__file__).with_name("recorded_nvml.py"))
+recorded = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(recorded)
+
+
+@pytest.fixture
+def examine(monkeypatch, tmp_path, capsys):
+    """`examine(machine, flags...)`: exit code and the checks by name."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(doctor.local, "inside_container", lambda: False)
+
+    read = gpus.read
+
+    def run(machine, *flags: str) -> tuple[int, dict[str, dict]]:
+        inventory = read(recorded.RecordedNvml(machine)) if machine else gpus.Inventory()
+        monkeypatch.setattr(gpus, "read", lambda: inventory)
+        code = doctor.main(["--json", "--runs", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "c"), *flags])
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["ok"] == (code == 0)
+        return code, {each["name"]: each for each in shown["checks"]}
+
+    return run
+
+
+def test_without_a_gpu_the_cpu_runtime_is_ready(examine) -> None:
+    code, checks = examine(None)
+    assert code == 0
+    assert checks["runtime"]["found"] == "cpu" and checks["GPU"]["ok"] is None
+
+
+def test_a_station_without_an_engine_is_not_ready_and_says_what_to_do(examine) -> None:
+    code, checks = examine(recorded.STATION)
+    assert code == 1
+    assert checks["Docker engine"]["ok"] is False and "DOCKER_HOST" in checks["Docker engine"]["found"]
+    assert checks["Docker engine"]["remedy"]
+    assert checks["nvfp4"]["ok"] and "GB300" in checks["nvfp4"]["found"]
+    assert "nvfp4" not in checks["GPU 0"]["found"] and "Xorg" in checks["GPU 0"]["found"]
+    assert "nvfp4" in checks["GPU 1"]["found"] and "idle" in checks["GPU 1"]["found"]
+    assert checks["NVIDIA driver"]["found"] == "580.95.05, CUDA up to 13.0"
+
+
+def test_the_gate_is_a_cross_with_the_commands_that_would_work(examine) -> None:
+    _, checks = examine(recorded.H200)
+    assert checks["nvfp4"]["ok"] is False and "EMULATE=1" in checks["nvfp4"]["remedy"]
+    _, checks = examine(recorded.H200, "--emulate")
+    assert checks["nvfp4"]["ok"]
+    _, checks = examine(recorded.H200, "--precision", "fp8")
+    assert checks["fp8"]["ok"]
+
+
+def test_a_gb10_says_that_its_memory_is_not_reported(examine) -> None:
+    _, checks = examine(recorded.GB10)
+    assert "memory not reported" in checks["GPU 0"]["found"] and checks["nvfp4"]["ok"] is False
+
+
+def test_a_checkpoint_needs_about_105_gb(examine, monkeypatch) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(0, 0, 50 * 10**9))
+    _, checks = examine(recorded.STATION, "--model", "llama31-8b", "--save", "50")
+    check = checks["disk for runs and a checkpoint"]
+    assert check["ok"] is False and "about 106 GB needed" in check["found"]
+    _, checks = examine(recorded.STATION, "--model", "llama31-8b")
+    assert checks["disk for runs"]["ok"]
+
+
+def test_parameters_are_the_published_ones() -> None:
+    assert doctor.parameters(MODELS["llama31-8b"].hf_config) == 8_030_261_248
+
+
+def test_bare_metal_lists_what_is_missing(examine, monkeypatch, tmp_path) -> None:
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\necho \'{"torch": "2.6.1+cu124", "cuda": "12.4", "cudnn": "9.10"}\'\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(doctor.local, "python", lambda: str(python))
+    code, checks = examine(recorded.STATION, "--runtime", "local")
+    assert code == 1
+    assert checks["torch"]["ok"] is False and checks["cuda"]["ok"] is False and checks["cudnn"]["ok"]
+    assert "pip install" in checks["megatron-bridge"]["remedy"]
+
+
+def test_a_wrong_runtime_is_wrong_usage(examine) -> None:
+    with pytest.raises(UsageError, match="RUNTIME=gpu"):
+        examine(None, "--runtime", "gpu")
+
+
+def test_for_people_each_cross_has_its_remedy_below(capsys) -> None:
+    checks = [
+        doctor.Check("one", True, "fine"),
+        doctor.Check("two", False, "broken", "mend it"),
+        doctor.Check("three", False, "old", "update", needed=False),
+        doctor.Check("four", None, "a fact"),
+    ]
+    assert doctor.report(checks, as_json=False) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "✓ one    fine" and lines[1] == "✗ two    broken" and lines[2].endswith("→ mend it")
+    assert lines[-1] == "not ready: two"
+    assert doctor.report(checks[:1] + checks[2:], as_json=False) == 0

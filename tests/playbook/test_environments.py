@@ -1,0 +1,265 @@
+"""The virtual environments, made for real with pip, from packages that need no network."""
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from playbook import environments
+
+HEAD = """
+import sys
+from pathlib import Path
+from playbook import environments
+environments.PROJECT = Path({project!r})
+environments.VENVS = environments.PROJECT / ".venv"
+environments.REQUIREMENTS = environments.PROJECT / "requirements"
+"""
+RUN = "sys.exit(environments.main(sys.argv[1:]))"
+
+
+def make_wheel(folder: Path, name: str, version: str = "1.0") -> str:
+    """A package of one module; gives the requirement that installs it."""
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    about = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", f"version = {version!r}\n")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{about}/RECORD", "")
+    return f"{path}\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with requirements of its own."""
+    (tmp_path / "requirements").mkdir()
+    for file in ("host", "cpu", "megatron", "dev"):
+        (tmp_path / "requirements" / f"{file}.txt").write_text(make_wheel(tmp_path, f"pkg_{file}"))
+    return tmp_path
+
+
+@pytest.fixture
+def command(root: Path, project: Path):
+    """The words and the environment that set up `root`, after the given code."""
+
+    def words(name: str, code: str = "", **more: str) -> dict:
+        plain = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "TORCH_INDEX"))}
+        env = plain | {"PIP_NO_INDEX": "1", "PYTHONPATH": f"{project / 'scripts'}:{project / 'assets'}"} | more
+        script = HEAD.format(project=str(root)) + code + "\n" + RUN
+        return {"args": [sys.executable, "-c", script, name], "env": env, "stdin": subprocess.DEVNULL, "text": True}
+
+    return words
+
+
+@pytest.fixture
+def set_up(command):
+    """`set_up("host", code=0)`: what it printed."""
+
+    def run(name: str, changed: str = "", *, code: int = 0, **more: str) -> str:
+        ended = subprocess.run(**command(name, changed, **more), capture_output=True, timeout=120, check=False)
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended.stdout + ended.stderr
+
+    return run
+
+
+def version_in(root: Path, environment: str, module: str) -> str | None:
+    """The version of a package in an environment, None where it is not there."""
+    code = f"import {module}; print({module}.version)"
+    python = root / ".venv" / environment / "bin" / "python"
+    ended = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    return ended.stdout.strip() or None
+
+
+def test_made_once_and_brought_up_to_date(set_up, root: Path) -> None:
+    assert set_up("host") == "Setting up .venv/host: the launcher's packages ...\n"
+    assert version_in(root, "host", "pkg_host") == "1.0"
+    began = time.monotonic()
+    assert set_up("host") == ""
+    assert time.monotonic() - began < 2
+
+    marker = root / ".venv" / "host" / "marker"
+    marker.touch()
+    (root / "requirements" / "host.txt").write_text(make_wheel(root, "pkg_host", "2.0"))
+    assert "Setting up" in set_up("host")
+    assert version_in(root, "host", "pkg_host") == "2.0" and marker.exists()  # changed, not made anew
+    assert set_up("host") == ""
+
+    (root / ".venv" / "host" / ".installed.json").write_text("")  # damaged
+    assert "Setting up" in set_up("host")
+    assert version_in(root, "host", "pkg_host") == "2.0" and not marker.exists()
+    assert set_up("host") == ""
+
+
+def test_the_test_environment_is_the_cpu_one_and_more(set_up, root: Path) -> None:
+    set_up("cpu")
+    assert [version_in(root, "cpu", f"pkg_{file}") for file in ("cpu", "megatron", "host", "dev")] == [
+        "1.0", "1.0", None, None,
+    ]  # fmt: skip
+    assert set_up("test") == "Setting up .venv/cpu: the CPU runtime and the test tools ...\n"
+    assert version_in(root, "cpu", "pkg_dev") == version_in(root, "cpu", "pkg_host") == "1.0"
+    assert set_up("cpu") == set_up("test") == ""
+    (root / "requirements" / "dev.txt").write_text(make_wheel(root, "pkg_dev", "2.0"))
+    assert set_up("cpu") == ""  # only what it is made from counts
+    assert "Setting up" in set_up("test")
+
+
+def test_a_failed_installation_says_why_and_goes_on_from_there(set_up, root: Path) -> None:
+    (root / "requirements" / "megatron.txt").write_text("no-such-package-here==9\n")
+    said = set_up("cpu", code=1)
+    assert "pip could not install" in said and "megatron.txt" in said
+    assert "No matching distribution found for no-such-package-here==9" in said
+    assert "Check the network and the disk, then run the same command again" in said
+    log = Path(said.rsplit(" ", 1)[-1].strip())
+    assert log == root / ".venv" / "cpu.log" and "no-such-package-here" in log.read_text()
+    assert version_in(root, "cpu", "pkg_cpu") == "1.0"
+    marker = root / ".venv" / "cpu" / "marker"
+    marker.touch()
+    (root / "requirements" / "megatron.txt").write_text(make_wheel(root, "pkg_megatron"))
+    set_up("cpu")
+    assert version_in(root, "cpu", "pkg_megatron") == "1.0" and marker.exists()
+    assert set_up("cpu") == ""
+
+
+def slow_pip(seconds: int) -> str:
+    """Code that makes every installation take longer."""
+    return (
+        "import time\nplain = environments._pip\n"
+        f"def slow(*a):\n    time.sleep({seconds})\n    plain(*a)\nenvironments._pip = slow\n"
+    )
+
+
+def test_an_interrupted_set_up_is_completed(command, set_up, until, root: Path) -> None:
+    with subprocess.Popen(
+        **command("host", slow_pip(60)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        until(lambda: (root / ".venv" / "host.log").exists(), 60)  # the folder is there, the packages are not
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "setup: interrupted; the same command goes on from here\n"
+    assert "Setting up" in set_up("host")
+    assert version_in(root, "host", "pkg_host") == "1.0"
+    assert set_up("host") == ""
+
+
+def test_two_at_once(command, root: Path) -> None:
+    processes = [subprocess.Popen(**command("host"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert [errors for _, errors in said] == ["", ""]
+    assert sorted(len(out.splitlines()) for out, _ in said) == [0, 1]  # the second waits and finds it done
+    assert version_in(root, "host", "pkg_host") == "1.0"
+
+
+PYTHON = json.dumps(list(sys.version_info[:2]))
+
+
+@pytest.mark.parametrize(
+    ("content", "installed"),
+    [
+        (f'{{"python": {PYTHON}, "files": {{"host.txt": "x"}}}}', {"host.txt": "x"}),
+        (f'{{"python": {PYTHON}, "files": {{}}}}', {}),
+        ('{"python": [3, 10], "files": {"host.txt": "x"}}', None),  # made by another Python
+        (f'{{"python": {PYTHON}}}', None),
+        (f'{{"python": {PYTHON}, "files": null}}', None),
+        ("{}", None), ("[]", None), ("null", None), ("{", None), ("", None),
+    ],
+)  # fmt: skip
+def test_what_counts_as_installed(tmp_path: Path, content: str, installed: dict | None) -> None:
+    assert environments._installed(tmp_path) is None
+    (tmp_path / ".installed.json").write_text(content)
+    assert environments._installed(tmp_path) is None  # there is no interpreter
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    assert environments._installed(tmp_path) == installed
+
+
+@pytest.mark.parametrize("module", ["venv", "ensurepip"])
+def test_a_python_without_venv(set_up, root: Path, module: str) -> None:
+    said = set_up("host", f"sys.modules[{module!r}] = None", code=1)
+    assert "cannot make virtual environments" in said and "-venv) or name another Python: make PYTHON=" in said
+    assert said.count("\n") == 2  # what it does, and why it cannot
+    assert not (root / ".venv" / "host").exists()
+
+
+def test_a_place_that_cannot_be_written(set_up, root: Path) -> None:
+    (root / ".venv").write_text("a file")
+    said = set_up("host", code=1)
+    assert said.splitlines()[-1].startswith("setup: ") and str(root / ".venv") in said
+
+
+@pytest.mark.parametrize("arguments", [(), ("gpu",), ("host", "cpu")])
+def test_setup_by_a_wrong_name(project: Path, arguments: tuple[str, ...]) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(project / "scripts" / "setup.py"), *arguments], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (2, "setup: name one of host, cpu, test\n")
+
+
+def other_pythons() -> list[str]:
+    """Interpreters on this machine that the pinned packages do not exist for."""
+    found = [shutil.which(f"python{version}") for version in ("2", *(f"3.{minor}" for minor in range(4, 20)))]
+    managed = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser().glob("versions/*/bin/python")
+    others = []
+    for python in [*filter(None, found), *map(str, managed)]:
+        code = "import sys; sys.exit(sys.version_info[:2] in ((3, 11), (3, 12)))"
+        if not subprocess.run([python, "-c", code], capture_output=True, check=False).returncode:
+            others.append(python)
+    return others
+
+
+def test_a_wrong_python_is_told_in_one_line(project: Path) -> None:
+    found = other_pythons()
+    if not found:
+        pytest.skip("this machine has no Python but 3.11 and 3.12")
+    for python in found:
+        script = str(project / "scripts" / "setup.py")
+        ended = subprocess.run([python, script, "host"], capture_output=True, text=True, check=False)
+        assert ended.returncode == 2, (python, ended.stderr)
+        assert ended.stderr.startswith("setup: ") and ended.stderr.count("\n") == 1
+        assert "exist for 3.11 and 3.12" in ended.stderr and "PYTHON=python3.12" in ended.stderr
+
+
+def test_setup_reads_in_an_old_python(project: Path) -> None:
+    """No new syntax stands in setup.py, else the sentence becomes a traceback."""
+    source = (project / "scripts" / "setup.py").read_text()
+    tree = ast.parse(source, feature_version=(3, 4))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr | ast.AnnAssign | ast.NamedExpr)]
+    source.encode("ascii")
+    code = source.replace("sys.version_info[:2]", "(3, 10)").replace("SUPPORTED = ((3, 11), (3, 12))", "SUPPORTED = ()")
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and " is Python 3.10, and the pinned packages" in ended.stderr
+
+
+def test_supported_versions_are_the_same_everywhere(project: Path) -> None:
+    assert 'requires-python = ">=3.11,<3.13"' in (project / "pyproject.toml").read_text()
+    assert "SUPPORTED = ((3, 11), (3, 12))" in (project / "scripts" / "setup.py").read_text()
+
+
+def test_every_requirement_is_pinned(project: Path) -> None:
+    for _, files, _ in environments.ENVIRONMENTS.values():
+        for file in files:
+            lines = (project / "requirements" / file).read_text().splitlines()
+            assert all("==" in line for line in lines if line.strip() and not line.startswith("#")), file
+
+
+def test_another_torch_index_counts_for_torch_alone(monkeypatch) -> None:
+    monkeypatch.delenv("TORCH_INDEX", raising=False)
+    before = {file: environments._fingerprint(file) for file in ("cpu.txt", "megatron.txt", "host.txt")}
+    monkeypatch.setenv("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
+    changed = [file for file in before if environments._fingerprint(file) != before[file]]
+    assert changed == ["cpu.txt"]
+    assert environments._torch_pin().startswith("torch==")

@@ -1,0 +1,165 @@
+"""`make compare`: which finished runs it reuses, and what ends it. The training script is a stand-in."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretraining import record
+
+LAUNCHER = Path(__file__).parent / "fakes" / "launcher.py"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Where run folders go."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def job(environment, project: Path, runs: Path):
+    """`job("compare", "--seed", "3", code=0)`: what it said on stdout and on stderr."""
+
+    def start(name: str, *flags: str, code: int = 0, **more: str) -> tuple[str, str]:
+        paths = os.pathsep.join([str(project / "assets"), str(project / "scripts")])
+        standard = ("--runtime", "cpu", "--model", "tiny", "--train-iters", "40", "--runs", str(runs))
+        ended = subprocess.run(
+            [sys.executable, str(LAUNCHER), name, *standard, *flags],
+            env=environment(PYTHONPATH=paths, FAKE_STEP="0", **more), stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended.stdout, ended.stderr
+
+    return start
+
+
+def reused(said: str) -> dict[str, str]:
+    """Precision to run folder."""
+    return dict(re.findall(r"^(\w+): reusing (\S+) \(FRESH=1 trains again\)$", said, re.MULTILINE))
+
+
+def folders(runs: Path, precision: str) -> list[str]:
+    return sorted(path.name for path in runs.glob(f"*-{precision}-tiny"))
+
+
+def test_compare_trains_both_and_then_neither(job, runs: Path) -> None:
+    said, _ = job("compare")
+    assert reused(said) == {} and len(folders(runs, "bf16")) == len(folders(runs, "nvfp4")) == 1
+    (written,) = runs.glob("*-comparison-tiny/comparison.json")
+    assert json.loads(written.read_text())
+    assert said.index("\nnvfp4:") > said.index("bf16:")
+    assert "Written:" in said and str(written) in said
+    said, _ = job("compare")
+    assert reused(said) == {"bf16": folders(runs, "bf16")[0], "nvfp4": folders(runs, "nvfp4")[0]}
+    assert len(folders(runs, "bf16")) == len(folders(runs, "nvfp4")) == 1
+
+
+def test_fresh_trains_both_again(job, runs: Path) -> None:
+    job("compare")
+    said, _ = job("compare", "--fresh")
+    assert reused(said) == {} and len(folders(runs, "bf16")) == len(folders(runs, "nvfp4")) == 2
+    said, _ = job("compare")
+    assert reused(said) == {"bf16": folders(runs, "bf16")[1], "nvfp4": folders(runs, "nvfp4")[1]}  # the newest
+
+
+def test_a_finished_run_is_compared_with_a_new_one(job, runs: Path) -> None:
+    job("bf16")
+    said, _ = job("compare")
+    assert set(reused(said)) == {"bf16"} and len(folders(runs, "nvfp4")) == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--seed", "7"), ("--train-iters", "41"), ("--global-batch-size", "16"), ("--seq-length", "64"),
+        ("--micro-batch-size", "8"), ("--data", "mock"), ("--warmup-iters", "1"), ("--nproc", "2"),
+    ],
+)  # fmt: skip
+def test_other_work_is_not_reused(job, runs: Path, flags: tuple[str, ...]) -> None:
+    job("compare")
+    job("compare", *flags, "--dry-run")  # it is a request that can be
+    for precision in ("bf16", "nvfp4"):
+        plan = record.read_run(runs / folders(runs, precision)[0]).plan
+        assert plan["request"]["precision"] == precision
+    if "--nproc" not in flags:  # the stand-in is one process
+        assert reused(job("compare", *flags)[0]) == {}
+
+
+def test_nvfp4_in_another_recipe_is_not_reused(job) -> None:
+    job("compare")
+    assert set(reused(job("compare", NVFP4_RHT="0")[0])) <= {"bf16"}
+    assert set(reused(job("compare", "--bf16-tail-layers", "2")[0])) == {"bf16"}
+
+
+@pytest.mark.parametrize("how", ["diverged", "killed", "early"])
+def test_an_unsuccessful_run_is_not_reused(job, runs: Path, how: str) -> None:
+    _, errors = job("compare", FAKE=how, code=1)
+    assert "bf16: " in errors and not folders(runs, "nvfp4")  # the second is not even begun
+    assert reused(job("compare")[0]) == {}
+
+
+def test_an_incomplete_or_damaged_run_is_not_reused(job, runs: Path) -> None:
+    job("compare")
+    (runs / folders(runs, "bf16")[0] / record.OUTCOME).unlink()
+    (runs / folders(runs, "nvfp4")[0] / record.ENVIRONMENT).write_text("{")
+    assert reused(job("compare")[0]) == {}
+
+
+@pytest.mark.parametrize("content", ['{"verdict": "of another time"}', "[]", '"words"', "{}", ""])
+def test_a_folder_that_is_none_of_ours_is_no_hindrance(job, runs: Path, content: str) -> None:
+    job("compare")
+    shutil.copytree(runs / folders(runs, "bf16")[0], runs / "99999999T000000Z-bf16-tiny")
+    (runs / "99999999T000000Z-bf16-tiny" / record.OUTCOME).write_text(content)
+    assert set(reused(job("compare")[0])) == {"bf16", "nvfp4"}
+
+
+def test_of_runs_on_two_machines_the_pair_that_can_be_compared(job, runs: Path) -> None:
+    job("compare", FAKE_DEVICE="first")
+    job("bf16", FAKE_DEVICE="second")
+    said, _ = job("compare")
+    assert reused(said) == {"bf16": folders(runs, "bf16")[0], "nvfp4": folders(runs, "nvfp4")[0]}
+
+
+def test_two_runs_that_cannot_be_compared_are_refused(job) -> None:
+    job("bf16", FAKE_DEVICE="first")
+    _, errors = job("compare", FAKE_DEVICE="second", code=1)
+    assert "device" in errors and "FRESH=1 trains both again." in errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("compare", "--run-dir", "x"), "compare makes two runs, so it takes no --run-dir"),
+        (("nvfp4", "--precision", "bf16"), "this target trains in nvfp4"),
+        (("nvfp4", "--disable-fp4"), "this target trains in nvfp4"),
+        (("bf16", "--precision", "nvfp4"), "this target trains in bf16"),
+        (("nvfp4", "--nproc", "0"), "NPROC=0: at least one process is needed"),
+        (("nvfp4", "--runtime", "gpu"), "RUNTIME=gpu is not one of auto, "),
+        (("nvfp4", "--model", "llama31-8b"), "llama31-8b needs a GPU and none was found"),
+        (("nvfp4", "--trian-iters", "5"), "did you mean --train-iters?"),
+        (("nvfp5",), "invalid choice: 'nvfp5'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_makes_no_folder(job, runs: Path, flags: tuple[str, ...], words: str) -> None:
+    said, errors = job(*flags, code=2)
+    assert words in errors and errors.startswith("run: ") and errors.count("\n") == 1 and said == ""
+    assert not runs.exists() or not list(runs.iterdir())
+
+
+def test_a_run_folder_by_name(job, tmp_path: Path) -> None:
+    job("bf16", "--run-dir", str(tmp_path / "mine"))
+    assert record.read_run(tmp_path / "mine").verdict is record.Verdict.SUCCEEDED
+
+
+def test_a_dry_run_starts_nothing(job, runs: Path) -> None:
+    said, _ = job("compare", "--dry-run")
+    assert "training.py" in said and "--precision bf16" in said and "--precision nvfp4" in said
+    assert not runs.exists() or not list(runs.iterdir())
+    assert subprocess.run(["bash", "-n", "-c", said], check=False).returncode == 0

@@ -1,0 +1,135 @@
+"""A plan: every choice with its reason, and the request that makes two runs the same work."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from playbook import jobs, plan
+from playbook.place import Choice, Place
+from pretraining import record, settings
+
+
+def planned(*flags: str, precision: str = "nvfp4") -> plan.Plan:
+    """The plan of a command line, on the CPU."""
+    args = settings.parser("x").parse_args(["--precision", precision, *flags])
+    given = {name for name, value in vars(args).items() if value is not None}
+    chosen = settings.resolve(args, on_gpu=False, processes=1)
+    return plan.make_plan(chosen, Place("cpu", choices={"runtime": Choice("cpu", "no NVIDIA GPU")}), 1, given)
+
+
+def test_what_was_asked_for_and_what_was_not() -> None:
+    choices = planned("--train-iters", "7", "--data", "mock").choices
+    reasons = {name: choice.reason for name, choice in choices.items()}
+    assert reasons["iterations"] == reasons["data"] == "asked for"
+    assert reasons["model"] == "the default without a GPU" and reasons["batch"] == "tiny's default"
+    assert reasons["precision"] == "emulated exactly on the CPU"
+    assert next(iter(choices)) == "runtime"
+    assert all(choice.reason for choice in choices.values())
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        (("--train-iters", "7"), "iterations"),
+        (("--global-batch-size", "16"), "batch"),
+        (("--micro-batch-size", "8"), "batch"),
+        (("--seq-length", "64"), "batch"),
+        (("--bf16-head-layers", "1"), "kept in BF16"),
+        (("--bf16-tail-layers", "2"), "kept in BF16"),
+    ],
+)
+def test_whichever_flag_made_a_choice_it_was_asked_for(flag: tuple[str, str], name: str) -> None:
+    assert planned().choices[name].reason != "asked for"
+    assert planned(*flag).choices[name].reason == "asked for"
+
+
+def test_bf16_keeps_no_layers_apart() -> None:
+    assert "kept in BF16" not in planned(precision="bf16").choices
+
+
+FLAGS = [
+    ("--model", "small"), ("--train-iters", "50"), ("--warmup-iters", "3"), ("--global-batch-size", "16"),
+    ("--micro-batch-size", "8"), ("--seq-length", "64"), ("--data", "mock"), ("--seed", "1"),
+    ("--bf16-head-layers", "1"), ("--bf16-tail-layers", "2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag[0])
+def test_every_setting_that_changes_the_work_is_in_the_request(flag: tuple[str, str]) -> None:
+    assert planned().request() == planned().request()
+    assert planned(*flag).request() != planned().request()
+
+
+def test_where_the_record_goes_does_not_change_the_work(tmp_path: Path) -> None:
+    elsewhere = ("--run-dir", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache"), "--save", "5")
+    assert planned(*elsewhere).request() == planned().request()
+
+
+def test_a_default_named_is_the_same_work() -> None:
+    tiny = settings.MODELS["tiny"]
+    assert planned("--model", "tiny", "--train-iters", str(tiny.train_iters)).request() == planned().request()
+
+
+@pytest.mark.parametrize("switch", plan.SWITCHES)
+def test_a_switch_of_the_nvfp4_recipe_is_in_the_request(monkeypatch, switch: str) -> None:
+    before = planned().request()
+    monkeypatch.setenv(switch, "1")
+    assert planned().request() == before
+    monkeypatch.setenv(switch, "0")
+    assert planned().request() != before
+
+
+def test_changed_data_is_other_work(tmp_path: Path) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"corpus{ending}").write_bytes(b"tokens")
+    before = planned("--data", str(tmp_path / "corpus")).request()
+    (tmp_path / "corpus.bin").write_bytes(b"others")
+    assert planned("--data", str(tmp_path / "corpus")).request() != before
+
+
+def test_a_written_plan_reads_back_as_the_same_request(tmp_path: Path) -> None:
+    made = planned("--seed", "3")
+    made.write(tmp_path, ["python", "train"])
+    kept = record.read_run(tmp_path).plan
+    assert kept["request"] == made.request() == json.loads(json.dumps(made.request()))
+    assert set(kept) >= {"schema", "created", "choices", "request", "command", "git_commit"}
+    assert kept["choices"]["iterations"] == {
+        "value": settings.MODELS["tiny"].train_iters, "reason": "tiny's default",
+    }  # fmt: skip
+
+
+def test_the_commit_says_whether_files_differ(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(plan, "PROJECT", tmp_path)
+    assert plan.git_commit() is None
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # else a hook's variables would name another repository
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "file").write_text("1")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
+    commit = plan.git_commit()
+    assert len(commit) == 40
+    (tmp_path / "file").write_text("2")
+    assert plan.git_commit() == f"{commit}-dirty"
+
+
+def test_the_launchers_flags_have_the_training_scripts_among_them() -> None:
+    def flags(parser: argparse.ArgumentParser) -> set[str]:
+        return {flag for action in parser._actions for flag in action.option_strings}
+
+    assert flags(settings.parser("x")) <= flags(jobs.parser("x"))
+
+
+def test_planning_needs_no_torch(environment, project: Path) -> None:
+    code = "import sys; from playbook import jobs; print(sorted({'torch', 'numpy', 'megatron'} & set(sys.modules)))"
+    paths = f"{project / 'assets'}:{project / 'scripts'}"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment(PYTHONPATH=paths), capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "[]\n"

@@ -88,6 +88,7 @@ def main() -> int:
         train(run, chosen, processes, on_gpu)
         code = run.succeeded()
     except BaseException as error:
+        ending.caught()
         if not isinstance(error, UsageError):  # its one line says all
             traceback.print_exc()
         code = run.failed(error)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .telemetry import Telemetry
 
 INTERRUPTED = 130
+REPEAT_SECONDS = 0.5
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,10 +37,24 @@ def interrupt_on_sigterm() -> None:
     def handler(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):  # one is enough: a second must not interrupt the verdict
             signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(signal.Signals(number).name)
+        name = signal.Signals(number).name
+
+        def again(*_: object) -> None:
+            raise Interrupted(name)
+
+        # An exception that a signal raises inside a destructor is swallowed: raise it until somebody caught it.
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS, REPEAT_SECONDS)
+        raise Interrupted(name)
 
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)  # also where the launcher was started in the background, which ignores it
+
+
+def caught() -> None:
+    """An end has been caught: nothing raises from a signal any more."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def has_gpu() -> bool:

@@ -116,7 +116,7 @@ def test_a_moved_tag_is_reported(station) -> None:
 
 
 def test_compare_trains_both_on_one_gpu_in_one_image(station) -> None:
-    _, printed = station.run("compare", "--warmup-iters", "1")
+    _, printed = station.run("compare", "--train-iters", "12")
     plans = [json.loads(path.read_text()) for path in sorted(station.runs.glob("*/plan.json"))]
     assert [each["request"]["precision"] for each in plans] == ["bf16", "nvfp4"], printed
     assert {each["request"]["gpu"] for each in plans} == {UUID}

@@ -4,6 +4,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,9 +166,11 @@ def test_signals_become_interruptions() -> None:
             ending.interrupt_on_sigterm()
             with pytest.raises(KeyboardInterrupt, match=number.name):
                 signal.raise_signal(number)
+            ending.caught()
             signal.raise_signal(signal.SIGINT)  # the verdict is being written: no second interruption
             signal.raise_signal(signal.SIGTERM)
     finally:
+        ending.caught()
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
 
@@ -183,3 +187,23 @@ def test_an_outcome_that_cannot_be_written_is_said(tmp_path: Path, capsys) -> No
     assert ending.RunEnd(tmp_path / "gone", 0).failed(ValueError("cause")) == 1
     said = capsys.readouterr().err
     assert "ValueError: cause" in said and "the outcome could not be written" in said
+
+
+def test_an_interruption_swallowed_by_a_destructor_comes_again() -> None:
+    script = (
+        "import os, signal, time\n"
+        "from pretraining import ending\n"
+        "class Swallows:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT); time.sleep(0.05)\n"
+        "ending.interrupt_on_sigterm()\n"
+        "Swallows()\n"
+        "print('went on', flush=True)\n"
+        "try:\n"
+        "    time.sleep(20)\n"
+        "except ending.Interrupted as error:\n"
+        "    ending.caught(); time.sleep(1.2); print(f'caught {error}')\n"
+    )
+    found = {**os.environ, "PYTHONPATH": str(settings.PROJECT / "assets")}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=15, env=found)
+    assert ended.stdout.splitlines() == ["went on", "caught SIGINT"] and ended.returncode == 0

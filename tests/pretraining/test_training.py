@@ -14,10 +14,12 @@ import pytest
 import yaml
 
 from pretraining import record
+from pretraining.models import MODELS
 from pretraining.record import Run, Verdict
 
 pytestmark = pytest.mark.slow
 
+PEAK, LOWEST = MODELS["tiny"].learning_rate
 PRECISIONS = ("bf16", "nvfp4")
 LINE = {"kind", "iteration", "loss", "step_time_s", "grad_norm", "learning_rate", "skipped", "finite", "time"}
 
@@ -110,8 +112,8 @@ def test_metrics(runs, precision: str) -> None:
     assert losses(run)[0] == pytest.approx(math.log(257), abs=0.3)  # it knows nothing yet
     assert losses(run)[-1] < losses(run)[0] - 0.5  # and has learned something
     rates = [line["learning_rate"] for line in run.train]
-    assert rates[0] == pytest.approx(3e-3) and rates == sorted(rates, reverse=True)
-    assert rates[-1] == pytest.approx(3e-4)
+    assert rates[0] == pytest.approx(PEAK) and rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(LOWEST)
     assert [(line["split"], line["iteration"]) for line in run.evaluations] == [("validation", 6), ("test", 6)]
     assert all(2 < line["loss"] < losses(run)[0] for line in run.evaluations)
 
@@ -143,7 +145,7 @@ def test_environment(runs, precision: str) -> None:
     expected = {
         "model": "tiny", "parameters": 853376, "num_layers": 4, "sequence_length": 128, "global_batch_size": 8,
         "micro_batch_size": 8, "train_iters": 6, "warmup_iters": 1, "start_iteration": 0, "seed": 1234,
-        "learning_rate": 3e-3, "min_learning_rate": 3e-4, "world_size": 1, "transformer_engine": None,
+        "learning_rate": PEAK, "min_learning_rate": LOWEST, "world_size": 1, "transformer_engine": None,
     }  # fmt: skip
     assert {name: run.parity[name] for name in expected} == expected
     assert run.parity["data"].startswith("python-stdlib-")

@@ -31,6 +31,8 @@ ENVIRONMENTS = {
 }
 _WITHOUT_DEPENDENCIES = {"megatron.txt"}
 _STAMP = ".installed.json"
+# The version is the same on every index, so pip would keep a CUDA build that is there.
+_TORCH_ANEW = ("--no-deps", "--force-reinstall")
 
 
 class SetupError(Exception):
@@ -61,9 +63,16 @@ def ensure(name: str) -> Path:
     return python_of(name)
 
 
+def fingerprint(name: str) -> str:
+    """A short hash of what environment `name` is made from: two runs with the same have the same packages."""
+    content = b"".join((REQUIREMENTS / file).read_bytes() for file in ENVIRONMENTS[name][1])
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def _fingerprint(file: str) -> str:
+    """Of the file, and of the index that torch was asked for from, after a space."""
     index = os.environ.get("TORCH_INDEX", "") if file == "cpu.txt" else ""
-    return hashlib.sha256((REQUIREMENTS / file).read_bytes() + index.encode()).hexdigest()
+    return f"{hashlib.sha256((REQUIREMENTS / file).read_bytes()).hexdigest()} {index}".strip()
 
 
 def _installed(folder: Path) -> dict[str, str] | None:
@@ -80,7 +89,8 @@ def _installed(folder: Path) -> dict[str, str] | None:
 def _missing(folder: Path, wanted: dict[str, str]) -> list[str]:
     """The files of `wanted` that the environment was not made from, in order."""
     have = _installed(folder) or {}
-    return [file for file, fingerprint in wanted.items() if have.get(file) != fingerprint]
+    # Without TORCH_INDEX any torch of the right version will do, also one from an index named earlier.
+    return [file for file, mark in wanted.items() if mark not in (have.get(file), have.get(file, "").split(" ")[0])]
 
 
 def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
@@ -94,7 +104,7 @@ def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
         for file in missing:
             flags = ["--no-deps"] if file in _WITHOUT_DEPENDENCIES else []
             if file == "cpu.txt" and os.environ.get("TORCH_INDEX"):
-                _pip(folder, output, log, "--index-url", os.environ["TORCH_INDEX"], "--no-deps", _torch_pin())
+                _pip(folder, output, log, "--index-url", os.environ["TORCH_INDEX"], *_TORCH_ANEW, _torch_pin())
             _pip(folder, output, log, *flags, "-r", str(REQUIREMENTS / file))
             have[file] = wanted[file]
             beside = stamp.with_suffix(".new")

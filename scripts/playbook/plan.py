@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from playbook import PROJECT
+from playbook.environments import fingerprint
 from playbook.launch import Started
 from playbook.place import Choice, Place
 from playbook.runtimes import cpu, local
@@ -65,6 +66,8 @@ class Plan:
             "processes": self.processes,
             "switches": {name: os.environ.get(name, "1") for name in SWITCHES},
         }
+        if place.runtime == "cpu":
+            asked["packages"] = fingerprint("cpu")
         if settings.data not in (MOCK, PYTHON_STDLIB):
             asked["data_files"] = _written(settings.data)
         if settings.emulate:

@@ -262,4 +262,10 @@ def test_another_torch_index_counts_for_torch_alone(monkeypatch) -> None:
     monkeypatch.setenv("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
     changed = [file for file in before if environments._fingerprint(file) != before[file]]
     assert changed == ["cpu.txt"]
+    named = {"cpu.txt": environments._fingerprint("cpu.txt")}
+    monkeypatch.setattr(environments, "_installed", lambda folder: named)
+    assert environments._missing(Path("cpu"), named) == []
+    assert environments._missing(Path("cpu"), {"cpu.txt": before["cpu.txt"]}) == []  # torch from elsewhere is torch
+    monkeypatch.setattr(environments, "_installed", lambda folder: before)
+    assert environments._missing(Path("cpu"), named) == ["cpu.txt"]
     assert environments._torch_pin().startswith("torch==")

@@ -40,6 +40,11 @@ def test_every_target_and_path_named_exists() -> None:
         assert (PROJECT / path).exists(), path
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    for page in ("README.md", "overview.md"):
+        assert not re.search(r"^[A-Z]{4,}$", (PROJECT / page).read_text(), re.M), page
+
+
 @pytest.mark.readme
 def test_commands_run_in_a_clean_clone(tmp_path: Path) -> None:
     clone = tmp_path / "clone of the playbook"  # a space in the path, as users have

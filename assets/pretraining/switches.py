@@ -13,6 +13,7 @@ SWITCHES = {
     "stochastic": ("NVFP4_STOCHASTIC", "NVTE_NVFP4_DISABLE_STOCHASTIC_ROUNDING"),
     "two_d": ("NVFP4_2D", "NVTE_NVFP4_DISABLE_2D_QUANTIZATION"),
 }
+NAMES = tuple(ours for ours, _ in SWITCHES.values())
 
 
 def read(environment: Mapping[str, str] = os.environ) -> dict[str, bool]:

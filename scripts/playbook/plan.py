@@ -20,12 +20,11 @@ from playbook.runtimes.process import LocalProcess
 from pretraining import record
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
+from pretraining.switches import NAMES as SWITCHES
 
 if TYPE_CHECKING:
     from playbook.runtimes.container import Container
 
-# Read by the NVFP4 layers (numerics/nvfp4.py); part of what a run was asked to do.
-SWITCHES = ("NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D")
 KEPT = {"bf16_head_layers", "bf16_tail_layers"}
 BATCH = {"global_batch_size", "micro_batch_size", "seq_length"}
 

@@ -20,6 +20,7 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
+from pretraining import switches
 from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
@@ -30,7 +31,7 @@ LIMITS = {"memlock": -1, "stack": 67108864}
 PLACEHOLDER = "<GPU-UUID>"
 IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SECRETS = ("HF_TOKEN",)
-SWITCHES = ("NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D", "HF_HUB_OFFLINE")
+SWITCHES = (*switches.NAMES, "HF_HUB_OFFLINE")
 # A mount at or above one of these would hide what the image itself needs.
 _OF_THE_IMAGE = ("/opt/venv", "/opt/Megatron-Bridge", "/usr", "/bin", "/lib", "/etc", "/proc", "/sys", "/dev", "/tmp")
 

@@ -4,6 +4,7 @@
         plan.json         launcher   before the start: each choice with its reason, git commit
         environment.json  training   versions, device, precision, and the parity facts
         metrics.jsonl     training   one line an iteration or evaluation, flushed as it goes
+        device.jsonl      sampler    memory, power and energy of the device, one line a second
         train.log         training   everything that was printed
         config.yaml       training   the resolved Megatron-Bridge config
         outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
@@ -30,6 +31,7 @@ SCHEMA = 1
 PLAN = "plan.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+SAMPLES = "device.jsonl"
 LOG = "train.log"
 CONFIG = "config.yaml"
 OUTCOME = "outcome.json"
@@ -148,7 +150,17 @@ class MetricsWriter:
 
 @dataclass(frozen=True)
 class Run:
-    """One record, merged from the files of a run folder. Missing files leave their part empty."""
+    """One record, merged from the files of a run folder. Missing files leave their part empty.
+
+    A line of `samples` is a second of sampling at 10 Hz or more of one device:
+
+        {"time": 1763806530.2, "device": 0, "samples": 12, "used_bytes": 71000000000, "process_bytes": 70500000000,
+         "power_w": 612.0, "energy_j": 40211.5}
+
+    `time` (Unix) is its end; `used_bytes` and `process_bytes` are the largest of that second, `power_w` its mean, and
+    `energy_j` what the device has used since sampling began. `device` is the rank's local index, "cpu" for
+    resident memory of the training's processes. Whatever the device does not tell is null.
+    """
 
     folder: Path
     plan: dict[str, Any] = field(default_factory=dict)
@@ -156,6 +168,7 @@ class Run:
     outcome: dict[str, Any] = field(default_factory=dict)
     train: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def verdict(self) -> Verdict:
@@ -193,6 +206,7 @@ def read_run(folder: Path) -> Run:
         outcome=outcome,
         train=[line for line in lines if line.get("kind") == "train"],
         evaluations=[line for line in lines if line.get("kind") == "eval"],
+        samples=_read_lines(folder / SAMPLES),
     )
 
 

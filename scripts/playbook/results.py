@@ -1,0 +1,192 @@
+"""What a comparison comes to: plain dataclasses that become `comparison.json` as they are.
+
+Nothing is computed here. `playbook.comparison` fills them in; `playbook.table` and `playbook.report` render them.
+
+A comparison has two or more *arms*. An arm is one configuration, such as BF16, with one *run* for each repeat. One arm
+is the baseline, and every other is set against it in a *contrast*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from playbook.parity import Difference
+from playbook.stats import Figure, Window
+
+SCHEMA = 2  # 1 had two sides of one run each
+KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Step times over the timed iterations, in seconds.
+
+    Attributes:
+        outliers: how many lie beyond a modified z-score of 3.5 (Iglewicz and Hoaglin).
+        count: how many iterations were timed.
+    """
+
+    median: float
+    mean: float
+    standard_deviation: float
+    first_quartile: float
+    third_quartile: float
+    minimum: float
+    maximum: float
+    outliers: int
+    count: int
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run: where it is and its figures, None where not known.
+
+    Attributes:
+        source: "run folder" or "raw log".
+        device: "cpu", "gpu", or "".
+        step_times: None where no iteration was timed.
+        memory: peak bytes as figures in GB, by what they measure: "torch allocated", "device used" and so on.
+        energy_per_step: J a step over the timed iterations, of all GPUs of the run.
+        warnings: what a reader of its figures has to know, each with what to do.
+        facts: the parity facts.
+    """
+
+    path: str
+    source: str
+    verdict: str
+    cause: str
+    device: str
+    iterations: int
+    timed: Window
+    step_times: Distribution | None
+    tokens_per_second: Figure | None
+    tokens_per_second_per_gpu: Figure | None
+    model_tflops_per_gpu: Figure | None
+    mfu: Figure | None
+    training_loss: Figure | None
+    validation_loss: Figure | None
+    validated_at: int | None
+    test_loss: Figure | None
+    memory: dict[str, Figure]
+    energy_per_step: Figure | None
+    joules_per_token: Figure | None
+    mean_power: Figure | None
+    warnings: list[str]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration and its repeats.
+
+    The figures are the middle of the runs' own, spread over the repeats where there are several and over the
+    iterations of the one run where there is one; `Figure.spread` says which.
+
+    Attributes:
+        name: "A", "B", ... in the order given.
+        arithmetic: "native" or "emulated".
+        ingredients: of the NVFP4 recipe, whether each is on; empty where not known or another precision.
+        runs: in the order in which they ran.
+    """
+
+    name: str
+    precision: str
+    arithmetic: str
+    bf16_head_layers: int | None
+    bf16_tail_layers: int | None
+    ingredients: dict[str, bool]
+    runs: list[RunResult]
+    step_time: Figure | None
+    tokens_per_second: Figure | None
+    tokens_per_second_per_gpu: Figure | None
+    model_tflops_per_gpu: Figure | None
+    mfu: Figure | None
+    mfu_peak: str  # which peak of which precision, and its source; "" where there is no figure
+    training_loss: Figure | None
+    validation_loss: Figure | None
+    test_loss: Figure | None
+    peak_memory: Figure | None
+    peak_memory_kind: str
+    energy_per_step: Figure | None
+    joules_per_token: Figure | None
+
+    @property
+    def label(self) -> str:
+        """The precision as a person says it, "nvfp4, emulated"."""
+        return f"{self.precision}, emulated" if self.arithmetic == "emulated" else self.precision
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Step times of two arms against each other; `what` is never "speed-up" where one is emulated.
+
+    Attributes:
+        figure: the ratio with its 95 % interval, which `figure.spread` names; "within this run only" where
+            repeats are too few to see how runs differ.
+        differs: whether the interval leaves 1 out; None without an interval.
+    """
+
+    what: str
+    figure: Figure
+    sentence: str
+    differs: bool | None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm against the baseline.
+
+    Attributes:
+        candidate: the arm's name.
+        peak_memory: its difference to the baseline's, GB.
+        joules_per_token: its ratio to the baseline's.
+        training_loss_gap: per cent over the last tenth, on the same tokens, with its interval.
+        published_gap: what NVFP4 is known to cost; "" where these two have no such gap.
+        placed: one sentence that places the gap against it and says what to do; "" where there is no gap.
+    """
+
+    candidate: str
+    step_time: Ratio | None
+    peak_memory: Figure | None
+    joules_per_token: Figure | None
+    training_loss_gap: Figure | None
+    validation_loss_gap: Figure | None
+    published_gap: str
+    placed: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result.
+
+    Attributes:
+        verdict: one or two sentences to put on top.
+        baseline: the name of the arm that the others are set against.
+        scope: one sentence on what these runs can and cannot show.
+        differences: facts that differ, without which it could not be forced.
+        unchecked: facts that were not known of all.
+        warnings: of the comparison as a whole; each run has its own.
+        bands: where a run lies against published figures for its hardware, and what usually explains it.
+        reproduce: the command that makes this comparison again.
+    """
+
+    created: str
+    forced: bool
+    verdict: str
+    arms: list[Arm]
+    baseline: str
+    contrasts: list[Contrast]
+    scope: str
+    bigram_entropy: Figure | None
+    differences: list[Difference]
+    unchecked: list[str]
+    warnings: list[str]
+    bands: list[str] = field(default_factory=list)
+    reproduce: str = ""
+    kind: str = KIND
+    schema: int = SCHEMA
+
+    def arm(self, name: str) -> Arm:
+        """The arm called `name`. Raises KeyError."""
+        return {arm.name: arm for arm in self.arms}[name]

@@ -105,5 +105,5 @@ def pick(engine: Engine, name: str | None) -> Contained:
     if not running:
         raise UsageError("no run of this project is a running container")
     names = ", ".join(each.run.name for each in running)
-    asked = "several runs run" if name is None else f"RUN={name} does not run"
-    raise UsageError(f"{asked}; name one with RUN=: {names}")
+    asked = f"{len(running)} runs are running" if name is None else f"RUN={name} is not running"
+    raise UsageError(f"{asked}: name one with RUN=, of {names}")

@@ -39,6 +39,8 @@ class Progress:
         if console.is_terminal:
             self._status = console.status("", spinner="dots")
             self._status.start()
+        elif self._read():
+            self.say(f"{label}: following, from iteration {self._last.get('iteration', 0)} of {iterations}")
         else:
             self.say(f"{label}: starting, {iterations} iterations")
 

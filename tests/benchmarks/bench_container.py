@@ -23,9 +23,7 @@ sys.path.insert(0, str(HERE.parent / "engine"))
 sys.path.insert(0, str(PROJECT / "scripts"))
 
 import conftest  # noqa: E402
-import docker  # noqa: E402
 import private_engine  # noqa: E402
-import standin_image  # noqa: E402
 
 STARTS = 5
 START_LIMIT_S = 1.0
@@ -115,15 +113,13 @@ def main() -> int:
         print(f"skipped: {reason}")
         return 0
     with tempfile.TemporaryDirectory() as folder, private_engine.PrivateEngine(Path(folder) / "e") as engine:
-        api = docker.APIClient(base_url=engine.address, version="auto", timeout=120)
-        standin_image.import_root(api, standin_image.python_root(), "plain")
-        standin_image.tag_with(api, "plain", "26.04", {"PYTHONPATH": "/opt/standin/lib"})
-        for name in ("first", "steady", "flood"):
-            standin_image.tag_with(api, "26.04", name, {"STANDIN": name})
+        host = conftest.Host(engine.address, own=engine)
+        conftest.import_images(host, ("first", "steady", "flood"))
+        api = host.client()
         homes = [Path(folder) / name for name in ("start", "watch", "stream")]
         for home in homes:
             home.mkdir()
-        starting, watched, streamed = (conftest.Station(engine, api, home) for home in homes)
+        starting, watched, streamed = (conftest.Station(host, api, home) for home in homes)
         made, typed = start_up(starting)
         share, resident = watching(watched)
         received, seconds = streaming(streamed)

@@ -1,25 +1,48 @@
-"""scripts/run.py on a machine that has the GPUs that PLAYBOOK_TEST_GPUS describes: what the tests start."""
+"""scripts/run.py, or as `launcher.py doctor` scripts/doctor.py, on a machine that the test describes.
+
+PLAYBOOK_TEST_GPUS lists the GPUs as JSON, PLAYBOOK_TEST_NAMES begins container names and is the label. Optional:
+PLAYBOOK_TEST_NO_GPU leaves the GPU out of requests (the engine has none), PLAYBOOK_TEST_REQUEST is how GPUs are asked
+for, PLAYBOOK_TEST_UID who asks, PLAYBOOK_TEST_PATIENCE for how many seconds an engine that went away is waited for.
+"""
 
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from playbook.runtimes import container  # noqa: E402
+
+container.LABEL = os.environ["PLAYBOOK_TEST_NAMES"]  # before others take it from there
+
 import run  # noqa: E402
-from playbook import gpus  # noqa: E402
-from playbook.runtimes import container_process  # noqa: E402
+from playbook import engine, gpus  # noqa: E402
+from playbook.runtimes import container_process, local  # noqa: E402
 
 described = json.loads(os.environ["PLAYBOOK_TEST_GPUS"])
-listed = [gpus.Gpu(**{**each, "capability": tuple(each["capability"])}) for each in described]
-gpus.read = lambda: gpus.Inventory(tuple(listed), "580.95.05", "13.0")
+listed = tuple(gpus.Gpu(**{**each, "capability": tuple(each["capability"])}) for each in described)
+gpus.read = lambda: gpus.Inventory(listed, "580.95.05", "13.0")
+local.inside_container = lambda: False  # as on a station, wherever the tests run
+
+if "PLAYBOOK_TEST_NO_GPU" in os.environ:
+    send, type_out = container.Container.create_arguments, container.Container.docker_run
+    container.Container.create_arguments = lambda self, api: send(replace(self, gpu=None), api)
+    container.Container.docker_run = lambda self, *extra: type_out(replace(self, gpu=None), *extra)
+    engine._gpu_support = lambda info: "nvidia"
+if "PLAYBOOK_TEST_REQUEST" in os.environ:
+    engine._gpu_support = lambda info: os.environ["PLAYBOOK_TEST_REQUEST"]
 if "PLAYBOOK_TEST_PATIENCE" in os.environ:
     container_process.ENGINE_RETURN_SECONDS = float(os.environ["PLAYBOOK_TEST_PATIENCE"])
 if "PLAYBOOK_TEST_UID" in os.environ:
-    os.umask(0)  # what the launcher makes as root, that user can write to
+    os.umask(0)  # what the launcher makes, that user can write to
     os.getuid = os.getgid = lambda: int(os.environ["PLAYBOOK_TEST_UID"])
 
 if __name__ == "__main__":
+    if sys.argv[1] == "doctor":
+        from playbook import doctor
+
+        sys.exit(doctor.main(sys.argv[2:]))
     sys.exit(run.main())

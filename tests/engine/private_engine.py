@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-PACKAGES = ("docker.io", "busybox-static", "iproute2", "iptables")
+PACKAGES = ("docker.io", "iproute2", "iptables")
 START_SECONDS = 60
 
 _RUNTIME = f"""#!{sys.executable}
@@ -50,7 +50,7 @@ def why_not() -> str:
     """Why no engine can be started here, "" where one can."""
     if os.geteuid() != 0:
         return "a private Docker engine needs root"
-    missing = [program for program in ("dockerd", "runc", "busybox", "ip", "iptables") if not shutil.which(program)]
+    missing = [program for program in ("dockerd", "runc", "ip", "iptables") if not shutil.which(program)]
     return f"not installed: {', '.join(missing)} (`make test-engine` installs them on Debian)" if missing else ""
 
 

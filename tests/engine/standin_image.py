@@ -1,8 +1,8 @@
 """Images for the private engine, made from this machine: no registry is asked.
 
-`python_root` writes a root file system with this machine's Python at /opt/venv/bin/python and busybox for the rest.
+`python_root` writes a root file system with this machine's Python at /opt/venv/bin/python, its shell, and little else.
 `standin/` holds a torch.distributed.run that starts a training of a few seconds instead of the script it is given;
-each behaviour is an image of its own, chosen by its tag. `with_training` adds the CPU runtime for the real script.
+each behaviour is an image of its own, chosen by its tag. With packages it holds the CPU runtime for the real script.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pathlib import Path
 
 import docker
 
-REPOSITORY = "nvcr.io/nvidia/nemo"
 STANDIN = Path(__file__).resolve().parent / "standin"
-BUSYBOX = Path("/bin/busybox")
+SHELL = Path("/bin/sh")
 _LIBRARY = re.compile(r"(/\S+\.so\S*)")
 _NOT_NEEDED = {"test", "idlelib", "tkinter", "site-packages", "turtledemo", "lib2to3"}
 
 
-def import_root(api: docker.APIClient, stream: Iterable[bytes], tag: str) -> None:
-    """Import a root file system as NeMo's image `tag`. The entry point is one that a run must override."""
+def import_root(api: docker.APIClient, stream: Iterable[bytes], name: str) -> None:
+    """Import a root file system as the image `name` (repository:tag). A run must override its entry point."""
+    repository, _, tag = name.rpartition(":")
     answer = api._post(
         api._url("/images/create"),
         data=iter(stream),
         params={
             "fromSrc": "-",
-            "repo": REPOSITORY,
+            "repo": repository,
             "tag": tag,
             "changes": ['ENTRYPOINT ["/bin/false"]', "ENV PATH=/opt/standin/bin:/usr/bin:/bin"],
         },
@@ -44,11 +44,11 @@ def import_root(api: docker.APIClient, stream: Iterable[bytes], tag: str) -> Non
         raise RuntimeError(answer.text)
 
 
-def tag_with(api: docker.APIClient, base: str, tag: str, variables: dict[str, str]) -> None:
-    """The image `base` again as `tag`, with environment variables added."""
-    lines = [f"FROM {REPOSITORY}:{base}", *(f"ENV {name}={value}" for name, value in variables.items())]
+def tag_with(api: docker.APIClient, base: str, name: str, variables: dict[str, str]) -> None:
+    """The image `base` again as `name`, with environment variables added."""
+    lines = [f"FROM {base}", *(f"ENV {variable}={value}" for variable, value in variables.items())]
     recipe = io.BytesIO("\n".join(lines).encode())
-    for event in api.build(fileobj=recipe, tag=f"{REPOSITORY}:{tag}", rm=True, decode=True):
+    for event in api.build(fileobj=recipe, tag=name, rm=True, decode=True):
         if "error" in event:
             raise RuntimeError(event["error"])
 
@@ -83,15 +83,12 @@ def _fill(archive: tarfile.TarFile, packages: Path | None) -> None:
         _text(archive, name, text)
     for name in ("tmp", "proc", "sys", "dev", "root"):
         _folder(archive, name)
-    archive.add(BUSYBOX, "bin/busybox")
-    for applet in subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split():
-        if applet != "busybox":
-            _link(archive, f"bin/{applet}", "busybox")
+    archive.add(os.path.realpath(SHELL), "bin/sh")
     archive.add(python, str(python).lstrip("/"))
     for name in ("opt/venv/bin/python", "opt/venv/bin/python3"):
         _link(archive, name, str(python))
     archive.add(stdlib, str(stdlib).lstrip("/"), filter=_wanted)
-    objects = [python, *stdlib.glob("lib-dynload/*.so"), *base.glob("lib/libpython3*.so*")]
+    objects = [SHELL, python, *stdlib.glob("lib-dynload/*.so"), *base.glob("lib/libpython3*.so*")]
     if packages:
         inside = stdlib / "site-packages"
         for each in sorted(packages.iterdir()):

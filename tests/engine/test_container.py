@@ -12,7 +12,7 @@ from pathlib import Path
 import standin_image
 
 UUID = "GPU-1b7e"
-UID = 12345
+UID = 12345 if os.geteuid() == 0 else os.getuid()  # nobody whom the image knows
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
@@ -24,7 +24,7 @@ def test_a_run_succeeds_and_leaves_its_record_and_no_container(station) -> None:
     assert station.containers() == []
     plan = json.loads((station.folder() / "plan.json").read_text())
     assert plan["gpu"]["uuid"] == UUID
-    assert plan["image"]["digest"] == station.api.inspect_image("nvcr.io/nvidia/nemo:26.04")["Id"]
+    assert plan["image"]["digest"] == station.api.inspect_image(station.engine.image("26.04"))["Id"]
     assert plan["request"]["image"] == plan["image"]["digest"]
     assert plan["choices"]["runtime"]["value"] == "container"
 
@@ -39,7 +39,8 @@ def test_what_training_gets_inside(station) -> None:
     assert len(facts["writable"]) == 4  # HOME, Hugging Face's, Triton's and Inductor's caches
     assert facts["cwd"] == str(run)
     assert inside["PATH"] == "/opt/venv/bin:/opt/standin/bin:/usr/bin:/bin"
-    assert inside["NVIDIA_VISIBLE_DEVICES"] == UUID
+    if station.engine.own:  # somebody's engine has no such GPU: there the request leaves it out
+        assert inside["NVIDIA_VISIBLE_DEVICES"] == UUID
     assert inside["USER"]
     assert facts["init"] in ("docker-init", "tini")
     assert "Max stack size            67108864" in facts["limits"]
@@ -69,6 +70,19 @@ def test_own_data_is_mounted_read_only_and_a_token_appears_nowhere(station) -> N
     assert secret not in printed + "".join(records)
     _, printed = station.run("nvfp4", "--data", str(data / "corpus"), "--dry-run", HF_TOKEN=secret)
     assert "-e HF_TOKEN \\\n" in printed and secret not in printed
+
+
+def test_data_behind_links_is_there_too(station) -> None:
+    real, data = station.home / "disk", station.home / "data"
+    real.mkdir(), data.mkdir()
+    for end in (".bin", ".idx"):
+        (real / f"blob{end}").write_bytes(b"0")
+        (data / f"corpus{end}").symlink_to(real / f"blob{end}")
+    code, printed = station.run("nvfp4", "--data", str(data / "corpus"), tag="facts")
+    assert code == 0, printed
+    mounts = json.loads((station.folder() / "facts.json").read_text())["mounts"]
+    how = {line.split()[1]: line.split()[3].split(",")[0] for line in mounts.splitlines()}
+    assert how[str(real)] == how[str(data)] == "ro"
 
 
 def test_a_token_is_left_out_where_nothing_needs_it(station) -> None:
@@ -106,10 +120,11 @@ def _less_empty(part: dict) -> dict:
 
 
 def test_a_moved_tag_is_reported(station) -> None:
-    standin_image.tag_with(station.api, "26.04", "moving", {"VERSION": "1"})
+    base, moving = station.engine.image("26.04"), station.engine.image("moving")
+    standin_image.tag_with(station.api, base, moving, {"VERSION": "1"})
     assert station.run(tag="moving")[0] == 0
     time.sleep(1)
-    standin_image.tag_with(station.api, "26.04", "moving", {"VERSION": "2"})
+    standin_image.tag_with(station.api, base, moving, {"VERSION": "2"})
     code, printed = station.run(tag="moving")
     assert code == 0
     assert "another image than in run" in printed
@@ -126,10 +141,11 @@ def test_compare_trains_both_on_one_gpu_in_one_image(station) -> None:
 def test_shell_opens_the_same_container(station) -> None:
     shown = subprocess.run(
         station.command("shell"), env=station.environment(), text=True, capture_output=True, timeout=60,
-        input="echo in=$PWD; python -c 'import sys; print(sys.version_info[:2])'; echo $NVIDIA_VISIBLE_DEVICES\n",
+        input="echo in=$PWD; python -c 'import sys; print(sys.version_info[:2])'; echo gpu=$NVIDIA_VISIBLE_DEVICES\n",
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
-    assert f"in={station.runs}" in shown.stdout and UUID in shown.stdout and "(3, " in shown.stdout
+    assert f"in={station.runs}" in shown.stdout and "(3, " in shown.stdout
+    assert f"gpu={UUID if station.engine.own else ''}\n" in shown.stdout
     assert station.containers() == []
 
 
@@ -138,6 +154,14 @@ def test_the_gate_stops_before_anything_starts(station) -> None:
     assert code == 2
     assert "RTX PRO 6000" in printed and "10.0 or 10.3" in printed and "GPU=1" in printed and "EMULATE=1" in printed
     assert not station.runs.exists() and station.containers() == []
+
+
+def test_a_gpu_that_the_engine_does_not_hand_over(station, private) -> None:
+    code, _ = station.run(PLAYBOOK_TEST_REQUEST="cdi")  # 20.10 knows the request, and no such driver
+    assert code == 1
+    assert station.outcome()["verdict"] == "failed"
+    assert "nvidia-ctk runtime configure" in station.outcome()["cause"]
+    assert station.containers() == []
 
 
 def test_the_launcher_costs_little_while_20_lines_a_second_stream(station) -> None:

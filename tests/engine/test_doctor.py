@@ -7,23 +7,14 @@ import signal
 
 import pytest
 
-from playbook import doctor, gpus
-
 
 @pytest.fixture
-def examine(station, monkeypatch, capsys):
+def examine(station):
     """`examine(flags...)`: exit code and the checks by name, on a station of two GPUs."""
-    for name in ("DOCKER_HOST", "HF_HOME"):
-        monkeypatch.setenv(name, station.environment()[name])
-    from conftest import STATION
 
-    listed = tuple(gpus.Gpu(**{**each, "capability": tuple(each["capability"])}) for each in STATION)
-    monkeypatch.setattr(gpus, "read", lambda: gpus.Inventory(listed, "580.95.05", "13.0"))
-    monkeypatch.setattr(doctor.local, "inside_container", lambda: False)
-
-    def run(*flags: str) -> tuple[int, dict[str, dict]]:
-        code = doctor.main(["--json", "--runs", str(station.runs), *flags])
-        return code, {each["name"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
+    def run(*flags: str, tag: str = "26.04") -> tuple[int, dict[str, dict]]:
+        code, printed = station.run("doctor", "--json", *flags, tag=tag)
+        return code, {each["name"]: each for each in json.loads(printed)["checks"]}
 
     return run
 
@@ -39,7 +30,7 @@ def test_a_station_that_is_ready(examine) -> None:
 
 
 def test_an_image_that_is_neither_here_nor_in_reach(examine) -> None:
-    code, checks = examine("--tag", "no-such-image:1")
+    code, checks = examine(tag="no-such-image:1")
     assert code == 1
     assert "is not here" in checks["image"]["found"] and "docker save" in checks["image"]["remedy"]
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a container, each with the verdict that must be on record and nothing lost or left."""
+"""What can go wrong with a run in a container: a table of faults, each really caused, with what must come of it."""
 
 from __future__ import annotations
 
@@ -7,266 +7,299 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
+from conftest import Station
 
-NAME = "nvfp4-playbook-GPU-1b7e"
-
-
-def worker_of(station) -> int:
-    """The training process inside the container, as the host numbers it."""
-    for row in station.api.top(station.containers()[0]["Id"])["Processes"]:
-        if "standin_training" in row[-1]:
-            return int(row[1])
-    raise AssertionError("no training process")
+GPU = "GPU-1b7e"
+STOPS_WITHIN_SECONDS = 10
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "number"), [("steady", signal.SIGINT), ("steady", signal.SIGTERM), ("deaf", signal.SIGINT)]
+@dataclass
+class Scene:
+    """A run and what happens to it.
+
+    Attributes:
+        launcher: None until it is started.
+        folder: of the run, None where it has none.
+    """
+
+    station: Station
+    launcher: subprocess.Popen[str] | None = None
+    folder: Path | None = None
+
+    @property
+    def container(self) -> str:
+        return self.station.containers()[0]["Id"]
+
+    def worker(self) -> int:
+        """The training process inside the container, as the host numbers it."""
+        processes = self.station.api.top(self.container)["Processes"]
+        return next(int(row[1]) for row in processes if "standin_training" in row[-1])
+
+
+# How each is caused while training runs.
+
+
+def ctrl_c(scene: Scene) -> None:
+    scene.launcher.send_signal(signal.SIGINT)
+
+
+def terminate(scene: Scene) -> None:
+    scene.launcher.send_signal(signal.SIGTERM)
+
+
+def kill_the_launcher(scene: Scene) -> None:
+    scene.launcher.kill()
+
+
+def kill_the_training(scene: Scene) -> None:
+    os.kill(scene.worker(), signal.SIGKILL)
+
+
+def docker_stop(scene: Scene) -> None:
+    scene.station.api.stop(scene.container, timeout=2)
+
+
+def docker_rm(scene: Scene) -> None:
+    scene.station.api.remove_container(scene.container, force=True)
+
+
+def stop_the_engine(scene: Scene) -> None:
+    scene.station.engine.own.stop()
+
+
+def restart_the_engine(scene: Scene) -> None:
+    scene.station.engine.own.stop()
+    scene.station.engine.own.start()
+
+
+def crash_the_engine(scene: Scene) -> None:
+    scene.station.engine.own.crash()
+
+
+def fill_the_disk(scene: Scene) -> None:
+    with (scene.station.runs / "ballast").open("wb", buffering=0) as ballast:
+        for block in (1 << 14, 1 << 12, 1 << 8, 1):
+            while True:
+                try:
+                    ballast.write(bytes(block))
+                except OSError:
+                    break
+
+
+def run_out_of_memory(scene: Scene) -> None:
+    scene.station.api.update_container(scene.container, mem_limit="256m", memswap_limit="256m")
+    (scene.folder / "eat-memory").touch()
+
+
+# How each is caused before the launcher starts: what is done, and what the launcher is then started with.
+
+
+def nothing(scene: Scene) -> dict:
+    return {}
+
+
+def little_patience(scene: Scene) -> dict:
+    return {"PLAYBOOK_TEST_PATIENCE": "1"}
+
+
+def a_small_disk(scene: Scene) -> dict:
+    scene.station.runs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", scene.station.runs], check=True)
+    return {}
+
+
+def another_run(scene: Scene) -> dict:
+    scene.station.start(tag="steady")
+    scene.station.training()
+    return {}
+
+
+def a_container_of_that_name(scene: Scene) -> dict:
+    host = scene.station.engine
+    scene.station.api.create_container(host.image("26.04"), ["true"], name=f"{host.names}-{GPU}")
+    return {}
+
+
+def data_that_the_engine_does_not_see(scene: Scene) -> dict:
+    """A file system that is mounted for the launcher alone."""
+    mounted = scene.station.home / "mounted"
+    mounted.mkdir()
+    files = "mkdir $0/data && touch $0/data/corpus.bin $0/data/corpus.idx"
+    script = f'mount -t tmpfs tmpfs "$0" && {files} && exec "$@"'
+    return {
+        "flags": ("--data", str(mounted / "data" / "corpus")),
+        "before": ("unshare", "--mount", "sh", "-c", script, str(mounted)),
+    }
+
+
+# What must be there when the launcher has ended.
+
+
+def the_record_alone(scene: Scene) -> None:
+    assert scene.station.containers() == []
+
+
+def the_training(scene: Scene) -> None:
+    assert [each["State"] for each in scene.station.containers()] == ["running"]
+    assert not (scene.folder / "outcome.json").exists()
+    assert scene.station.run("stop")[0] == 0
+    ended(scene, "interrupted")
+
+
+def the_container_until_its_end_is_written(scene: Scene) -> None:
+    assert len(scene.station.containers()) == 1
+    (scene.station.runs / "ballast").unlink()
+    assert scene.station.run()[0] == 0
+    ended(scene, "failed")
+    assert "No space left on device" in (scene.folder / "outcome.json").read_text()
+
+
+def the_container_until_the_engine_is_back(scene: Scene) -> None:
+    scene.station.engine.own.start()
+    assert scene.station.run()[0] == 0
+    assert scene.station.containers() == []
+    assert (scene.folder / "outcome.json").exists()
+
+
+def the_other_run(scene: Scene) -> None:
+    assert [each["State"] for each in scene.station.containers()] == ["running"]
+    assert len(list(scene.station.runs.iterdir())) == 1
+    assert not (scene.station.folder() / "outcome.json").exists()
+
+
+def their_container(scene: Scene) -> None:
+    assert len(scene.station.containers()) == 1
+
+
+def no_folder(scene: Scene) -> None:
+    assert not scene.station.runs.exists() and scene.station.containers() == []
+
+
+def ended(scene: Scene, verdict: str) -> None:
+    """The run has this verdict now, and its container is gone."""
+    assert f'"{verdict}"' in (scene.folder / "outcome.json").read_text()
+    assert scene.station.containers() == []
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row.
+
+    Attributes:
+        training: how the stand-in trains (the image's tag); "deaf" ignores every signal that can be ignored.
+        prepared: done before the launcher starts.
+        caused: done while training runs; None where it never comes to run.
+        verdict: in outcome.json when the launcher has ended; None where nobody has written one.
+        code: the launcher's exit code.
+        says: in what it prints, or in the cause on record.
+        left: what must be there then, and what becomes of it. Whatever training had written is there in any case.
+        needs: "root", or "private" for an engine that may be stopped.
+    """
+
+    name: str
+    training: str
+    prepared: Callable[[Scene], dict]
+    caused: Callable[[Scene], None] | None
+    verdict: str | None
+    code: int
+    says: str
+    left: Callable[[Scene], None]
+    needs: str = ""
+
+
+# fmt: off
+FAULTS = (
+    Fault("Ctrl-C", "steady", nothing, ctrl_c,
+          "interrupted", 130, "interrupted by SIGINT", the_record_alone),
+    Fault("Ctrl-C, and training does not listen", "deaf", nothing, ctrl_c,
+          "interrupted", 130, "stopped by the launcher", the_record_alone),
+    Fault("SIGTERM", "steady", nothing, terminate,
+          "interrupted", 130, "interrupted by SIGINT", the_record_alone),
+    Fault("kill -9 of the launcher", "steady", nothing, kill_the_launcher,
+          None, -signal.SIGKILL, "", the_training),
+    Fault("kill -9 of training", "steady", nothing, kill_the_training,
+          "killed", 1, r"killed \(SIGKILL\) from outside", the_record_alone),
+    Fault("container stopped from outside", "steady", nothing, docker_stop,
+          "interrupted", 130, "interrupted by SIGTERM", the_record_alone),
+    Fault("container stopped from outside, and training does not listen", "deaf", nothing, docker_stop,
+          "killed", 1, "the container was killed", the_record_alone),
+    Fault("container removed from outside", "deaf", nothing, docker_rm,
+          "killed", 1, "docker rm", the_record_alone),
+    Fault("engine stopped", "steady", little_patience, stop_the_engine,
+          "interrupted", 130, "sudo systemctl start docker", the_container_until_the_engine_is_back, "private"),
+    Fault("engine restarted", "steady", nothing, restart_the_engine,
+          "interrupted", 130, "the Docker engine stopped or restarted", the_record_alone, "private"),
+    Fault("engine crashed", "steady", little_patience, crash_the_engine,
+          None, 1, "the next make command then records", the_container_until_the_engine_is_back, "private"),
+    Fault("image missing without network", "99.99", nothing, None,
+          None, 1, "is not here and cannot be pulled.*check the network", no_folder),
+    Fault("disk full for the log", "steady", a_small_disk, fill_the_disk,
+          None, 1, "could not be written", the_container_until_its_end_is_written, "root"),
+    Fault("out of the machine's memory", "steady", nothing, run_out_of_memory,
+          "out_of_memory", 1, "not the GPU's", the_record_alone),
+    Fault("out of the GPU's memory", "cuda-oom", nothing, None,
+          "out_of_memory", 1, "CUDA out of memory.*MBS", the_record_alone),
+    Fault("training crashes", "crash", nothing, None,
+          "failed", 1, "megatron said no", the_record_alone),
+    Fault("GPU busy", "steady", another_run, None,
+          None, 1, r"GPU 1 NVIDIA GB300 is held by run \S+ \(its launcher is process \d+\)", the_other_run),
+    Fault("bind source missing", "26.04", data_that_the_engine_does_not_see, None,
+          "failed", 1, "a folder to mount is missing.*mounted/data", the_record_alone, "root"),
+    Fault("name clash", "26.04", a_container_of_that_name, None,
+          "failed", 1, f"docker rm .*{GPU}", their_container),
 )
-def test_interrupted_it_stops_within_ten_seconds(station, behaviour, number) -> None:
-    running = station.start(tag=behaviour)
-    station.training()
-    began = time.monotonic()
-    running.send_signal(number)
-    assert running.wait(timeout=15) == 130
-    assert time.monotonic() - began < 10
-    assert station.outcome()["verdict"] == "interrupted"
-    assert station.containers() == []
+# fmt: on
 
 
-def test_interrupted_while_it_starts_nothing_is_left(station) -> None:
-    running = station.start(tag="steady")
-    wait_for(lambda: station.containers())
-    running.send_signal(signal.SIGINT)
-    assert running.wait(timeout=15) == 130
-    assert station.outcome()["verdict"] == "interrupted"
-    assert station.containers() == []
-
-
-def test_a_killed_launcher_is_found_and_stopped(station) -> None:
-    running = station.start(tag="steady")
-    folder = station.training()
-    running.kill()
-    running.wait()
-    code, printed = station.run()
-    assert code == 1
-    assert folder.name in printed and "make attach" in printed and "make stop" in printed
-    code, printed = station.run("stop")
-    assert code == 0, printed
-    assert station.outcome()["verdict"] == "interrupted"
-    assert station.containers() == []
-
-
-def test_a_killed_launcher_is_attached_to_again(station) -> None:
-    running = station.start(tag="steady")
-    folder = station.training()
-    running.kill()
-    running.wait()
-    attached = station.start("attach")
-    wait_for(lambda: (folder / ".launcher").read_text().strip() == str(attached.pid))
-    second = station.run("attach")
-    assert second[0] == 2 and f"process {attached.pid}" in second[1]
-    attached.send_signal(signal.SIGINT)
-    assert attached.wait(timeout=15) == 130
-    assert station.outcome()["verdict"] == "interrupted"
-    assert station.containers() == []
-
-
-def test_an_end_that_nobody_saw_is_recorded_by_the_next_command(station) -> None:
-    running = station.start(tag="steady")
-    folder = station.training()
-    running.kill()
-    running.wait()
-    os.kill(worker_of(station), signal.SIGKILL)
-    wait_for(lambda: station.containers()[0]["State"] == "exited")
-    code, printed = station.run()
-    assert code == 0, printed
-    assert f"run {folder.name} ended while nobody watched: killed" in printed
-    assert "killed" in (folder / "outcome.json").read_text()
-    assert station.containers() == []
-
-
-def test_killed_training_is_called_killed(station) -> None:
-    running = station.start(tag="steady")
-    folder = station.training()
-    lines = (folder / "metrics.jsonl").read_text().count("\n")
-    os.kill(worker_of(station), signal.SIGKILL)
-    assert running.wait(timeout=15) == 1
-    assert station.outcome()["verdict"] == "killed"
-    assert (folder / "metrics.jsonl").read_text().count("\n") >= lines
-    assert station.containers() == []
-
-
-@pytest.mark.parametrize(("behaviour", "verdict", "code"), [("steady", "interrupted", 130), ("deaf", "killed", 1)])
-def test_a_container_stopped_from_outside(station, behaviour, verdict, code) -> None:
-    running = station.start(tag=behaviour)
-    station.training()
-    station.api.stop(station.containers()[0]["Id"], timeout=2)
-    assert running.wait(timeout=15) == code
-    assert station.outcome()["verdict"] == verdict
-    assert station.containers() == []
-
-
-def test_a_container_removed_from_outside(station) -> None:
-    running = station.start(tag="deaf")
-    station.training()
-    station.api.remove_container(station.containers()[0]["Id"], force=True)
-    assert running.wait(timeout=15) == 1
-    assert station.outcome()["verdict"] == "killed"
-
-
-def test_an_engine_that_restarts_is_reported(station) -> None:
-    running = station.start(tag="steady")
-    station.training()
-    station.engine.stop()
-    station.engine.start()
-    printed, _ = running.communicate(timeout=45)
-    assert running.returncode in (1, 130)
-    assert "the Docker engine stopped or restarted" in printed
-    assert station.outcome()["verdict"] in ("interrupted", "killed")
-    wait_for(lambda: station.containers() == [])
-
-
-def test_an_engine_that_does_not_come_back(station) -> None:
-    running = station.start(tag="steady", PLAYBOOK_TEST_PATIENCE="1")
-    folder = station.training()
-    station.engine.stop()
-    printed, _ = running.communicate(timeout=30)
-    assert running.returncode in (1, 130)
-    assert "sudo systemctl start docker" in printed
-    assert "interrupted" in (folder / "outcome.json").read_text()  # the engine told training to end
-    station.engine.start()
-    assert station.run()[0] == 0
-    assert station.containers() == []
-
-
-def test_an_engine_that_crashes(station) -> None:
-    running = station.start(tag="steady", PLAYBOOK_TEST_PATIENCE="1")
-    folder = station.training()
-    station.engine.crash()
-    printed, _ = running.communicate(timeout=30)
-    assert running.returncode == 1
-    assert "the next make command then records how the run ended" in printed
-    assert not (folder / "outcome.json").exists(), "training may still run"
-    station.engine.start()
-    code, printed = station.run()
-    assert code == 0, printed
-    assert (folder / "outcome.json").exists()
-    assert station.containers() == []
-
-
-def test_an_image_that_is_missing_without_a_network(station) -> None:
-    code, printed = station.run(tag="99.99")
-    assert code == 1
-    assert "nvcr.io/nvidia/nemo:99.99 is not here and cannot be pulled" in printed and "network" in printed
-    assert not station.runs.exists() and station.containers() == []
-
-
-def test_a_full_disk_loses_nothing(station) -> None:
-    station.runs.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", station.runs], check=True)
-    try:
-        running = station.start(tag="steady")
-        folder = station.training()
-        with (station.runs / "ballast").open("wb", buffering=0) as ballast:
-            for block in (1 << 14, 1 << 12, 1 << 8, 1):
-                while True:
-                    try:
-                        ballast.write(bytes(block))
-                    except OSError:
-                        break
-        printed, _ = running.communicate(timeout=30)
-        assert running.returncode == 1
-        assert "could not be written" in printed
-        assert not (folder / "outcome.json").exists()
-        assert len(station.containers()) == 1, "the container is the record until the end is written"
-        (station.runs / "ballast").unlink()
-        assert station.run()[0] == 0
-        assert "failed" in (folder / "outcome.json").read_text()
-        assert "No space left on device" in (folder / "outcome.json").read_text()
-        assert station.containers() == []
-    finally:
+@pytest.fixture
+def scene(station: Station):
+    scene = Scene(station)
+    yield scene
+    if os.path.ismount(station.runs):
         subprocess.run(["umount", "-l", station.runs], check=True)
+    if station.engine.own and not station.engine.own.answers():
+        station.engine.own.start()
 
 
-def test_out_of_the_machines_memory(station) -> None:
-    running = station.start(tag="steady")
-    folder = station.training()
-    station.api.update_container(station.containers()[0]["Id"], mem_limit="256m", memswap_limit="256m")
-    (folder / "eat-memory").touch()
-    assert running.wait(timeout=30) == 1
-    assert station.outcome()["verdict"] == "out_of_memory"
-    assert "not the GPU's" in station.outcome()["cause"]
-    assert station.containers() == []
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+def test_fault(scene: Scene, fault: Fault) -> None:
+    station = scene.station
+    if fault.needs == "private" and station.engine.own is None:
+        pytest.skip("the engine is somebody's and must not be stopped")
+    if fault.needs == "root" and os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    start = fault.prepared(scene)
+    before = set(station.runs.iterdir()) if station.runs.exists() else set()
+    scene.launcher = station.start("nvfp4", *start.pop("flags", ()), tag=fault.training, **start)
+    trained = 0
+    if fault.caused:
+        scene.folder = station.training()
+        trained = lines(scene.folder)
+        began = time.monotonic()
+        fault.caused(scene)
+    printed, _ = scene.launcher.communicate(timeout=45)
+
+    assert scene.launcher.returncode == fault.code, printed
+    if fault.caused in (ctrl_c, terminate):
+        assert time.monotonic() - began < STOPS_WITHIN_SECONDS
+    made = [each for each in station.runs.iterdir() if each not in before] if station.runs.exists() else []
+    scene.folder = scene.folder or (made[0] if made else None)
+    outcome = {}
+    if fault.verdict is None:
+        assert scene.folder is None or not (scene.folder / "outcome.json").exists()
+    else:
+        outcome = station.outcome()
+        assert outcome["verdict"] == fault.verdict
+    assert re.search(fault.says, printed + outcome.get("cause", ""))
+    fault.left(scene)
+    assert scene.folder is None or lines(scene.folder) >= trained, "lines of metrics are gone"
 
 
-def test_out_of_the_gpus_memory(station) -> None:
-    code, printed = station.run(tag="cuda-oom")
-    assert code == 1
-    assert station.outcome()["verdict"] == "out_of_memory"
-    assert "CUDA out of memory" in station.outcome()["cause"] and "MBS" in printed
-
-
-def test_a_crash_says_what_it_said(station) -> None:
-    code, _ = station.run(tag="crash")
-    assert code == 1
-    assert station.outcome()["verdict"] == "failed"
-    assert "megatron said no" in station.outcome()["cause"]
-
-
-def test_a_gpu_that_is_busy(station) -> None:
-    running = station.start(tag="steady")
-    folder = station.training()
-    code, printed = station.run()
-    assert code == 1
-    assert f"GPU 1 NVIDIA GB300 is held by run {folder.name} (its launcher is process {running.pid})" in printed
-    assert len(list(station.runs.iterdir())) == 1 and len(station.containers()) == 1
-    other = station.run("bf16", "--gpu", "0")
-    assert other[0] == 0, "the other GPU is free"
-    running.terminate()
-    assert running.wait(timeout=15) == 130
-
-
-def test_two_runs_at_once_never_share_a_gpu(station) -> None:
-    both = [station.start(tag="steady", BATCH=str(number)) for number in range(2)]
-    wait_for(lambda: any(each.poll() is not None for each in both))
-    loser = next(each for each in both if each.poll() is not None)
-    assert loser.returncode == 1
-    assert re.search("h[eo]ld", loser.communicate()[0])
-    wait_for(lambda: [each["State"] for each in station.containers()] == ["running"])
-    for each in both:
-        if each is not loser:
-            each.terminate()
-            assert each.wait(timeout=15) == 130
-    assert station.containers() == []
-
-
-def test_a_folder_to_mount_that_is_missing(station, monkeypatch) -> None:
-    from playbook import engine
-    from playbook.launch import NotStarted
-    from playbook.runtimes.container import Container, Folder
-    from playbook.runtimes.container_process import ContainerProcess
-
-    monkeypatch.setenv("DOCKER_HOST", station.engine.address)
-    run = station.home / "run"
-    run.mkdir()
-    home = {name: str(run) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
-    asked = Container(
-        image="nvcr.io/nvidia/nemo:26.04", name=None, command=["python", "-V"], environment=home, secrets=(),
-        folders=(Folder(Path("/no/such/folder")),), user="0:0", workdir="/", gpu=None,
-    )  # fmt: skip
-    with pytest.raises(NotStarted, match=r"a folder to mount is missing.*/no/such/folder"):
-        ContainerProcess.start(engine.connect(), asked, run)
-    assert not Path("/no/such/folder").exists() and station.containers() == []
-
-
-def test_a_container_of_that_name_that_is_not_ours(station) -> None:
-    station.api.create_container("nvcr.io/nvidia/nemo:26.04", ["true"], name=NAME)
-    code, printed = station.run()
-    assert code == 1
-    assert station.outcome()["verdict"] == "failed"
-    assert f"docker rm {NAME}" in printed
-    assert len(station.containers()) == 1, "somebody else's container stays"
+def lines(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0

@@ -11,7 +11,6 @@ from pathlib import Path
 import docker
 import local_registry
 import pytest
-import standin_image
 from conftest import wait_for
 
 from playbook import registry
@@ -22,12 +21,10 @@ NAME = f"127.0.0.1:{PORT}/nvidia/nemo:pulled"
 
 
 @pytest.fixture
-def registry_beside(station):
+def registry_beside(private):
     """A registry on the loopback of the engine's own network."""
     script = Path(local_registry.__file__)
-    serving = subprocess.Popen(
-        ["nsenter", f"--net=/proc/{station.engine.pid}/ns/net", sys.executable, str(script), str(PORT)]
-    )
+    serving = subprocess.Popen(["nsenter", f"--net=/proc/{private.pid}/ns/net", sys.executable, str(script), str(PORT)])
     yield
     serving.kill()
     serving.wait()
@@ -72,7 +69,7 @@ def test_the_size_to_pull_is_known_before() -> None:
         registry.size_to_pull(f"127.0.0.1:{port}/nvidia/nemo:pulled")
 
 
-def test_make_image_builds_the_nemo_layer_and_it_trains(station) -> None:
+def test_make_image_builds_the_nemo_layer_and_it_trains(station, private) -> None:
     built = subprocess.run(
         ["make", "image", "TAG=26.04"], cwd=PROJECT, env=station.environment(DOCKER_BUILDKIT="0"),
         text=True, capture_output=True, timeout=120,
@@ -84,15 +81,15 @@ def test_make_image_builds_the_nemo_layer_and_it_trains(station) -> None:
 
 @pytest.mark.slow
 def test_the_cpu_image_builds_and_starts(station, with_packages) -> None:
-    base = f"{standin_image.REPOSITORY}:training"
+    base, name = station.engine.image("training"), f"{station.engine.names}-image:cpu"
     words = ["docker", "build", "--quiet", "--build-arg", f"BASE={base}", "--file", "docker/Dockerfile.cpu"]
     built = subprocess.run(
-        [*words, "--tag", "nvfp4-playbook:cpu", "."], cwd=PROJECT, env=station.environment(DOCKER_BUILDKIT="0"),
+        [*words, "--tag", name, "."], cwd=PROJECT, env=station.environment(DOCKER_BUILDKIT="0"),
         text=True, capture_output=True, timeout=180,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     shown = subprocess.run(
-        ["docker", "run", "--rm", "nvfp4-playbook:cpu", "--help"], env=station.environment(),
+        ["docker", "run", "--rm", name, "--help"], env=station.environment(),
         text=True, capture_output=True, timeout=60,
     )  # fmt: skip
     assert "Pretrain a Llama" in shown.stdout, shown.stderr

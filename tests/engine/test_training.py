@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 
 import pytest
 from conftest import wait_for
 
-UID = 12345
+from playbook.runtimes.container_process import ContainerProcess
+
+UID = 12345 if os.geteuid() == 0 else os.getuid()  # nobody whom the image knows
 SECONDS = 240
 
 pytestmark = pytest.mark.slow
@@ -33,8 +36,10 @@ def test_it_trains_inside_and_stops_when_told(station, with_packages) -> None:
     began = time.monotonic()
     running.send_signal(signal.SIGINT)
     assert running.wait(timeout=20) == 130
-    assert time.monotonic() - began < 10
+    took = time.monotonic() - began
+    assert took < 10
     assert station.outcome()["verdict"] == "interrupted"
-    # Training's own words, or the launcher's where a busy machine let the grace run out: both leave a whole record.
-    assert station.outcome()["cause"] in ("interrupted by SIGINT", "interrupted and stopped by the launcher")
+    # Training answers within a second and writes this itself. Only where it did not within its grace, because a step
+    # was in one long call and the machine busy, does the launcher end it and write in its place.
+    assert station.outcome()["cause"] == "interrupted by SIGINT" or took > ContainerProcess.grace_seconds
     assert station.containers() == []

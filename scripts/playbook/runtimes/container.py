@@ -163,7 +163,7 @@ def training(
     folders = [Folder(ASSETS), *(Folder(path, True) for path in written)]
     own_data = settings.data not in (MOCK, PYTHON_STDLIB)
     if own_data:
-        folders.append(Folder(Path(settings.data).parent))
+        folders += [Folder(Path(settings.data).parent), *(Folder(path.parent) for path in _behind_links(settings.data))]
     if settings.resume:
         folders.append(Folder(settings.resume))
     return Container(
@@ -180,6 +180,11 @@ def training(
         request=request,
         labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": gpu or ""},
     )
+
+
+def _behind_links(prefix: str) -> list[Path]:
+    """A dataset's files where they really lie: a link alone would point nowhere inside."""
+    return [Path(f"{prefix}{end}").resolve() for end in (".bin", ".idx")]
 
 
 def given_secrets() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ Exit codes: 0 ready, 1 the chosen job would fail, 2 wrong usage, 130 interrupted
 
 from __future__ import annotations
 
+import os
 import sys
 
 from playbook import doctor
@@ -16,10 +17,15 @@ from pretraining.errors import UsageError
 def main() -> int:
     """Run the checks; returns the exit code."""
     try:
-        return doctor.main()
+        code = doctor.main()
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(f"doctor: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
 

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 a run failed or two cannot be compared, 2 wrong usage, 130
 
 from __future__ import annotations
 
+import os
 import sys
 
 from playbook import jobs
@@ -19,13 +20,18 @@ from pretraining.errors import UsageError
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        return jobs.run(arguments)
+        code = jobs.run(arguments)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(f"run: {error}", file=sys.stderr)
         return 2
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (NotStarted, OSError) as error:
         print(f"run: {error}", file=sys.stderr)
         return 1

@@ -5,10 +5,13 @@ Nothing is changed, pulled or started. A check that the chosen job does not need
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +30,12 @@ CPU_ENVIRONMENT_BYTES = 6e9
 UNPACKED = 2.5  # an image on disk, compared with its download
 # Megatron-Bridge's own requirements on bare metal.
 REQUIRED = {"torch": (2, 7), "cuda": (12, 8), "cudnn": (9, 3)}
+NVFP4_ENGINE = (2, 8)  # the Transformer Engine that brought the NVFP4 recipe (its pull request 2177)
+SHARED_MEMORY_BYTES = 1e9
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _VERSIONS = """
-import importlib.metadata as metadata, json
-found = {}
+import importlib.metadata as metadata, json, platform
+found = {"python": platform.python_version()}
 for name in ("megatron-bridge", "megatron-core", "transformer-engine"):
     try: found[name] = metadata.version(name)
     except metadata.PackageNotFoundError: pass
@@ -75,9 +81,12 @@ def examine(wanted: Wanted, precision: Precision, chosen: Settings, runtime: str
     yield Check("runtime", None, runtime)
     yield from _gpu_checks(inventory, wanted, precision, needed=runtime != "cpu")
     if runtime == "container":
+        if wanted.processes > 1:
+            yield Check("processes", False, f"NPROC={wanted.processes}", place.ONE_GPU)
         yield from _engine_checks(wanted, inventory, precision)
     elif runtime == "local":
-        yield from _local_checks(precision)
+        yield from _local_checks(precision, emulate=wanted.emulate)
+        yield from _local_memory()
     elif not python_of("cpu").exists():
         yield _space("disk for the CPU environment", PROJECT, CPU_ENVIRONMENT_BYTES)
     yield from _disk_checks(chosen, runs)
@@ -104,8 +113,9 @@ def _gpu_checks(inventory: gpus.Inventory, wanted: Wanted, precision: Precision,
     for note in inventory.notes:
         yield Check("GPU", False, note, "dmesg | grep -i nvrm says why; a restart often mends it", needed=False)
     for gpu in inventory.gpus:
-        users = f"; in use by {', '.join(map(str, gpu.users))}" if gpu.users else "; idle"
-        yield Check(f"GPU {gpu.index}", None, f"{gpu}, {gpu.uuid}; trains in {', '.join(gpu.precisions())}{users}")
+        users = f"in use by {', '.join(map(str, gpu.users))}" if gpu.users else "idle"
+        trains = f"trains in {', '.join(gpu.precisions()) or 'none of the precisions here'}"
+        yield Check(f"GPU {gpu.index}", None, f"{gpu.name}, {gpu.size}; {trains}; {users}; {gpu.uuid}")
     try:
         gpu, why = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=wanted.emulate)
     except UsageError as error:
@@ -128,16 +138,30 @@ def _engine_checks(wanted: Wanted, inventory: gpus.Inventory, precision: Precisi
     how = {"nvidia": "NVIDIA Container Toolkit", "cdi": "CDI (nvidia.com/gpu)"}.get(connected.gpus)
     yield Check("GPUs in containers", how is not None, how or "the engine cannot hand one over", engine.TOOLKIT)
     yield Check("memory for containers", None, f"{connected.memory / 1e9:.0f} GB of the machine's")
-    yield from _image_checks(connected, image.named(wanted.tag))
+    if connected.rootless:  # one that runs as root may raise this limit for a container
+        yield _locked_memory(needed=True)
+    yield from _image_checks(connected, image.named(wanted.tag), inventory)
     yield from _leftovers(connected, inventory, wanted, precision)
 
 
-def _image_checks(connected, name: str) -> Iterator[Check]:
+def _locked_memory(*, needed: bool) -> Check:
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    ok = limit == resource.RLIM_INFINITY
+    remedy = "echo '* - memlock unlimited' | sudo tee /etc/security/limits.d/memlock.conf, then log out and in again"
+    return Check("locked memory", ok, "unlimited" if ok else f"at most {limit / 1e9:.2f} GB", remedy, needed)
+
+
+def _image_checks(connected, name: str, inventory: gpus.Inventory) -> Iterator[Check]:
     from playbook import image, registry
 
     found = image.find(connected, name)
     if found:
         yield Check("image", True, f"{name}, {found.digest[:19]}, {found.size / 1e9:.1f} GB")
+        if found.cuda and inventory.cuda:
+            ok = _numbers(inventory.cuda)[0] >= _numbers(found.cuda)[0]
+            said = f"it is made for CUDA {found.cuda}, the driver serves up to {inventory.cuda}"
+            remedy = "update the NVIDIA driver; an older one works only with the compatibility libraries in the image"
+            yield Check("driver for the image", ok, said, remedy, needed=False)
         return
     try:
         size = registry.size_to_pull(name)
@@ -171,24 +195,47 @@ def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: 
         yield Check("container", False, f"{each} trains", remedy, needed=blocks)
 
 
-def _local_checks(precision: Precision) -> Iterator[Check]:
-    ended = subprocess.run([local.python(), "-c", _VERSIONS], capture_output=True, text=True, check=False)
-    try:
-        found = json.loads(ended.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        found = {}
-    yield Check("Python", True, local.python())
+def _local_checks(precision: Precision, *, emulate: bool) -> Iterator[Check]:
+    python = local.python()
+    found = _versions(python)
+    remedy = "put the Python 3.12 that has Megatron-Bridge first on PATH, as python3"
+    yield Check("Python", "python" in found, f"{found.get('python', 'none that starts')}, {python}", remedy)
     for name, least in REQUIRED.items():
-        version = found.get(name)
-        ok = version is not None and _numbers(version) >= least
-        needs = ".".join(map(str, least))
-        remedy = "pip install 'torch>=2.7', for CUDA 12.8 or newer"
-        yield Check(name, ok, f"{version or 'missing'} (needs {needs})", remedy)
-    bridge = found.get("megatron-bridge")
-    yield Check("megatron-bridge", bridge is not None, bridge or "missing", "pip install megatron-bridge")
-    engine = found.get("transformer-engine")
+        yield _version(name, found, least, "pip install 'torch>=2.7', for CUDA 12.8 or newer")
+    yield _version("megatron-bridge", found, (), "pip install megatron-bridge, for Python 3.12")
+    needed = precision.name != "bf16"
+    least = NVFP4_ENGINE if precision.name == "nvfp4" else ()
     remedy = "pip install --no-build-isolation 'transformer-engine[pytorch]'"
-    yield Check("transformer-engine", engine is not None, engine or "missing", remedy, needed=precision.name != "bf16")
+    yield _version("transformer-engine", found, least, remedy, needed=needed)
+
+
+def _versions(python: str) -> dict[str, str]:
+    """What that interpreter has; empty where it does not start."""
+    try:
+        ended = subprocess.run([python, "-c", _VERSIONS], capture_output=True, text=True, check=False)
+        return json.loads(ended.stdout.strip().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+def _version(name: str, found: dict[str, str], least: tuple[int, ...], remedy: str, *, needed: bool = True) -> Check:
+    version = found.get(name)
+    needs = f" (needs {'.'.join(map(str, least))} or newer)" if least else ""
+    return Check(
+        name, version is not None and _numbers(version) >= least, f"{version or 'missing'}{needs}", remedy, needed
+    )
+
+
+def _local_memory() -> Iterator[Check]:
+    """What a container that somebody else started may lack: NVIDIA's own notes start theirs with these limits off."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # "max", or no such control group
+        total = min(total, int(CGROUP_MEMORY.read_text()))
+    yield Check("memory", None, f"{total / 1e9:.0f} GB")
+    shared = shutil.disk_usage("/dev/shm").total
+    remedy = "start the container with --ipc=host"
+    yield Check("shared memory", shared >= SHARED_MEMORY_BYTES, f"{shared / 1e9:.2f} GB", remedy, needed=False)
+    yield _locked_memory(needed=False)
 
 
 def _numbers(version: str) -> tuple[int, int]:
@@ -249,14 +296,24 @@ def report(checks: list[Check], *, as_json: bool) -> int:
         print(json.dumps({"ok": not failed, "checks": rows}, indent=2))
         return 1 if failed else 0
     width = max(len(check.name) for check in checks)
+    columns = shutil.get_terminal_size((120, 0)).columns
     for check in checks:
         mark = {True: "✓", False: "✗", None: "·"}[check.ok]
-        print(f"{mark} {check.name:<{width}}  {check.found}")
-        if check.ok is False and check.remedy:
-            for line in check.remedy.splitlines():
+        _print_under(f"{mark} {check.name:<{width}}  ", check.found, columns)
+        if check.ok is False:
+            for line in check.remedy.splitlines():  # whole, because commands are copied
                 print(f"  {'':<{width}}  → {line}")
     print("\nready" if not failed else f"\nnot ready: {', '.join(check.name for check in failed)}")
     return 1 if failed else 0
+
+
+def _print_under(head: str, text: str, columns: int) -> None:
+    """Print text after its head; what does not fit goes below it."""
+    room = max(columns - len(head), 30)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    for line in lines:
+        print(f"{head}{line}".rstrip())
+        head = " " * len(head)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -59,9 +59,14 @@ class Gpu:
         """The names of the precisions it trains in natively."""
         return [name for name, row in PRECISIONS.items() if self.trains_in(row)]
 
-    def __str__(self) -> str:
+    @property
+    def size(self) -> str:
+        """Memory and compute capability, for a person."""
         memory = "memory not reported" if self.memory is None else f"{self.memory / 1e9:.0f} GB"
-        return f"GPU {self.index} {self.name} ({memory}, compute capability {dotted(self.capability)})"
+        return f"{memory}, compute capability {dotted(self.capability)}"
+
+    def __str__(self) -> str:
+        return f"GPU {self.index} {self.name} ({self.size})"
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,14 @@ class Image:
         digest: the registry's, or the image's own id where it never was in a registry.
         path: the PATH it sets.
         size: bytes on disk.
+        cuda: the CUDA version it is made with, as NVIDIA's images say in CUDA_VERSION; "" elsewhere.
     """
 
     name: str
     digest: str
     path: str
     size: int
+    cuda: str = ""
 
 
 def named(tag: str | None) -> str:
@@ -58,7 +60,7 @@ def find(engine: Engine, name: str) -> Image | None:
     repository = name.partition("@")[0].rpartition(":")[0] or name
     digests = [each for each in found.get("RepoDigests") or [] if each.startswith(f"{repository}@")]
     digest = digests[0].partition("@")[2] if digests else found["Id"]
-    return Image(name, digest, variables.get("PATH", ""), found["Size"])
+    return Image(name, digest, variables.get("PATH", ""), found["Size"], variables.get("CUDA_VERSION", ""))
 
 
 def ensure(engine: Engine, name: str) -> Image:

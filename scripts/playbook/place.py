@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from playbook.image import Image
 
 RUNTIMES = ("auto", "container", "local", "cpu")
+WIDEST_VALUE = 54  # longer ones, such as paths, push their reason out of line
+ONE_GPU = "RUNTIME=container trains on one GPU; leave NPROC out"
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,14 @@ def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precision: 
         return replace(place, choices={**place.choices, "GPU": choice})
     if wanted.processes > 1:
         if place.runtime == "container":
-            raise UsageError(f"NPROC={wanted.processes}: RUNTIME=container trains on one GPU; leave NPROC out")
+            raise UsageError(f"NPROC={wanted.processes}: {ONE_GPU}")
         gpus.choose(inventory.gpus, precision, None, emulate=emulate)  # the gate
         return place
     gpu, why = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=emulate)
     if gpu.users:
         why += f"; in use by {', '.join(map(str, gpu.users))}"
-    return replace(place, gpu=gpu, choices={**place.choices, "GPU": Choice(gpu, why)})
+    choice = Choice(f"{gpu.index}, {gpu.name}", f"{why}; {gpu.size}")
+    return replace(place, gpu=gpu, choices={**place.choices, "GPU": choice})
 
 
 def _in_container(place: Place, wanted: Wanted) -> Place:
@@ -146,6 +149,14 @@ def _in_container(place: Place, wanted: Wanted) -> Place:
     if not connected.gpus:
         raise engine.EngineError(f"the Docker engine cannot hand over a GPU: {engine.TOOLKIT}")
     return replace(place, engine=connected)
+
+
+def show(choices: dict[str, Choice], *, margin: str = "  ") -> None:
+    """Print choices: a line each, value then reason."""
+    width = max(map(len, choices))
+    values = min(max(len(str(choice.value)) for choice in choices.values()), WIDEST_VALUE)
+    for name, choice in choices.items():
+        print(f"{margin}{name:<{width}}  {choice.value!s:<{values}}  {choice.reason}".rstrip(), flush=True)
 
 
 def prepare(place: Place, runs: Path, *, alone: bool = True) -> Place:
@@ -171,8 +182,7 @@ def prepare(place: Place, runs: Path, *, alone: bool = True) -> Place:
         if each.running and each.own and each.launcher is None:
             print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)
     if image.find(place.engine, place.image) is None:  # before minutes of a pull: what it is for
-        for name, choice in place.choices.items():
-            print(f"  {name}: {choice.value}, {choice.reason}", flush=True)
+        show(place.choices)
     found = image.ensure(place.engine, place.image)
     before = image.earlier_digest(runs, place.image)
     reason = place.choices["image"].reason

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from playbook import PROJECT
 from playbook.environments import fingerprint
 from playbook.launch import Started
 from playbook.place import Choice, Place
+from playbook.place import show as show_choices
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
 from pretraining import record
@@ -220,10 +220,5 @@ def git_commit() -> str | None:
 
 def show(plan: Plan, folder: Path, *, margin: str = "  ") -> None:
     """Print the plan: a line a choice, value then reason."""
-    width = max(len(name) for name in plan.choices)
-    values = max(len(str(choice.value)) for choice in plan.choices.values())
-    for name, choice in plan.choices.items():
-        print(f"{margin}{name:<{width}}  {choice.value!s:<{min(values, 46)}}  {choice.reason}")
     relative = folder.relative_to(PROJECT) if folder.is_relative_to(PROJECT) else folder
-    print(f"{margin}{'run folder':<{width}}  {relative}")
-    sys.stdout.flush()
+    show_choices({**plan.choices, "run folder": Choice(relative, "")}, margin=margin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -58,7 +59,7 @@ class Progress:
         if self._status is not None:
             self._status.update(words)
         else:
-            print(words, flush=True)
+            _print(words)
 
     def close(self) -> None:
         """Show the last state for good."""
@@ -66,8 +67,7 @@ class Progress:
         if self._status is not None:
             self._status.stop()
         if self._last:
-            print(self._line(final=True), flush=True)
-        sys.stdout.flush()
+            _print(self._line(final=True))
 
     def _read(self) -> bool:
         try:
@@ -107,3 +107,11 @@ class Progress:
         else:
             parts.append("evaluating")
         return "  ".join(parts)
+
+
+def _print(words: str) -> None:
+    """A line for whoever reads; where that one has gone (`| head`), the training goes on and is watched to its end."""
+    try:
+        print(words, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

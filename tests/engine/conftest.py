@@ -184,8 +184,7 @@ def _somebodys(stack: contextlib.ExitStack) -> Host | str:
 def import_images(host: Host, behaviours: tuple[str, ...]) -> None:
     """Put the stand-in under NeMo's default tag, and each behaviour under a tag of its own."""
     with contextlib.closing(host.client()) as api:
-        standin_image.import_root(api, standin_image.python_root(), host.image("plain"))
-        standin_image.tag_with(api, host.image("plain"), host.image("26.04"), {"PYTHONPATH": "/opt/standin/lib"})
+        standin_image.import_root(api, host.image("26.04"))
         for name in behaviours:
             standin_image.tag_with(api, host.image("26.04"), host.image(name), {"STANDIN": name})
 
@@ -228,7 +227,7 @@ def with_packages(engine: Host) -> None:
     """The image `training`: the stand-in with the CPU runtime's packages."""
     packages = Path(sysconfig.get_paths()["purelib"])
     with contextlib.closing(engine.client(timeout=300)) as api:
-        standin_image.import_root(api, standin_image.python_root(packages=packages), engine.image("training"))
+        standin_image.import_root(api, engine.image("training"), packages=packages)
 
 
 @pytest.fixture

@@ -14,28 +14,33 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import docker
 
 STANDIN = Path(__file__).resolve().parent / "standin"
+STANDIN_INSIDE, PACKAGES = "opt/standin/lib", "opt/packages"
 SHELL = Path("/bin/sh")
 _LIBRARY = re.compile(r"(/\S+\.so\S*)")
-_NOT_NEEDED = {"test", "idlelib", "tkinter", "site-packages", "turtledemo", "lib2to3"}
+_NOT_NEEDED = {"test", "idlelib", "tkinter", "site-packages", "dist-packages", "turtledemo", "lib2to3"}
 
 
-def import_root(api: docker.APIClient, stream: Iterable[bytes], name: str) -> None:
-    """Import a root file system as the image `name` (repository:tag). A run must override its entry point."""
+def import_root(api: docker.APIClient, name: str, *, packages: Path | None = None) -> None:
+    """Import `python_root(packages)` as the image `name` (repository:tag). A run must override its entry point."""
     repository, _, tag = name.rpartition(":")
     answer = api._post(
         api._url("/images/create"),
-        data=iter(stream),
+        data=python_root(packages=packages),
         params={
             "fromSrc": "-",
             "repo": repository,
             "tag": tag,
-            "changes": ['ENTRYPOINT ["/bin/false"]', "ENV PATH=/opt/standin/bin:/usr/bin:/bin"],
+            "changes": [
+                'ENTRYPOINT ["/bin/false"]',
+                "ENV PATH=/opt/standin/bin:/usr/bin:/bin",
+                f"ENV PYTHONPATH=/{PACKAGES if packages else STANDIN_INSIDE}",
+            ],
         },
         headers={"Content-Type": "application/x-tar"},
     )
@@ -57,7 +62,7 @@ def python_root(*, packages: Path | None = None) -> Iterator[bytes]:
     """A root file system as a tar stream.
 
     Args:
-        packages: a site-packages folder for its Python, or None for the standard library and the stand-in.
+        packages: a site-packages folder for its Python, or None for the stand-in alone.
     """
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -90,13 +95,12 @@ def _fill(archive: tarfile.TarFile, packages: Path | None) -> None:
     archive.add(stdlib, str(stdlib).lstrip("/"), filter=_wanted)
     objects = [SHELL, python, *stdlib.glob("lib-dynload/*.so"), *base.glob("lib/libpython3*.so*")]
     if packages:
-        inside = stdlib / "site-packages"
         for each in sorted(packages.iterdir()):
             if each.name not in ("__pycache__", "ruff"):
-                archive.add(each, str(inside / each.name).lstrip("/"), filter=_shipped)
+                archive.add(each, f"{PACKAGES}/{each.name}", filter=_shipped)
         objects += [path for path in packages.rglob("*.so*") if path.is_file()]
     else:
-        archive.add(STANDIN, "opt/standin/lib", filter=_wanted)
+        archive.add(STANDIN, STANDIN_INSIDE, filter=_wanted)
     for library in sorted(_needed(objects)):
         if not str(library).startswith(str(packages)):
             archive.add(os.path.realpath(library), str(library).lstrip("/"))

@@ -21,7 +21,6 @@ EMULATE ?=
 DRY_RUN ?=
 JSON ?=
 RUN ?=
-JSON ?=
 ARGS ?=
 FRESH ?=
 CLEAN ?=
@@ -41,7 +40,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
 	@echo
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-17s %s\n", $$1, $$2}'
 	@echo
 	@sed -n 's/^#> //p' Makefile
 
@@ -78,7 +77,7 @@ test: test-setup ## all tests
 test-readme: test-setup ## every command of the README in a clean clone
 	@$(TEST) -m pytest -m readme -s tests/test_readme.py
 
-test-engine: test-setup ## the container path on a real, private Docker engine, installed on Debian where root
+test-engine: test-setup ## the container path on a real Docker engine: a private one where root, else one that answers
 	@INSTALL_ENGINE=1 $(TEST) -m pytest tests/engine
 
 lint: test-setup ## ruff, check and format

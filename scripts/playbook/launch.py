@@ -174,7 +174,8 @@ def see_the_end(
     elif memory := [line for line in said if "CUDA out of memory" in line]:
         verdict, cause = Verdict.OUT_OF_MEMORY, f"{memory[-1]} Lower MBS or SEQ, or take a smaller MODEL"
     elif any(_WORKER_KILLED.search(line) for line in said):
-        verdict, cause = Verdict.KILLED, "a training process was killed (SIGKILL) from outside"
+        hint = "if nobody did that, the kernel ran out of memory (`dmesg | tail` says so)"
+        verdict, cause = Verdict.KILLED, f"a training process was killed (SIGKILL): {hint}"
     else:
         when = "" if (folder / record.METRICS).exists() else " before it began"
         words = said[-1] if said else "it said nothing"

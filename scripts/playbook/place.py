@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from playbook.image import Image
 
 RUNTIMES = ("auto", "container", "local", "cpu")
-WIDEST_VALUE = 54  # longer ones, such as paths, push their reason out of line
+WIDEST_VALUE = 46  # a longer one pushes its reason out of line
 ONE_GPU = "RUNTIME=container trains on one GPU; leave NPROC out"
 
 

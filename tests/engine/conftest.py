@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import uuid
@@ -150,7 +149,7 @@ def engine() -> Iterator[Host]:
 
 def _private(stack: contextlib.ExitStack) -> Host | str:
     """The tests' own engine, or why there is none."""
-    if os.environ.get("INSTALL_ENGINE") or os.environ.get("CI"):
+    if os.environ.get("INSTALL_ENGINE"):
         private_engine.install()
     if reason := private_engine.why_not():
         return reason
@@ -208,10 +207,10 @@ def _remove_all(api: docker.APIClient, host: Host) -> None:
     with contextlib.suppress(docker.errors.DockerException, requests.RequestException):
         for each in api.containers(all=True, filters={"name": host.names}):
             api.remove_container(each["Id"], force=True, v=True)
-        for each in api.images():
-            for tag in each.get("RepoTags") or []:
-                if host.names in tag:
-                    api.remove_image(tag)
+        for _ in range(3):  # an image goes after those that were built on it
+            for each in api.images(filters={"label": f"{standin_image.LABEL}={host.repository}"}):
+                with contextlib.suppress(docker.errors.APIError):
+                    api.remove_image(each["Id"], force=True)
 
 
 @pytest.fixture
@@ -225,7 +224,7 @@ def private(engine: Host) -> private_engine.PrivateEngine:
 @pytest.fixture(scope="session")
 def with_packages(engine: Host) -> None:
     """The image `training`: the stand-in with the CPU runtime's packages."""
-    packages = Path(sysconfig.get_paths()["purelib"])
+    packages = Path(pytest.__file__).parents[1]
     with contextlib.closing(engine.client(timeout=300)) as api:
         standin_image.import_root(api, engine.image("training"), packages=packages)
 

@@ -22,8 +22,18 @@ import docker
 STANDIN = Path(__file__).resolve().parent / "standin"
 STANDIN_INSIDE, PACKAGES = "opt/standin/lib", "opt/packages"
 SHELL = Path("/bin/sh")
+LABEL = "engine-tests"
 _LIBRARY = re.compile(r"(/\S+\.so\S*)")
-_NOT_NEEDED = {"test", "idlelib", "tkinter", "site-packages", "dist-packages", "turtledemo", "lib2to3"}
+_NOT_NEEDED = {
+    "test",
+    "idlelib",
+    "tkinter",
+    "site-packages",
+    "dist-packages",
+    "sitecustomize.py",
+    "turtledemo",
+    "lib2to3",
+}
 
 
 def import_root(api: docker.APIClient, name: str, *, packages: Path | None = None) -> None:
@@ -40,6 +50,7 @@ def import_root(api: docker.APIClient, name: str, *, packages: Path | None = Non
                 'ENTRYPOINT ["/bin/false"]',
                 "ENV PATH=/opt/standin/bin:/usr/bin:/bin",
                 f"ENV PYTHONPATH=/{PACKAGES if packages else STANDIN_INSIDE}",
+                f"LABEL {LABEL}={repository}",  # inherited by what is built on it, and how that is found again
             ],
         },
         headers={"Content-Type": "application/x-tar"},

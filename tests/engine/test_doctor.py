@@ -6,6 +6,7 @@ import json
 import signal
 
 import pytest
+import standin_image
 
 
 @pytest.fixture
@@ -45,3 +46,12 @@ def test_a_leftover_container_on_the_chosen_gpu_is_in_the_way(station, examine) 
     assert "its launcher is gone" in checks["container"]["found"] and "make attach" in checks["container"]["remedy"]
     code, checks = examine("--precision", "bf16", "--gpu", "0")
     assert code == 0, "the other GPU is free"
+
+
+def test_a_driver_older_than_the_images_cuda_is_pointed_out(station, examine) -> None:
+    names = [station.engine.image(tag) for tag in ("26.04", "newer")]
+    standin_image.tag_with(station.api, *names, {"CUDA_VERSION": "14.1.0.036"})
+    code, checks = examine(tag="newer")
+    check = checks["driver for the image"]
+    assert not check["ok"] and "14.1" in check["found"] and "13.0" in check["found"] and "update" in check["remedy"]
+    assert code == 0, "it may work through the image's compatibility libraries"

@@ -223,7 +223,7 @@ FAULTS = (
     Fault("kill -9 of the launcher", "steady", nothing, kill_the_launcher,
           None, -signal.SIGKILL, "", the_training),
     Fault("kill -9 of training", "steady", nothing, kill_the_training,
-          "killed", 1, r"killed \(SIGKILL\) from outside", the_record_alone),
+          "killed", 1, r"killed \(SIGKILL\): if nobody did that", the_record_alone),
     Fault("container stopped from outside", "steady", nothing, docker_stop,
           "interrupted", 130, "interrupted by SIGTERM", the_record_alone),
     Fault("container stopped from outside, and training does not listen", "deaf", nothing, docker_stop,

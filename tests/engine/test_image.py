@@ -82,7 +82,16 @@ def test_make_image_builds_the_nemo_layer_and_it_trains(station, private) -> Non
 @pytest.mark.slow
 def test_the_cpu_image_builds_and_starts(station, with_packages) -> None:
     base, name = station.engine.image("training"), f"{station.engine.names}-image:cpu"
-    words = ["docker", "build", "--quiet", "--build-arg", f"BASE={base}", "--file", "docker/Dockerfile.cpu"]
+    words = [
+        "docker",
+        "build",
+        "--quiet",
+        "--force-rm",
+        "--build-arg",
+        f"BASE={base}",
+        "--file",
+        "docker/Dockerfile.cpu",
+    ]
     built = subprocess.run(
         [*words, "--tag", name, "."], cwd=PROJECT, env=station.environment(DOCKER_BUILDKIT="0"),
         text=True, capture_output=True, timeout=180,

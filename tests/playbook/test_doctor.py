@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -84,15 +85,65 @@ def test_parameters_are_the_published_ones() -> None:
     assert doctor.parameters(MODELS["llama31-8b"].hf_config) == 8_030_261_248
 
 
-def test_bare_metal_lists_what_is_missing(examine, monkeypatch, tmp_path) -> None:
-    python = tmp_path / "python3"
-    python.write_text('#!/bin/sh\necho \'{"torch": "2.6.1+cu124", "cuda": "12.4", "cudnn": "9.10"}\'\n')
-    python.chmod(0o755)
-    monkeypatch.setattr(doctor.local, "python", lambda: str(python))
-    code, checks = examine(recorded.STATION, "--runtime", "local")
+@pytest.fixture
+def bare_metal(examine, monkeypatch, tmp_path):
+    """`bare_metal({"torch": "2.8"}, flags...)`: what doctor says where python3 has these versions."""
+
+    def run(versions: dict[str, str] | None, *flags: str) -> tuple[int, dict[str, dict]]:
+        python = tmp_path / "python3"
+        if versions is not None:
+            python.write_text(f"#!/bin/sh\necho '{json.dumps(versions)}'\n")
+            python.chmod(0o755)
+        monkeypatch.setattr(doctor.local, "python", lambda: str(python))
+        return examine(recorded.STATION, "--runtime", "local", *flags)
+
+    return run
+
+
+WHOLE = {
+    "python": "3.12.3", "torch": "2.11.0+cu130", "cuda": "13.0", "cudnn": "9.10", "megatron-bridge": "0.4.0",
+    "transformer-engine": "2.14.0",
+}  # fmt: skip
+
+
+def test_bare_metal_that_has_all(bare_metal) -> None:
+    code, checks = bare_metal(WHOLE)
+    assert code == 0, checks
+    assert all(checks[name]["ok"] for name in ("Python", *list(WHOLE)[1:]))
+    assert "GB" in checks["memory"]["found"]
+    assert checks["shared memory"]["remedy"] == "" or "--ipc=host" in checks["shared memory"]["remedy"]
+
+
+def test_bare_metal_lists_what_is_missing(bare_metal) -> None:
+    code, checks = bare_metal({"python": "3.12.3", "torch": "2.6.1+cu124", "cuda": "12.4", "cudnn": "9.10"})
     assert code == 1
     assert checks["torch"]["ok"] is False and checks["cuda"]["ok"] is False and checks["cudnn"]["ok"]
     assert "pip install" in checks["megatron-bridge"]["remedy"]
+
+
+def test_nvfp4_needs_a_newer_transformer_engine_than_fp8(bare_metal) -> None:
+    old = {**WHOLE, "transformer-engine": "2.7.0"}
+    code, checks = bare_metal(old)
+    assert code == 1 and "needs 2.8" in checks["transformer-engine"]["found"]
+    assert bare_metal(old, "--precision", "fp8")[0] == 0
+
+
+def test_a_python_that_does_not_start(bare_metal) -> None:
+    code, checks = bare_metal(None)
+    assert code == 1
+    assert checks["Python"]["ok"] is False and "first on PATH" in checks["Python"]["remedy"]
+
+
+def test_several_processes_in_a_container_are_refused_as_training_would(examine) -> None:
+    _, checks = examine(recorded.STATION, "--nproc", "2")
+    assert checks["processes"]["ok"] is False and "one GPU" in checks["processes"]["remedy"]
+
+
+@pytest.mark.parametrize(("limit", "ok"), [(resource.RLIM_INFINITY, True), (8 << 20, False)])
+def test_locked_memory_is_a_limit_of_this_user(limit, ok, monkeypatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    check = doctor._locked_memory(needed=True)
+    assert check.ok is ok and ("0.01 GB" in check.found) is not ok
 
 
 def test_a_wrong_runtime_is_wrong_usage(examine) -> None:
@@ -112,3 +163,10 @@ def test_for_people_each_cross_has_its_remedy_below(capsys) -> None:
     assert lines[0] == "✓ one    fine" and lines[1] == "✗ two    broken" and lines[2].endswith("→ mend it")
     assert lines[-1] == "not ready: two"
     assert doctor.report(checks[:1] + checks[2:], as_json=False) == 0
+
+
+def test_what_does_not_fit_goes_below_and_commands_stay_whole(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    doctor.report([doctor.Check("one", False, "word " * 20, "sudo " + "x" * 80)], as_json=False)
+    first, second, *_, remedy, _, _ = capsys.readouterr().out.splitlines()
+    assert len(first) <= 60 and second.startswith(" " * 7 + "word") and remedy.endswith("x" * 80)

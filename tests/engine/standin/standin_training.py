@@ -11,9 +11,8 @@ CACHES = ("HOME", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def main() -> int:
-    flags = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
-    run = Path(flags["--run-dir"])
-    iterations = int(flags["--train-iters"])
+    run = Path(sys.argv[sys.argv.index("--run-dir") + 1])
+    iterations = int(sys.argv[sys.argv.index("--train-iters") + 1])
     how = os.environ.get("STANDIN", "train")
 
     def interrupted(number, frame):

@@ -24,12 +24,14 @@ from playbook import PROJECT
 from playbook.comparison import FILE as COMPARISON
 from playbook.comparison import is_comparison
 from playbook.megatron_log import looks_like_log
+from playbook.watching import LOCK, watcher
 from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, PLAN
 from pretraining.settings import RUNS
 
 MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
 REPORT = "report.html"
 STARTING_S = 15 * 60  # a run without a process we can ask counts as running this long after its last write
+UNWATCHED_S = 24 * 3600  # one in a container whose launcher was killed, which may step slowly and end unseen
 
 
 @dataclass(frozen=True)
@@ -142,17 +144,21 @@ def _children(folder: Path) -> list[Path]:
 def _running(folder: Path) -> str:
     """Why the run may still be running, "" where it has surely ended.
 
-    The process is asked where the run is on this host. Of another host, such as a container or a node of a cluster,
-    the number says nothing, and only the time of the last write does.
+    The process is asked where the run is on this host, and of one in a container its launcher. Of another host, such as
+    a node of a cluster, the number says nothing, and only the time of the last write does.
     """
     if (folder / OUTCOME).exists():
         return ""
+    if (launcher := watcher(folder)) is not None:
+        return f"still running: process {launcher} watches it"
     environment = _environment(folder)
     pid = environment.get("pid")
     if environment.get("host") == socket.gethostname() and isinstance(pid, int) and pid > 0:
         return f"still running: process {pid}" if _alive(pid, folder / ENVIRONMENT) else ""
     written = [(folder / name) for name in (PLAN, ENVIRONMENT, METRICS, LOG)]
     age = time.time() - max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
+    if (folder / LOCK).exists() and age < UNWATCHED_S:
+        return "its launcher was killed, and the container may still train: `make stop` ends it"
     if age > STARTING_S:
         return ""
     where = f" on {environment['host']}" if environment.get("host") else ""

@@ -14,6 +14,7 @@ from playbook.launch import launch, see_the_end
 from playbook.progress import Progress
 from playbook.runtimes import container, container_process
 from playbook.runtimes.container_process import ContainerProcess
+from playbook.watching import watcher
 from pretraining import record
 from pretraining.errors import UsageError
 from pretraining.record import Run, Verdict
@@ -35,7 +36,10 @@ def attach(name: str | None) -> Run:
     request = record.read_run(found.run).plan.get("request", {})
     label = f"{request.get('precision', '')} {request.get('model', '')}".strip() or found.run.name
     progress = Progress(found.run, label, request.get("train_iters", 0))
-    return launch(lambda: ContainerProcess.attach(connected, found.identity, found.run), found.run, progress)
+    try:
+        return launch(lambda: ContainerProcess.attach(connected, found.identity, found.run), found.run, progress)
+    except BlockingIOError as error:  # another attach was first, just now
+        raise UsageError(str(error)) from error
 
 
 def stop(name: str | None) -> None:
@@ -71,7 +75,7 @@ def stop(name: str | None) -> None:
 
 def _wait_for_launcher(found: orphans.Contained) -> None:
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and container_process.watcher(found.run) is not None:
+    while time.monotonic() < deadline and watcher(found.run) is not None:
         time.sleep(0.1)
 
 

@@ -11,6 +11,7 @@ from playbook.engine import Engine, NotFound
 from playbook.launch import see_the_end
 from playbook.runtimes import container_process
 from playbook.runtimes.container import LABEL
+from playbook.watching import watcher
 from pretraining.errors import UsageError
 from pretraining.record import read_run
 
@@ -56,7 +57,7 @@ def find(engine: Engine) -> list[Contained]:
                 gpu=labels.get(f"{LABEL}.gpu", ""),
                 running=each["State"] in _RUNNING,
                 own=labels.get(f"{LABEL}.project") == str(PROJECT),
-                launcher=container_process.watcher(run),
+                launcher=watcher(run),
             )
         )
     return found

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from playbook import watching
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "clean.py"
 LOG = Path(__file__).parents[1] / "logs" / "cpu-fp32-0.3.1.log"
 
@@ -166,6 +168,19 @@ def test_a_process_number_used_again_is_no_live_run(clean, root: Path) -> None:
 def test_a_run_of_another_host_counts_as_running_while_it_writes(clean, root: Path) -> None:
     run = make(root / "nemo_experiments" / "run", ended=False, pid=dead_process(), host="node7")
     assert "may still be running on node7" in clean()
+    make_old(run)
+    clean()
+    assert not run.exists()
+
+
+def test_a_run_that_a_launcher_watches_stays_however_long_it_is_silent(clean, root: Path) -> None:
+    run = make(root / "nemo_experiments" / "run", ended=False, pid=7, host="container")
+    lock = watching.hold(run)
+    make_old(run)
+    assert f"still running: process {os.getpid()} watches it" in clean("--all")
+    lock.close()
+    os.utime(run / "metrics.jsonl")
+    assert "its launcher was killed" in clean("--all")
     make_old(run)
     clean()
     assert not run.exists()

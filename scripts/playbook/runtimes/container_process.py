@@ -7,8 +7,6 @@ removed, so a launcher, an engine or a disk that fails in between loses nothing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -20,9 +18,9 @@ import requests
 from playbook.engine import APIError, DockerException, Engine, NotFound, explain
 from playbook.launch import End, NotStarted
 from playbook.runtimes.container import LABEL, Container, written_folders
+from playbook.watching import hold
 from pretraining.record import Verdict
 
-LOCK = ".launcher"  # in the run folder; held while a launcher watches, released by the kernel when it dies
 ENGINE_RETURN_SECONDS = 30.0
 ENGINE_STOPS_SECONDS = 1.5
 _LOST = (requests.RequestException, DockerException, OSError)
@@ -176,33 +174,6 @@ def how_it_ended(engine: Engine, identity: str, *, engine_lost: bool = False) ->
     if state.get("Error"):
         return End(code, Verdict.FAILED, explain(RuntimeError(state["Error"])))
     return End(code)
-
-
-def hold(run_dir: Path) -> IO[str]:
-    """Mark the run as watched by this process, as long as the file is open. Raises BlockingIOError where it is."""
-    file = (run_dir / LOCK).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def watcher(run_dir: Path) -> int | None:
-    """The process that watches a run, None where none does (or nobody can tell)."""
-    try:
-        with (run_dir / LOCK).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read().strip() or 0)
-    except (OSError, ValueError):
-        pass
-    return None
 
 
 def _why_not(engine: Engine, container: Container, error: Exception) -> str:

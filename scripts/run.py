@@ -33,11 +33,20 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (NotStarted, OSError) as error:
-        print(f"run: {error}", file=sys.stderr)
+        print(f"run: {_in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("run: interrupted", file=sys.stderr)
         return 130
+
+
+def _in_words(error: Exception) -> str:
+    """What went wrong; an engine that goes away between two calls speaks HTTP."""
+    if type(error).__module__.partition(".")[0] not in ("docker", "requests"):
+        return str(error)
+    from playbook.engine import explain
+
+    return explain(error)
 
 
 if __name__ == "__main__":

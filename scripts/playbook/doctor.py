@@ -152,9 +152,13 @@ def _locked_memory(*, needed: bool) -> Check:
 
 
 def _image_checks(connected, name: str, inventory: gpus.Inventory) -> Iterator[Check]:
-    from playbook import image, registry
+    from playbook import engine, image, registry
 
-    found = image.find(connected, name)
+    try:
+        found = image.find(connected, name)
+    except engine.EngineError as error:
+        yield Check("image", False, error.cause, error.remedy)
+        return
     if found:
         yield Check("image", True, f"{name}, {found.digest[:19]}, {found.size / 1e9:.1f} GB")
         if found.cuda and inventory.cuda:

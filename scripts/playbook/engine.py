@@ -135,6 +135,8 @@ def explain(error: Exception, *, image: str = "", name: str = "") -> str:
     """An engine's refusal as a cause and a remedy, on one line."""
     said = " ".join((getattr(error, "explanation", None) or str(error)).split())
     lower = said.lower()
+    if "invalid reference format" in lower:
+        return f"{image} is no image name: TAG= takes a tag of NeMo's, such as 26.04, or a whole name"
     if isinstance(error, ImageNotFound) or "no such image" in lower:
         return f"the image {image} is not here: it was removed meanwhile; the same command pulls it again"
     if "could not select device driver" in lower:

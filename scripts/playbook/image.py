@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from playbook.engine import APIError, Engine, EngineError, ImageNotFound, message_of, pull_problem
+from playbook.engine import APIError, Engine, EngineError, ImageNotFound, explain, message_of, pull_problem
 from pretraining import record
 
 REPOSITORY = "nvcr.io/nvidia/nemo"
@@ -51,11 +51,13 @@ def named(tag: str | None) -> str:
 
 
 def find(engine: Engine, name: str) -> Image | None:
-    """The image, or None where the engine does not have it."""
+    """The image, or None where the engine does not have it. Raises EngineError where that is no image's name."""
     try:
         found = engine.api.inspect_image(name)
     except ImageNotFound:
         return None
+    except APIError as error:
+        raise EngineError(explain(error, image=name)) from error
     variables = dict(pair.partition("=")[::2] for pair in found["Config"].get("Env") or [])
     repository = name.partition("@")[0].rpartition(":")[0] or name
     digests = [each for each in found.get("RepoDigests") or [] if each.startswith(f"{repository}@")]

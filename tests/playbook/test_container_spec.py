@@ -78,6 +78,7 @@ def test_how_an_engine_hands_gpus_over(info, expected, tmp_path, monkeypatch) ->
         ("nvidia-container-cli: initialization error: driver rpc error", "nvidia-smi"),
         ("error setting rlimit type 8: operation not permitted", "runs as root"),
         ("write /var/lib/docker/x: no space left on device", "docker system prune"),
+        ("no such image: a b: invalid reference format", "no image name"),
         ("something new", "something new"),
     ],
 )

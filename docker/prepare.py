@@ -15,11 +15,19 @@ def main() -> None:
     if any(line.strip() and not line.startswith("#") for line in pins.read_text().splitlines()):
         pip = [sys.executable, "-m", "pip", "install", "--no-cache-dir", "--no-deps", "-r", str(pins)]
         subprocess.run(pip, check=True)
-    megatron = importlib.util.find_spec("megatron")
-    for folder in (megatron.submodule_search_locations or []) if megatron else []:
-        helpers = Path(folder) / "core" / "datasets"
+    for core in _megatron_core():
+        helpers = Path(core) / "datasets"
         if (helpers / "Makefile").exists() and not list(helpers.glob("helpers_cpp*.so")):
             subprocess.run(["make", "-C", str(helpers)], check=True)
+
+
+def _megatron_core() -> list[str]:
+    """Its folders, also of an editable install; none where the image has no Megatron."""
+    try:
+        found = importlib.util.find_spec("megatron.core")
+    except ModuleNotFoundError:
+        return []
+    return list(found.submodule_search_locations or []) if found else []
 
 
 if __name__ == "__main__":

@@ -175,6 +175,17 @@ def test_a_dry_run_on_the_cpu_prints_the_command(tmp_path) -> None:
     assert "pretrain_llama.py" in shown.stdout and "CUDA_VISIBLE_DEVICES=" in shown.stdout
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path) -> None:
+    flags = ["nvfp4", "--runtime", "container", "--runs", str(tmp_path), "--dry-run"]
+    for words in (["run.py", *flags], ["doctor.py", "--runtime", "cpu"]):
+        process = subprocess.Popen(
+            [sys.executable, str(PROJECT / "scripts" / words[0]), *words[1:]],
+            env={**os.environ, "DOCKER_HOST": "unix:///no/such/socket"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
 def test_a_container_without_a_gpu_is_an_error_and_not_a_cpu_run() -> None:
     with pytest.raises(UsageError, match="RUNTIME=cpu does not"):

@@ -24,7 +24,7 @@ STANDIN_INSIDE, PACKAGES = "opt/standin/lib", "opt/packages"
 SHELL = Path("/bin/sh")
 LABEL = "engine-tests"
 _LIBRARY = re.compile(r"(/\S+\.so\S*)")
-_NOT_NEEDED = {*"test idlelib tkinter turtledemo lib2to3 site-packages dist-packages".split()}
+_NOT_NEEDED = {"test", "idlelib", "tkinter", "turtledemo", "lib2to3", "site-packages", "dist-packages"}
 _NOT_NEEDED |= {"sitecustomize.py", "EXTERNALLY-MANAGED"}  # Debian's: one leads nowhere, one forbids pip
 
 

@@ -85,7 +85,7 @@ def examine(wanted: Wanted, precision: Precision, chosen: Settings, runtime: str
             yield Check("processes", False, f"NPROC={wanted.processes}", place.ONE_GPU)
         yield from _engine_checks(wanted, inventory, precision)
     elif runtime == "local":
-        yield from _local_checks(precision, emulate=wanted.emulate)
+        yield from _local_checks(precision)
         yield from _local_memory()
     elif not python_of("cpu").exists():
         yield _space("disk for the CPU environment", PROJECT, CPU_ENVIRONMENT_BYTES)
@@ -199,7 +199,7 @@ def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: 
         yield Check("container", False, f"{each} trains", remedy, needed=blocks)
 
 
-def _local_checks(precision: Precision, *, emulate: bool) -> Iterator[Check]:
+def _local_checks(precision: Precision) -> Iterator[Check]:
     python = local.python()
     found = _versions(python)
     remedy = "put the Python 3.12 that has Megatron-Bridge first on PATH, as python3"
@@ -231,7 +231,7 @@ def _version(name: str, found: dict[str, str], least: tuple[int, ...], remedy: s
 
 
 def _local_memory() -> Iterator[Check]:
-    """What a container that somebody else started may lack: NVIDIA's own notes start theirs with these limits off."""
+    """What a container that somebody else started may lack: NVIDIA starts its own with --ipc=host and no such limit."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError):  # "max", or no such control group
         total = min(total, int(CGROUP_MEMORY.read_text()))

@@ -61,7 +61,7 @@ def kill_the_training(scene: Scene) -> None:
 
 
 def docker_stop(scene: Scene) -> None:
-    scene.station.api.stop(scene.container, timeout=2)
+    scene.station.api.stop(scene.container, timeout=1)
 
 
 def docker_rm(scene: Scene) -> None:

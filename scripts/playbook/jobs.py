@@ -98,7 +98,7 @@ def _shell(args: argparse.Namespace, where: Place) -> int:
     folder = job.settings.run_dir or _new_folder(args.runs, job.settings)
     asked = plan.container_of(job, folder, [])
     if args.dry_run:
-        print(container.pasteable(lifecycle.shell_command(asked)))
+        print(container.script(asked, lifecycle.shell_command(asked)))
         return 0
     return lifecycle.shell(asked, folder)
 

@@ -194,13 +194,12 @@ def _in_container(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
 
     asked = container_of(plan, folder, flags)
     words = asked.docker_run()
-    typed = f"mkdir -p {shlex.join(map(str, container.written_folders(asked)))}\n{container.pasteable(words)}"
 
     def start() -> Started:
         assert plan.place.engine is not None
         return container_process.ContainerProcess.start(plan.place.engine, asked, folder)
 
-    return Prepared(words, typed, start)
+    return Prepared(words, container.script(asked, words), start)
 
 
 def git_commit() -> str | None:

@@ -138,14 +138,16 @@ def test_compare_trains_both_on_one_gpu_in_one_image(station) -> None:
     assert len({each["request"]["image"] for each in plans}) == 1
 
 
-def test_shell_opens_the_same_container(station) -> None:
-    shown = subprocess.run(
-        station.command("shell"), env=station.environment(), text=True, capture_output=True, timeout=60,
-        input="echo in=$PWD; python -c 'import sys; print(sys.version_info[:2])'; echo gpu=$NVIDIA_VISIBLE_DEVICES\n",
-    )  # fmt: skip
-    assert shown.returncode == 0, shown.stderr
-    assert f"in={station.runs}" in shown.stdout and "(3, " in shown.stdout
-    assert f"gpu={UUID if station.engine.own else ''}\n" in shown.stdout
+def test_shell_opens_the_same_container_and_so_does_its_dry_run(station) -> None:
+    typed = "echo in=$PWD; python -c 'import sys; print(sys.version_info[:2])'; echo gpu=$NVIDIA_VISIBLE_DEVICES\n"
+    _, printed = station.run("shell", "--dry-run")
+    for words in (station.command("shell"), ["sh", "-e", "-c", printed]):
+        shown = subprocess.run(
+            words, env=station.environment(), text=True, capture_output=True, timeout=60, input=typed
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert f"in={station.runs}" in shown.stdout and "(3, " in shown.stdout
+        assert f"gpu={UUID if station.engine.own else ''}\n" in shown.stdout
     assert station.containers() == []
 
 

@@ -134,6 +134,11 @@ def pasteable(words: list[str]) -> str:
     return " \\\n".join(lines)
 
 
+def script(container: Container, words: list[str]) -> str:
+    """`words`, a docker command for this container, for a shell, behind the folders that it mounts."""
+    return f"mkdir -p {shlex.join(map(str, written_folders(container)))}\n{pasteable(words)}"
+
+
 def training(
     settings: Settings,
     run_dir: Path,

@@ -120,8 +120,13 @@ class Station:
         return json.loads((self.folder() / "outcome.json").read_text())
 
     def training(self) -> Path:
-        """Wait until a steady training has written metrics; its run folder."""
-        wait_for(lambda: self.runs.exists() and any(self.runs.glob("*/metrics.jsonl")))
+        """Wait until a steady training, the last that was started, has written metrics; its run folder."""
+
+        def began() -> bool:
+            assert self.started[-1].poll() is None, self.started[-1].communicate()[0]
+            return self.runs.exists() and any(self.runs.glob("*/metrics.jsonl"))
+
+        wait_for(began)
         folder = self.folder()
         wait_for(lambda: (folder / "metrics.jsonl").stat().st_size > 100)
         return folder

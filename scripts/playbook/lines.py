@@ -1,0 +1,138 @@
+"""The training lines of a run as columns: a million iterations are an array each of loss, step time and so on.
+
+A list of a million dictionaries takes 700 MB. `Lines` behaves as that list where one line is looked at, and gives whole
+columns to whoever computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+
+CHUNK = 1 << 22  # bytes read at once
+LONGEST_LINE = 1 << 24  # bytes; a checkpoint given by mistake may have no line end at all
+
+Column = np.ndarray  # float64, one value a line, NaN where it is not known
+
+# The columns that are kept, and which of them count something.
+COLUMNS = (
+    "iteration",
+    "loss",
+    "step_time_s",
+    "grad_norm",
+    "skipped",
+    "nan_iterations",
+    "model_tflops",
+    "time",
+)
+_COUNTS = {"iteration", "skipped", "nan_iterations"}
+
+
+class Lines(Sequence[dict[str, Any]]):
+    """Training lines in order of iteration.
+
+    Args:
+        columns: by name, all of one length; a name that is left out is NaN in every line.
+    """
+
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self._columns = dict(columns)
+        self._length = len(next(iter(columns.values()), ()))
+
+    @classmethod
+    def of(cls, lines: Iterable[Mapping[str, Any]]) -> Lines:
+        """The same from dictionaries, None becoming NaN; lines without an iteration are left out."""
+        if isinstance(lines, Lines):
+            return lines
+        kept = [line for line in lines if isinstance(line.get("iteration"), int)]
+        return cls({name: np.array([_number(line.get(name)) for line in kept]) for name in COLUMNS})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Lines]) -> Lines:
+        """Several pieces as one, in their order."""
+        names = [name for name in COLUMNS if any(name in part._columns for part in parts)] or ["iteration"]
+        nothing = np.empty(0)
+        return cls({name: np.concatenate([nothing, *(part.column(name) for part in parts)]) for name in names})
+
+    def column(self, name: str) -> Column:
+        """The values of one column, [len(self)], NaN where not known."""
+        found = self._columns.get(name)
+        return np.full(self._length, np.nan) if found is None else found
+
+    @property
+    def iterations(self) -> Column:
+        """Which iteration each line ends with."""
+        return self.column("iteration")
+
+    @property
+    def last(self) -> int:
+        """The last iteration, 0 without any."""
+        return int(self.iterations[-1]) if self._length else 0
+
+    def between(self, first: float, last: float) -> Lines:
+        """The lines whose iteration is from `first` to `last`, both included."""
+        ends = np.searchsorted(self.iterations, [first, last + 0.5])
+        return self[int(ends[0]) : int(ends[1])]
+
+    def where(self, keep: np.ndarray) -> Lines:
+        """The lines where `keep`, [len(self)] of bool, says so."""
+        return Lines({name: column[keep] for name, column in self._columns.items()})
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Lines: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Lines:
+        if isinstance(index, slice):
+            return Lines({name: column[index] for name, column in self._columns.items()})
+        if not -self._length <= index < self._length:
+            raise IndexError(index)
+        return {name: _value(name, column[index]) for name, column in self._columns.items()}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Lines):
+            return NotImplemented
+        return len(self) == len(other) and all(
+            np.array_equal(self.column(name), other.column(name), equal_nan=True) for name in COLUMNS
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else np.nan
+
+
+def _value(name: str, value: float) -> float | int | None:
+    if np.isnan(value):
+        return None
+    return int(value) if name in _COUNTS else float(value)
+
+
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The content of a file in pieces of some MiB that end with a line, but for the last."""
+    rest = b""
+    for chunk in iter(partial(file.read, CHUNK), b""):
+        text, newline, rest = (rest + chunk).rpartition(b"\n")
+        yield text + newline
+        if len(rest) > LONGEST_LINE:
+            yield rest
+            rest = b""
+    yield rest
+
+
+def floats(texts: Sequence[bytes]) -> Column:
+    """Numbers that a pattern has found to be numbers; NaN for an empty text and for JSON's null."""
+    if (different := set(texts)) <= {b"0"}:
+        return np.zeros(len(texts))
+    if different & {b"", b"null"}:
+        texts = [b"nan" if text in (b"", b"null") else text for text in texts]
+    return np.fromstring(b" ".join(texts), sep=" ")

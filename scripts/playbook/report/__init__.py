@@ -1,0 +1,97 @@
+"""What a comparison leaves for people: `report.html`, CSV, Markdown, and a PNG of every plot.
+
+    folder/
+        report.html       everything, in one file that needs no network
+        comparison.csv    one figure a row
+        comparison.md     the same for an issue or a wiki
+        plots/*.png       what report.html shows as SVG
+
+The same comparison and runs give the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from playbook.results import KIND, Comparison
+from pretraining.errors import UsageError
+from pretraining.record import Run
+
+PAGE, TABLE, MARKDOWN, PLOTS = "report.html", "comparison.csv", "comparison.md", "plots"
+_HEAD = 2048  # bytes, in which a file of ours says that it is
+
+
+def check_target(folder: Path) -> None:
+    """Make sure that a report can be written to `folder`, before the work.
+
+    Raises:
+        UsageError: something there is not of an earlier report; it is never overwritten.
+    """
+    for path in (*(folder / name for name in (PAGE, TABLE, MARKDOWN)), *(folder / PLOTS).glob("*.png")):
+        if path.is_symlink() or (path.exists() and not _is_ours(path)):
+            raise UsageError(f"{path} exists and is not of a report; it is not overwritten. Choose another folder.")
+
+
+def _is_ours(path: Path) -> bool:
+    from playbook.report import export
+
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    return KIND.encode() in head or head.startswith(",".join(export.HEADER).encode())
+
+
+def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Path) -> list[Path]:
+    """Write the report; each file appears whole, plots of an earlier report that this one lacks are removed.
+
+    Args:
+        comparison: the result.
+        runs: of each arm by name, in the order of `Arm.runs`.
+        folder: made where it does not exist.
+
+    Returns:
+        The paths written, `report.html` first.
+
+    Raises:
+        UsageError: see `check_target`.
+        OSError: it cannot be written.
+    """
+    from playbook.report import export, page, plots, svg  # half a second that a refused comparison need not wait
+
+    check_target(folder)
+    drawings, pictures, titles = {}, {}, []
+    with svg.style():
+        for plot in plots.draw(comparison, runs):
+            drawn = svg.svg(plot.canvas, plot.name, plot.title, plot.description)
+            drawings[plot.name] = page.Drawing(drawn, plot.caption)
+            pictures[folder / PLOTS / f"{plot.name}.png"] = svg.png(plot.canvas, comparison.kind)
+            titles.append((plot.title, f"{PLOTS}/{plot.name}.png"))
+    beside = ["comparison.json", TABLE, MARKDOWN, f"{PLOTS}/"]
+    files = {
+        folder / PAGE: page.render(comparison, runs, drawings, beside).encode(),
+        folder / TABLE: export.as_csv(comparison).encode(),
+        folder / MARKDOWN: export.as_markdown(comparison, titles).encode(),
+        **pictures,
+    }
+    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        _write(path, content)
+    for stale in set((folder / PLOTS).glob("*.png")) - files.keys():
+        stale.unlink()
+    return list(files)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: beside it, synced, then moved into place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""Figures in words: the same digits in the page, its plots and the Markdown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from playbook.results import Arm, Comparison, Contrast
+from playbook.stats import Figure
+
+NOT_KNOWN = "not known"
+NO_FIGURE = "–"  # one that would mean nothing
+LOSS_DIGITS = 4  # behind the point
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in words, without its unit.
+
+    Attributes:
+        small: what stands below it: its interval, or the same in another unit.
+    """
+
+    value: str
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of figure, of each arm in order.
+
+    Attributes:
+        unit: of all its cells, and what their intervals are.
+        cells: `NOT_KNOWN` where it is missing, `NO_FIGURE` where it would say nothing of the arm.
+    """
+
+    label: str
+    unit: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Against:
+    """One figure of an arm against the baseline.
+
+    Attributes:
+        signed: whether it is a difference, which has a sign also where it is positive.
+        sentence: what it says, "" where the figure is enough.
+    """
+
+    label: str
+    figure: Figure
+    signed: bool
+    sentence: str = ""
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """The table of figures: one row for each kind that any arm has."""
+    arms = comparison.arms
+    kinds = dict.fromkeys(arm.peak_memory_kind for arm in arms if arm.peak_memory and arm.peak_memory_kind)
+    on_gpus = any(arm.tokens_per_second != arm.tokens_per_second_per_gpu for arm in arms)
+    wanted = [
+        ("Step time", "step_time", False),
+        ("Tokens a second", "tokens_per_second", False),
+        *([("Tokens a second and GPU", "tokens_per_second_per_gpu", True)] if on_gpus else []),
+        ("Model FLOP/s a GPU", "model_tflops_per_gpu", True),
+        ("MFU", "mfu", True),
+        (", ".join(["Peak memory", *kinds]), "peak_memory", False),
+        ("Energy a step", "energy_per_step", False),
+        ("Energy a token", "joules_per_token", False),
+        ("Training loss, last tenth", "training_loss", False),
+        ("Validation loss", "validation_loss", False),
+        ("Test loss", "test_loss", False),
+    ]
+    found = []
+    for label, name, of_a_gpu in wanted:
+        said = [not of_a_gpu or computes_natively(arm) for arm in arms]
+        figures = [getattr(arm, name) for arm in arms]
+        if any(figure and means for figure, means in zip(figures, said, strict=True)):
+            found.append(_row(label, figures, said))
+    return found
+
+
+def _row(label: str, figures: list[Figure | None], said: list[bool]) -> Row:
+    """One unit and as many digits for all, so that they can be read down and across."""
+    known = [figure for figure in figures if figure]
+    scale, unit = (1000, "ms") if known[0].unit == "s" and all(each.value < 1 for each in known) else (1, known[0].unit)
+    shown = [figure and _scaled(figure, scale, unit) for figure in figures]
+    digits = max(_digits(figure) for figure in shown if figure)
+    spreads = dict.fromkeys(figure.spread for figure in known if figure.low is not None)
+    cells = [_cell(figure, digits) if means else Cell(NO_FIGURE) for figure, means in zip(shown, said, strict=True)]
+    return Row(label, "; ".join(filter(None, (unit, " or ".join(spreads)))), cells)
+
+
+def _cell(figure: Figure | None, digits: int) -> Cell:
+    if figure is None:
+        return Cell(NOT_KNOWN)
+    ends = "" if figure.low is None or figure.high is None else _ends(figure, digits)
+    return Cell(_fixed(figure.value, digits), "; ".join(filter(None, (ends, _gibibytes(figure)))))
+
+
+def computes_natively(arm: Arm) -> bool:
+    """Whether its FLOP/s say anything of a GPU."""
+    return arm.arithmetic == "native" and all(run.device != "cpu" for run in arm.runs)
+
+
+def against(contrast: Contrast) -> list[Against]:
+    """What is known of an arm against the baseline, the speed first."""
+    ratio = contrast.step_time
+    found = [
+        ratio and Against(ratio.what.capitalize(), ratio.figure, False, ratio.sentence),
+        contrast.peak_memory and Against("Peak memory", contrast.peak_memory, True),
+        contrast.joules_per_token and Against("Energy a token", contrast.joules_per_token, False),
+        contrast.training_loss_gap and Against("Training loss gap", contrast.training_loss_gap, True),
+        contrast.validation_loss_gap and Against("Validation loss gap", contrast.validation_loss_gap, True),
+    ]
+    return [each for each in found if each]
+
+
+def name(arm: Arm) -> str:
+    """ "B nvfp4, emulated"."""
+    return f"{arm.name} {arm.label}"
+
+
+def number(value: float) -> str:
+    """At least four significant digits, never in powers of ten."""
+    return _fixed(value, _significant(value))
+
+
+def value(figure: Figure, *, signed: bool = False) -> str:
+    """The value with its unit."""
+    shown = _readable(figure)
+    return f"{_fixed(shown.value, _digits(shown), signed=signed)}{_unit(shown.unit)}"
+
+
+def interval(figure: Figure, *, signed: bool = False) -> str:
+    """Both ends of the spread with the value's digits, "" where it has none."""
+    shown = _readable(figure)
+    return "" if shown.low is None or shown.high is None else _ends(shown, _digits(shown), signed=signed)
+
+
+def sentence(text: str) -> str:
+    """With a capital in front and a full stop behind."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
+def _ends(figure: Figure, digits: int, *, signed: bool = False) -> str:
+    return " to ".join(_fixed(end, digits, signed=signed) for end in (figure.low, figure.high))
+
+
+def _gibibytes(figure: Figure) -> str:
+    return f"{_fixed(figure.value * 1e9 / 2**30, 2)} GiB" if figure.unit == "GB" else ""
+
+
+def _readable(figure: Figure) -> Figure:
+    """Seconds below one as milliseconds."""
+    return _scaled(figure, 1000, "ms") if figure.unit == "s" and abs(figure.value) < 1 else figure
+
+
+def _scaled(figure: Figure, scale: float, unit: str) -> Figure:
+    low, high = (None if end is None else end * scale for end in (figure.low, figure.high))
+    return replace(figure, value=figure.value * scale, unit=unit, low=low, high=high)
+
+
+def _digits(figure: Figure) -> int:
+    """Behind the point: a ratio and per cent have two, a loss four, anything else four significant ones."""
+    if figure.unit in ("x", "%", "GB"):
+        return 2
+    if figure.unit.startswith("nats"):
+        return LOSS_DIGITS
+    return _significant(figure.value)
+
+
+def _significant(value: float) -> int:
+    """How many digits behind the point make four significant ones."""
+    return max(0, 3 - math.floor(math.log10(abs(value)))) if value and math.isfinite(value) else 0
+
+
+def _fixed(value: float, digits: int, *, signed: bool = False) -> str:
+    text = f"{value:{'+' if signed else ''},.{digits}f}"
+    return text.replace("-", "−")
+
+
+def _unit(unit: str) -> str:
+    return {"": "", "x": "×"}.get(unit, f"\N{NO-BREAK SPACE}{unit}")
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """The comparison's warnings, then each run's own with its name where the comparison has not said it already."""
+    found = list(comparison.warnings)
+    for arm in comparison.arms:
+        for number, run in enumerate(arm.runs, 1):
+            who = f"{arm.name}, run {number}" if len(arm.runs) > 1 else arm.name
+            found += [
+                f"{who}: {text}" for text in run.warnings if not any(text in said for said in comparison.warnings)
+            ]
+    return found

@@ -1,9 +1,10 @@
-"""Compares two runs: a table in the terminal, and with --json a comparison.json.
+"""Compares two or more runs: a table in the terminal, and with --json a comparison.json.
 
-    python scripts/compare.py RUN_A RUN_B [--json PATH] [--force]
+    python scripts/compare.py RUN RUN ... [--base RUN] [--json PATH] [--save] [--force]
 
-Each is a run folder or a raw Megatron-Bridge log. Exit code 0, 1 where they cannot be compared, 2 where one of them
-is not there or is neither, or for a wrong Python.
+Each is a run folder, its name in nemo_experiments, or a raw Megatron-Bridge log. Of more than two, runs of one
+configuration are repeats of it. Exit code 0, 1 where they cannot be compared, 2 where one of them is not there or is
+neither, or for a wrong Python.
 
 Any Python 3 can parse this file, so that a wrong version gets a sentence and not a traceback.
 """
@@ -11,6 +12,7 @@ Any Python 3 can parse this file, so that a wrong version gets a sentence and no
 import argparse
 import gc
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,29 +21,38 @@ import setup
 if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
-from playbook import comparison, table
+from playbook import PROJECT, arms, comparison, comparison_file, table
 from pretraining.errors import UsageError
+from pretraining.settings import RUNS
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Compare two pretraining runs that did the same work.")
-    parser.add_argument("a", type=Path, metavar="A", help="a run folder, or a raw Megatron-Bridge log")
-    parser.add_argument("b", type=Path, metavar="B", help="another one; a BF16 run is the baseline in either place")
+    parser = argparse.ArgumentParser(description="Compare pretraining runs that did the same work.")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a run folder, its name in " + RUNS + ", or a raw log"
+    )
+    parser.add_argument("--base", default="", help="what to set the others against: A, a precision or a run")
     parser.add_argument(
         "--json",
         type=Path,
         metavar="PATH",
         help="also write the comparison to PATH.json; a PATH without .json is a folder that gets comparison.json",
     )
+    parser.add_argument("--save", action="store_true", help="the same into a new folder of " + RUNS)
     parser.add_argument("--force", action="store_true", help="compare although they did not do the same work")
     given = parser.parse_args(arguments)
-    gc.disable()  # hundreds of thousands of small dicts and no cycles: collecting only costs time
+    if len(given.runs) < 2:
+        parser.error("two or more runs are needed, and one was given")
+    if given.save and not given.json:
+        given.json = comparison_file.new_folder(PROJECT / RUNS, "runs")
+    gc.disable()  # hundreds of thousands of small objects and no cycles: collecting only costs time
     try:
         if given.json:
-            comparison.check_target(given.json)
-        result = comparison.compare(comparison.load(given.a), comparison.load(given.b), force=given.force)
-        written = comparison.write(result, given.json) if given.json else None  # before a closed pipe can end it
+            comparison_file.check_target(given.json)
+        runs = [comparison.load(_found(path)) for path in given.runs]
+        result = comparison.compare(arms.group(runs), baseline=given.base, force=given.force, reproduce=_command(given))
+        written = comparison_file.write(result, given.json) if given.json else None  # before a closed pipe can end it
         table.print_comparison(result)
         if written:
             print("\nWritten to", written)
@@ -62,6 +73,19 @@ def main(arguments: list[str] | None = None) -> int:
         print("compare: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _found(path):
+    """The path, or the run folder of that name where there is no such path."""
+    named = PROJECT / RUNS / path
+    return named if not path.exists() and len(path.parts) == 1 and named.exists() else path
+
+
+def _command(given):
+    """The command that makes this comparison again."""
+    words = [".venv/host/bin/python", "scripts/compare.py", *map(str, given.runs)]
+    words += ["--base", given.base] if given.base else []
+    return " ".join(shlex.quote(word) for word in words + (["--force"] if given.force else []))
 
 
 if __name__ == "__main__":

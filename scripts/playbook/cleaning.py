@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from playbook import PROJECT
-from playbook.comparison import FILE as COMPARISON
-from playbook.comparison import is_comparison
+from playbook.comparison_file import FILE as COMPARISON
+from playbook.comparison_file import is_comparison
 from playbook.megatron_log import looks_like_log
 from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, PLAN
 from pretraining.settings import RUNS

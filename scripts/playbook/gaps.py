@@ -1,63 +1,114 @@
-"""How far two runs' losses lie apart, and what such a gap can and cannot show."""
+"""How far two arms' losses lie apart, and what such a gap can and cannot show."""
 
 from __future__ import annotations
 
-from playbook import stats
+from collections.abc import Sequence
+
+import numpy as np
+
+from playbook import intervals, stats
+from playbook.measured import Measured
+from playbook.results import Arm
 from playbook.stats import Figure
-from pretraining.record import Run
 
 PUBLISHED = (
     "published: under 1 % in the stable phase, about 1.5 % at the end of decay (arXiv 2509.25149, 1T tokens and more)"
 )
-LARGEST_PUBLISHED = 1.5  # %
+STABLE, LARGEST_PUBLISHED = 1.0, 1.5  # %
 SCALE_TOKENS = 1e11  # below a tenth of the smallest published training, a gap says nothing about convergence
+WITHIN = "95 % interval within this run only, block bootstrap over iterations"
 
 
-def training(new: Run, base: Run) -> Figure | None:
-    """Relative loss gap over the last tenth of the iterations both have, paired: the same tokens."""
-    if not (new.train and base.train):
+def training(new: Sequence[Measured], base: Sequence[Measured]) -> Figure | None:
+    """Relative loss gap, per cent, over the last tenth of the iterations that all have, paired: the same tokens.
+
+    Over three repeats and more whose gaps differ, with a t-interval; else with a block bootstrap over iterations,
+    because neighbouring losses are alike. Repeats that are equal to the last digit say nothing of chance.
+    """
+    gaps = [gap for gap in map(_gaps, new, base) if len(gap)]
+    if not gaps:
         return None
-    last = min(new.train[-1]["iteration"], base.train[-1]["iteration"])
-    new_part, base_part = (stats.last_part(stats.up_to(run.train, last)) for run in (new, base))
-    losses = {line["iteration"]: line.get("loss") for line in base_part}
-    pairs = [(line.get("loss"), losses.get(line["iteration"])) for line in new_part]
-    return stats.relative_gap([(loss, reference) for loss, reference in pairs if None not in (loss, reference)])
+    length = min(map(len, gaps))
+    means = [float(gap.mean()) for gap in gaps]
+    if len(gaps) >= intervals.FEWEST_REPEATS and np.ptp(means) > 0:
+        found = intervals.mean_over_repeats(means)
+        return Figure(found.value, "%", found.low, found.high, f"95 % t-interval over {len(means)} repeats", length)
+    pooled = np.mean([gap[-length:] for gap in gaps], axis=0)
+    found = intervals.mean_within_run(pooled)
+    if found is None:
+        return Figure(float(pooled.mean()), "%", count=length)
+    return Figure(found.value, "%", found.low, found.high, WITHIN, length)
 
 
-def published(new: Run, base: Run) -> str:
+def _gaps(new: Measured, base: Measured) -> np.ndarray:
+    """The relative gap at each iteration of the last tenth that both have a loss for, per cent."""
+    last = min(new.lines.last, base.lines.last)
+    ends = []
+    for each in (new, base):
+        lines = each.lines.between(0, last)
+        ends.append(lines[len(lines) - stats.last_part(len(lines)) :] if len(lines) else lines)
+    _, at_new, at_base = np.intersect1d(ends[0].iterations, ends[1].iterations, return_indices=True)
+    loss, reference = ends[0].column("loss")[at_new], ends[1].column("loss")[at_base]
+    known = np.isfinite(loss) & np.isfinite(reference) & (reference != 0)
+    return 100 * (loss[known] - reference[known]) / reference[known]
+
+
+def validation(new: Arm, base: Arm) -> Figure | None:
+    """Relative gap of the validation losses, per cent; None where not all were evaluated at one iteration."""
+    at = {run.validated_at for arm in (new, base) for run in arm.runs}
+    if not (new.validation_loss and base.validation_loss and len(at) == 1 and base.validation_loss.value):
+        return None
+    return Figure(100 * (new.validation_loss.value / base.validation_loss.value - 1), "%")
+
+
+def published(new: Arm, base: Arm) -> str:
     """The published gap, "" where it was not measured of such two: it is NVFP4's against BF16 or an FP8."""
-    candidate, baseline = (run.precision.get("name", "") for run in (new, base))
-    return PUBLISHED if candidate == "nvfp4" and (baseline == "bf16" or "fp8" in baseline) else ""
+    applies = new.precision == "nvfp4" and (base.precision == "bf16" or "fp8" in base.precision)
+    return PUBLISHED if applies else ""
 
 
-def beyond(gap: Figure | None, a: Run, b: Run) -> str:
-    """What to make of a gap over the published ones and twice its own standard deviation; "" of a smaller one."""
-    if gap is None or gap.high is None or _tokens(a, b) >= SCALE_TOKENS:
+def placed(gap: Figure | None, runs: Sequence[Measured]) -> str:
+    """One sentence that places a gap against the published band and says what to do; "" without one."""
+    if gap is None:
         return ""
-    if abs(gap.value) <= max(LARGEST_PUBLISHED, 2 * (gap.high - gap.value)):
-        return ""
-    return "short, small runs exceed the published band; repeats with several seeds tell luck from effect"
+    size = abs(gap.value)
+    if gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high:
+        where = "the gap cannot be told from zero"
+    elif size <= STABLE:
+        where = "the gap lies within the published band of the stable phase"
+    elif size <= LARGEST_PUBLISHED:
+        where = "the gap lies within the published band at the end of decay"
+    else:
+        where = "the gap lies outside the published band"
+    if tokens(runs) >= SCALE_TOKENS:
+        return f"{where}."
+    if "outside" in where:
+        return (
+            f"{where}; short, small runs exceed the published band, and repeats with several seeds tell luck from "
+            "effect."
+        )
+    return f"{where}; a run this short neither confirms nor contradicts it."
 
 
-def scope(a: Run, b: Run) -> str:
-    """One sentence on what a gap between these two can and cannot show."""
-    iterations = _iterations(a, b)
-    tokens = _tokens(a, b)
-    size = f"{iterations:,} iterations" + (f" ({_short(tokens)} tokens)" if tokens else "")
-    if any(run.environment.get("mock_data") for run in (a, b)):
+def scope(runs: Sequence[Measured]) -> str:
+    """One sentence on what a gap between these runs can and cannot show."""
+    seen = tokens(runs)
+    size = f"{iterations(runs):,} iterations" + (f" ({_short(seen)} tokens)" if seen else "")
+    if any(each.run.environment.get("mock_data") for each in runs):
         return f"{size} of mock data show whether the arithmetic trains; they say nothing about convergence."
-    if tokens >= SCALE_TOKENS:
+    if seen >= SCALE_TOKENS:
         return f"{size} are within reach of the published trainings; the gap still moves with the learning rate."
     return f"{size} show whether the two learn alike at first; they say nothing about convergence at scale."
 
 
-def _iterations(*runs: Run) -> int:
-    return min((run.train[-1]["iteration"] if run.train else 0) for run in runs)
+def iterations(runs: Sequence[Measured]) -> int:
+    """Iterations that all have done."""
+    return min(each.lines.last for each in runs)
 
 
-def _tokens(*runs: Run) -> int:
-    """Tokens that both have seen; 0 where not known."""
-    return _iterations(*runs) * min((run.environment.get("tokens_per_step") or 0) for run in runs)
+def tokens(runs: Sequence[Measured]) -> int:
+    """Tokens that all have seen; 0 where not known."""
+    return iterations(runs) * min(each.tokens_per_step for each in runs)
 
 
 def _short(number: float) -> str:

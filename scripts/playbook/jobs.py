@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, comparison, place, plan, stats, table
+from playbook import PROJECT, comparison, comparison_file, parity, place, plan, stats, table
 from playbook.launch import launch
 from playbook.place import Place, Wanted
 from playbook.progress import Progress
@@ -163,10 +163,10 @@ def _new_folder(runs: Path, chosen: settings.Settings) -> Path:
 def _check_long_enough(iterations: int) -> None:
     """Raise UsageError before two trainings whose comparison would be refused for too few timed iterations."""
     window = stats.timing_window(0, iterations)
-    if window.last - window.first + 1 < comparison.FEWEST_TIMED:
+    if window.last - window.first + 1 < parity.FEWEST_TIMED:
         raise UsageError(
-            f"ITERS={iterations} leaves fewer than {comparison.FEWEST_TIMED} iterations to time, the second half of "
-            f"the run: compare over at least {2 * comparison.FEWEST_TIMED}"
+            f"ITERS={iterations} leaves fewer than {parity.FEWEST_TIMED} iterations to time, the second half of "
+            f"the run: compare over at least {2 * parity.FEWEST_TIMED}"
         )
 
 
@@ -184,12 +184,14 @@ def _compare(plans: dict[str, plan.Plan], args: argparse.Namespace) -> int:
             return code
     print()
     try:
-        result = comparison.compare(found[base], found[new])
+        result = comparison.compare([[found[base]], [found[new]]])
     except comparison.NotComparable as refusal:
         table.print_refusal(refusal, sys.stderr, last_way_out="FRESH=1 trains both again.")
         return 1
-    folder = args.runs / record.run_name("comparison", plans[new].settings.model.name)
-    written = comparison.write(result, folder / comparison.FILE)  # first: the table may go to a pipe that closes
+    folder = comparison_file.new_folder(args.runs, plans[new].settings.model.name)
+    written = comparison_file.write(
+        result, folder / comparison_file.FILE
+    )  # first: the table may go to a pipe that closes
     table.print_comparison(result)
     print("\nWritten:")
     for path in (found[base].folder, found[new].folder, written):

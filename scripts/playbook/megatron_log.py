@@ -14,37 +14,49 @@ expected at the start of a line, and a number counts only when the ` |` that end
 from __future__ import annotations
 
 import math
-import operator
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from playbook import log_facts, stats
+import numpy as np
+
+from playbook import flops, log_facts
+from playbook.lines import Lines
 from pretraining.record import Run, Verdict
 
 CHUNK = 1 << 22  # bytes read at once
+COARSEST = 0.02  # relative rounding error of MODEL_TFLOP/s/GPU from which FLOPs are not derived
 LONGEST_LINE = 1 << 24  # bytes; a checkpoint given by mistake may have no line end at all
 
 # One match takes the two lines of an iteration as Megatron-Bridge writes them, or else any one line. Possessive, and
-# both lines at once, because two logs of 200,000 iterations have to be compared in less than three seconds.
+# both lines at once, because two logs of 1,000,000 iterations have to be compared in less than ten seconds.
 _PREFIX = rb"(?:\[[a-z]++[0-9]++\]:|[0-9]++:)? *"
+_PLAIN = rb"([0-9]++\.[0-9]++)"
+_SCIENTIFIC = rb"(-?[0-9]++\.[0-9]++(?:E[+-][0-9]++)?+)"
 _LINES = re.compile(
-    rb"(?:" + _PREFIX + rb"Step Time : [0-9.]++s GPU utilization: ([0-9.]++)MODEL_TFLOP/s/GPU *\r?\n)?" + _PREFIX +
-    rb"\[[0-9 :-]++\] iteration ++([0-9]++)/ *+([0-9]++) \| consumed samples: ++([0-9]++) \|"
-    rb" elapsed time per iteration \(ms\): ([0-9.]++) \| learning rate: ([0-9.E+-]++) \|"
-    rb" global batch size: ++([0-9]++) \|(?: lm loss: ([0-9.E+-]++) \|)? loss scale: [0-9.]++ \|"
-    rb" grad norm: ([0-9.]++) \| number of skipped iterations: ++([0-9]++) \|"
+    rb"(?:" + _PREFIX + rb"Step Time : [0-9.]++s GPU utilization: " + _PLAIN + rb"MODEL_TFLOP/s/GPU *\r?\n)?"
+    + _PREFIX + rb"\[[0-9 :-]++\] iteration ++([0-9]++)/ *+([0-9]++) \| consumed samples: ++[0-9]++ \|"
+    rb" elapsed time per iteration \(ms\): " + _PLAIN + rb" \| learning rate: " + _SCIENTIFIC + rb" \|"
+    rb" global batch size: ++([0-9]++) \|(?: lm loss: " + _SCIENTIFIC + rb" \|)? loss scale: [0-9.]++ \|"
+    rb" grad norm: " + _PLAIN + rb" \| number of skipped iterations: ++([0-9]++) \|"
     rb" number of nan iterations: ++([0-9]++) \| *\r?\n"
     rb"|([^\n]*+\n|[^\n]++)"
 )  # fmt: skip
+# What is kept of an iteration, a column of `Lines` each.
+_COLUMNS = (
+    "iteration", "loss", "step_time_s", "grad_norm", "learning_rate", "skipped", "nan_iterations", "model_tflops",
+)  # fmt: skip
+_ITERATION, _LOSS, _NAN_ITERATIONS, _SPEED = (
+    _COLUMNS.index(name) for name in ("iteration", "loss", "nan_iterations", "model_tflops")
+)
 # Iterations that look otherwise (further fields, glued text, damage, infinities) are searched for field by field.
 _HEAD = re.compile(rb"iteration +(\d+)/ *(\d+) *\|")
 _FIELDS = {
     name: re.compile(label + rb": *([-+.\w]+) *\|")
     for name, label in {
-        "consumed_samples": rb"consumed samples",
         "elapsed_ms": rb"elapsed time per iteration \(ms\)",
         "learning_rate": rb"learning rate",
         "global_batch_size": rb"global batch size",
@@ -70,10 +82,10 @@ def read_log(path: Path) -> Run:
     """Read a raw log as a stream.
 
     Returns:
-        A record as of a run folder, `folder` being the log's path. Lines of `train` carry `iteration` (from 1),
+        A record as of a run folder, `folder` being the log's path. `train` are `Lines` with `iteration` (from 1),
         `loss` (nats a token) and `grad_norm`, both None where not printed or not finite, `step_time_s` (the mean
         since the line before, where `log_interval` is above 1), `learning_rate`, `skipped` and `nan_iterations`
-        (counts), `consumed_samples`, `global_batch_size` and `model_tflops` (MODEL_TFLOP/s/GPU).
+        (counts) and `model_tflops` (MODEL_TFLOP/s/GPU).
         `environment["notes"]` says what a reader of the figures has to know. Where a log holds several trainings
         (a resumed run appended to it), the last one is read.
 
@@ -94,7 +106,7 @@ def read_log(path: Path) -> Run:
         size = file.tell()
     if not size:
         raise NotAMegatronLog(f"{path} is empty")
-    if not (reader.train or reader.is_megatron):
+    if not (reader.last or reader.is_megatron):
         raise NotAMegatronLog(f"{path} is not a Megatron-Bridge log: no iteration line, no configuration summary")
     return reader.run(path)
 
@@ -107,6 +119,19 @@ def looks_like_log(path: Path) -> bool:
     return any(mark in start for mark in marks)
 
 
+def printed_times(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations and seconds a step that the last 4 MiB of a log say; empty where it cannot be read."""
+    reader = _Reader()
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - CHUNK))
+            reader.lines(file.read(CHUNK))
+    except OSError:
+        return np.array([]), np.array([])
+    lines = reader.training_lines()
+    return lines.iterations, lines.column("step_time_s")
+
+
 class _Reader:
     """The state of one pass over a log."""
 
@@ -117,7 +142,9 @@ class _Reader:
         self._new_training(start=None)
 
     def _new_training(self, start: int | None) -> None:
-        self.train: list[dict[str, Any]] = []
+        self._parts: list[np.ndarray] = []  # each [lines, columns]
+        self.last = 0
+        self.batch_size: int | None = None
         self.evaluations: list[dict[str, Any]] = []
         self.start = start
         self.total: int | None = None
@@ -141,27 +168,13 @@ class _Reader:
             self._ordinary(ordinary)
 
     def _ordinary(self, matches: list[tuple[bytes, ...]]) -> None:
-        tflops, steps, totals, samples, ms, rates, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
-        values = zip(
-            map(int, steps), _floats(losses), map(float, ms), map(float, norms), map(float, rates), map(int, skipped),
-            map(int, nan), map(int, samples), map(int, batches), _floats(tflops), strict=True,
-        )  # fmt: skip
-        lines = [
-            {
-                "iteration": iteration,
-                "loss": loss,
-                "step_time_s": elapsed / 1000,
-                "grad_norm": norm,
-                "learning_rate": rate,
-                "skipped": skips,
-                "nan_iterations": nans,
-                "consumed_samples": consumed,
-                "global_batch_size": batch,
-                "model_tflops": speed,
-            }
-            for iteration, loss, elapsed, norm, rate, skips, nans, consumed, batch, speed in values
-        ]
-        self._add(lines, int(totals[-1]))
+        speeds, steps, totals, ms, rates, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
+        if self.batch_size is None:
+            self.batch_size = int(batches[0])
+        columns = map(_floats, (steps, losses, ms, norms, rates, skipped, nan, speeds))
+        part = np.column_stack(list(columns))
+        part[:, 2] /= 1000
+        self._add(part, int(totals[-1]))
 
     def _other(self, line: bytes) -> None:
         heads = list(_HEAD.finditer(line))
@@ -194,46 +207,53 @@ class _Reader:
         ms = value["elapsed_ms"]
         if value["loss"] is None and (ms is None or found["nan_iterations"] is None):
             return  # cut, so that a missing loss does not mean that it was NaN
-        line = {
-            "iteration": int(head[1]),
-            "loss": value["loss"],
-            "step_time_s": None if ms is None else ms / 1000,
-            "grad_norm": value["grad_norm"],
-            "learning_rate": value["learning_rate"],
-            "skipped": int(value["skipped"] or 0),
-            "nan_iterations": int(value["nan_iterations"] or 0),
-            "consumed_samples": value["consumed_samples"] and int(value["consumed_samples"]),
-            "global_batch_size": value["global_batch_size"] and int(value["global_batch_size"]),
-            "model_tflops": None,
-        }
-        self._add([line], int(head[2]))
+        if self.batch_size is None and value["global_batch_size"]:
+            self.batch_size = int(value["global_batch_size"])
+        row = (
+            int(head[1]),
+            value["loss"],
+            None if ms is None else ms / 1000,
+            value["grad_norm"],
+            value["learning_rate"],
+            int(value["skipped"] or 0),
+            int(value["nan_iterations"] or 0),
+            None,
+        )
+        self._add(np.array([row], dtype=float), int(head[2]))
 
-    def _add(self, lines: list[dict[str, Any]], total: int) -> None:
-        if lines[0]["model_tflops"] is None:
-            lines[0]["model_tflops"] = self._tflops
+    def _add(self, part: np.ndarray, total: int) -> None:
+        """Take iterations, [lines, columns], as they were printed."""
+        if np.isnan(part[0, _SPEED]) and self._tflops is not None:
+            part[0, _SPEED] = self._tflops
         self._tflops = None
-        numbers = [line["iteration"] for line in lines]
-        if self.train:
-            numbers.insert(0, self.train[-1]["iteration"])
-        if all(map(operator.lt, numbers, numbers[1:])):
-            self.train += lines
+        numbers = part[:, _ITERATION]
+        if numbers[0] > self.last and (np.diff(numbers) > 0).all():
+            self._parts.append(part)
+            self.last = int(numbers[-1])
         else:
-            for line in lines:
-                self._add_out_of_order(line)
+            for row in range(len(part)):
+                self._add_out_of_order(part[row : row + 1])
         self.total = total
-        if self.failure.cause and self.failure.survived(len(lines)):
+        if self.failure.cause and self.failure.survived(len(part)):
             self.failure = log_facts.Failure()
 
-    def _add_out_of_order(self, line: dict[str, Any]) -> None:
-        last = self.train[-1]["iteration"] if self.train else 0
-        if line["iteration"] == last:
+    def _add_out_of_order(self, row: np.ndarray) -> None:
+        iteration = int(row[0, _ITERATION])
+        if iteration == self.last:
             return  # the same line again, from another rank's output
-        if line["iteration"] < last:  # another training, appended to the same log
+        if iteration < self.last:  # another training, appended to the same log
             self._started(None)
-        self.train.append(line)
+        self._parts.append(row)
+        self.last = iteration
+
+    def training_lines(self) -> Lines:
+        """All iterations of the training under way."""
+        whole = np.concatenate([np.empty((0, len(_COLUMNS))), *self._parts])
+        self._parts = [whole]
+        return Lines({name: whole[:, index] for index, name in enumerate(_COLUMNS)})
 
     def _started(self, start: int | None) -> None:
-        if self.train:
+        if self.last:
             self.trainings += 1
             self._new_training(start)
         self.start = start
@@ -248,13 +268,13 @@ class _Reader:
 
     def run(self, path: Path) -> Run:
         facts = self.facts
-        first = self.train[0] if self.train else {}
+        lines = self.training_lines()
         parity = facts.parity()
-        parity.setdefault("global_batch_size", first.get("global_batch_size"))
+        parity.setdefault("global_batch_size", self.batch_size)
         parity.setdefault("train_iters", self.total)
         parity["start_iteration"] = self.start
         parity = {name: value for name, value in parity.items() if value is not None}
-        verdict, cause, notes = self._verdict()
+        verdict, cause, notes = self._verdict(lines)
         if self.trainings:
             notes.append(f"the log holds {self.trainings + 1} trainings; the last one was read")
         environment: dict[str, Any] = {
@@ -267,8 +287,10 @@ class _Reader:
         }
         if parity.get("global_batch_size") and parity.get("sequence_length"):
             environment["tokens_per_step"] = parity["global_batch_size"] * parity["sequence_length"]
-        flops, resolution, why_not = self._flops_per_token(environment.get("tokens_per_step"), parity.get("world_size"))
-        environment |= {"flops_per_token": flops, "flops_resolution": resolution}
+        each, resolution, why_not = _flops_per_token(
+            lines, environment.get("tokens_per_step"), parity.get("world_size"), flops.per_token(parity)
+        )
+        environment |= {"flops_per_token": each, "flops_resolution": resolution}
         if why_not:
             notes.append(why_not)
         outcome: dict[str, Any] = {"verdict": verdict, "cause": cause}
@@ -279,60 +301,69 @@ class _Reader:
                 f"peak memory is what was printed after iteration {facts.peak_memory_after}: "
                 "Megatron-Bridge up to 0.4.1 does so before optimizer state exists, so the real peak is higher"
             )
-        return Run(path, environment=environment, outcome=outcome, train=self.train, evaluations=self.evaluations)
+        return Run(path, environment=environment, outcome=outcome, train=lines, evaluations=self.evaluations)
 
-    def _verdict(self) -> tuple[Verdict, str, list[str]]:
+    def _verdict(self, lines: Lines) -> tuple[Verdict, str, list[str]]:
         """How the training ended, the cause, and what to say besides."""
         if self.ended:
             notes = [f"after the training had ended: {self.failure.cause}"] if self.failure.cause else []
-            if self._diverged():
+            if _diverged(lines):
                 return Verdict.DIVERGED, "the loss is not finite at the end", notes
             return Verdict.SUCCEEDED, "", notes
         if self.failure.cause:
             return self.failure.verdict, self.failure.cause, []
-        if self._diverged():
+        if _diverged(lines):
             return Verdict.DIVERGED, "the loss is not finite where the log ends", []
-        at = f"after iteration {self.train[-1]['iteration']} of {self.total}" if self.train else "before iteration 1"
+        at = f"after iteration {self.last} of {self.total}" if self.last else "before iteration 1"
         return Verdict.INCOMPLETE, f"the log ends {at}, without '{_END.decode()}'", []
 
-    def _diverged(self) -> bool:
-        """No loss in the last line, where there was one before or NaN is counted.
 
-        A log without any `lm loss` is one that was told not to print it (`skip_train_metrics_log`).
-        """
-        if not self.train or self.train[-1]["loss"] is not None:
-            return False
-        return any(line["loss"] is not None or line["nan_iterations"] for line in self.train)
+def _diverged(lines: Lines) -> bool:
+    """No loss in the last line, where there was one before or NaN is counted.
 
-    def _flops_per_token(
-        self, tokens_per_step: int | None, world_size: int | None
-    ) -> tuple[float | None, float | None, str | None]:
-        """FLOPs a token, its relative rounding error, or why it cannot be derived.
+    A log without any `lm loss` is one that was told not to print it (`skip_train_metrics_log`).
+    """
+    losses = lines.column("loss")
+    if not len(losses) or not np.isnan(losses[-1]):
+        return False
+    return bool((~np.isnan(losses)).any() or lines.column("nan_iterations").any())
 
-        MODEL_TFLOP/s/GPU has one decimal: on a small model or a slow device little is left of it.
-        """
-        pairs = [(line["model_tflops"], line["step_time_s"]) for line in self.train[:1000]]
-        pairs = [(tflops, step) for tflops, step in pairs if tflops and step]
-        missing = [
-            name
-            for name, known in (
-                ("MODEL_TFLOP/s/GPU", pairs),
-                ("the sequence length and global batch size", tokens_per_step),
-                ("the number of GPUs", world_size),
-            )
-            if not known
-        ]
-        if missing:
-            return None, None, f"FLOPs a token cannot be derived: the log does not give {', '.join(missing)}"
-        resolution = 0.05 / stats.median([tflops for tflops, _ in pairs])
-        if resolution > 0.02:
-            return None, None, "FLOPs a token cannot be derived: MODEL_TFLOP/s/GPU is too small for its one decimal"
-        work = stats.median([tflops * step for tflops, step in pairs])
+
+def _flops_per_token(
+    lines: Lines, tokens_per_step: int | None, world_size: int | None, counted: float | None
+) -> tuple[float | None, float | None, str | None]:
+    """FLOPs a token, its relative rounding error, or why it cannot be derived.
+
+    From what is printed where that is fine enough, because it knows the model as it ran: MODEL_TFLOP/s/GPU has one
+    decimal, and on a small model or a slow device little is left of it. Otherwise as `counted` from the model's sizes.
+    """
+    tflops, steps = (lines.column(name)[:1000] for name in ("model_tflops", "step_time_s"))
+    known = (tflops > 0) & (steps > 0)
+    missing = [
+        name
+        for name, is_known in (
+            ("MODEL_TFLOP/s/GPU", known.any()),
+            ("the sequence length and global batch size", tokens_per_step),
+            ("the number of GPUs", world_size),
+        )
+        if not is_known
+    ]
+    resolution = 0.05 / float(np.median(tflops[known])) if known.any() else math.inf
+    if not missing and resolution <= COARSEST:
+        work = float(np.median(tflops[known] * steps[known]))
         return work * 1e12 * world_size / tokens_per_step, resolution, None
+    if counted is not None:
+        return counted, 0.0, None
+    if missing:
+        return None, None, f"FLOPs a token cannot be derived: the log does not give {', '.join(missing)}"
+    return None, None, "FLOPs a token cannot be derived: MODEL_TFLOP/s/GPU is too small for its one decimal"
 
 
-def _floats(texts: Sequence[bytes]) -> list[float | None]:
-    return [float(text) if text else None for text in texts]
+def _floats(texts: Sequence[bytes]) -> np.ndarray:
+    """Numbers that the pattern has found to be numbers, NaN for an empty text."""
+    if b"" in texts:
+        texts = [text or b"nan" for text in texts]
+    return np.fromstring(b" ".join(texts), sep=" ")
 
 
 def _number(text: bytes) -> float | None:

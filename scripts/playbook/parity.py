@@ -1,59 +1,88 @@
-"""Whether two runs did the same work: the facts that differ, what could not be checked, and the way out."""
+"""Whether runs did the same work: the facts that differ, what could not be checked, and the way out."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from playbook.stats import Window, timed_lines
+from playbook import soundness
 from pretraining.precision import PRECISIONS
-from pretraining.record import Run, Verdict
+from pretraining.record import Verdict
+
+if TYPE_CHECKING:
+    from playbook.measured import Measured
 
 NO_ITERATIONS = "iterations"
 ABSENT = "not recorded"
 FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
+FEWEST_TIMED = 5  # iterations; fewer have no quartiles worth the name
 
 SAME_SETTINGS = "run one of them again with the settings of the other"
+
+# Facts that belong to a precision, or do not reach the work: named where they differ, in nobody's way.
+HARMLESS = {"parameter_gather", "param_gather_dtype", "python", "host"}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in the way of a comparison: its name, its value in each run, and the way out."""
+    """One thing in the way of a comparison: its name, its value in two runs, and the way out.
+
+    Attributes:
+        of: what the two runs are called, "A" and "B2".
+        void: whether it makes the comparison void; otherwise it is only to be known.
+    """
 
     name: str
     a: Any
     b: Any
     way_out: str
+    of: tuple[str, str] = ("A", "B")
+    void: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.of[0]} {self.a}, {self.of[1]} {self.b}"
 
 
-def check(a: Run, b: Run, window_a: Window, window_b: Window, fewest: int) -> tuple[list[Difference], list[str]]:
-    """What differs, and the facts that only one of the two gives.
+def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
+    """What differs between the first run and any other, and the facts that were not known of all.
 
     A fact missing from a run folder differs, because run folders record all of them; one missing from a raw log is
     not known, and only named.
 
     Args:
-        window_a, window_b: the iterations that would be timed.
-        fewest: how many of them a comparison needs.
+        runs: by what they are called, in order; two or more.
     """
-    differences = _not_succeeded(a, b)
-    facts, unchecked = _facts(a, b)
-    differences += facts
-    flops = _flops(a, b)
+    (first, reference), *others = runs.items()
+    found: dict[tuple[str, str, str], Difference] = {}
+    unchecked: dict[str, None] = {}
+    for name, run in others:
+        differences, unknown = _between(reference, run, (first, name))
+        unchecked |= dict.fromkeys(unknown)
+        for each in differences:
+            found.setdefault((each.name, str(each.a), str(each.b)), each)
+    return list(found.values()), list(unchecked)
+
+
+def _between(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:
+    facts, unchecked = _facts(a, b, of)
+    differences = [*_not_succeeded(a, b, of), *facts]
+    flops = _flops(a, b, of)
     if flops is None:
         unchecked.append("flops_per_token")
     else:
         differences += flops
-    return differences + _too_few(a, b, window_a, window_b, fewest), unchecked
+    return [*differences, *_lines(a, b, of)], unchecked
 
 
-def _not_succeeded(a: Run, b: Run) -> list[Difference]:
-    if a.verdict == b.verdict == Verdict.SUCCEEDED:
+def _not_succeeded(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    ends = [soundness.verdict(each.run, each.lines) for each in (a, b)]
+    bad = [each for each, (verdict, _) in zip((a, b), ends, strict=True) if verdict != Verdict.SUCCEEDED]
+    if not bad:
         return []
-    said = [f"{run.verdict} ({run.outcome['cause']})" if run.outcome.get("cause") else run.verdict for run in (a, b)]
-    again = dict.fromkeys(_command(run.precision.get("name")) for run in (a, b) if run.verdict != Verdict.SUCCEEDED)
-    return [Difference("verdict", *said, f"mend the cause, then {' and '.join(again)} again")]
+    said = [f"{verdict} ({cause})" if cause else str(verdict) for verdict, cause in ends]
+    again = dict.fromkeys(_command(each.run.precision.get("name")) for each in bad)
+    return [Difference("verdict", *said, f"mend the cause, then {' and '.join(again)} again", of)]
 
 
 def _command(precision: str | None) -> str:
@@ -63,21 +92,27 @@ def _command(precision: str | None) -> str:
     return f"`make {precision}`" if precision in ("bf16", "nvfp4") else f"`make nvfp4 PRECISION={precision}`"
 
 
-def _facts(a: Run, b: Run) -> tuple[list[Difference], list[str]]:
-    both_folders = not any(run.environment.get("source") == "log" for run in (a, b))
+def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:
+    facts = [each.run.parity | _image(each) for each in (a, b)]
     differences, unchecked = [], []
-    for name in dict.fromkeys([*a.parity, *b.parity]):
-        values = [run.parity.get(name, ABSENT) for run in (a, b)]
-        if ABSENT in values and not both_folders:
+    for name in dict.fromkeys([*facts[0], *facts[1]]):
+        values = [each.get(name, ABSENT) for each in facts]
+        if ABSENT in values and (a.is_log or b.is_log):
             unchecked.append(name)
         elif not _same(*values):
             way_out = SAME_SETTINGS
             if name == "start_iteration":
                 way_out = "one was resumed from a checkpoint; run it again from the start, in a folder of its own"
-            differences.append(Difference(name, *values, way_out))
-    if not a.parity and not b.parity:
+            differences.append(Difference(name, *values, way_out, of, void=name not in HARMLESS))
+    if not a.run.parity and not b.run.parity:
         unchecked.append("all settings")
     return differences, unchecked
+
+
+def _image(of: Measured) -> dict[str, Any]:
+    """The container's image, which the launcher knows and training does not."""
+    image = of.run.plan.get("image") or {}
+    return {"image": image["digest"]} if image.get("digest") else {}
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -85,23 +120,33 @@ def _same(a: Any, b: Any) -> bool:
     return math.isclose(a, b, rel_tol=1e-9) if numbers else a == b
 
 
-def _flops(a: Run, b: Run) -> list[Difference] | None:
+def _flops(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference] | None:
     """FLOPs a token differ by more than rounding: another model or sequence. None where one is not known."""
-    values = [run.environment.get("flops_per_token") for run in (a, b)]
+    values = [each.run.environment.get("flops_per_token") for each in (a, b)]
     if None in values:
         return None
-    rounding = sum(run.environment.get("flops_resolution") or 0.0 for run in (a, b))
+    rounding = sum(each.run.environment.get("flops_resolution") or 0.0 for each in (a, b))
     if math.isclose(*values, rel_tol=FLOPS_TOLERANCE + rounding):
         return []
-    return [Difference("flops_per_token", *(f"{value:.4g}" for value in values), SAME_SETTINGS)]
+    return [Difference("flops_per_token", *(f"{value:.4g}" for value in values), SAME_SETTINGS, of)]
 
 
-def _too_few(a: Run, b: Run, window_a: Window, window_b: Window, fewest: int) -> list[Difference]:
-    recorded = [len(run.train) for run in (a, b)]
+def _lines(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    """What the recorded iterations themselves have against a comparison."""
+    recorded = [len(each.lines) for each in (a, b)]
     if not all(recorded):
         way_out = "train again: without a finished iteration nothing can be compared"
-        return [Difference(NO_ITERATIONS, *recorded, way_out)]
-    timed = [len(timed_lines(run.train, window)) for run, window in ((a, window_a), (b, window_b))]
-    if min(timed) >= fewest:
-        return []
-    return [Difference("timed iterations", *timed, f"train for at least {2 * fewest} iterations")]
+        return [Difference(NO_ITERATIONS, *recorded, way_out, of)]
+    found = []
+    skipped = [soundness.skipped(each.lines) for each in (a, b)]
+    if skipped[0] != skipped[1]:
+        way_out = "a skipped iteration trains nothing: find what made its gradients infinite, and train again"
+        found.append(Difference("skipped iterations", *skipped, way_out, of))
+    impossible = [soundness.impossible_times(each.lines) for each in (a, b)]
+    if any(impossible):
+        way_out = "no clock gives these; take the undamaged record or log, or train again"
+        found.append(Difference("zero or negative step times", *impossible, way_out, of))
+    timed = [len(each.times) for each in (a, b)]
+    if min(timed) < FEWEST_TIMED:
+        found.append(Difference("timed iterations", *timed, f"train for at least {2 * FEWEST_TIMED} iterations", of))
+    return found

@@ -15,6 +15,7 @@ from playbook.parity import Difference
 from playbook.stats import Figure, Window
 
 SCHEMA = 2  # 1 had two sides of one run each
+INGREDIENTS = {"rht": "Hadamard transform", "stochastic": "stochastic rounding", "two_d": "2D scaling"}
 KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
 
 
@@ -116,6 +117,21 @@ class Arm:
         """The precision as a person says it, "nvfp4, emulated"."""
         return f"{self.precision}, emulated" if self.arithmetic == "emulated" else self.precision
 
+    @property
+    def recipe(self) -> str:
+        """How much of the NVFP4 recipe is on: "full", "without stochastic rounding"; "" where not known."""
+        missing = [INGREDIENTS.get(name, name) for name, on in self.ingredients.items() if not on]
+        return f"without {', '.join(missing)}" if missing else "full" if self.ingredients else ""
+
+    @property
+    def computes_natively(self) -> bool:
+        """Whether its FLOP/s say anything of a GPU."""
+        return self.arithmetic == "native" and self.runs[0].device != "cpu"
+
+    def run_label(self, index: int) -> str:
+        """What one of its runs is called: "B", or "B2" where there are several."""
+        return f"{self.name}{index + 1}" if len(self.runs) > 1 else self.name
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -124,13 +140,16 @@ class Ratio:
     Attributes:
         figure: the ratio with its 95 % interval, which `figure.spread` names; "within this run only" where
             repeats are too few to see how runs differ.
-        differs: whether the interval leaves 1 out; None without an interval.
+        differs: whether the interval leaves 1 out by more than `smallest`; None without an interval.
+        smallest: the smallest difference that is called one, relative: 0.5 % over repeats; without enough of them
+            what two runs of the same differ by anyway.
     """
 
     what: str
     figure: Figure
     sentence: str
     differs: bool | None
+    smallest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,7 +183,7 @@ class Comparison:
         verdict: one or two sentences to put on top.
         baseline: the name of the arm that the others are set against.
         scope: one sentence on what these runs can and cannot show.
-        differences: facts that differ, without which it could not be forced.
+        differences: facts that differ; those that void a comparison are in one that was forced alone.
         unchecked: facts that were not known of all.
         warnings: of the comparison as a whole; each run has its own.
         bands: where a run lies against published figures for its hardware, and what usually explains it.

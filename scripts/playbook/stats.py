@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, TypeVar
 
-T = TypeVar("T")
+import numpy as np
+
+from playbook.lines import Lines
 
 WARMUP = 20  # iterations 20 to the end are timed, as in the playbook's published figures
 FEWEST_LOSSES = 5  # a tenth of a short run is too few to have a spread
@@ -56,41 +54,25 @@ def timing_window(start: int, last: int) -> Window:
     return Window(start + first, last, reason)
 
 
-def median(values: Sequence[float]) -> float:
-    """The median. Raises ValueError without values."""
-    if not values:
+def quartiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """First quartile, median, third quartile, by linear interpolation. Raises ValueError without values."""
+    if not len(values):
         raise ValueError("no values")
-    return statistics.median(values)
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return float(low), float(middle), float(high)
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile, by linear interpolation as NumPy does.
-
-    Raises ValueError without values.
-    """
-    if not values:
-        raise ValueError("no values")
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
-def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
+def mean_sd(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
     """Mean and sample standard deviation; the latter is None of fewer than two values.
 
-    `statistics.stdev` is exact in fractions and 20 times slower than this sum of rounded squares needs to be.
     Raises ValueError without values.
     """
-    if not values:
+    if not len(values):
         raise ValueError("no values")
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def median_figure(values: Sequence[float], unit: str) -> Figure:
+def median_figure(values: Sequence[float] | np.ndarray, unit: str) -> Figure:
     """The median with its interquartile range. Raises ValueError without values."""
     low, middle, high = quartiles(values)
     if len(values) == 1:
@@ -98,7 +80,7 @@ def median_figure(values: Sequence[float], unit: str) -> Figure:
     return Figure(middle, unit, low, high, "interquartile range", len(values))
 
 
-def mean_figure(values: Sequence[float], unit: str) -> Figure:
+def mean_figure(values: Sequence[float] | np.ndarray, unit: str) -> Figure:
     """The mean, give or take one standard deviation. Raises ValueError without values."""
     mean, sd = mean_sd(values)
     if sd is None:
@@ -106,29 +88,14 @@ def mean_figure(values: Sequence[float], unit: str) -> Figure:
     return Figure(mean, unit, mean - sd, mean + sd, "standard deviation", len(values))
 
 
-def timed_lines(lines: Sequence[dict[str, Any]], window: Window) -> Sequence[dict[str, Any]]:
-    """The metric lines, in order of `iteration`, that lie in the window.
+def first_timed(lines: Lines, window: Window) -> int:
+    """The index of the first line in the window, len(lines) where there is none.
 
-    The first line never does: where training prints every tenth iteration, it contains iteration 1.
+    It is never the first line: where training prints every tenth iteration, that one contains iteration 1.
     """
-    return lines[max(1, bisect_left(lines, window.first, key=itemgetter("iteration"))) :]
+    return max(1, int(np.searchsorted(lines.iterations, window.first)))
 
 
-def up_to(lines: Sequence[dict[str, Any]], last: int) -> Sequence[dict[str, Any]]:
-    """The metric lines, in order of `iteration`, up to iteration `last`."""
-    return lines[: bisect_right(lines, last, key=itemgetter("iteration"))]
-
-
-def last_part(values: Sequence[T]) -> Sequence[T]:
-    """The last tenth of `values`, or the last five where a tenth is fewer."""
-    return values[-max(FEWEST_LOSSES, math.ceil(len(values) / 10)) :]
-
-
-def relative_gap(losses: Sequence[tuple[float, float]]) -> Figure | None:
-    """How far the first loss of each pair lies above the second, in per cent; the mean and its standard deviation.
-
-    Each pair is one iteration of both runs, hence the same tokens: their common noise cancels. None where no pair
-    has a second loss other than 0.
-    """
-    gaps = [100 * (loss - base) / base for loss, base in losses if base]
-    return mean_figure(gaps, "%") if gaps else None
+def last_part(count: int) -> int:
+    """How many of `count` values the last tenth is: five where a tenth is fewer, `count` where that is."""
+    return min(count, max(FEWEST_LOSSES, math.ceil(count / 10)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Iterable
 from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +13,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from playbook.comparison import Comparison, NotComparable, Side
+from playbook.comparison import NotComparable
 from playbook.parity import NO_ITERATIONS
+from playbook.results import Arm, Comparison, Contrast
 from playbook.stats import Figure
 
 WIDTH = 80  # numbers never wrap at this width; a narrower terminal wraps the lines itself
@@ -27,38 +29,57 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
     console = Console(file=file, highlight=False)
     console.width = max(WIDTH, min(console.width, 120))
     out = _Lines(console)
+    void = [found for found in comparison.differences if found.void]
     if comparison.forced:
         out.line("FORCED: these runs did not do the same work. They differ in:", style="bold red")
-        for found in comparison.differences:
-            out.line(f"{found.name}: A {found.a}, B {found.b}", indent=2, style="red")
-    for name in ("a", "b"):
-        side = comparison.side(name)
-        console.print(Text(f"{name.upper()}  {side.path}"), soft_wrap=True)
+        for found in void:
+            out.line(str(found), indent=2, style="red")
+    for arm in comparison.arms:
+        for index, run in enumerate(arm.runs):
+            console.print(Text(f"{arm.run_label(index):<2} {run.path}"), soft_wrap=True)
     console.print()
-    _print_table(console, comparison)
+    if len(comparison.arms) == 2:
+        _print_fitting(console, [_two_arms(comparison, stacked=stacked) for stacked in (False, True)])
+    else:
+        _print_fitting(console, [_many_arms(comparison)])
     console.print()
-    ratio, gap = comparison.step_time_ratio, comparison.training_loss_gap
-    if ratio:
-        out.item(ratio.what.capitalize(), ratio.sentence, style="bold")
-        if ratio.figure.low is not None and ratio.figure.high is not None:
-            out.item("", f"{ratio.figure.low:.2f} to {ratio.figure.high:.2f} between the quartiles of the two")
-    if gap:
-        of = f"{comparison.candidate.upper()} against {comparison.baseline.upper()}, the baseline"
-        tokens = "not the same work" if comparison.forced else "the same tokens"
-        out.item("Loss gap", f"{_gap(gap)}, {of}; last {gap.count} iterations, {tokens}", style="bold")
-    if comparison.validation_loss_gap:
-        out.item("Validation gap", _gap(comparison.validation_loss_gap), style="bold")
-    out.item("", comparison.published_gap)
-    out.item("", comparison.beyond_published)
-    out.item("", comparison.scope)
-    if kinds := dict.fromkeys(side.peak_memory_kind for side in (comparison.a, comparison.b) if side.peak_memory):
-        out.item("Peak memory", " in A, ".join(kinds) + (" in B" if len(kinds) > 1 else ""))
-    for warning in comparison.warnings:
+    out.line(comparison.verdict, style="bold")
+    for contrast in comparison.contrasts:
+        _print_contrast(out, comparison, contrast)
+    out.item("Scope", comparison.scope)
+    if kinds := dict.fromkeys((arm.peak_memory_kind, arm.name) for arm in comparison.arms if arm.peak_memory):
+        of = {kind: [name for other, name in kinds if other == kind] for kind, _ in kinds}
+        several = len(of) > 1
+        said = ", ".join(f"{kind}{' in ' + ' and '.join(names) if several else ''}" for kind, names in of.items())
+        out.item("Peak memory", said)
+    for index, peak in enumerate(dict.fromkeys(arm.mfu_peak for arm in comparison.arms if arm.mfu_peak)):
+        of = " and ".join(arm.name for arm in comparison.arms if arm.mfu_peak == peak)
+        out.item("" if index else "MFU", f"{of} of {peak}")
+    for index, band in enumerate(comparison.bands):
+        out.item("" if index else "Published", band)
+    for found in comparison.differences:
+        if not found.void:
+            out.item("Differs", f"{found}; it does not void the comparison", style="yellow")
+    for warning in [*run_warnings(comparison.arms), *comparison.warnings]:
         out.item("Note", warning, style="yellow")
 
 
+def run_warnings(arms: Iterable[Arm]) -> list[str]:
+    """Each run's warnings with the runs they are of, equal ones together: "A and B2: resumed at iteration 10"."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        for index, run in enumerate(arm.runs):
+            for warning in run.warnings:
+                found.setdefault(warning, []).append(arm.run_label(index))
+    return [f"{_and(names)}: {warning}" for warning, names in found.items()]
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def print_refusal(refusal: NotComparable, file: TextIO, *, last_way_out: str = FORCE) -> None:
-    """Print why two runs are not compared: each difference on its own line, then the ways out.
+    """Print why runs are not compared: each difference on its own line, then the ways out.
 
     Args:
         last_way_out: the sentence to end with. `FORCE` is left out where it would not help.
@@ -66,13 +87,13 @@ def print_refusal(refusal: NotComparable, file: TextIO, *, last_way_out: str = F
     console = Console(file=file, highlight=False)
     console.width = max(WIDTH, console.width)
     out = _Lines(console)
-    out.line("Not compared: the two runs did not do the same work, or did not finish it.", style="bold red")
+    out.line("Not compared: the runs did not do the same work, or did not finish it.", style="bold red")
     name_width = max(len(found.name) for found in refusal.differences)
     for found in refusal.differences:
-        line = f"  {found.name:<{name_width}}  A: {found.a}  B: {found.b}"
+        line = f"  {found.name:<{name_width}}  {found.of[0]}: {found.a}  {found.of[1]}: {found.b}"
         console.print(Text(line), soft_wrap=True)
     for way_out in dict.fromkeys(found.way_out for found in refusal.differences):
-        names = ", ".join(found.name for found in refusal.differences if found.way_out == way_out)
+        names = ", ".join(dict.fromkeys(found.name for found in refusal.differences if found.way_out == way_out))
         out.line(f"To mend {names}: {way_out}.")
     if last_way_out != FORCE or not any(found.name == NO_ITERATIONS for found in refusal.differences):
         out.line(last_way_out)
@@ -87,7 +108,7 @@ class _Lines:
         self.console = console
 
     def line(self, text: str, *, indent: int = 0, style: str = "") -> None:
-        self._print(text, " " * indent, " " * (indent + 2), style)
+        self._print(text, " " * indent, " " * (indent + 2 if indent else 0), style)
 
     def item(self, label: str, text: str, *, style: str = "") -> None:
         self._print(text, f"{label:<{self.LABEL}}", " " * self.LABEL, style)
@@ -105,10 +126,33 @@ class _Lines:
             self.console.print(printed, soft_wrap=True)
 
 
-def _print_table(console: Console, comparison: Comparison) -> None:
+def _print_contrast(out: _Lines, comparison: Comparison, contrast: Contrast) -> None:
+    several = len(comparison.contrasts) > 1
+    against = f"{contrast.candidate} against {comparison.baseline}"
+    if several:
+        out.line(f"{against}:")
+    if ratio := contrast.step_time:
+        out.item(ratio.what.capitalize(), ratio.sentence, style="bold")
+    if gap := contrast.training_loss_gap:
+        of = "" if several else f" {against};"
+        tokens = "not the same work" if comparison.forced else "the same tokens"
+        out.item("Loss gap", f"{gap.value:+.2f} %{of} last {gap.count} iterations, {tokens}", style="bold")
+    if contrast.validation_loss_gap:
+        out.item("Validation gap", f"{contrast.validation_loss_gap.value:+.2f} %", style="bold")
+    out.item("", contrast.published_gap)
+    out.item("", contrast.placed)
+    if contrast.peak_memory:
+        base = comparison.arm(comparison.baseline).peak_memory
+        share = f" ({100 * contrast.peak_memory.value / base.value:+.1f} %)" if base and base.value else ""
+        out.item("Memory", f"{contrast.peak_memory.value:+.2f} GB{share}, {against}", style="bold")
+    if contrast.joules_per_token:
+        out.item("Energy", f"{contrast.joules_per_token.value:.2f} times the joules a token", style="bold")
+
+
+def _print_fitting(console: Console, tables: list[Table]) -> None:
+    """Print the first of the tables that fits, or the last."""
     page = console.width
-    for stacked in (False, True):
-        table = _table(comparison, stacked=stacked)
+    for table in tables:
         width = Measurement.get(console, console.options.update(width=1000), table).maximum
         if width <= page:
             break
@@ -117,13 +161,17 @@ def _print_table(console: Console, comparison: Comparison) -> None:
     console.width = page
 
 
-def _table(comparison: Comparison, *, stacked: bool = False) -> Table:
-    """The table; `stacked` breaks the cells that are too long, a figure's spread below it."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+def _new_table() -> Table:
+    return Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+
+
+def _two_arms(comparison: Comparison, *, stacked: bool = False) -> Table:
+    """A column an arm; `stacked` breaks the cells that are too long, a figure's spread below it."""
+    table = _new_table()
     table.add_column("", no_wrap=True)
-    for name in ("a", "b"):
-        table.add_column(f"{name.upper()}: {comparison.side(name).label}", no_wrap=True)
-    a, b = comparison.a, comparison.b
+    arms = comparison.arms
+    for arm in arms:
+        table.add_column(f"{arm.name}: {arm.label}{_repeats(arm)}", no_wrap=True)
 
     def row(label: str, cells: list[str]) -> None:
         if stacked and max(map(len, cells)) > CELL:
@@ -131,22 +179,63 @@ def _table(comparison: Comparison, *, stacked: bool = False) -> Table:
         if any(cell not in ("", NO_FIGURE) for cell in cells):
             table.add_row(label, *(Text(cell or "not known") for cell in cells))
 
-    row("BF16 layers", [_bf16_layers(side) for side in (a, b)])
-    row("NVFP4 recipe", [_recipe(side) for side in (a, b)])
-    row("iterations timed", [_timed(side) for side in (a, b)])
-    row("step time (IQR)", [_step_time(side.step_time) for side in (a, b)])
-    row("tokens/s (IQR)", [_figure(side.tokens_per_second) for side in (a, b)])
-    if any(side.facts.get("world_size", 1) > 1 and side.device != "cpu" for side in (a, b)):
-        row("tokens/s/GPU (IQR)", [_figure(side.tokens_per_second_per_gpu) for side in (a, b)])
-    tflops = [_figure(side.model_tflops_per_gpu) if side.computes_natively else NO_FIGURE for side in (a, b)]
-    row("MODEL_TFLOP/s/GPU (IQR)", tflops)
-    row("training loss ± sd", [_loss(side.training_loss) for side in (a, b)])
-    row("validation loss", [_evaluated(side.validation_loss, side.validated_at) for side in (a, b)])
-    row("test loss", [_loss(side.test_loss) for side in (a, b)])
+    spread = "range" if len(arms[0].runs) > 1 else "IQR"
+    row("BF16 layers", [_bf16_layers(arm) for arm in arms])
+    row("NVFP4 recipe", [_recipe(arm) for arm in arms])
+    row("iterations timed", [_timed(arm) for arm in arms])
+    row(f"step time ({spread})", [_step_time(arm.step_time) for arm in arms])
+    row(f"tokens/s ({spread})", [_figure(arm.tokens_per_second) for arm in arms])
+    if any(run.facts.get("world_size", 1) > 1 and run.device != "cpu" for arm in arms for run in arm.runs):
+        row(f"tokens/s/GPU ({spread})", [_figure(arm.tokens_per_second_per_gpu) for arm in arms])
+    row(f"MODEL_TFLOP/s/GPU ({spread})", [_native(arm, _figure(arm.model_tflops_per_gpu)) for arm in arms])
+    row("MFU", [_native(arm, f"{arm.mfu.value:.1f} %" if arm.mfu else NO_FIGURE) for arm in arms])
+    row("training loss ± sd", [_loss(arm.training_loss) for arm in arms])
+    row("validation loss", [_evaluated(arm) for arm in arms])
+    row("test loss", [_loss(arm.test_loss) for arm in arms])
     if comparison.bigram_entropy:
         row("bigram entropy of text", [f"{comparison.bigram_entropy.value:.4f} nats a byte", "the same text"])
-    row("peak memory", [_memory(side.peak_memory) for side in (a, b)])
+    row("peak memory", [_memory(arm.peak_memory) for arm in arms])
+    row("energy a step", [_figure(arm.energy_per_step, 1, "J") for arm in arms])
+    row("energy a token", [_figure(arm.joules_per_token, 1000, "mJ") for arm in arms])
     return table
+
+
+def _many_arms(comparison: Comparison) -> Table:
+    """A row an arm, the baseline first."""
+    table = _new_table()
+    for name in ("", "step", f"of {comparison.baseline}", "tokens/s", "TFLOP/s", "memory", "loss", "gap"):
+        table.add_column(name, no_wrap=True, justify="left" if not name else "right")
+    contrasts = {contrast.candidate: contrast for contrast in comparison.contrasts}
+    base = comparison.arm(comparison.baseline)
+    for arm in (base, *(arm for arm in comparison.arms if arm is not base)):
+        contrast = contrasts.get(arm.name)
+        ratio = contrast and contrast.step_time
+        gap = contrast and contrast.training_loss_gap
+        speed = arm.step_time and base.step_time and arm.step_time.value / base.step_time.value
+        cells = [
+            f"{arm.name}: {arm.label}{_repeats(arm)}",
+            _step_time(_bare(arm.step_time)),
+            f"{speed:.3f}x" if ratio and speed else "baseline" if arm is base else "",
+            _figure(_bare(arm.tokens_per_second)),
+            _native(arm, _figure(_bare(arm.model_tflops_per_gpu))),
+            f"{arm.peak_memory.value:.2f} GB" if arm.peak_memory else "",
+            f"{arm.training_loss.value:.4f}" if arm.training_loss else "",
+            f"{gap.value:+.2f} %" if gap else "",
+        ]
+        table.add_row(*(Text(cell or NO_FIGURE) for cell in cells))
+    return table
+
+
+def _repeats(arm: Arm) -> str:
+    return f" ×{len(arm.runs)}" if len(arm.runs) > 1 else ""
+
+
+def _native(arm: Arm, cell: str) -> str:
+    return cell if arm.computes_natively else NO_FIGURE
+
+
+def _bare(figure: Figure | None) -> Figure | None:
+    return figure and Figure(figure.value, figure.unit)
 
 
 def _number(value: float) -> str:
@@ -177,35 +266,32 @@ def _step_time(figure: Figure | None) -> str:
 def _loss(figure: Figure | None) -> str:
     if figure is None:
         return ""
-    sd = f" ± {figure.high - figure.value:.4f}" if figure.high is not None else ""
+    sd = f" ± {figure.high - figure.value:.4f}" if figure.high is not None and "deviation" in figure.spread else ""
     return f"{figure.value:.4f}{sd} nats"
 
 
-def _evaluated(figure: Figure | None, iteration: int | None) -> str:
-    return f"{figure.value:.4f} nats (at {iteration})" if figure else ""
-
-
-def _gap(gap: Figure) -> str:
-    sd = f" ± {gap.high - gap.value:.2f}" if gap.high is not None else ""
-    return f"{gap.value:+.2f}{sd} %"
+def _evaluated(arm: Arm) -> str:
+    at = arm.runs[0].validated_at
+    return f"{arm.validation_loss.value:.4f} nats (at {at})" if arm.validation_loss else ""
 
 
 def _memory(figure: Figure | None) -> str:
     return f"{figure.value:.2f} GB ({figure.value * 1e9 / 2**30:.2f} GiB)" if figure else ""
 
 
-def _recipe(side: Side) -> str:
-    return side.recipe.replace(", ", ",\n") if side.precision == "nvfp4" else NO_FIGURE
+def _recipe(arm: Arm) -> str:
+    return arm.recipe.replace(", ", ",\n") if arm.precision == "nvfp4" else NO_FIGURE
 
 
-def _timed(side: Side) -> str:
-    start = side.timed.last - side.iterations  # other than 0 where the run was resumed
-    return f"{side.timed.first}-{side.timed.last} of {f'{start + 1}-' if start else ''}{side.timed.last}"
+def _timed(arm: Arm) -> str:
+    run = arm.runs[0]
+    start = run.timed.last - run.iterations  # other than 0 where the run was resumed
+    return f"{run.timed.first}-{run.timed.last} of {f'{start + 1}-' if start else ''}{run.timed.last}"
 
 
-def _bf16_layers(side: Side) -> str:
-    if side.bf16_head_layers is None or side.bf16_tail_layers is None:
+def _bf16_layers(arm: Arm) -> str:
+    if arm.bf16_head_layers is None or arm.bf16_tail_layers is None:
         return ""
-    if side.precision in ("bf16", "fp16", "fp32"):
-        return "all" if side.precision == "bf16" else "none"
-    return f"first {side.bf16_head_layers}, last {side.bf16_tail_layers}"
+    if arm.precision in ("bf16", "fp16", "fp32"):
+        return "all" if arm.precision == "bf16" else "none"
+    return f"first {arm.bf16_head_layers}, last {arm.bf16_tail_layers}"

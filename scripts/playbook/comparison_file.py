@@ -1,0 +1,85 @@
+"""`comparison.json`: written whole or not at all, never over a file of somebody else, and read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from playbook.results import KIND, SCHEMA, Comparison
+from pretraining.errors import UsageError
+from pretraining.record import run_name, write_json
+
+FILE = "comparison.json"
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether `path` is a file written by `write`, of any schema."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == KIND
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a comparison.json, given itself or its folder.
+
+    Raises:
+        UsageError: it is not there, is none, or is of another schema.
+    """
+    path = path / FILE if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist. Give a {FILE}, or the folder that holds one.") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path} as a comparison: {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise UsageError(f"{path} is not a comparison of this playbook. Give a {FILE} that `make compare` wrote.")
+    schema = content.get("schema")
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        way_out = (
+            "it was written by a newer playbook: update this one"
+            if newer
+            else "it was written by an earlier playbook: compare its runs again"
+        )
+        raise UsageError(f"{path} has schema {schema}, and this playbook reads {SCHEMA}; {way_out}.")
+    return content
+
+
+def new_folder(runs: Path, of: str) -> Path:
+    """The path of a folder for a new comparison, beside the runs; it does not exist yet."""
+    while (folder := runs / run_name("comparison", of)).exists():
+        time.sleep(0.2)  # two comparisons within one second
+    return folder
+
+
+def check_target(path: Path) -> Path:
+    """Where to write for a `--json PATH` given: that file, or in the folder that it is or, not ending in .json, names.
+
+    Raises:
+        UsageError: there is a file that is not a comparison of ours; it is never overwritten.
+    """
+    if path.is_dir() or (path.suffix != ".json" and not os.path.lexists(path)):
+        path = path / FILE
+    if path.is_symlink() or (path.exists() and not is_comparison(path)):
+        raise UsageError(f"{path} exists and is not a comparison; it is not overwritten. Choose another --json path.")
+    return path
+
+
+def write(comparison: Comparison, path: Path) -> Path:
+    """Write `comparison.json` whole or not at all; its folder is created. Returns the path written.
+
+    Raises:
+        UsageError: see `check_target`.
+        OSError: it cannot be written.
+    """
+    path = check_target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"kind": comparison.kind, "schema": comparison.schema} | asdict(comparison))
+    return path

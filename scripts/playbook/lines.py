@@ -1,0 +1,107 @@
+"""The training lines of a run as columns: a million iterations are an array each of loss, step time and so on.
+
+A list of a million dictionaries takes 700 MB. `Lines` behaves as that list where one line is looked at, and gives whole
+columns to whoever computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+Column = np.ndarray  # float64, one value a line, NaN where it is not known
+
+# The columns that are kept, and which of them count something.
+COLUMNS = (
+    "iteration",
+    "loss",
+    "step_time_s",
+    "grad_norm",
+    "learning_rate",
+    "skipped",
+    "nan_iterations",
+    "model_tflops",
+    "time",
+)
+_COUNTS = {"iteration", "skipped", "nan_iterations"}
+
+
+class Lines(Sequence[dict[str, Any]]):
+    """Training lines in order of iteration.
+
+    Args:
+        columns: by name, all of one length; a name that is left out is NaN in every line.
+    """
+
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self._columns = dict(columns)
+        self._length = len(next(iter(columns.values()), ()))
+
+    @classmethod
+    def of(cls, lines: Iterable[Mapping[str, Any]]) -> Lines:
+        """The same from dictionaries, None becoming NaN; lines without an iteration are left out."""
+        if isinstance(lines, Lines):
+            return lines
+        kept = [line for line in lines if isinstance(line.get("iteration"), int)]
+        return cls({name: np.array([_number(line.get(name)) for line in kept]) for name in COLUMNS})
+
+    def column(self, name: str) -> Column:
+        """The values of one column, [len(self)], NaN where not known."""
+        found = self._columns.get(name)
+        return np.full(self._length, np.nan) if found is None else found
+
+    @property
+    def iterations(self) -> Column:
+        """Which iteration each line ends with."""
+        return self.column("iteration")
+
+    @property
+    def last(self) -> int:
+        """The last iteration, 0 without any."""
+        return int(self.iterations[-1]) if self._length else 0
+
+    def between(self, first: float, last: float) -> Lines:
+        """The lines whose iteration is from `first` to `last`, both included."""
+        ends = np.searchsorted(self.iterations, [first, last + 0.5])
+        return self[int(ends[0]) : int(ends[1])]
+
+    def where(self, keep: np.ndarray) -> Lines:
+        """The lines where `keep`, [len(self)] of bool, says so."""
+        return Lines({name: column[keep] for name, column in self._columns.items()})
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Lines: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Lines:
+        if isinstance(index, slice):
+            return Lines({name: column[index] for name, column in self._columns.items()})
+        if not -self._length <= index < self._length:
+            raise IndexError(index)
+        return {name: _value(name, column[index]) for name, column in self._columns.items()}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Lines):
+            return NotImplemented
+        return len(self) == len(other) and all(
+            np.array_equal(self.column(name), other.column(name), equal_nan=True) for name in COLUMNS
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else np.nan
+
+
+def _value(name: str, value: float) -> float | int | None:
+    if np.isnan(value):
+        return None
+    return int(value) if name in _COUNTS else float(value)

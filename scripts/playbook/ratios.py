@@ -1,0 +1,81 @@
+"""Step times of two arms against each other: the ratio, its interval, and whether that is a difference."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from playbook import intervals
+from playbook.intervals import Interval
+from playbook.measured import Measured
+from playbook.results import Arm, Ratio
+from playbook.stats import Figure
+
+WITHIN = "95 % interval within {} only, block bootstrap over iterations"
+OVER = "95 % t-interval over {} repeats"
+
+# Relative. Two runs of the same differ by some tenths of a per cent; half of one is no reason to choose.
+SMALLEST = 0.005
+# Without enough repeats how runs differ is not seen at all. 2 % is four times what well-kept GPUs show; on a machine
+# whose iterations differ by more, its runs do too.
+SMALLEST_WITHIN = 0.02
+
+
+def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Measured]) -> Ratio | None:
+    """How the step times compare; None where an arm has none."""
+    if not (new.step_time and base.step_time):
+        return None
+    emulated = "emulated" in (new.arithmetic, base.arithmetic)
+    same = new.precision == base.precision and new.arithmetic == base.arithmetic
+    speed_up = not emulated and not same
+    top, bottom = (base_runs, new_runs) if speed_up else (new_runs, base_runs)
+    figure, smallest = _figure(top, bottom)
+    differs = _differs(figure, smallest)
+    value = figure.value
+    times = f"{value:.3g}" if value >= 100 else f"{value:.2f}"
+    if same:
+        kind, sentence = "step-time ratio", f"{times} times the step of {base.name}"
+        if new.ingredients != base.ingredients or _tail(new) != _tail(base):
+            sentence += f", another {base.label} recipe"
+    elif emulated:
+        kind = "cost of emulation"
+        name = base.precision.upper() if new.precision != base.precision else f"native {base.precision.upper()}"
+        sentence = f"{times} times the {name} step; an emulation shows no speed"
+    else:
+        kind = "speed-up"
+        sentence = f"{times}x{'' if value >= 1 else ' (slower)'}, {new.precision} over {base.precision}"
+    return Ratio(kind, figure, sentence, differs, smallest)
+
+
+def _tail(arm: Arm) -> tuple[int | None, int | None]:
+    return arm.bf16_head_layers, arm.bf16_tail_layers
+
+
+def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float]:
+    """The ratio with its interval, and the smallest difference that it can show."""
+    tops, bottoms = ([float(np.median(run.times)) for run in runs] for runs in (top, bottom))
+    repeats = min(len(top), len(bottom))
+    if repeats >= intervals.FEWEST_REPEATS:
+        found = intervals.ratio_over_repeats(tops, bottoms)
+        return _with(found, OVER.format(repeats), repeats), SMALLEST
+    smallest = max(SMALLEST_WITHIN, *(_spread(run.times) for run in (*top, *bottom)))
+    found = intervals.ratio_within_runs([run.times for run in top], [run.times for run in bottom])
+    if found is None:
+        return Figure(float(np.exp(np.mean(np.log(tops)) - np.mean(np.log(bottoms)))), "x"), smallest
+    which = "this run" if len(top) == len(bottom) == 1 else "these runs"
+    return _with(found, WITHIN.format(which), min(len(run.times) for run in (*top, *bottom))), smallest
+
+
+def _with(found: Interval, spread: str, count: int) -> Figure:
+    return Figure(found.value, "x", found.low, found.high, spread, count)
+
+
+def _spread(times: np.ndarray) -> float:
+    low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
+    return float((high - low) / middle)
+
+
+def _differs(figure: Figure, smallest: float) -> bool | None:
+    """Whether the interval leaves 1 out, and the ratio is further from it than the smallest difference."""
+    if figure.low is None or figure.high is None:
+        return None
+    return not figure.low <= 1 <= figure.high and abs(np.log(figure.value)) > np.log1p(smallest)

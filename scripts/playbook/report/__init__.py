@@ -59,9 +59,10 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         UsageError: see `check_target`.
         OSError: it cannot be written.
     """
-    from playbook.report import export, page, plots, svg  # half a second that a refused comparison need not wait
+    from playbook.report import export, page, plots, series, svg  # half a second that a refused one need not wait
 
     check_target(folder)
+    runs = {name: [series.with_columns(run) for run in all_of] for name, all_of in runs.items()}
     drawings, pictures, titles = {}, {}, []
     with svg.style():
         for plot in plots.draw(comparison, runs):

@@ -20,7 +20,7 @@ from playbook.results import Arm, Comparison
 from pretraining.record import Run
 
 WIDTH = 400  # points; a phone shows it at nine tenths of that, a desktop two side by side
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 26, 40
+LEFT, RIGHT, TOP, BOTTOM = 50, 18, 26, 40
 LEGEND_LINE = 17
 PANEL_TITLE = 18
 FAINT = 0.3  # the opacity of what is behind a smoothed line
@@ -144,11 +144,6 @@ def line(axes: Axes, x: Array, y: Array, look: Look) -> None:
 def time_unit(seconds: float) -> tuple[float, str]:
     """What to multiply seconds by for a step time of this size, and the unit."""
     return (1, "s") if seconds >= 1 else (1000, "ms")
-
-
-def joined(texts: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
 def thinned_line(axes: Axes, x: Array, y: Array, look: Look) -> None:

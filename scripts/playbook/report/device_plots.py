@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from playbook.report import series
 from playbook.report.canvas import Look, Plot, Runs, numbers, raw, single
@@ -14,17 +15,17 @@ from pretraining.record import Run
 
 
 def memory(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:
-    """Memory over time: of the device, or of the training's processes where the device does not tell."""
-    measured = {run.folder: series.memory(run) for look in looks for run in runs[look.arm.name]}
-    on_device = all(np.isfinite(used).any() for seconds, used, _ in measured.values() if len(seconds))
-    of = "used on the device" if on_device else "of the training's processes"
+    """Memory over time, of the device or of the training's processes."""
+    drawn = [run for look in looks for run in runs[look.arm.name] if len(series.memory(run)[0])]
+    of = {series.is_of_device(run) for run in drawn}
+    what = "the device used" if of == {True} else "the training's processes used" if of == {False} else "used"
 
     def gigabytes(run: Run) -> tuple[Array, Array]:
-        seconds, used, process = measured[run.folder]
-        return seconds, (used if on_device else process) / 1e9
+        seconds, used = series.memory(run)
+        return seconds, used / 1e9
 
     caption = "Largest of each second; every run from when its sampling began."
-    return _over_time("memory", f"Memory {of}, GB", gigabytes, runs, looks, caption)
+    return _over_time("memory", f"Memory {what}, GB", gigabytes, runs, looks, caption)
 
 
 def power(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:
@@ -63,7 +64,7 @@ def _over_time(
     return Plot(name, canvas, title, said, caption + extremes)
 
 
-def _profile(axes, x: Array, y: Array, look: Look) -> bool:
+def _profile(axes: Axes, x: Array, y: Array, look: Look) -> bool:
     """The line in the arm's dashes, or the extremes of one that is too long. Returns whether it was the latter."""
     if len(x) > 2 * series.PIXELS:
         return raw(axes, x, y, look, faint=False)

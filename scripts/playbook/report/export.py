@@ -70,7 +70,7 @@ def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str
     parts = [f"<!-- {comparison.kind} -->\n# {_text(title(comparison))}", f"**{_text(comparison.verdict)}**"]
     if comparison.forced:
         parts.append("## Forced: these runs did not do the same work")
-        parts.append(_table(["", "A", "B"], [[found.name, found.a, found.b] for found in comparison.differences]))
+        parts.append("\n".join(f"- {_text(found)}" for found in comparison.differences if found.void))
     for contrast in comparison.contrasts:
         who = wording.name(comparison.arm(contrast.candidate))
         parts.append(f"## {_text(who)} against {_text(wording.name(comparison.arm(comparison.baseline)))}")

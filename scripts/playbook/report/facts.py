@@ -9,7 +9,7 @@ from typing import Any
 
 from playbook.report import wording
 from playbook.report.canvas import Runs
-from playbook.results import Comparison
+from playbook.results import INGREDIENTS, Comparison
 from pretraining.record import Run
 
 _GROUPS = ("Hardware", "Software", "Precision", "Work")
@@ -76,7 +76,7 @@ def _leaves(group: str, name: str, value: Any) -> Iterator[tuple[str, str, str]]
     """A nested value as one fact for each leaf; nothing of None."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(group, f"{name} {key}".strip(), inner)
+            yield from _leaves(group, INGREDIENTS.get(key, f"{name} {key}".strip()), inner)
     elif value is not None:
         is_size = name.endswith("_bytes") and isinstance(value, int | float)
         words = f"{value / 1e9:,.2f} GB" if is_size else _words(value)
@@ -86,6 +86,8 @@ def _leaves(group: str, name: str, value: Any) -> Iterator[tuple[str, str, str]]
 def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int | float):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, Sequence) and not isinstance(value, str):

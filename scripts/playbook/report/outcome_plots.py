@@ -7,16 +7,28 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from playbook.gaps import LARGEST_PUBLISHED
 from playbook.report import series, wording
 from playbook.report.canvas import (
-    BOTTOM, LEFT, TOP, Look, Plot, Runs, joined, last_known, numbers, panel_title, panels, raw, single, thinned_line,
+    BOTTOM,
+    LEFT,
+    TOP,
+    Look,
+    Plot,
+    Runs,
+    last_known,
+    numbers,
+    panel_title,
+    panels,
+    raw,
+    single,
+    thinned_line,
     time_unit,
 )  # fmt: skip
 from playbook.report.svg import BAND, INK, PAPER
 from playbook.results import Comparison
 from playbook.stats import Figure
-
-LARGEST_PUBLISHED = 1.5  # per cent at the end of decay, arXiv 2509.25149
+from pretraining.record import Run
 
 
 def speed(comparison: Comparison, _runs: Runs, looks: Sequence[Look]) -> Plot | None:
@@ -25,7 +37,7 @@ def speed(comparison: Comparison, _runs: Runs, looks: Sequence[Look]) -> Plot | 
     shown = [look for look in looks if look.arm.name in ratios]
     if not shown:
         return None
-    what = joined(list(dict.fromkeys(ratios[look.arm.name].what for look in shown)))
+    what = wording.joined(list(dict.fromkeys(ratios[look.arm.name].what for look in shown)))
     title = f"{what.capitalize()} against {looks[0].label}"
     canvas, axes = single(title, height=TOP + BOTTOM + 38 * len(shown))
     axes.axvline(1, color=INK, linewidth=1.2)
@@ -122,8 +134,8 @@ def loss(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | No
     )
 
 
-def _knows_loss(run) -> bool:
-    return any(line.get("loss") is not None for line in run.train)
+def _knows_loss(run: Run) -> bool:
+    return bool(np.isfinite(series.column(run.train, "loss")).any())
 
 
 def _tokens_a_step(runs: Runs, shown: Sequence[Look]) -> dict[str, int]:
@@ -144,7 +156,9 @@ def _smoothing(windows: set[int]) -> str:
     """What is faint, and over how many iterations the strong line is a mean."""
     if windows == {1}:
         return "Every iteration."
-    return f"Faint: every iteration; line: mean over {joined([f'{each:,}' for each in sorted(windows)])} of them."
+    return (
+        f"Faint: every iteration; line: mean over {wording.joined([f'{each:,}' for each in sorted(windows)])} of them."
+    )
 
 
 def loss_gap(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:

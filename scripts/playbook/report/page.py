@@ -62,13 +62,13 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         groups=[(heading, drawn) for heading, drawn in GROUPS if any(name in drawings for name in drawn)],
         contrasts=[(contrast, wording.against(contrast)) for contrast in comparison.contrasts],
         rows=wording.rows(comparison),
-        peaks=dict.fromkeys(f"MFU is {arm.mfu_peak}." for arm in comparison.arms if arm.mfu and arm.mfu_peak),
+        peaks=wording.mfu_peaks(comparison),
         warnings=wording.warnings(comparison),
         runs=list(_runs(comparison.arms)),
         environment=facts.table(comparison, runs),
         commands=facts.commands(comparison, runs),
         beside=beside,
-        **_differences(comparison),
+        void=[found for found in comparison.differences if found.void],
     )
 
 
@@ -83,10 +83,10 @@ def _model(runs: Runs) -> str:
     return ", ".join(filter(None, models))
 
 
-def _runs(arms: list[Arm]) -> Iterator[tuple[Arm, int, RunResult, StepTimes | None]]:
+def _runs(arms: list[Arm]) -> Iterator[tuple[str, RunResult, StepTimes | None]]:
     for arm in arms:
-        for number, run in enumerate(arm.runs, 1):
-            yield arm, number, run, _step_times(run)
+        for index, run in enumerate(arm.runs):
+            yield arm.run_label(index), run, _step_times(run)
 
 
 def _step_times(run: RunResult) -> StepTimes | None:
@@ -95,11 +95,6 @@ def _step_times(run: RunResult) -> StepTimes | None:
         return None
     middle = Figure(found.median, "s", found.first_quartile, found.third_quartile)
     return StepTimes(middle, Figure(found.median, "s", found.minimum, found.maximum))
-
-
-def _differences(comparison: Comparison) -> dict[str, Any]:
-    rows = [(found.name, [str(found.a), str(found.b)]) for found in comparison.differences]
-    return {"differences": rows, "difference_columns": ["A", "B"]}
 
 
 @cache

@@ -6,15 +6,15 @@ outlier is lost, and a smoothed line. Histograms count every value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from playbook.stats import Window
+from playbook.lines import Lines
 from pretraining.record import Run
 
 Array = NDArray[np.float64]
@@ -23,6 +23,7 @@ PIXELS = 360  # the width of a plot's axes: what lies between two of them cannot
 SMOOTHED_PART = 50  # a smoothed point is the mean of this part of the run
 FEWEST_SMOOTHED = 5  # iterations
 MOST_BINS = 60
+DRAWN = ("iteration", "loss", "step_time_s")
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,19 @@ class Histogram:
     above: int
 
 
-def column(lines: Sequence[dict[str, Any]], name: str) -> Array:
+def column(lines: Sequence[Mapping[str, Any]], name: str) -> Array:
     """One number a line, NaN where it has none; shape [lines]."""
-    return np.array([line.get(name) for line in lines], dtype=float)
+    if isinstance(lines, Lines):
+        return lines.column(name)
+    return np.array([value if isinstance(value := line.get(name), int | float) else np.nan for line in lines], float)
 
 
-def timed_steps(run: Run, window: Window) -> Array:
-    """The step times in the timed window, seconds. As for the figures, the first line never counts."""
-    iterations, steps = column(run.train, "iteration"), column(run.train, "step_time_s")
-    timed = (iterations >= window.first) & (iterations <= window.last) & (steps > 0)
-    timed[:1] = False
-    return steps[timed]
+def with_columns(run: Run) -> Run:
+    """The run with the columns of its training lines that are drawn: read once, not for every plot."""
+    if isinstance(run.train, Lines):
+        return run
+    kept = [line for line in run.train if isinstance(line.get("iteration"), int)]
+    return replace(run, train=Lines({name: column(kept, name) for name in DRAWN}))
 
 
 def envelope(x: Array, y: Array, pixels: int = PIXELS) -> Envelope:
@@ -151,36 +154,42 @@ def _losses_at(run: Run, iterations: Array) -> Array:
     return losses if len(own) == len(iterations) else losses[np.searchsorted(own, iterations)]
 
 
-def memory(run: Run) -> tuple[Array, Array, Array]:
-    """Memory of the device whose peak is the highest.
+def memory(run: Run) -> tuple[Array, Array]:
+    """Memory of the GPU that used most, or of the training's processes on a CPU.
 
     Returns:
-        Seconds since sampling began, bytes used on the device, bytes of the training's processes; NaN where not told.
+        Seconds since sampling began and bytes: of the whole device, or where it does not tell of the processes alone.
     """
-    devices = list(dict.fromkeys(line.get("device") for line in run.samples))
-    if not devices:
-        return np.empty(0), np.empty(0), np.empty(0)
+    best = np.empty(0), np.empty(0)
+    for device in dict.fromkeys(line.get("device") for line in _sampled(run)):
+        lines = [line for line in _sampled(run) if line.get("device") == device]
+        used = column(lines, "used_bytes")
+        used = used if np.isfinite(used).any() else column(lines, "process_bytes")
+        if np.isfinite(used).any() and (not len(best[1]) or np.nanmax(used) > np.nanmax(best[1])):
+            best = _seconds(run, lines), used
+    return best
 
-    def peak(device: Any) -> float:
-        mine = (line for line in run.samples if line.get("device") == device)
-        return max((max(line.get("used_bytes") or 0, line.get("process_bytes") or 0) for line in mine), default=0)
 
-    device = max(devices, key=peak) if len(devices) > 1 else devices[0]
-    lines = [line for line in run.samples if line.get("device") == device]
-    return _since_start(run, lines), column(lines, "used_bytes"), column(lines, "process_bytes")
+def is_of_device(run: Run) -> bool:
+    """Whether `memory` is what the whole device used."""
+    return any(line.get("used_bytes") is not None for line in _sampled(run))
 
 
 def power(run: Run) -> tuple[Array, Array]:
-    """Power of all devices together: seconds since sampling began, watts; seconds in which one is silent are left out."""
-    lines = [line for line in run.samples if line.get("power_w") is not None]
+    """Power of all GPUs together: seconds since sampling began, watts; a second in which one is silent is left out."""
+    lines = [line for line in _sampled(run) if line.get("power_w") is not None]
     if not lines:
         return np.empty(0), np.empty(0)
-    devices = len({line.get("device") for line in lines})
-    seconds, at, told = np.unique(np.round(_since_start(run, lines)), return_inverse=True, return_counts=True)
+    seconds, at, told = np.unique(np.round(_seconds(run, lines)), return_inverse=True, return_counts=True)
     watts = np.bincount(at, weights=column(lines, "power_w"))
-    whole = told == devices
+    whole = told == len({line.get("device") for line in lines})
     return seconds[whole], watts[whole]
 
 
-def _since_start(run: Run, lines: Sequence[dict[str, Any]]) -> Array:
+def _sampled(run: Run) -> Sequence[dict[str, Any]]:
+    """The samples of the GPUs; of a CPU run, those of its processes."""
+    return [line for line in run.samples if line.get("device") != "cpu"] or run.samples
+
+
+def _seconds(run: Run, lines: Sequence[dict[str, Any]]) -> Array:
     return column(lines, "time") - column(run.samples, "time").min()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from playbook.measured import measure
 from playbook.report import series, wording
 from playbook.report.canvas import Look, Plot, Runs, line, numbers, panel_title, panels, raw, time_unit
 from playbook.report.series import Array
@@ -86,14 +87,9 @@ def trace(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | 
 
 
 def _timed(runs: Runs, looks: Sequence[Look]) -> list[tuple[Look, Array]]:
-    """The timed steps of all runs of each arm that has any."""
-    found = []
-    for look in looks:
-        pairs = zip(runs[look.arm.name], look.arm.runs, strict=True)
-        steps = np.concatenate([series.timed_steps(run, result.timed) for run, result in pairs])
-        if len(steps):
-            found.append((look, steps))
-    return found
+    """The timed steps of all runs of each arm that has any, seconds."""
+    found = [(look, np.concatenate([measure(run).times for run in runs[look.arm.name]])) for look in looks]
+    return [(look, steps) for look, steps in found if len(steps)]
 
 
 def _range(relative: Sequence[Array]) -> tuple[float, float]:

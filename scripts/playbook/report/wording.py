@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from playbook.results import Arm, Comparison, Contrast
 from playbook.stats import Figure
+from playbook.table import run_warnings
 
 NOT_KNOWN = "not known"
 NO_FIGURE = "–"  # one that would mean nothing
 LOSS_DIGITS = 4  # behind the point
+SMALLER = {"s": "ms", "J/token": "mJ/token"}
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,18 @@ class Against:
 
     Attributes:
         signed: whether it is a difference, which has a sign also where it is positive.
-        sentence: what it says, "" where the figure is enough.
     """
 
     label: str
     figure: Figure
     signed: bool
-    sentence: str = ""
 
 
 def rows(comparison: Comparison) -> list[Row]:
     """The table of figures: one row for each kind that any arm has."""
     arms = comparison.arms
     kinds = dict.fromkeys(arm.peak_memory_kind for arm in arms if arm.peak_memory and arm.peak_memory_kind)
-    on_gpus = any(arm.tokens_per_second != arm.tokens_per_second_per_gpu for arm in arms)
+    on_gpus = any(run.facts.get("world_size", 1) > 1 and run.device != "cpu" for arm in arms for run in arm.runs)
     wanted = [
         ("Step time", "step_time", False),
         ("Tokens a second", "tokens_per_second", False),
@@ -74,7 +75,7 @@ def rows(comparison: Comparison) -> list[Row]:
     ]
     found = []
     for label, name, of_a_gpu in wanted:
-        said = [not of_a_gpu or computes_natively(arm) for arm in arms]
+        said = [not of_a_gpu or arm.computes_natively for arm in arms]
         figures = [getattr(arm, name) for arm in arms]
         if any(figure and means for figure, means in zip(figures, said, strict=True)):
             found.append(_row(label, figures, said))
@@ -84,8 +85,9 @@ def rows(comparison: Comparison) -> list[Row]:
 def _row(label: str, figures: list[Figure | None], said: list[bool]) -> Row:
     """One unit and as many digits for all, so that they can be read down and across."""
     known = [figure for figure in figures if figure]
-    scale, unit = (1000, "ms") if known[0].unit == "s" and all(each.value < 1 for each in known) else (1, known[0].unit)
-    shown = [figure and _scaled(figure, scale, unit) for figure in figures]
+    unit, small = known[0].unit, all(abs(each.value) < 1 for each in known)
+    shown = [figure and _in_thousandths(figure) if small else figure for figure in figures]
+    unit = SMALLER.get(unit, unit) if small else unit
     digits = max(_digits(figure) for figure in shown if figure)
     spreads = dict.fromkeys(figure.spread for figure in known if figure.low is not None)
     cells = [_cell(figure, digits) if means else Cell(NO_FIGURE) for figure, means in zip(shown, said, strict=True)]
@@ -99,16 +101,11 @@ def _cell(figure: Figure | None, digits: int) -> Cell:
     return Cell(_fixed(figure.value, digits), "; ".join(filter(None, (ends, _gibibytes(figure)))))
 
 
-def computes_natively(arm: Arm) -> bool:
-    """Whether its FLOP/s say anything of a GPU."""
-    return arm.arithmetic == "native" and all(run.device != "cpu" for run in arm.runs)
-
-
 def against(contrast: Contrast) -> list[Against]:
     """What is known of an arm against the baseline, the speed first."""
     ratio = contrast.step_time
     found = [
-        ratio and Against(ratio.what.capitalize(), ratio.figure, False, ratio.sentence),
+        ratio and Against(ratio.what.capitalize(), ratio.figure, False),
         contrast.peak_memory and Against("Peak memory", contrast.peak_memory, True),
         contrast.joules_per_token and Against("Energy a token", contrast.joules_per_token, False),
         contrast.training_loss_gap and Against("Training loss gap", contrast.training_loss_gap, True),
@@ -153,19 +150,23 @@ def _gibibytes(figure: Figure) -> str:
 
 
 def _readable(figure: Figure) -> Figure:
-    """Seconds below one as milliseconds."""
-    return _scaled(figure, 1000, "ms") if figure.unit == "s" and abs(figure.value) < 1 else figure
+    return _in_thousandths(figure) if abs(figure.value) < 1 else figure
 
 
-def _scaled(figure: Figure, scale: float, unit: str) -> Figure:
-    low, high = (None if end is None else end * scale for end in (figure.low, figure.high))
-    return replace(figure, value=figure.value * scale, unit=unit, low=low, high=high)
+def _in_thousandths(figure: Figure) -> Figure:
+    """Seconds as milliseconds and so on, where that has a unit."""
+    if figure.unit not in SMALLER:
+        return figure
+    low, high = (None if end is None else end * 1000 for end in (figure.low, figure.high))
+    return replace(figure, value=figure.value * 1000, unit=SMALLER[figure.unit], low=low, high=high)
 
 
 def _digits(figure: Figure) -> int:
-    """Behind the point: a ratio and per cent have two, a loss four, anything else four significant ones."""
+    """Behind the point: a loss has four, a ratio two or as many as tell the ends of its interval apart; so have per
+    cent and GB; anything else four significant ones."""
     if figure.unit in ("x", "%", "GB"):
-        return 2
+        width = 0.0 if figure.low is None or figure.high is None else figure.high - figure.low
+        return min(4, max(2, math.ceil(-math.log10(width)))) if width > 0 else 2
     if figure.unit.startswith("nats"):
         return LOSS_DIGITS
     return _significant(figure.value)
@@ -186,12 +187,19 @@ def _unit(unit: str) -> str:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """The comparison's warnings, then each run's own with its name where the comparison has not said it already."""
-    found = list(comparison.warnings)
-    for arm in comparison.arms:
-        for number, run in enumerate(arm.runs, 1):
-            who = f"{arm.name}, run {number}" if len(arm.runs) > 1 else arm.name
-            found += [
-                f"{who}: {text}" for text in run.warnings if not any(text in said for said in comparison.warnings)
-            ]
-    return found
+    """What each run's figures need to be read with, then what the comparison's do."""
+    harmless = [f"{found}; it does not void the comparison" for found in comparison.differences if not found.void]
+    return [*run_warnings(comparison.arms), *comparison.warnings, *harmless]
+
+
+def mfu_peaks(comparison: Comparison) -> list[str]:
+    """What the MFU of which arms is a share of, a sentence for each peak."""
+    arms = [arm for arm in comparison.arms if arm.mfu and arm.mfu_peak and arm.computes_natively]
+    peaks = dict.fromkeys(arm.mfu_peak for arm in arms)
+    of = {peak: joined([arm.name for arm in arms if arm.mfu_peak == peak]) for peak in peaks}
+    return [f"MFU of {names}: of {peak}." for peak, names in of.items()]
+
+
+def joined(texts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))

@@ -24,6 +24,15 @@ FLAGS = (
 )  # fmt: skip
 SECONDS = 60
 
+# Gives the two ends of the pipe the numbers that Chromium expects, and becomes it.
+_NUMBERED = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, number in zip(ends, (3, 4)):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 def program() -> str | None:
     """The browser on PATH, if any."""
@@ -44,13 +53,15 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         ours, theirs = os.pipe(), os.pipe()  # what it reads, what it writes
         self._write, self._read = ours[1], theirs[0]
-        # The shell gives the pipe the numbers that Chromium expects.
-        opened = f'exec "$@" 3<&{ours[0]} 4>&{theirs[1]}'
-        words = ["sh", "-c", opened, "sh", program() or "chromium", *FLAGS, f"--user-data-dir={folder}"]
+        words = [sys.executable, "-c", _NUMBERED, str(ours[0]), str(theirs[1]), program() or "chromium", *FLAGS]
         self._process = subprocess.Popen(
-            words, pass_fds=(ours[0], theirs[1]), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [*words, f"--user-data-dir={folder}"],
+            pass_fds=(ours[0], theirs[1]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         os.close(ours[0])
         os.close(theirs[1])
         self._buffer, self._number, self._session = b"", 0, None

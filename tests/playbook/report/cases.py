@@ -70,7 +70,8 @@ def make_run(
     steps = step * (1 + np.abs(own.normal(0, noise, iterations)))
     steps[own.random(iterations) < 0.02] *= 1.12
     steps[0] = 8 * step
-    train = Lines({"iteration": numbers.astype(float), "loss": losses, "step_time_s": steps, "grad_norm": 1 + 0 * losses,
+    norms = np.ones(iterations)
+    train = Lines({"iteration": numbers.astype(float), "loss": losses, "step_time_s": steps, "grad_norm": norms,
                    "time": START + np.cumsum(steps)})  # fmt: skip
     parity = work | {"device": device["name"], "train_iters": iterations, "start_iteration": 0}
     arithmetic = "native" if device["kind"] == "gpu" else "emulated"

@@ -11,10 +11,12 @@ The same comparison and runs give the same files, byte for byte.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from playbook import PROJECT
 from playbook.results import KIND, Comparison
 from pretraining.errors import UsageError
 from pretraining.record import Run
@@ -59,6 +61,7 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         UsageError: see `check_target`.
         OSError: it cannot be written.
     """
+    _prepare_matplotlib()
     from playbook.report import export, page, plots, series, svg  # half a second that a refused one need not wait
 
     check_target(folder)
@@ -83,6 +86,12 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
     for stale in set((folder / PLOTS).glob("*.png")) - files.keys():
         stale.unlink()
     return list(files)
+
+
+def _prepare_matplotlib() -> None:
+    """Keep its list of fonts in the project, because a home may be read-only, and its remarks off the terminal."""
+    os.environ.setdefault("MPLCONFIGDIR", str(PROJECT / ".cache" / "matplotlib"))
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def _write(path: Path, content: bytes) -> None:

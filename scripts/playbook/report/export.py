@@ -93,7 +93,7 @@ def _against(each: wording.Against) -> list[str]:
 
 
 def _row(row: wording.Row) -> list[str]:
-    cells = [f"{cell.value} ({cell.small})" if cell.small else cell.value for cell in row.cells]
+    cells = [f"{cell.value} ({'; '.join(cell.small)})" if cell.small else cell.value for cell in row.cells]
     return [f"{row.label} ({row.unit})" if row.unit else row.label, *cells]
 
 

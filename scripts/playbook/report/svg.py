@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -66,7 +67,8 @@ _STYLE = {
 @contextmanager
 def style() -> Iterator[None]:
     """Matplotlib as it comes, with the report's style, whatever the user's own settings are."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name; the page has it in the reader's own font
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield

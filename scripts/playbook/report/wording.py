@@ -21,11 +21,11 @@ class Cell:
     """A figure in words, without its unit.
 
     Attributes:
-        small: what stands below it: its interval, or the same in another unit.
+        small: what stands below it: its interval, the same in another unit.
     """
 
     value: str
-    small: str = ""
+    small: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _cell(figure: Figure | None, digits: int) -> Cell:
     if figure is None:
         return Cell(NOT_KNOWN)
     ends = "" if figure.low is None or figure.high is None else _ends(figure, digits)
-    return Cell(_fixed(figure.value, digits), "; ".join(filter(None, (ends, _gibibytes(figure)))))
+    return Cell(_fixed(figure.value, digits), tuple(filter(None, (ends, _gibibytes(figure)))))
 
 
 def against(contrast: Contrast) -> list[Against]:

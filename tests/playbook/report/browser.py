@@ -134,7 +134,8 @@ class Browser:
         return base64.b64decode(shot["data"])
 
     def pdf(self) -> bytes:
-        """The page as printed on A4."""
+        """The page as printed on A4, in the print media."""
+        self.call("Emulation.setEmulatedMedia", media="")
         printed = self.call(
             "Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True
         )

@@ -12,6 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Affine2D, ScaledTranslation
 
 from playbook.report import series, wording
 from playbook.report.series import Array
@@ -23,6 +24,7 @@ WIDTH = 400  # points; a phone shows it at nine tenths of that, a desktop two si
 LEFT, RIGHT, TOP, BOTTOM = 50, 18, 26, 40
 LEGEND_LINE = 17
 PANEL_TITLE = 18
+MOST_SQUEEZED = 4  # times as wide as a panel needs
 FAINT = 0.3  # the opacity of what is behind a smoothed line
 
 Runs = Mapping[str, Sequence[Run]]
@@ -108,10 +110,19 @@ def panel_title(axes: Axes, look: Look, text: str) -> None:
     axes.annotate(
         f"{look.label}: {text}", (0, 1), xycoords="axes fraction", xytext=(-LEFT + 27, 5), textcoords="offset points"
     )
-    axes.plot(
-        [-0.078, -0.147], [1 + 9 / 80, 1 + 9 / 80], transform=axes.transAxes, color=look.colour, linestyle=look.dashes,
-        linewidth=2, clip_on=False,
-    )  # fmt: skip
+    dash = Line2D([-LEFT + 1, -LEFT + 23], [9, 9], color=look.colour, linestyle=look.dashes, linewidth=2, clip_on=False)
+    points = Affine2D().scale(1 / POINTS) + axes.get_figure().dpi_scale_trans  # from the panel's upper left corner
+    axes.add_artist(dash).set_transform(points + ScaledTranslation(0, 1, axes.transAxes))
+
+
+def same_axis_where_near(axes: Sequence[Axes]) -> bool:
+    """Give all panels one horizontal axis, unless that would squeeze what each shows. Returns whether it did."""
+    lows, highs = zip(*(each.get_xlim() for each in axes), strict=True)
+    if max(highs) - min(lows) > MOST_SQUEEZED * min(high - low for low, high in zip(lows, highs, strict=True)):
+        return False
+    for each in axes:
+        each.set_xlim(min(lows), max(highs))
+    return True
 
 
 def numbers(axis: Axis, most: int) -> None:

@@ -21,11 +21,12 @@ from playbook.report.canvas import (
     panel_title,
     panels,
     raw,
+    same_axis_where_near,
     single,
     thinned_line,
     time_unit,
-)  # fmt: skip
-from playbook.report.svg import BAND, INK, PAPER
+)
+from playbook.report.svg import BAND, INK
 from playbook.results import Comparison
 from playbook.stats import Figure
 from pretraining.record import Run
@@ -40,19 +41,22 @@ def speed(comparison: Comparison, _runs: Runs, looks: Sequence[Look]) -> Plot | 
     what = wording.joined(list(dict.fromkeys(ratios[look.arm.name].what for look in shown)))
     title = f"{what.capitalize()} against {looks[0].label}"
     canvas, axes = single(title, height=TOP + BOTTOM + 38 * len(shown))
-    axes.axvline(1, color=INK, linewidth=1.2)
-    over_the_line = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
+    axes.grid(visible=False)
+    smallest = max(ratios[look.arm.name].smallest for look in shown)
     said = []
     for row, look in enumerate(shown):
         figure = ratios[look.arm.name].figure
+        no_difference = [1 / (1 + smallest), 1 + smallest]
+        axes.fill_between(no_difference, row - 0.22, row + 0.45, color=BAND, linewidth=0)
+        axes.plot([1, 1], [row - 0.22, row + 0.45], color=INK, linewidth=1.2)
         _interval_bar(axes, figure, row, look)
         ends = wording.interval(figure)
         text = f"{look.label}   {wording.value(figure)}{f'  ({ends})' if ends else ''}"
         axes.annotate(text, (0, row), xycoords=("axes fraction", "data"), xytext=(-LEFT + 3, 14),
-                      textcoords="offset points", va="center", bbox=over_the_line)  # fmt: skip
+                      textcoords="offset points", va="center")  # fmt: skip
         said.append(text)
     ends = [end for each in ratios.values() for end in (each.figure.low, each.figure.value, each.figure.high) if end]
-    first, last = min(1.0, *ends), max(1.0, *ends)
+    first, last = min(1 / (1 + smallest), *ends), max(1 + smallest, *ends)
     room = 0.06 * (last - first) or 0.02
     axes.set_xlim(first - room, last + room)
     axes.set_ylim(len(shown) - 0.55, -0.5)
@@ -62,6 +66,8 @@ def speed(comparison: Comparison, _runs: Runs, looks: Sequence[Look]) -> Plot | 
     numbers(axes.xaxis, 6)
     spreads = dict.fromkeys(each.figure.spread for each in ratios.values() if each.figure.spread)
     caption = f"Bar: {' or '.join(spreads)}." if spreads else "No interval is known."
+    if smallest:
+        caption += f" Shaded: too small to be called a difference here, under {100 * smallest:.2g} %."
     return Plot("speed", canvas, title, "; ".join(said), caption)
 
 
@@ -95,7 +101,8 @@ def repeats(comparison: Comparison, _runs: Runs, looks: Sequence[Look]) -> Plot 
         numbers(panel.xaxis, 5)
         panel_title(panel, look, unit)
         said.append(f"{look.label}: {', '.join(wording.number(each.median * scale) for each in times)} {unit}")
-    caption = "Mark: median; bar: interquartile range within the run. Runs of an arm in their order; own axes."
+    own = "" if same_axis_where_near(axes) else " Each panel has its own axis."
+    caption = f"Mark: median; bar: interquartile range within the run. Runs of an arm in their order.{own}"
     return Plot("repeats", canvas, title, "; ".join(said), caption)
 
 

@@ -188,8 +188,9 @@ def power(run: Run) -> tuple[Array, Array]:
 
 def _sampled(run: Run) -> Sequence[dict[str, Any]]:
     """The samples of the GPUs; of a CPU run, those of its processes."""
-    return [line for line in run.samples if line.get("device") != "cpu"] or run.samples
+    timed = [line for line in run.samples if isinstance(line.get("time"), int | float)]
+    return [line for line in timed if line.get("device") != "cpu"] or timed
 
 
 def _seconds(run: Run, lines: Sequence[dict[str, Any]]) -> Array:
-    return column(lines, "time") - column(run.samples, "time").min()
+    return column(lines, "time") - np.nanmin(column(run.samples, "time"))

@@ -8,7 +8,18 @@ import numpy as np
 
 from playbook.measured import measure
 from playbook.report import series, wording
-from playbook.report.canvas import Look, Plot, Runs, line, numbers, panel_title, panels, raw, time_unit
+from playbook.report.canvas import (
+    Look,
+    Plot,
+    Runs,
+    line,
+    numbers,
+    panel_title,
+    panels,
+    raw,
+    same_axis_where_near,
+    time_unit,
+)
 from playbook.report.series import Array
 from playbook.report.svg import BAND, INK
 from playbook.results import Comparison
@@ -40,7 +51,8 @@ def distribution(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> 
         panel_title(panel, look, text)
         said.append(f"{look.label}: {text}")
         beyond += found.below + found.above
-    caption = "How many of all timed steps took how long; line: median. Each panel has its own axis."
+    own = "" if same_axis_where_near(axes) else " Each panel has its own axis."
+    caption = f"How many of all timed steps took how long; line: median.{own}"
     if beyond:
         caption += f" {beyond:,} outlying steps lie beyond the axes."
     return Plot("step-times", canvas, title, "; ".join(said), caption)

@@ -59,7 +59,7 @@ def rows(comparison: Comparison) -> list[Row]:
     """The table of figures: one row for each kind that any arm has."""
     arms = comparison.arms
     kinds = dict.fromkeys(arm.peak_memory_kind for arm in arms if arm.peak_memory and arm.peak_memory_kind)
-    on_gpus = any(run.facts.get("world_size", 1) > 1 and run.device != "cpu" for arm in arms for run in arm.runs)
+    on_gpus = any((run.facts.get("world_size") or 1) > 1 and run.device != "cpu" for arm in arms for run in arm.runs)
     wanted = [
         ("Step time", "step_time", False),
         ("Tokens a second", "tokens_per_second", False),

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import cases
+import numpy as np
 import pytest
 
 from playbook import report
@@ -133,6 +134,27 @@ def test_long_runs_make_a_small_page_that_hides_no_stall(tmp_path: Path) -> None
     assert all(path.stat().st_size < 300_000 for path in paths)
     assert re.search(r"Triangles: [\d,]+ steps longer", text) and "under each pixel" in text
     assert "of 199,981 steps" in text  # all that are timed are counted
+
+
+def test_a_damaged_record_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
+    (bf16,), (nvfp4,) = cases.on_cpu()[1].values()
+    steps, losses = nvfp4.train.column("step_time_s"), nvfp4.train.column("loss")
+    steps[[5, 60, 61, 62]] = [np.nan, np.inf, -1.0, 0.0]
+    losses[40:] = np.nan
+    nvfp4.samples[0]["time"] = nvfp4.samples[3]["process_bytes"] = None
+    report.write(*cases.compared([bf16], [nvfp4], reproduce="", force=True), tmp_path)
+    text, _ = page(tmp_path)
+    assert "not finite from iteration 41" in text and "step times are zero, negative or infinite" in text
+    assert ">nan" not in text.lower() and ">inf" not in text.lower()
+
+
+def test_runs_without_a_loss_have_the_other_plots(tmp_path: Path) -> None:
+    groups = list(cases.on_cpu()[1].values())
+    for (run,) in groups:
+        run.train.column("loss")[:] = np.nan
+    report.write(*cases.compared(*groups, reproduce=""), tmp_path)
+    text, _ = page(tmp_path)
+    assert "<h2>Loss</h2>" not in text and "<h2>Step times</h2>" in text
 
 
 def test_the_same_comparison_gives_the_same_bytes(written: Callable[[str], Path], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import setup
 if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
-from playbook import PROJECT, arms, comparison, comparison_file, table
+from playbook import PROJECT, arms, comparison, comparison_file, loading, table
 from pretraining.errors import UsageError
 from pretraining.settings import RUNS
 
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="also write the comparison to PATH.json; a PATH without .json is a folder that gets comparison.json",
     )
     parser.add_argument("--save", action="store_true", help="the same into a new folder of " + RUNS)
+    parser.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     parser.add_argument("--force", action="store_true", help="compare although they did not do the same work")
     given = parser.parse_args(arguments)
     if len(given.runs) < 2:
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.json:
             comparison_file.check_target(given.json)
-        runs = [comparison.load(_found(path)) for path in given.runs]
+        runs = loading.load_all([_found(path) for path in given.runs])
         result = comparison.compare(arms.group(runs), baseline=given.base, force=given.force, reproduce=_command(given))
         written = comparison_file.write(result, given.json) if given.json else None  # before a closed pipe can end it
         table.print_comparison(result)
@@ -83,6 +84,8 @@ def _found(path):
 
 def _command(given):
     """The command that makes this comparison again."""
+    if given.typed:
+        return given.typed
     words = [".venv/host/bin/python", "scripts/compare.py", *map(str, given.runs)]
     words += ["--base", given.base] if given.base else []
     return " ".join(shlex.quote(word) for word in words + (["--force"] if given.force else []))

@@ -21,7 +21,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ class Run:
     plan: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
-    train: list[dict[str, Any]] = field(default_factory=list)
+    train: Sequence[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -187,7 +188,19 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder, finished or not.
+    """Read a run folder, finished or not. Raises as `read_facts` does."""
+    run = read_facts(folder)
+    lines = _read_lines(folder / METRICS)
+    return replace(
+        run,
+        train=[line for line in lines if line.get("kind") == "train"],
+        evaluations=[line for line in lines if line.get("kind") == "eval"],
+        samples=read_samples(folder),
+    )
+
+
+def read_facts(folder: Path) -> Run:
+    """Read what a run folder says besides its metrics and samples, of which a long run has millions.
 
     Raises:
         FileNotFoundError: the folder holds no file of a record.
@@ -195,7 +208,6 @@ def read_run(folder: Path) -> Run:
     """
     if not any((folder / name).exists() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME)):
         raise FileNotFoundError(f"{folder} is not a run folder: it has none of {PLAN}, {ENVIRONMENT}, {METRICS}")
-    lines = _read_lines(folder / METRICS)
     outcome = _read_json(folder / OUTCOME)
     if outcome.get("verdict", Verdict.INCOMPLETE) not in list(Verdict):
         raise ValueError(f"{folder / OUTCOME} has the unknown verdict {outcome['verdict']!r}; was it edited?")
@@ -204,10 +216,12 @@ def read_run(folder: Path) -> Run:
         plan=_read_json(folder / PLAN),
         environment=_read_json(folder / ENVIRONMENT),
         outcome=outcome,
-        train=[line for line in lines if line.get("kind") == "train"],
-        evaluations=[line for line in lines if line.get("kind") == "eval"],
-        samples=_read_lines(folder / SAMPLES),
     )
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The samples of the device, [] where there are none; see `Run`."""
+    return _read_lines(folder / SAMPLES)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

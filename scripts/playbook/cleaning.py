@@ -24,6 +24,7 @@ from playbook import PROJECT
 from playbook.comparison_file import FILE as COMPARISON
 from playbook.comparison_file import is_comparison
 from playbook.megatron_log import looks_like_log
+from playbook.repeats import BEGUN
 from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, PLAN
 from pretraining.settings import RUNS
 
@@ -125,10 +126,10 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_result(path: Path) -> bool:
-    """A comparison.json of ours, or a folder with nothing but one and its report."""
+    """A comparison.json of ours, or a folder with nothing but one and its report, or but the list of one begun."""
     if path.is_dir():
         names = {child.name for child in _children(path)}
-        return not names or (names <= {COMPARISON, REPORT} and is_comparison(path / COMPARISON))
+        return not names or names == {BEGUN} or (names <= {COMPARISON, REPORT} and is_comparison(path / COMPARISON))
     return is_comparison(path)
 
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from playbook import arms, bands, gaps, parity, ratios, verdicts
 from playbook.arms import common_memory, make_arm
 from playbook.measured import Measured, measure
-from playbook.megatron_log import NotAMegatronLog, read_log
 from playbook.results import Arm, Comparison, Contrast
 from playbook.stats import Figure
-from pretraining import record
 from pretraining.errors import UsageError
-from pretraining.record import ENVIRONMENT, Run, read_run, utc_now
+from pretraining.record import Run, utc_now
 
 
 class NotComparable(Exception):
@@ -32,51 +30,13 @@ class NotComparable(Exception):
         self.differences = differences
 
 
-def load(path: Path) -> Run:
-    """Read a run folder or a raw log.
-
-    Raises:
-        UsageError: there is nothing at `path`, or neither of the two.
-    """
-    try:
-        if path.is_dir():
-            return _sound(read_run(path))
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is neither a run folder nor a log file.")
-        return read_log(path)
-    except FileNotFoundError as error:
-        if not path.is_dir():
-            raise UsageError(f"{path} does not exist. Give two run folders or Megatron-Bridge logs.") from error
-        runs = sorted(child.name for child in path.iterdir() if (child / ENVIRONMENT).exists())
-        hint = f"It holds {len(runs)} of them, such as {path / runs[-1]}." if runs else "It holds none either."
-        raise UsageError(f"{path} is not a run folder. {hint}") from error
-    except NotAMegatronLog as error:
-        raise UsageError(f"{error}. Give a run folder, or what training printed.") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-
-
-def _sound(run: Run) -> Run:
-    """The run. Raises ValueError where its facts are no facts, or those of a newer playbook."""
-    if not (isinstance(run.parity, dict) and isinstance(run.precision, dict)):
-        raise ValueError(f"{ENVIRONMENT} is not what training writes; was it edited?")
-    for part in (run.plan, run.environment, run.outcome):
-        schema = part.get("schema", record.SCHEMA)
-        if isinstance(schema, int) and schema > record.SCHEMA:
-            raise ValueError(
-                f"its record has schema {schema}, and this playbook reads up to {record.SCHEMA}: it was written by a "
-                "newer playbook, so update this one"
-            )
-    return run
-
-
 def compare(
     groups: Sequence[Sequence[Run]], *, baseline: str = "", force: bool = False, reproduce: str = ""
 ) -> Comparison:
     """Compare configurations.
 
     Args:
-        groups: for each configuration its runs, from `load`, in the order in which they ran; two or more.
+        groups: for each configuration its runs, from `loading.load`, in the order in which they ran; two or more.
         baseline: what to set the others against: an arm's name, a precision or a run's path, or "" for the least novel.
         force: compare although they differ; the result says so.
         reproduce: the command that makes this comparison again.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, comparison, comparison_file, parity, place, plan, stats, table
+from playbook import PROJECT, comparison, comparison_file, loading, parity, place, plan, repeats, stats, table
 from playbook.launch import launch
 from playbook.place import Place, Wanted
 from playbook.progress import Progress
-from pretraining import record, settings
+from pretraining import record, settings, switches
 from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
@@ -30,6 +32,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
     flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
     flags.add_argument("--run", metavar="NAME", help="the run to attach to or to stop, where several run")
+    flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
+    flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
+    flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
+    flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
+    flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     flags.add_argument("--runs", type=Path, default=PROJECT / settings.RUNS, help="where run folders go")
     return flags
 
@@ -47,34 +54,39 @@ def run(arguments: list[str] | None = None) -> int:
         raise UsageError(f"NPROC={args.nproc}: at least one process is needed")
     if args.job in ("attach", "stop"):
         return _follow_up(args)
+    if args.repeat < 1:
+        raise UsageError(f"REPEAT={args.repeat}: at least one run of each is needed")
     precisions = _precisions(args)
-    where = place.choose(wanted(args), find_precision(precisions[-1]))
+    where = place.choose(wanted(args), max(map(find_precision, precisions), key=lambda each: bool(each.capabilities)))
     if args.job == "shell":
         return _shell(args, where)
     if args.job == "compare" and args.run_dir is not None:
         raise UsageError("compare makes two runs, so it takes no --run-dir")
-    plans = {precision: _plan(args, precision, where) for precision in precisions}
+    plans = [_plan(args, precision, where) for precision in precisions]
     if args.dry_run:
-        for each in plans.values():
+        for each in dict(zip(precisions, plans, strict=True)).values():
             _show_dry(each, args.runs)
         return 0
     if where.runtime == "container":
         where = place.prepare(where, args.runs)
-        plans = {precision: _plan(args, precision, where) for precision in precisions}
+        plans = [_plan(args, precision, where) for precision in precisions]
     if args.job == "compare":
         return _compare(plans, args)
-    return _report(_train(plans[precisions[0]], args.runs))
+    return _report(_train(plans[0], args.runs))
 
 
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
-    """What the job trains in, the most demanding last. PRECISION= takes the place of NVFP4."""
+    """What the job trains in. PRECISION= takes the place of NVFP4; A= and B= name both sides of a comparison."""
     asked = args.precision
+    if (args.a or args.b) and args.job != "compare":
+        raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
     quantized = "nvfp4" if asked in (None, "bf16") else asked
     if (asked not in (None, "bf16") and args.job == "bf16") or (asked == "bf16" and args.job != "bf16"):
         raise UsageError(f"this target trains in {args.job}; leave --precision and --disable-fp4 out of ARGS")
     if args.disable_fp4 and args.job != "bf16":
         raise UsageError(f"this target trains in {args.job}; leave --precision and --disable-fp4 out of ARGS")
-    return {"nvfp4": (quantized,), "shell": ("bf16",), "bf16": ("bf16",), "compare": ("bf16", quantized)}[args.job]
+    both = (find_precision(args.a or "bf16").name, find_precision(args.b or quantized).name)
+    return {"nvfp4": (quantized,), "shell": ("bf16",), "bf16": ("bf16",), "compare": both}[args.job]
 
 
 def _follow_up(args: argparse.Namespace) -> int:
@@ -170,56 +182,72 @@ def _check_long_enough(iterations: int) -> None:
         )
 
 
-def _compare(plans: dict[str, plan.Plan], args: argparse.Namespace) -> int:
-    base, new = plans
-    _check_long_enough(plans[new].settings.train_iters)
-    found = {} if args.fresh else _reusable(plans, args.runs)
-    for precision in plans:
-        if precision in found:
-            folder = found[precision].folder
-            print(f"{precision}: reusing {folder.name} (FRESH=1 trains again)", flush=True)
-            continue
-        found[precision] = _train(plans[precision], args.runs)
-        if code := _report(found[precision]):
-            return code
+def _compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
+    _check_long_enough(plans[-1].settings.train_iters)
+    runs, begun = _gather(plans, args)
+    if isinstance(runs, int):
+        return runs
     print()
+    order = repeats.turns(args.repeat)
+    loaded = loading.load_all([run.folder for run in runs])
+    groups = [[run for run, arm in zip(loaded, order, strict=True) if arm == wanted] for wanted in (0, 1)]
     try:
-        result = comparison.compare([[found[base]], [found[new]]])
+        result = comparison.compare(groups, baseline=args.base or "", reproduce=_typed(args))
     except comparison.NotComparable as refusal:
-        table.print_refusal(refusal, sys.stderr, last_way_out="FRESH=1 trains both again.")
+        table.print_refusal(refusal, sys.stderr, last_way_out="FRESH=1 trains all of them again.")
         return 1
-    folder = comparison_file.new_folder(args.runs, plans[new].settings.model.name)
-    written = comparison_file.write(
-        result, folder / comparison_file.FILE
-    )  # first: the table may go to a pipe that closes
+    folder = begun.folder if begun else comparison_file.new_folder(args.runs, plans[-1].settings.model.name)
+    written = comparison_file.write(result, folder / comparison_file.FILE)  # first: the table may go to a closed pipe
+    if begun:
+        begun.done()
     table.print_comparison(result)
     print("\nWritten:")
-    for path in (found[base].folder, found[new].folder, written):
+    for path in (*(run.folder for run in runs), written):
         print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
     return 0
 
 
-def _reusable(plans: dict[str, plan.Plan], runs: Path) -> dict[str, Run]:
-    """The newest finished run of each precision that did what is asked; of pairs, the newest with equal facts."""
-    finished: dict[str, list[Run]] = {precision: [] for precision in plans}
-    for folder in sorted(runs.glob("*/"), reverse=True):
-        if not (folder / record.OUTCOME).exists():
+def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run] | int, repeats.Begun | None]:
+    """The comparison's runs in their order, trained where they are missing; or the exit code of one that failed."""
+    requests = [each.request() for each in plans]
+    order = repeats.turns(args.repeat)
+    begun = None
+    if args.fresh:
+        begun = repeats.begin(requests, args.repeat, plan.git_commit(), args.runs, plans[-1].settings.model.name)
+        done = begun.runs()
+        found: list[Run | None] = [*done, *[None] * (len(order) - len(done))]
+        if done:
+            progress = f"{len(done)} of {len(order)} runs are done"
+            print(f"going on with {begun.folder.name}: {progress} (remove it to begin anew)")
+    else:
+        found = repeats.reusable(requests, args.repeat, args.runs)
+    for turn, arm in enumerate(order):
+        job, past = plans[arm], found[turn]
+        if past is not None:
+            if not begun:
+                print(f"{job.settings.precision.name}: reusing {past.folder.name} (FRESH=1 trains again)", flush=True)
             continue
+        if args.repeat > 1:
+            print(f"run {turn + 1} of {len(order)}, {'AB'[arm]}:")
         try:
-            past = record.read_run(folder)
-        except (ValueError, OSError):
-            continue
-        for precision, wanted in plans.items():
-            if past.verdict is Verdict.SUCCEEDED and past.plan.get("request") == wanted.request():
-                finished[precision].append(past)
-    first, second = plans
-    for one in finished[first]:
-        for other in finished[second]:
-            if one.parity == other.parity:
-                return {first: one, second: other}
-    # No equal pair: one side is trained anew, and only facts of today's software can match it.
-    newest = [found[0] for found in finished.values() if found]
-    return {} if len(newest) != 1 else {newest[0].plan["request"]["precision"]: newest[0]}
+            trained = _train(job, args.runs)
+        except KeyboardInterrupt:
+            left = sum(run is None for run in found)
+            print(f"{len(order) - left} of {len(order)} runs are done; the same command goes on there", file=sys.stderr)
+            raise
+        if code := _report(trained):
+            return code, begun
+        found[turn] = trained
+        if begun:
+            begun.add(trained)
+    return [run for run in found if run is not None], begun
+
+
+def _typed(args: argparse.Namespace) -> str:
+    """The command that makes this comparison again, with the switches of the recipe that were set."""
+    switched = [f"{name}={os.environ[name]}" for name in switches.NAMES if name in os.environ]
+    command = args.typed or shlex.join([".venv/host/bin/python", "scripts/run.py", *sys.argv[1:]])
+    return " ".join([*switched, command])
 
 
 def _report(ended: Run) -> int:

@@ -6,10 +6,14 @@ columns to whoever computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, BinaryIO, overload
 
 import numpy as np
+
+CHUNK = 1 << 22  # bytes read at once
+LONGEST_LINE = 1 << 24  # bytes; a checkpoint given by mistake may have no line end at all
 
 Column = np.ndarray  # float64, one value a line, NaN where it is not known
 
@@ -19,7 +23,6 @@ COLUMNS = (
     "loss",
     "step_time_s",
     "grad_norm",
-    "learning_rate",
     "skipped",
     "nan_iterations",
     "model_tflops",
@@ -46,6 +49,13 @@ class Lines(Sequence[dict[str, Any]]):
             return lines
         kept = [line for line in lines if isinstance(line.get("iteration"), int)]
         return cls({name: np.array([_number(line.get(name)) for line in kept]) for name in COLUMNS})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Lines]) -> Lines:
+        """Several pieces as one, in their order."""
+        names = [name for name in COLUMNS if any(name in part._columns for part in parts)] or ["iteration"]
+        nothing = np.empty(0)
+        return cls({name: np.concatenate([nothing, *(part.column(name) for part in parts)]) for name in names})
 
     def column(self, name: str) -> Column:
         """The values of one column, [len(self)], NaN where not known."""
@@ -105,3 +115,24 @@ def _value(name: str, value: float) -> float | int | None:
     if np.isnan(value):
         return None
     return int(value) if name in _COUNTS else float(value)
+
+
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The content of a file in pieces of some MiB that end with a line, but for the last."""
+    rest = b""
+    for chunk in iter(partial(file.read, CHUNK), b""):
+        text, newline, rest = (rest + chunk).rpartition(b"\n")
+        yield text + newline
+        if len(rest) > LONGEST_LINE:
+            yield rest
+            rest = b""
+    yield rest
+
+
+def floats(texts: Sequence[bytes]) -> Column:
+    """Numbers that a pattern has found to be numbers; NaN for an empty text and for JSON's null."""
+    if (different := set(texts)) <= {b"0"}:
+        return np.zeros(len(texts))
+    if different & {b"", b"null"}:
+        texts = [b"nan" if text in (b"", b"null") else text for text in texts]
+    return np.fromstring(b" ".join(texts), sep=" ")

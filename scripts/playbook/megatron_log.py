@@ -16,20 +16,16 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from playbook import flops, log_facts
-from playbook.lines import Lines
+from playbook.lines import CHUNK, Lines, floats, whole_lines
 from pretraining.record import Run, Verdict
 
-CHUNK = 1 << 22  # bytes read at once
 COARSEST = 0.02  # relative rounding error of MODEL_TFLOP/s/GPU from which FLOPs are not derived
-LONGEST_LINE = 1 << 24  # bytes; a checkpoint given by mistake may have no line end at all
 
 # One match takes the two lines of an iteration as Megatron-Bridge writes them, or else any one line. Possessive, and
 # both lines at once, because two logs of 1,000,000 iterations have to be compared in less than ten seconds.
@@ -39,26 +35,21 @@ _SCIENTIFIC = rb"(-?[0-9]++\.[0-9]++(?:E[+-][0-9]++)?+)"
 _LINES = re.compile(
     rb"(?:" + _PREFIX + rb"Step Time : [0-9.]++s GPU utilization: " + _PLAIN + rb"MODEL_TFLOP/s/GPU *\r?\n)?"
     + _PREFIX + rb"\[[0-9 :-]++\] iteration ++([0-9]++)/ *+([0-9]++) \| consumed samples: ++[0-9]++ \|"
-    rb" elapsed time per iteration \(ms\): " + _PLAIN + rb" \| learning rate: " + _SCIENTIFIC + rb" \|"
+    rb" elapsed time per iteration \(ms\): " + _PLAIN + rb" \| learning rate: [0-9.E+-]++ \|"
     rb" global batch size: ++([0-9]++) \|(?: lm loss: " + _SCIENTIFIC + rb" \|)? loss scale: [0-9.]++ \|"
     rb" grad norm: " + _PLAIN + rb" \| number of skipped iterations: ++([0-9]++) \|"
     rb" number of nan iterations: ++([0-9]++) \| *\r?\n"
     rb"|([^\n]*+\n|[^\n]++)"
 )  # fmt: skip
 # What is kept of an iteration, a column of `Lines` each.
-_COLUMNS = (
-    "iteration", "loss", "step_time_s", "grad_norm", "learning_rate", "skipped", "nan_iterations", "model_tflops",
-)  # fmt: skip
-_ITERATION, _LOSS, _NAN_ITERATIONS, _SPEED = (
-    _COLUMNS.index(name) for name in ("iteration", "loss", "nan_iterations", "model_tflops")
-)
+_COLUMNS = ("iteration", "loss", "step_time_s", "grad_norm", "skipped", "nan_iterations", "model_tflops")
+_ITERATION, _STEP_TIME, _SPEED = map(_COLUMNS.index, ("iteration", "step_time_s", "model_tflops"))
 # Iterations that look otherwise (further fields, glued text, damage, infinities) are searched for field by field.
 _HEAD = re.compile(rb"iteration +(\d+)/ *(\d+) *\|")
 _FIELDS = {
     name: re.compile(label + rb": *([-+.\w]+) *\|")
     for name, label in {
         "elapsed_ms": rb"elapsed time per iteration \(ms\)",
-        "learning_rate": rb"learning rate",
         "global_batch_size": rb"global batch size",
         "loss": rb"lm loss",
         "grad_norm": rb"grad norm",
@@ -84,8 +75,8 @@ def read_log(path: Path) -> Run:
     Returns:
         A record as of a run folder, `folder` being the log's path. `train` are `Lines` with `iteration` (from 1),
         `loss` (nats a token) and `grad_norm`, both None where not printed or not finite, `step_time_s` (the mean
-        since the line before, where `log_interval` is above 1), `learning_rate`, `skipped` and `nan_iterations`
-        (counts) and `model_tflops` (MODEL_TFLOP/s/GPU).
+        since the line before, where `log_interval` is above 1), `skipped` and `nan_iterations` (counts), and
+        `model_tflops` (MODEL_TFLOP/s/GPU).
         `environment["notes"]` says what a reader of the figures has to know. Where a log holds several trainings
         (a resumed run appended to it), the last one is read.
 
@@ -95,14 +86,8 @@ def read_log(path: Path) -> Run:
     """
     reader = _Reader()
     with path.open("rb") as file:
-        rest = b""
-        for chunk in iter(partial(file.read, CHUNK), b""):
-            text, newline, rest = (rest + chunk).rpartition(b"\n")
-            reader.lines(text + newline)
-            if len(rest) > LONGEST_LINE:
-                reader.lines(rest)
-                rest = b""
-        reader.lines(rest)
+        for text in whole_lines(file):
+            reader.lines(text)
         size = file.tell()
     if not size:
         raise NotAMegatronLog(f"{path} is empty")
@@ -168,12 +153,12 @@ class _Reader:
             self._ordinary(ordinary)
 
     def _ordinary(self, matches: list[tuple[bytes, ...]]) -> None:
-        speeds, steps, totals, ms, rates, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
+        speeds, steps, totals, ms, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
         if self.batch_size is None:
             self.batch_size = int(batches[0])
-        columns = map(_floats, (steps, losses, ms, norms, rates, skipped, nan, speeds))
+        columns = map(floats, (steps, losses, ms, norms, skipped, nan, speeds))
         part = np.column_stack(list(columns))
-        part[:, 2] /= 1000
+        part[:, _STEP_TIME] /= 1000
         self._add(part, int(totals[-1]))
 
     def _other(self, line: bytes) -> None:
@@ -214,7 +199,6 @@ class _Reader:
             value["loss"],
             None if ms is None else ms / 1000,
             value["grad_norm"],
-            value["learning_rate"],
             int(value["skipped"] or 0),
             int(value["nan_iterations"] or 0),
             None,
@@ -357,13 +341,6 @@ def _flops_per_token(
     if missing:
         return None, None, f"FLOPs a token cannot be derived: the log does not give {', '.join(missing)}"
     return None, None, "FLOPs a token cannot be derived: MODEL_TFLOP/s/GPU is too small for its one decimal"
-
-
-def _floats(texts: Sequence[bytes]) -> np.ndarray:
-    """Numbers that the pattern has found to be numbers, NaN for an empty text."""
-    if b"" in texts:
-        texts = [text or b"nan" for text in texts]
-    return np.fromstring(b" ".join(texts), sep=" ")
 
 
 def _number(text: bytes) -> float | None:

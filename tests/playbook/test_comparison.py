@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from playbook import comparison, table
-from playbook.comparison import Comparison, NotComparable
+from playbook import comparison, comparison_file, loading, results, table
+from playbook.comparison import NotComparable
+from playbook.results import Comparison
 from pretraining.errors import UsageError
 
 LOGS = Path(__file__).parents[1] / "logs"
@@ -14,7 +15,11 @@ FP8 = LOGS / "h200-fp8-0.4.0.log"
 
 
 def compare(a: Path, b: Path, force: bool = False) -> Comparison:
-    return comparison.compare(comparison.load(a), comparison.load(b), force=force)
+    return comparison.compare([[loading.load(a)], [loading.load(b)]], force=force)
+
+
+def warnings(result: Comparison) -> list[str]:
+    return [*table.run_warnings(result.arms), *result.warnings]
 
 
 def refused(a: Path, b: Path) -> dict[str, tuple]:
@@ -31,31 +36,34 @@ def printed(result: Comparison) -> str:
 
 def test_two_native_runs_give_a_speed_up_over_bf16(make_run) -> None:
     result = compare(make_run("bf16", step=0.2), make_run("nvfp4", step=0.1, loss=1.01))
-    assert (result.baseline, result.candidate) == ("a", "b")
-    assert result.step_time_ratio.what == "speed-up"
-    assert result.step_time_ratio.figure.value == pytest.approx(2.0)
-    assert result.step_time_ratio.sentence == "2.00x, nvfp4 over bf16"
-    assert result.training_loss_gap.value == pytest.approx(1.0)
+    (contrast,) = result.contrasts
+    assert (result.baseline, contrast.candidate) == ("A", "B")
+    assert contrast.step_time.what == "speed-up"
+    assert contrast.step_time.figure.value == pytest.approx(2.0)
+    assert contrast.step_time.sentence == "2.00x, nvfp4 over bf16"
+    assert contrast.step_time.differs
+    assert contrast.training_loss_gap.value == pytest.approx(1.0)
     assert not result.forced
-    assert not result.warnings
+    assert not warnings(result)
 
 
 def test_bf16_is_the_baseline_in_either_place(make_run) -> None:
     bf16, nvfp4 = make_run("bf16", step=0.2), make_run("nvfp4", step=0.1, loss=1.01)
     one, other = compare(bf16, nvfp4), compare(nvfp4, bf16)
-    assert other.baseline == "b"
-    assert one.step_time_ratio == other.step_time_ratio
-    assert one.training_loss_gap == other.training_loss_gap
+    assert other.baseline == "B"
+    assert one.contrasts[0].step_time.sentence == other.contrasts[0].step_time.sentence
+    assert one.contrasts[0].training_loss_gap == other.contrasts[0].training_loss_gap
 
 
 def test_nvfp4_is_measured_against_fp8_in_either_place(make_run) -> None:
     fp8, new = make_run("fp8", step=0.2), make_run("nvfp4", step=0.1)
-    assert (compare(fp8, new).baseline, compare(new, fp8).baseline) == ("a", "b")
+    assert (compare(fp8, new).baseline, compare(new, fp8).baseline) == ("A", "B")
 
 
 def test_figures_carry_unit_and_spread(make_run) -> None:
-    side = compare(make_run("bf16", step=0.2), make_run("nvfp4")).a
-    assert (side.timed.first, side.timed.last) == (20, 60)
+    side = compare(make_run("bf16", step=0.2), make_run("nvfp4")).arm("A")
+    (run,) = side.runs
+    assert (run.timed.first, run.timed.last) == (20, 60)
     step = side.step_time
     assert (step.value, step.unit, step.spread) == (pytest.approx(0.2), "s", "interquartile range")
     assert (step.low, step.high) == (pytest.approx(0.198), pytest.approx(0.202))
@@ -69,9 +77,9 @@ def test_figures_carry_unit_and_spread(make_run) -> None:
 def test_several_gpus_share_the_work(make_run) -> None:
     parity = {"world_size": 4}
     result = compare(make_run("bf16", parity=parity, step=0.2), make_run("nvfp4", parity=parity))
-    assert result.a.tokens_per_second.value == pytest.approx(4096 / 0.2)
-    assert result.a.tokens_per_second_per_gpu.value == pytest.approx(1024 / 0.2)
-    assert result.a.model_tflops_per_gpu.value == pytest.approx(1024 / 0.2 * 5309184 / 1e12)
+    assert result.arm("A").tokens_per_second.value == pytest.approx(4096 / 0.2)
+    assert result.arm("A").tokens_per_second_per_gpu.value == pytest.approx(1024 / 0.2)
+    assert result.arm("A").model_tflops_per_gpu.value == pytest.approx(1024 / 0.2 * 5309184 / 1e12)
     assert "tokens/s/GPU" in printed(result)
 
 
@@ -80,8 +88,8 @@ def test_several_gpus_share_the_work(make_run) -> None:
 def test_an_emulation_is_never_a_speed_up(make_run, bf16_arithmetic: str, step: float) -> None:
     bf16 = make_run("bf16", arithmetic=bf16_arithmetic, step=0.2)
     result = compare(make_run("nvfp4", arithmetic="emulated", step=step), bf16)
-    assert result.step_time_ratio.what == "cost of emulation"
-    assert result.step_time_ratio.sentence.startswith(f"{step / 0.2:.2f} times the BF16 step")
+    assert result.contrasts[0].step_time.what == "cost of emulation"
+    assert result.contrasts[0].step_time.sentence.startswith(f"{step / 0.2:.2f} times the BF16 step")
     text = printed(result).lower()
     assert "nvfp4, emulated" in text
     assert "speed-up" not in text
@@ -90,19 +98,19 @@ def test_an_emulation_is_never_a_speed_up(make_run, bf16_arithmetic: str, step: 
 def test_emulated_against_native_of_one_precision(make_run) -> None:
     native = make_run("nvfp4", step=0.1)
     result = compare(make_run("nvfp4", name="emulated", arithmetic="emulated", step=0.3), native)
-    assert result.baseline == "b"
-    assert "3.00 times the native NVFP4 step" in result.step_time_ratio.sentence
+    assert result.baseline == "B"
+    assert "3.00 times the native NVFP4 step" in result.contrasts[0].step_time.sentence
 
 
 def test_two_runs_of_one_precision_are_a_repeat(make_run) -> None:
     result = compare(make_run("bf16", name="one"), make_run("bf16", name="two", step=0.21))
-    assert result.step_time_ratio.what == "step-time ratio"
-    assert result.step_time_ratio.figure.value == pytest.approx(0.2 / 0.21)
+    assert result.contrasts[0].step_time.what == "step-time ratio"
+    assert result.contrasts[0].step_time.figure.value == pytest.approx(0.21 / 0.2)
 
 
 def test_slower_is_said(make_run) -> None:
     result = compare(make_run("nvfp4", step=0.4), make_run("bf16", step=0.2))
-    assert result.step_time_ratio.sentence == "0.50x (slower), nvfp4 over bf16"
+    assert result.contrasts[0].step_time.sentence == "0.50x (slower), nvfp4 over bf16"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,7 @@ def test_slower_is_said(make_run) -> None:
 )  # fmt: skip
 def test_a_differing_fact_is_refused_with_both_values(make_run, fact: str, value) -> None:
     a, b = make_run("bf16"), make_run("nvfp4", parity={fact: value})
-    expected = comparison.load(a).parity.get(fact, "not recorded")
+    expected = loading.load(a).parity.get(fact, "not recorded")
     assert refused(a, b) == {fact: (expected, value)}
 
 
@@ -165,7 +173,7 @@ def test_force_compares_and_says_so_everywhere(make_run, tmp_path: Path) -> None
     text = printed(result)
     assert text.startswith("FORCED")
     assert "seed: A not recorded, B 7" in text
-    written = json.loads(comparison.write(result, tmp_path / "c.json").read_text())
+    written = json.loads(comparison_file.write(result, tmp_path / "c.json").read_text())
     assert written["forced"] is True
     assert written["differences"][0]["name"] == "seed"
 
@@ -184,7 +192,7 @@ def test_force_cannot_compare_nothing(make_run) -> None:
 def test_both_resumed_at_the_same_place_is_a_warning(make_run) -> None:
     parity = {"start_iteration": 10}
     result = compare(make_run("bf16", parity=parity), make_run("nvfp4", parity=parity))
-    assert result.warnings == ["A and B: resumed at iteration 10"]
+    assert warnings(result) == ["A and B: resumed at iteration 10"]
     assert printed(result).count("30-60 of 11-60") == 2
 
 
@@ -193,10 +201,10 @@ def test_validation_at_another_iteration_has_no_gap(make_run) -> None:
     with (b / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "eval", "split": "validation", "iteration": 40, "loss": 2.5}\n{"kind": "ev')
     result = compare(a, b)
-    assert result.validation_loss_gap is None
-    assert "validated at different iterations: A 60, B 40" in result.warnings
+    assert result.contrasts[0].validation_loss_gap is None
+    assert "validated at different iterations: A 60, B 40" in warnings(result)
     same = compare(a, make_run("nvfp4", name="same", validation=2.424))
-    assert same.validation_loss_gap.value == pytest.approx(1.0)
+    assert same.contrasts[0].validation_loss_gap.value == pytest.approx(1.0)
 
 
 def test_losses_that_are_not_finite_are_counted(make_run) -> None:
@@ -204,9 +212,10 @@ def test_losses_that_are_not_finite_are_counted(make_run) -> None:
     lines = (b / "metrics.jsonl").read_text().splitlines()
     lines[57] = json.dumps(json.loads(lines[57]) | {"loss": None, "grad_norm": None, "skipped": True})
     (b / "metrics.jsonl").write_text("\n".join(lines))
-    result = compare(make_run("bf16"), b)
-    assert result.training_loss_gap.count == 5
-    assert result.warnings == [
+    result = compare(make_run("bf16"), b, force=True)
+    assert [str(found) for found in result.differences] == ["skipped iterations: A 0, B 1"]
+    assert result.contrasts[0].training_loss_gap.count == 5
+    assert warnings(result) == [
         "B: 1 iterations were skipped",
         "B: loss is missing or not finite in 1 of 60 lines",
         "B: grad norm is missing or not finite in 1 of 60 lines",
@@ -216,7 +225,7 @@ def test_losses_that_are_not_finite_are_counted(make_run) -> None:
 def test_unlike_peak_memories_are_not_compared(make_run) -> None:
     memory = {"peak_memory": {"bytes": 10**9, "kind": "resident set size of the process"}}
     result = compare(make_run("bf16"), make_run("nvfp4", outcome=memory))
-    assert "the two peak memories are different things and cannot be compared" in result.warnings
+    assert "the peak memories are different things and cannot be compared" in warnings(result)
 
 
 def test_two_logs_are_compared_by_what_they_print(tmp_path: Path) -> None:
@@ -224,10 +233,10 @@ def test_two_logs_are_compared_by_what_they_print(tmp_path: Path) -> None:
     other = tmp_path / "bf16.log"
     other.write_text(text.replace("  fp8: 'hybrid'", "  unused: 'x'"))
     result = compare(FP8, other)
-    assert (result.a.precision, result.b.precision, result.baseline) == ("fp8", "bf16", "b")
-    assert result.a.model_tflops_per_gpu.value == 656.2
-    assert result.a.tokens_per_second.value == pytest.approx(65536 / 1.4409, rel=1e-3)
-    assert any("before optimizer state exists" in warning for warning in result.warnings)
+    assert ([arm.precision for arm in result.arms], result.baseline) == (["fp8", "bf16"], "B")
+    assert result.arm("A").model_tflops_per_gpu.value == 656.2
+    assert result.arm("A").tokens_per_second.value == pytest.approx(65536 / 1.4409, rel=1e-3)
+    assert any("before optimizer state exists" in warning for warning in warnings(result))
     longer = tmp_path / "long.log"
     longer.write_text(
         text.replace("sequence_length: 4096", "sequence_length: 8192").replace("num_layers: 8", "num_layers: 9")
@@ -245,9 +254,9 @@ def test_what_a_log_cannot_tell_is_named_and_no_obstacle(make_run, tmp_path: Pat
     log.write_text("Starting training loop at iteration 0\n" + lines + "[after training is done]\n")
     result = compare(make_run("nvfp4", step=0.1), log)
     assert {"device", "data", "learning_rate", "flops_per_token"} <= set(result.unchecked)
-    assert any(warning.startswith("not known of both, so not checked") for warning in result.warnings)
-    assert any("FLOPs a token cannot be derived" in warning for warning in result.warnings)
-    assert result.b.tokens_per_second is None
+    assert any(warning.startswith("not known of all, so not checked") for warning in warnings(result))
+    assert any("FLOPs a token cannot be derived" in warning for warning in warnings(result))
+    assert result.arm("B").tokens_per_second is None
 
 
 def test_scope_says_what_a_small_run_cannot_show(make_run) -> None:
@@ -266,13 +275,13 @@ def test_scope_says_what_a_small_run_cannot_show(make_run) -> None:
 def test_the_published_gap_stands_where_it_applies(make_run, a: str, b: str, said: bool) -> None:
     result = compare(make_run(a, name="a"), make_run(b, name="b"))
     assert ("2509.25149" in printed(result)) is said
-    assert bool(result.published_gap) is said
+    assert bool(result.contrasts[0].published_gap) is said
 
 
 def test_without_a_gap_no_published_one(make_run) -> None:
-    runs = [comparison.load(make_run(name, validation=None)) for name in ("bf16", "nvfp4")]
+    runs = [loading.load(make_run(name, validation=None)) for name in ("bf16", "nvfp4")]
     lossless = [dataclasses.replace(run, train=[line | {"loss": None} for line in run.train]) for run in runs]
-    assert comparison.compare(*lossless).published_gap == ""
+    assert comparison.compare([[run] for run in lossless]).contrasts[0].published_gap == ""
 
 
 @pytest.mark.parametrize(
@@ -297,13 +306,13 @@ def test_the_bigram_entropy_stands_beside_the_validation_loss(make_run) -> None:
 
 def test_the_json_is_the_dataclass(make_run, tmp_path: Path) -> None:
     result = compare(make_run("bf16"), make_run("nvfp4"))
-    path = comparison.write(result, tmp_path / "new" / "folder" / "comparison.json")
+    path = comparison_file.write(result, tmp_path / "new" / "folder" / "comparison.json")
     written = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
-    assert (written["schema"], written["kind"]) == (1, comparison.KIND)
-    assert Path(written["a"]["path"]).is_absolute()
-    assert written["a"]["step_time"]["unit"] == "s"
-    assert comparison.write(result, path) == path  # its own file is replaced
+    assert (written["schema"], written["kind"]) == (2, results.KIND)
+    assert Path(written["arms"][0]["runs"][0]["path"]).is_absolute()
+    assert written["arms"][0]["step_time"]["unit"] == "s"
+    assert comparison_file.write(result, path) == path  # its own file is replaced
     assert [child.name for child in path.parent.iterdir()] == ["comparison.json"]
 
 
@@ -313,16 +322,16 @@ def test_a_file_of_somebody_else_is_never_overwritten(make_run, tmp_path: Path, 
     path = tmp_path / "mine.json"
     path.write_text(content)
     with pytest.raises(UsageError, match="not overwritten"):
-        comparison.write(result, path)
+        comparison_file.write(result, path)
     assert path.read_text() == content
 
 
 def test_a_link_is_not_written_through(make_run, tmp_path: Path) -> None:
     result = compare(make_run("bf16"), make_run("nvfp4"))
-    target = comparison.write(result, tmp_path / "target.json")
+    target = comparison_file.write(result, tmp_path / "target.json")
     (tmp_path / "link.json").symlink_to(target)
     with pytest.raises(UsageError, match="not overwritten"):
-        comparison.write(result, tmp_path / "link.json")
+        comparison_file.write(result, tmp_path / "link.json")
 
 
 @pytest.mark.parametrize(
@@ -334,4 +343,4 @@ def test_an_edited_record_is_an_error_with_its_path(make_run, name: str, content
     folder = make_run("bf16")
     (folder / name).write_text(content)
     with pytest.raises(UsageError, match=str(folder)):
-        comparison.load(folder)
+        loading.load(folder)

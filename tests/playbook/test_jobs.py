@@ -130,7 +130,7 @@ def test_of_runs_on_two_machines_the_pair_that_can_be_compared(job, runs: Path) 
 def test_two_runs_that_cannot_be_compared_are_refused(job) -> None:
     job("bf16", FAKE_DEVICE="first")
     _, errors = job("compare", FAKE_DEVICE="second", code=1)
-    assert "device" in errors and "FRESH=1 trains both again." in errors
+    assert "device" in errors and "FRESH=1 trains all of them again." in errors
 
 
 @pytest.mark.parametrize(

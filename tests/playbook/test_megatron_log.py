@@ -49,11 +49,8 @@ def test_a_real_log_gives_every_iteration() -> None:
         "loss": 0.187602,
         "step_time_s": pytest.approx(1.4409),
         "grad_norm": 1.273,
-        "learning_rate": 6.954058e-05,
         "skipped": 0,
         "nan_iterations": 0,
-        "consumed_samples": 128,
-        "global_batch_size": 16,
         "model_tflops": 656.2,
     }
 

@@ -3,6 +3,7 @@ import statistics
 import pytest
 
 from playbook import stats
+from playbook.lines import Lines
 
 
 @pytest.mark.parametrize(
@@ -22,18 +23,20 @@ def test_the_window_is_20_to_the_end_or_the_second_half(start: int, last: int, w
     assert (found.first, found.last) == window
 
 
+def at(*iterations: int) -> Lines:
+    return Lines.of([{"iteration": number} for number in iterations])
+
+
 @pytest.mark.parametrize("last", range(0, 60))
 def test_the_first_iteration_is_never_timed(last: int) -> None:
-    assert stats.timing_window(0, last).first > 1
-    lines = [{"iteration": number} for number in range(1, last + 1)]
-    assert {"iteration": 1} not in stats.timed_lines(lines, stats.timing_window(0, last))
+    window = stats.timing_window(0, last)
+    assert window.first > 1
+    assert stats.first_timed(at(*range(1, last + 1)), window) >= 1
 
 
 def test_a_first_line_that_contains_iteration_1_is_not_timed() -> None:
-    every_tenth = [{"iteration": number} for number in (10, 20, 30, 40)]
-    assert [line["iteration"] for line in stats.timed_lines(every_tenth, stats.timing_window(0, 40))] == [20, 30, 40]
-    only = [{"iteration": 20}]
-    assert not stats.timed_lines(only, stats.timing_window(0, 20))
+    assert stats.first_timed(at(10, 20, 30, 40), stats.timing_window(0, 40)) == 1
+    assert stats.first_timed(at(20), stats.timing_window(0, 20)) == 1  # beyond the end: none is
 
 
 def test_quartiles_are_interpolated() -> None:
@@ -49,7 +52,7 @@ def test_mean_and_sd_agree_with_the_standard_library_far_from_zero() -> None:
     assert stats.mean_sd([3.0]) == (3.0, None)
 
 
-@pytest.mark.parametrize("function", [stats.median, stats.quartiles, stats.mean_sd])
+@pytest.mark.parametrize("function", [stats.quartiles, stats.mean_sd])
 def test_no_values_is_an_error(function) -> None:
     with pytest.raises(ValueError, match="no values"):
         function([])
@@ -57,17 +60,4 @@ def test_no_values_is_an_error(function) -> None:
 
 @pytest.mark.parametrize(("count", "part"), [(3, 3), (10, 5), (50, 5), (51, 6), (200, 20)])
 def test_the_last_part_is_a_tenth_but_not_fewer_than_five(count: int, part: int) -> None:
-    values = list(range(count))
-    assert stats.last_part(values) == values[count - part :]
-
-
-def test_the_gap_is_paired_so_common_noise_cancels() -> None:
-    noise = [2.0, 3.0, 1.5, 2.7]
-    gap = stats.relative_gap([(1.01 * loss, loss) for loss in noise])
-    assert gap.value == pytest.approx(1.0)
-    assert gap.high - gap.value == pytest.approx(0.0, abs=1e-9)
-
-
-def test_a_loss_of_zero_has_no_relative_gap() -> None:
-    assert stats.relative_gap([(0.1, 0.0)]) is None
-    assert stats.relative_gap([]) is None
+    assert stats.last_part(count) == part

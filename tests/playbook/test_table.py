@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from playbook import comparison, table
-from playbook.comparison import Comparison, NotComparable
+from playbook import comparison, loading, table
+from playbook.comparison import NotComparable
+from playbook.results import Comparison
 
 
 def compare(a: Path, b: Path) -> Comparison:
-    return comparison.compare(comparison.load(a), comparison.load(b))
+    return comparison.compare([[loading.load(a)], [loading.load(b)]])
 
 
 def printed(result: Comparison) -> str:
@@ -42,8 +43,8 @@ def test_the_last_way_out_is_the_caller_s(make_run) -> None:
     with pytest.raises(NotComparable) as refusal:
         compare(make_run("bf16"), make_run("nvfp4", parity={"seed": 1}))
     out = io.StringIO()
-    table.print_refusal(refusal.value, out, last_way_out="FRESH=1 trains both again.")
-    assert out.getvalue().endswith("FRESH=1 trains both again.\n")
+    table.print_refusal(refusal.value, out, last_way_out="FRESH=1 trains all of them again.")
+    assert out.getvalue().endswith("FRESH=1 trains all of them again.\n")
     assert "--force" not in out.getvalue()
 
 
@@ -64,13 +65,13 @@ def test_the_nvfp4_recipe_is_shown_and_less_than_all_of_it_warned_of(make_run) -
     less = compare(bf16, make_run("nvfp4", name="less", environment=nvfp4(stochastic=False)))
     assert row(printed(less), "NVFP4 recipe") == ["-", "without stochastic rounding"]
     assert less.warnings == ["B: not the full NVFP4 recipe: without stochastic rounding"]
-    assert dataclasses.asdict(less)["b"]["ingredients"] == {"rht": True, "stochastic": False, "two_d": True}
+    assert dataclasses.asdict(less)["arms"][1]["ingredients"] == {"rht": True, "stochastic": False, "two_d": True}
     assert "NVFP4 recipe" not in printed(compare(bf16, make_run("mxfp8")))
 
 
 def test_wholly_nvfp4_is_for_speed_only(make_run) -> None:
     result = compare(make_run("bf16"), make_run("nvfp4", environment=nvfp4(tail=0)))
-    assert result.warnings == ["B: speed only: wholly in NVFP4 an 8B model diverges (arXiv 2509.25149)"]
+    assert table.run_warnings(result.arms) == ["B: speed only: wholly in NVFP4 an 8B model diverges (arXiv 2509.25149)"]
 
 
 def test_gpu_flops_are_not_said_of_a_cpu_or_an_emulation(make_run) -> None:
@@ -100,10 +101,10 @@ def test_large_numbers_are_neither_cut_nor_wrapped(make_run, recipe: dict) -> No
     assert any(line.count("20.00 ms (19.80-20.20)") == 2 for line in lines)  # what fits stays in one
     assert all(len(line.rstrip()) <= 80 for line in lines)
     assert "…" not in "".join(lines)
-    huge = [comparison.load(run) for run in runs]
+    huge = [loading.load(run) for run in runs]
     for run in huge:
         run.environment["tokens_per_step"] *= 10**6
-    wide = [line for line in lines_of_the_table(comparison.compare(*huge)) if "(12,977,42" in line]
+    wide = [line for line in lines_of_the_table(comparison.compare([[run] for run in huge])) if "(12,977,42" in line]
     assert [line.split() for line in wide] == [["(12,977,425,742,574-13,239,595,959,596)"] * 2]
 
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from playbook import PROJECT
+from playbook.lines import Lines
 from playbook.results import KIND, Comparison
 from pretraining.errors import UsageError
 from pretraining.record import Run
@@ -62,10 +64,10 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         OSError: it cannot be written.
     """
     _prepare_matplotlib()
-    from playbook.report import export, page, plots, series, svg  # half a second that a refused one need not wait
+    from playbook.report import export, page, plots, svg  # half a second that a refused one need not wait
 
     check_target(folder)
-    runs = {name: [series.with_columns(run) for run in all_of] for name, all_of in runs.items()}
+    runs = {name: [replace(run, train=Lines.of(run.train)) for run in all_of] for name, all_of in runs.items()}
     drawings, pictures, titles = {}, {}, []
     with svg.style():
         for plot in plots.draw(comparison, runs):

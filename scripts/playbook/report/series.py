@@ -7,7 +7,7 @@ outlier is lost, and a smoothed line. Histograms count every value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -23,7 +23,6 @@ PIXELS = 360  # the width of a plot's axes: what lies between two of them cannot
 SMOOTHED_PART = 50  # a smoothed point is the mean of this part of the run
 FEWEST_SMOOTHED = 5  # iterations
 MOST_BINS = 60
-DRAWN = ("iteration", "loss", "step_time_s")
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,6 @@ def column(lines: Sequence[Mapping[str, Any]], name: str) -> Array:
     if isinstance(lines, Lines):
         return lines.column(name)
     return np.array([value if isinstance(value := line.get(name), int | float) else np.nan for line in lines], float)
-
-
-def with_columns(run: Run) -> Run:
-    """The run with the columns of its training lines that are drawn: read once, not for every plot."""
-    if isinstance(run.train, Lines):
-        return run
-    kept = [line for line in run.train if isinstance(line.get("iteration"), int)]
-    return replace(run, train=Lines({name: column(kept, name) for name in DRAWN}))
 
 
 def envelope(x: Array, y: Array, pixels: int = PIXELS) -> Envelope:

@@ -83,7 +83,7 @@ def test_medians_of_parts() -> None:
 def test_the_loss_gap_pairs_iterations_and_averages_repeats() -> None:
     base = [run([2.0, 2.0, 4.0]), run([2.0, 2.0, 4.0])]
     new = [run([2.2, None, 4.0]), run([2.0, 2.0, 4.4])]
-    iterations, gap = series.loss_gap([series.with_columns(each) for each in new], base)
+    iterations, gap = series.loss_gap(new, base)
     assert iterations.tolist() == [1, 2, 3]
     assert gap[[0, 2]].tolist() == pytest.approx([5.0, 5.0]) and np.isnan(gap[1])
 
@@ -92,15 +92,6 @@ def test_the_loss_gap_of_runs_of_different_length() -> None:
     iterations, gap = series.loss_gap([run([1.1, 1.1, 1.1], first=2)], [run([9.0, 1.0, 1.0])])
     assert iterations.tolist() == [2, 3]
     assert gap.tolist() == pytest.approx([10.0, 10.0])
-
-
-def test_columns_of_a_damaged_record() -> None:
-    damaged = run([1.0])
-    damaged.train[:0] = [{"kind": "train", "iteration": None, "loss": 1.0}]
-    damaged.train.append({"kind": "train", "iteration": 2, "loss": "x"})
-    found = series.with_columns(damaged)
-    assert found.train.column("iteration").tolist() == [1, 2]
-    assert np.isnan(found.train.column("loss")[1]) and np.isnan(found.train.column("step_time_s")).all()
 
 
 def sample(

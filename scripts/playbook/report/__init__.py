@@ -49,7 +49,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Path) -> list[Path]:
-    """Write the report; each file appears whole, plots of an earlier report that this one lacks are removed.
+    """Write the report. Plots of an earlier one that this one lacks are removed.
 
     Args:
         comparison: the result.
@@ -83,8 +83,7 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         **pictures,
     }
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    for path, content in files.items():
-        _write(path, content)
+    _write(files)
     for stale in set((folder / PLOTS).glob("*.png")) - files.keys():
         stale.unlink()
     return list(files)
@@ -96,14 +95,17 @@ def _prepare_matplotlib() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: beside it, synced, then moved into place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(files: Mapping[Path, bytes]) -> None:
+    """All or none: beside their places, synced, then moved into them."""
+    beside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        for path, content in files.items():
+            with beside[path].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            beside[path].replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        for path in beside.values():
+            path.unlink(missing_ok=True)

@@ -66,10 +66,11 @@ class Look:
 def looks(comparison: Comparison) -> list[Look]:
     """The look of every arm, the baseline first."""
     arms = sorted(comparison.arms, key=lambda arm: arm.name != comparison.baseline)
-    return [
-        Look(arm, ARMS[at % len(ARMS)], DASHES[at % len(DASHES)], MARKERS[at % len(MARKERS)])
-        for at, arm in enumerate(arms)
-    ]
+    found = []
+    for at, arm in enumerate(arms):
+        other = at + at // len(ARMS)  # a colour that comes again has other dashes
+        found.append(Look(arm, ARMS[at % len(ARMS)], DASHES[other % len(DASHES)], MARKERS[other % len(MARKERS)]))
+    return found
 
 
 def single(title: str, *, height: float, legend: Sequence[Look] = ()) -> tuple[Canvas, Axes]:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from playbook.report import facts, wording
 from playbook.report.canvas import Runs, looks
+from playbook.report.svg import VARIABLES
 from playbook.results import Arm, Comparison, RunResult
 from playbook.stats import Figure
 
@@ -57,7 +58,7 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         css=Markup(_css()),
         wording=wording,
         names={arm.name: wording.name(arm) for arm in comparison.arms},
-        looks={look.arm.name: at for at, look in enumerate(looks(comparison))},
+        colours={look.arm.name: VARIABLES[look.colour] for look in looks(comparison)},
         plots={name: Drawing(Markup(each.svg), each.caption) for name, each in drawings.items()},
         groups=[(heading, drawn) for heading, drawn in GROUPS if any(name in drawings for name in drawn)],
         contrasts=[(contrast, wording.against(contrast)) for contrast in comparison.contrasts],

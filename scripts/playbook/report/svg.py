@@ -25,7 +25,7 @@ ARMS = ("#4f5b6b", "#0072b2", "#d55e00", "#009e73", "#a8518a", "#8a6d00")
 DASHES = ((0, (5, 2)), "solid", (0, (7, 2, 1.5, 2)), (0, (1.5, 1.5)), (0, (9, 3)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
 MARKERS = ("s", "o", "^", "D", "v", "P")
 
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", PAPER: "paper"} | {
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", PAPER: "paper"} | {
     colour: f"arm-{index}" for index, colour in enumerate(ARMS)
 }
 
@@ -114,7 +114,7 @@ def _plain(tag: str) -> str:
 
 
 def _variable(colour: str) -> str:
-    return f"var(--{_VARIABLES[colour]})" if colour in _VARIABLES else colour
+    return f"var(--{VARIABLES[colour]})" if colour in VARIABLES else colour
 
 
 def _own_ids(body: str, name: str) -> str:

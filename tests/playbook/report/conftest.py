@@ -20,13 +20,19 @@ from playbook import report  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def case() -> Callable[[str], cases.Case]:
+    """`case("gb300")`: that comparison and its runs, not to be changed."""
+    return cache(lambda name: cases.CASES[name]())
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory, case: Callable[[str], cases.Case]) -> Callable[[str], Path]:
     """`written("gb300")`: the folder with the report of that case."""
     folder = tmp_path_factory.mktemp("reports")
 
     @cache
     def write(name: str) -> Path:
-        report.write(*cases.CASES[name](), folder / name)
+        report.write(*case(name), folder / name)
         return folder / name
 
     return write

@@ -47,11 +47,13 @@ def test_the_markdown_has_the_table_and_the_pictures(written: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("name", [report.PAGE, report.TABLE, report.MARKDOWN, "plots/loss.png"])
-def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path, name: str) -> None:
+def test_a_file_of_somebody_else_is_not_overwritten(
+    tmp_path: Path, case: Callable[[str], cases.Case], name: str
+) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(UsageError, match="is not of a report; it is not overwritten"):
-        report.write(*cases.on_cpu(), tmp_path)
+        report.write(*case("cpu"), tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
     assert (tmp_path / name).read_text() == "mine"
 
@@ -65,22 +67,28 @@ def test_a_link_is_not_followed(tmp_path: Path, written: Callable[[str], Path]) 
         report.check_target(tmp_path / "report")
 
 
-def test_a_report_replaces_an_earlier_one_whole(tmp_path: Path) -> None:
-    report.write(*cases.gb300(), tmp_path)
-    assert (tmp_path / "plots" / "power.png").exists()
-    paths = report.write(*cases.on_cpu(), tmp_path)
+def test_a_report_replaces_an_earlier_one_whole(tmp_path: Path, case: Callable[[str], cases.Case]) -> None:
+    report.write(*case("cpu"), tmp_path)
+    assert (tmp_path / "plots" / "memory.png").exists()
+    paths = report.write(*case("raw-logs"), tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
-    assert not (tmp_path / "plots" / "power.png").exists()
+    assert not (tmp_path / "plots" / "memory.png").exists()
 
 
-def test_a_disk_that_is_full_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.write(*cases.on_cpu(), tmp_path)
+def test_a_disk_that_is_full_leaves_the_earlier_report(
+    tmp_path: Path, case: Callable[[str], cases.Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report.write(*case("cpu"), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+    synced = []
+
+    def full(file: int) -> None:
+        synced.append(file)
+        if len(synced) == 3:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        report.write(*cases.gb300(), tmp_path)
+        report.write(*case("raw-logs"), tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from playbook import report
+from playbook.report import canvas
+from playbook.report import page as page_module
 
 LARGEST = 3_000_000  # bytes, whatever the length of the runs
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -65,7 +67,9 @@ def page(folder: Path) -> tuple[str, Checker]:
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_a_page_is_whole_and_needs_no_network(written: Callable[[str], Path], name: str) -> None:
+def test_a_page_is_whole_and_needs_no_network(
+    written: Callable[[str], Path], case: Callable[[str], cases.Case], name: str
+) -> None:
     text, found = page(written(name))
     assert len(text.encode()) < LARGEST
     assert not found.tags["script"] and not found.tags["link"] and not found.tags["img"] and not found.handlers
@@ -74,7 +78,7 @@ def test_a_page_is_whole_and_needs_no_network(written: Callable[[str], Path], na
     assert len(found.ids) == len(set(found.ids))
     assert not re.findall(r"@import|url\((?!#)", text)
     assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(found.ids)
-    assert escape(cases.CASES[name]()[0].verdict) in text.replace("&#39;", "&#x27;")
+    assert escape(case(name)[0].verdict) in text.replace("&#39;", "&#x27;")
 
 
 @pytest.mark.parametrize("name", cases.CASES)
@@ -155,6 +159,16 @@ def test_runs_without_a_loss_have_the_other_plots(tmp_path: Path) -> None:
     report.write(*cases.compared(*groups, reproduce=""), tmp_path)
     text, _ = page(tmp_path)
     assert "<h2>Loss</h2>" not in text and "<h2>Step times</h2>" in text
+
+
+def test_many_arms_are_told_apart() -> None:
+    groups = [[cases.make_run("nvfp4", 5.4, iterations=12, seed=seed)] for seed in range(8)]
+    result, runs = cases.compared(*groups, reproduce="")
+    looks = canvas.looks(result)
+    assert len({(look.colour, str(look.dashes)) for look in looks}) == 8
+    text = page_module.render(result, runs, {}, [])
+    colours = set(re.findall(r"--arm: var\(--(arm-\d)\)", text))
+    assert len(colours) == 6 and all(text.count(f"--{colour}: #") == 3 for colour in colours)  # light, dark, print
 
 
 def test_the_same_comparison_gives_the_same_bytes(written: Callable[[str], Path], tmp_path: Path) -> None:

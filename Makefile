@@ -35,7 +35,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare shell attach stop doctor image clean test-engine test-report test test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -79,6 +79,9 @@ test-readme: test-setup ## every command of the README in a clean clone
 
 test-engine: test-setup ## the container path on a real Docker engine: a private one where root, else one that answers
 	@INSTALL_ENGINE=1 $(TEST) -m pytest tests/engine
+
+test-report: test-setup ## the report of a comparison in a headless Chromium, installed on Debian where root
+	@INSTALL_BROWSER=1 $(TEST) -m pytest tests/playbook/report
 
 lint: test-setup ## ruff, check and format
 	@$(TEST) -m ruff check . && $(TEST) -m ruff format --check .

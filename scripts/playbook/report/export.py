@@ -1,0 +1,111 @@
+"""The comparison for other programs and for issue trackers: long-form CSV, and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from playbook.report import wording
+from playbook.report.page import title
+from playbook.results import Comparison, RunResult
+from playbook.stats import Figure
+
+HEADER = ("arm", "label", "run", "figure", "value", "unit", "low", "high", "spread", "count")
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One figure a row: of an arm, of one of its runs (counted from 1), or of an arm against the baseline.
+
+    Values are not rounded, memory is in GB (1e9 bytes), and what is not known has no row.
+    """
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(HEADER)
+    for arm in comparison.arms:
+        table.writerows(_rows(arm.name, arm.label, "", _figures(arm)))
+        for number, run in enumerate(arm.runs, 1):
+            table.writerows(_rows(arm.name, arm.label, number, _of_run(run)))
+    for contrast in comparison.contrasts:
+        who = f"{contrast.candidate} against {comparison.baseline}"
+        found = [(each.label.lower(), each.figure) for each in wording.against(contrast)]
+        table.writerows(_rows(who, comparison.arm(contrast.candidate).label, "", found))
+    return file.getvalue()
+
+
+def _figures(result: object) -> Iterator[tuple[str, Figure]]:
+    """The fields of a dataclass that are figures, by name."""
+    for each in fields(result):
+        if isinstance(value := getattr(result, each.name), Figure):
+            yield each.name, value
+
+
+def _of_run(run: RunResult) -> Iterator[tuple[str, Figure]]:
+    yield from _figures(run)
+    for name, figure in run.memory.items():
+        yield f"peak memory, {name}", figure
+    if times := run.step_times:
+        for each in fields(times):
+            if each.name not in ("outliers", "count"):
+                yield f"step_time {each.name}", Figure(getattr(times, each.name), "s", count=times.count)
+        yield "step_time outliers", Figure(times.outliers, "", count=times.count)
+
+
+def _rows(arm: str, label: str, run: int | str, figures: Sequence[tuple[str, Figure]]) -> Iterator[tuple]:
+    for name, figure in figures:
+        ends = ["" if end is None else end for end in (figure.low, figure.high)]
+        yield arm, label, run, name, figure.value, figure.unit, *ends, figure.spread, figure.count
+
+
+def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str:
+    """The comparison as GitHub shows it.
+
+    Args:
+        comparison: the result.
+        plots: title and path of each picture, the path relative to the file.
+    """
+    names = [_text(wording.name(arm)) for arm in comparison.arms]
+    parts = [f"<!-- {comparison.kind} -->\n# {_text(title(comparison))}", f"**{_text(comparison.verdict)}**"]
+    if comparison.forced:
+        parts.append("## Forced: these runs did not do the same work")
+        parts.append("\n".join(f"- {_text(found)}" for found in comparison.differences if found.void))
+    for contrast in comparison.contrasts:
+        who = wording.name(comparison.arm(contrast.candidate))
+        parts.append(f"## {_text(who)} against {_text(wording.name(comparison.arm(comparison.baseline)))}")
+        parts.append(_table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]))
+        placed = filter(None, (contrast.placed, contrast.published_gap))
+        parts += [_text(wording.sentence(text)) for text in placed]
+    parts += ["## What this can and cannot show", *map(_text, (comparison.scope, *comparison.bands))]
+    if warnings := wording.warnings(comparison):
+        parts += ["## Warnings", "\n".join(f"- {_text(warning)}" for warning in warnings)]
+    parts += ["## Figures", _table(["", *names], [_row(row) for row in wording.rows(comparison)])]
+    parts += [f"![{_text(name)}]({path})" for name, path in plots]
+    if comparison.reproduce:
+        parts += ["## Reproduce", f"    {comparison.reproduce}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _against(each: wording.Against) -> list[str]:
+    value, ends = (say(each.figure, signed=each.signed) for say in (wording.value, wording.interval))
+    return [each.label, value, ends, each.figure.spread]
+
+
+def _row(row: wording.Row) -> list[str]:
+    cells = [f"{cell.value} ({'; '.join(cell.small)})" if cell.small else cell.value for cell in row.cells]
+    return [f"{row.label} ({row.unit})" if row.unit else row.label, *cells]
+
+
+def _table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    lines = [
+        list(map(_text, header)),
+        ["---"] + ["---:"] * (len(header) - 1),
+        *([_text(cell) for cell in row] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _text(value: object) -> str:
+    """As it is, nothing of it Markdown or HTML, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(value).split()))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import ending, record, settings, switches, tee
+from pretraining import ending, record, sampling, settings, switches, tee
 from pretraining.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     else:
         ending.check_capability(chosen)
         switches.hand_to_transformer_engine()
+    run.sampler = sampling.start(run.folder, on_gpu=on_gpu)
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
@@ -58,6 +59,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         facts = environment.parity_facts(
             chosen, described["device"], context, environment.identify_data(chosen, builtin)
         )
+        described["sampling"] = sampling.describe(run.sampler)
         if writes:
             described.update(parity=facts, flops_per_token=environment.flops_per_token(context))
             record.write_json(run.folder / record.ENVIRONMENT, described)

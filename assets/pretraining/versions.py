@@ -59,6 +59,14 @@ def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
         preset.fp4_param_gather = False
 
 
+def gathered_in(config: ConfigContainer) -> str | None:
+    """The 8- or 4-bit format in which parameters are gathered, None where in their own. FP4 is there from 0.4.2."""
+    for name in ("fp8", "fp4"):
+        if getattr(config.mixed_precision, f"{name}_param_gather", False):
+            return name
+    return None
+
+
 def set_vocabulary(config: ConfigContainer, words: int) -> None:
     """The model's vocabulary. 0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it."""
     config.tokenizer.vocab_size = words

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import ending, record, sampling, settings, switches, tee
+from pretraining import ending, loggers, record, sampling, settings, switches, tee
 from pretraining.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu: bool) -> None:
     """Build the config, train, and leave peak memory and iteration count in `run`."""
+    loggers.check(chosen)
     if not on_gpu:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(chosen.cache_dir / "numba"))  # beside the source may be read-only
         from pretraining import cpu
@@ -95,6 +96,7 @@ def main() -> int:
         if not isinstance(error, UsageError):  # its one line says all
             traceback.print_exc()
         code = run.failed(error)
+    loggers.finish(chosen, succeeded=code == 0)
     tee.finish(copier)
     ending.leave(code)
 

@@ -24,6 +24,7 @@ RUN ?=
 JSON ?=
 CONFIG ?=
 PLUGIN ?=
+TUNED ?=
 BF16_TAIL ?=
 BF16_HEAD ?=
 ARGS ?=
@@ -38,11 +39,11 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
           $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
           $(if $(BF16_TAIL),--bf16-tail-layers '$(BF16_TAIL)') $(if $(BF16_HEAD),--bf16-head-layers '$(BF16_HEAD)') \
-          $(if $(CONFIG),--config '$(CONFIG)') $(if $(PLUGIN),--plugin '$(PLUGIN)') \
+          $(if $(TUNED),--tuned) $(if $(CONFIG),--config '$(CONFIG)') $(if $(PLUGIN),--plugin '$(PLUGIN)') \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare show-config shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare models precisions show-config shell attach stop doctor image clean test-engine test test-versions test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -59,6 +60,12 @@ bf16: host-setup ## pretrain in BF16
 
 compare: host-setup ## both, reusing finished runs of the same work, then the comparison
 	@$(HOST) scripts/run.py compare $(OPTIONS)
+
+models: host-setup ## what can be trained: parameters, FLOPs, memory; MODEL= for one in detail
+	@$(HOST) scripts/run.py models $(OPTIONS)
+
+precisions: host-setup ## what it can be trained in: preset, GPUs, BF16 layers
+	@$(HOST) scripts/run.py precisions $(OPTIONS)
 
 show-config: host-setup ## the config that `make nvfp4`, or PRECISION=, would train with, as YAML for CONFIG=
 	@$(HOST) scripts/run.py show-config $(OPTIONS)
@@ -86,6 +93,9 @@ test: test-setup ## all tests
 
 test-readme: test-setup ## every command of the README in a clean clone
 	@$(TEST) -m pytest -m readme -s tests/test_readme.py
+
+test-versions: test-setup ## every model and precision with each Megatron-Bridge from 0.3 to 0.6; wants Python 3.12
+	@$(TEST) -m pytest -m versions -rs -s tests/versions
 
 test-engine: test-setup ## the container path on a real, private Docker engine, installed on Debian where root
 	@INSTALL_ENGINE=1 $(TEST) -m pytest tests/engine
@@ -120,6 +130,7 @@ test-setup:
 #>   RUN      the run that attach and stop mean, where several run
 #>   NPROC    processes              1
 #>   BF16_TAIL BF16_HEAD  last and first layers kept in BF16   nvfp4: an eighth, at least 1, and 0
+#>   TUNED=1  CUDA graphs and fewer checks, on a GPU; compares with tuned runs only
 #>   CONFIG   a YAML file of config fields, such as a run's config.yaml
 #>   PLUGIN   a Python file with configure(config), callbacks, forward_step or loss
 #>   ARGS     flags for assets/pretrain_llama.py as they are, and section.field=value of the config

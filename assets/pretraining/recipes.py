@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = versions.reference_quantizer()
         versions.keep_bf16_weights(config.mixed_precision)
+    if settings.tuned:
+        _tune(config)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
     if not versions.has_apex():
@@ -87,10 +90,12 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
 
 
 def _from_recipe(model: Model) -> ConfigContainer:
-    from megatron.bridge.recipes.llama import llama3
-
+    family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
     with _local_hf_config(model.hf_folder):
-        return getattr(llama3, model.recipe)()
+        config = getattr(family, model.recipe)()
+    # Mock and byte data need no tokenizer, and one by name would be downloaded.
+    config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
+    return config
 
 
 @contextlib.contextmanager
@@ -114,8 +119,7 @@ def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: 
         raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
     model.context_parallel_size = settings.context_parallel
     model.tensor_model_parallel_size = settings.tensor_parallel
-    if settings.tensor_parallel == 1:
-        model.sequence_parallel = False
+    model.sequence_parallel = settings.tensor_parallel > 1
     if model.pipeline_model_parallel_size == settings.pipeline_parallel:
         return
     model.pipeline_model_parallel_size = settings.pipeline_parallel
@@ -123,6 +127,14 @@ def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: 
     # These are the recipe's own split, and no other divides by them.
     model.virtual_pipeline_model_parallel_size = model.pipeline_model_parallel_layout = None
     model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = False
+
+
+def _tune(config: ConfigContainer) -> None:
+    """CUDA graphs and fewer checks: faster where the CPU is the bottleneck, and a NaN is noticed later."""
+    versions.set_cuda_graphs(config)
+    config.model.use_te_rng_tracker = config.rng.te_rng_tracker = True  # a graph records no other
+    config.rerun_state_machine.check_for_nan_in_loss = False  # it reads the loss on the CPU, within the graph
+    config.ddp.check_for_nan_in_grad = False
 
 
 def _set_training(config: ConfigContainer, settings: Settings) -> None:

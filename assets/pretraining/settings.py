@@ -41,6 +41,7 @@ class Settings:
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
         num_layers: of the model, the overrides considered.
         tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
+        tuned: with CUDA graphs and fewer checks.
         overrides: "section.field=value" of the config, sorted, beyond what is a setting itself.
         config: a config file whose fields go before the overrides, or None.
         plugin: the user's Python file, or None.
@@ -66,6 +67,7 @@ class Settings:
     tensor_parallel: int
     pipeline_parallel: int
     context_parallel: int
+    tuned: bool
     overrides: tuple[str, ...]
     config: Path | None
     plugin: Path | None
@@ -110,6 +112,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--bf16-tail-layers", type=int, metavar="N", help="last layers kept in BF16 (default: an eighth for nvfp4)")
     add("--bf16-head-layers", type=int, metavar="N", help="first layers kept in BF16 (default 0 for nvfp4)")
     add("--emulate", action="store_true", help="NVFP4 without FP4 tensor cores: its losses, far from its speed")
+    add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
     defaults = "; 8B models"
     add("--train-iters", type=int, metavar="N", help=f"iterations in all (default by model{defaults} 50)")
     add("--warmup-iters", type=int, metavar="N", help=f"learning-rate warm-up (default by model{defaults} 2)")
@@ -207,6 +210,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         cache_dir=args.cache_dir.absolute(),
         num_layers=layers,
         **split,
+        tuned=_checked_tuned(args, model, on_gpu=on_gpu),
         overrides=tuple(f"{name}={value}" for name, value in sorted(changes.items())),
         config=args.config and args.config.absolute(),
         plugin=_checked_plugin(args.plugin),
@@ -278,9 +282,13 @@ def processes_a_copy(args: argparse.Namespace, *, on_gpu: bool) -> int:
     """The fewest processes that hold the model a command line asks for."""
     args = merged(args)
     model = find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
-    return math.prod(
-        _split(args, model, find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")).values()
-    )
+    precision = find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")
+    return _processes_a_copy(_split(args, model, precision), model)
+
+
+def _processes_a_copy(split: dict[str, int], model: Model) -> int:
+    """Experts are spread over the processes of several replicas, each stage's among themselves."""
+    return math.lcm(math.prod(split.values()), model.expert_parallel * split["pipeline_parallel"])
 
 
 def _split(args: argparse.Namespace, model: Model, precision: Precision) -> dict[str, int]:
@@ -303,6 +311,19 @@ def _split(args: argparse.Namespace, model: Model, precision: Precision) -> dict
             "the model with --tensor-parallel"
         )
     return split
+
+
+def _checked_tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
+    why = None
+    if not on_gpu:
+        why = "the CPU runtime has no CUDA graphs"
+    elif args.emulate:
+        why = "the reference quantizer of --emulate cannot be recorded in a CUDA graph"
+    elif model.expert_parallel > 1:
+        why = f"{model.name}'s experts get another number of tokens each time, which a CUDA graph cannot replay"
+    if args.tuned and why:
+        raise UsageError(f"--tuned: {why}; leave it out")
+    return args.tuned
 
 
 def _checked_plugin(path: Path | None) -> Path | None:
@@ -331,15 +352,16 @@ def _check_cpu(model: Model, precision: Precision) -> None:
 def _micro_batch_size(
     given: int | None, model: Model, sizes: dict[str, int], split: dict[str, int], processes: int
 ) -> int:
-    parallel = math.prod(split.values())
+    parallel = _processes_a_copy(split, model)
     if processes % parallel:
         kinds = " x ".join(f"{name.removesuffix('_parallel')} {size}" for name, size in split.items())
+        kinds += f", expert {model.expert_parallel}" if model.expert_parallel > 1 else ""
         raise UsageError(
             f"{model.name} is split over {parallel} processes ({kinds} parallel), and "
             f"{processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={parallel} "
             f"(torchrun --nproc_per_node {parallel})"
         )
-    replicas = processes // parallel
+    replicas = processes // math.prod(split.values())
     batch = sizes["global_batch_size"]
     if batch % replicas:
         raise UsageError(
@@ -407,4 +429,5 @@ def as_flags(settings: Settings) -> list[str]:
         "--cache-dir": settings.cache_dir,
     }
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
-    return [*given, *(["--emulate"] if settings.emulate else []), *settings.overrides]
+    switched = [f"--{name}" for name in ("emulate", "tuned") if getattr(settings, name)]
+    return [*given, *switched, *settings.overrides]

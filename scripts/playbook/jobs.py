@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, comparison, configs, place, plan, stats, table
+from playbook import PROJECT, catalogue, comparison, configs, place, plan, stats, table
 from playbook.launch import launch
 from playbook.place import Place, Wanted
 from playbook.progress import Progress
@@ -17,7 +17,7 @@ from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
 
-JOBS = ("nvfp4", "bf16", "compare", "show-config", "shell", "attach", "stop")
+JOBS = ("nvfp4", "bf16", "compare", "show-config", "models", "precisions", "shell", "attach", "stop")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -47,6 +47,10 @@ def run(arguments: list[str] | None = None) -> int:
         raise UsageError(f"NPROC={args.nproc}: at least one process is needed")
     if args.job in ("attach", "stop"):
         return _follow_up(args)
+    if args.job == "models":
+        return catalogue.models(args)
+    if args.job == "precisions":
+        return catalogue.precisions()
     if args.job == "show-config":
         return configs.show(args)
     precisions = _precisions(args)

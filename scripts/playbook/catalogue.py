@@ -53,9 +53,7 @@ def models(args: argparse.Namespace) -> int:
 
 def precisions() -> int:
     """Print the table of precisions. Returns the exit code."""
-    rows = [
-        ["precision", "Megatron-Bridge preset", "kept in BF16", "weights gathered in", "GPUs of compute capability"]
-    ]
+    rows = [["precision", "Megatron-Bridge preset", "kept in BF16", "gathers weights in", "compute capability"]]
     for row in PRECISIONS.values():
         since = ".".join(map(str, row.gather_since))
         rows.append(
@@ -63,7 +61,7 @@ def precisions() -> int:
                 row.name,
                 row.preset,
                 _kept(row),
-                f"{row.gather} from {since}, else BF16" if since else row.gather,
+                f"{row.gather} from {since}" if since else row.gather,
                 _capabilities(row),
             ]
         )

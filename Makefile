@@ -4,29 +4,8 @@ PYTHON ?= python3
 HOST   := .venv/host/bin/python
 TEST   := .venv/cpu/bin/python
 
-# Options, empty for the default that `make help` names.
-MODEL ?=
-ITERS ?=
-WARMUP ?=
-GBS ?=
-MBS ?=
-SEQ ?=
 RUNTIME ?= auto
 NPROC ?= 1
-DATA ?=
-TAG ?=
-GPU ?=
-PRECISION ?=
-EMULATE ?=
-DRY_RUN ?=
-JSON ?=
-RUN ?=
-ARGS ?=
-FRESH ?=
-TENSORBOARD ?=
-WANDB ?=
-MLFLOW ?=
-CLEAN ?=
 export TORCH_INDEX
 
 OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
@@ -36,10 +15,13 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
           $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
           $(if $(TENSORBOARD),--tensorboard) $(if $(WANDB),--wandb-project '$(WANDB)') \
-          $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') $(if $(DRY_RUN),--dry-run) $(ARGS)
+          $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') \
+          $(if $(BF16_TAIL),--bf16-tail-layers '$(BF16_TAIL)') $(if $(BF16_HEAD),--bf16-head-layers '$(BF16_HEAD)') \
+          $(if $(TUNED),--tuned) $(if $(CONFIG),--config '$(CONFIG)') $(if $(PLUGIN),--plugin '$(PLUGIN)') \
+          $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare shell attach stop doctor image clean test-engine test-report test test-readme lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare models precisions show-config shell attach stop doctor image clean test-engine test-report test test-versions test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -56,6 +38,15 @@ bf16: host-setup ## pretrain in BF16
 
 compare: host-setup ## both, reusing finished runs of the same work, then the comparison
 	@$(HOST) scripts/run.py compare $(OPTIONS)
+
+models: host-setup ## what can be trained: parameters, FLOPs, memory; MODEL= for one in detail
+	@$(HOST) scripts/run.py models $(OPTIONS)
+
+precisions: host-setup ## what it can be trained in: preset, GPUs, BF16 layers
+	@$(HOST) scripts/run.py precisions $(OPTIONS)
+
+show-config: host-setup ## the config that `make nvfp4`, or PRECISION=, would train with, as YAML for CONFIG=
+	@$(HOST) scripts/run.py show-config $(OPTIONS)
 
 shell: host-setup ## a shell in the container that a training would get
 	@$(HOST) scripts/run.py shell $(OPTIONS)
@@ -80,6 +71,9 @@ test: test-setup ## all tests
 
 test-readme: test-setup ## every command of the README in a clean clone
 	@$(TEST) -m pytest -m readme -s tests/test_readme.py
+
+test-versions: test-setup ## every model and precision with each Megatron-Bridge from 0.3 to 0.6; wants Python 3.12
+	@$(TEST) -m pytest -m versions -rs -s tests/versions
 
 test-engine: test-setup ## the container path on a real Docker engine: a private one where root, else one that answers
 	@INSTALL_ENGINE=1 $(TEST) -m pytest tests/engine
@@ -117,7 +111,11 @@ test-setup:
 #>   DRY_RUN=1  print the commands that would train, start nothing
 #>   RUN      the run that attach and stop mean, where several run
 #>   NPROC    processes              1
-#>   ARGS     flags for assets/pretrain_llama.py, as they are
+#>   BF16_TAIL BF16_HEAD  last and first layers kept in BF16   nvfp4: an eighth, at least 1, and 0
+#>   TUNED=1  CUDA graphs and fewer checks, on a GPU; compares with tuned runs only
+#>   CONFIG   a YAML file of config fields, such as a run's config.yaml
+#>   PLUGIN   a Python file with configure(config), callbacks, forward_step or loss
+#>   ARGS     flags for assets/pretrain_llama.py as they are, and section.field=value of the config
 #>   FRESH=1  train again            compare reuses finished runs
 #>   TORCH_INDEX  a package index for torch alone, such as PyTorch's CPU index
 #>   PYTHON   the Python to set up with   python3

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from . import loggers, record, text, versions
 from .errors import UsageError
@@ -43,6 +46,8 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = versions.reference_quantizer()
         versions.keep_bf16_weights(config.mixed_precision)
+    if settings.tuned:
+        _tune(config)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
     if not versions.has_apex():
@@ -85,10 +90,12 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
 
 
 def _from_recipe(model: Model) -> ConfigContainer:
-    from megatron.bridge.recipes.llama import llama3
-
+    family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
     with _local_hf_config(model.hf_folder):
-        return getattr(llama3, model.recipe)()
+        config = getattr(family, model.recipe)()
+    # Mock and byte data need no tokenizer, and one by name would be downloaded.
+    config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
+    return config
 
 
 @contextlib.contextmanager
@@ -107,27 +114,27 @@ def _local_hf_config(folder: Path) -> Iterator[None]:
 
 def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:
     model = config.model
-    if settings.model.processes_a_copy(processes) == 1:
-        model.context_parallel_size = 1  # several recipes ask for 2, which one process cannot give
-    sizes = {
-        "tensor": model.tensor_model_parallel_size,
-        "pipeline": model.pipeline_model_parallel_size,
-        "context": model.context_parallel_size,
-    }
-    needed = sizes["tensor"] * sizes["pipeline"] * sizes["context"]
+    needed = settings.tensor_parallel * settings.pipeline_parallel * settings.context_parallel
     if processes % needed:
-        product = " x ".join(f"{kind} {size}" for kind, size in sizes.items())
-        raise UsageError(
-            f"{settings.model.name}'s recipe splits the model over {needed} processes ({product}), and "
-            f"{processes} {'was' if processes == 1 else 'were'} started: use NPROC={needed} "
-            f"(torchrun --nproc_per_node {needed}) or a multiple of it"
-        )
-    replicas = processes // needed
-    if settings.global_batch_size % (settings.micro_batch_size * replicas):
-        raise UsageError(
-            f"--global-batch-size {settings.global_batch_size} is not divisible by --micro-batch-size "
-            f"{settings.micro_batch_size} x {replicas} model replicas"
-        )
+        raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
+    model.context_parallel_size = settings.context_parallel
+    model.tensor_model_parallel_size = settings.tensor_parallel
+    model.sequence_parallel = settings.tensor_parallel > 1
+    if model.pipeline_model_parallel_size == settings.pipeline_parallel:
+        return
+    model.pipeline_model_parallel_size = settings.pipeline_parallel
+    model.pipeline_dtype = torch.bfloat16 if settings.pipeline_parallel > 1 else None
+    # These are the recipe's own split, and no other divides by them.
+    model.virtual_pipeline_model_parallel_size = model.pipeline_model_parallel_layout = None
+    model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = False
+
+
+def _tune(config: ConfigContainer) -> None:
+    """CUDA graphs and fewer checks: faster where the CPU is the bottleneck, and a NaN is noticed later."""
+    versions.set_cuda_graphs(config)
+    config.model.use_te_rng_tracker = config.rng.te_rng_tracker = True  # a graph records no other
+    config.rerun_state_machine.check_for_nan_in_loss = False  # it reads the loss on the CPU, within the graph
+    config.ddp.check_for_nan_in_grad = False
 
 
 def _set_training(config: ConfigContainer, settings: Settings) -> None:

@@ -10,7 +10,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, comparison, comparison_file, loading, parity, place, plan, repeats, stats, table
+from playbook import (
+    PROJECT,
+    catalogue,
+    comparison,
+    comparison_file,
+    configs,
+    loading,
+    parity,
+    place,
+    plan,
+    repeats,
+    stats,
+    table,
+)
 from playbook.launch import launch
 from playbook.place import Place, Wanted
 from playbook.progress import Progress
@@ -19,7 +32,7 @@ from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
 
-JOBS = ("nvfp4", "bf16", "compare", "shell", "attach", "stop")
+JOBS = ("nvfp4", "bf16", "compare", "show-config", "models", "precisions", "shell", "attach", "stop")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -56,6 +69,12 @@ def run(arguments: list[str] | None = None) -> int:
         return _follow_up(args)
     if args.repeat < 1:
         raise UsageError(f"REPEAT={args.repeat}: at least one run of each is needed")
+    if args.job == "models":
+        return catalogue.models(args)
+    if args.job == "precisions":
+        return catalogue.precisions()
+    if args.job == "show-config":
+        return configs.show(args)
     precisions = _precisions(args)
     where = place.choose(wanted(args), max(map(find_precision, precisions), key=lambda each: bool(each.capabilities)))
     if args.job == "shell":
@@ -131,7 +150,7 @@ def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     emulate = args.emulate and precision == "nvfp4"  # of a comparison, one side alone
     asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
-    given = {name for name, value in vars(args).items() if value is not None}
+    given = {name for name, value in vars(settings.merged(asked)).items() if value is not None}
     return plan.make_plan(chosen, where, args.nproc, given)
 
 

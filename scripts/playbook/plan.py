@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,16 @@ from playbook.place import Choice, Place
 from playbook.place import show as show_choices
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
-from pretraining import record
+from pretraining import config_file, plugin, record
 from pretraining.models import MOCK, PYTHON_STDLIB
-from pretraining.settings import Settings
+from pretraining.settings import NO_CONTEXT_PARALLEL, Settings
 from pretraining.switches import NAMES as SWITCHES
 
 if TYPE_CHECKING:
     from playbook.runtimes.container import Container
 
 KEPT = {"bf16_head_layers", "bf16_tail_layers"}
+SPEED_ONLY = "asked for; speed only: without BF16 layers the loss is not the recipe's"
 BATCH = {"global_batch_size", "micro_batch_size", "seq_length"}
 
 
@@ -63,6 +64,7 @@ class Plan:
             "resume": str(settings.resume) if settings.resume else None,
             "runtime": place.runtime,
             "processes": self.processes,
+            "split": [settings.tensor_parallel, settings.pipeline_parallel, settings.context_parallel],
             "switches": {name: os.environ.get(name, "1") for name in SWITCHES},
         }
         if place.runtime == "cpu":
@@ -73,6 +75,13 @@ class Plan:
             asked["emulate"] = True
         if settings.writers:
             asked["writers"] = settings.writers
+        if settings.tuned:
+            asked["tuned"] = True
+        if settings.overrides:
+            asked["overrides"] = list(settings.overrides)
+        for name, path in (("config", settings.config), ("plugin", settings.plugin)):
+            if path is not None:
+                asked[name] = config_file.digest(path)
         if place.runtime == "container":
             asked |= {"image": place.found and place.found.digest, "gpu": place.gpu and place.gpu.uuid}
         return asked
@@ -113,21 +122,45 @@ def make_plan(settings: Settings, place: Place, processes: int, given: set[str])
     arithmetic = "emulated exactly on the CPU" if runtime == "cpu" else "on the GPU's tensor cores"
     if settings.emulate:
         arithmetic = "emulated on the GPU's BF16 tensor cores: asked for"
-    kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {model.num_layers} layers"
+    kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {settings.num_layers} layers"
     choices = {
         **place.choices,
         "model": choice(model.name, {"model"}, f"the default {'without' if runtime == 'cpu' else 'with'} a GPU"),
         "precision": Choice(precision.name, arithmetic),
     }
     if precision.name != "bf16":
-        choices["kept in BF16"] = choice(kept, KEPT, f"the default for {precision.name}")
+        speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
+        default = f"the default for {precision.name}"
+        choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, KEPT, default)
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"
     choices |= {
         "iterations": choice(settings.train_iters, {"train_iters"}, f"{model.name}'s default"),
         "batch": choice(f"{batch} {settings.micro_batch_size}", BATCH, f"{model.name}'s default"),
         "data": choice(settings.data, {"data"}, f"{model.name}'s default"),
     }
+    choices |= {name: Choice(value, reason) for name, value, reason in _changes(settings, processes)}
     return Plan(settings, place, processes, choices)
+
+
+def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str]]:
+    """How the model is split, and what the user changes in the config: name, value, reason."""
+    split = {
+        "tensor": settings.tensor_parallel,
+        "pipeline": settings.pipeline_parallel,
+        "context": settings.context_parallel,
+    }
+    if processes > 1:
+        theirs = settings.model.recipe_context_parallel
+        whole = f"; sequences stay whole, where the recipe splits them by {theirs}: {NO_CONTEXT_PARALLEL}"
+        yield "split", split, f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
+    if settings.tuned:
+        yield "tuned", "CUDA graphs, no NaN checks", "asked for; compares with tuned runs only"
+    if settings.config:
+        yield "config file", settings.config, "its edited fields; flags given beside it win"
+    if settings.plugin:
+        yield "plugin", settings.plugin, f"defines {', '.join(plugin.inspect(settings.plugin))}"
+    if settings.overrides:
+        yield "overrides", " ".join(settings.overrides), "asked for"
 
 
 def _written(prefix: str) -> list[list[int]]:

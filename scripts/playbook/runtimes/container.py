@@ -176,6 +176,7 @@ def training(
         folders += [Folder(Path(settings.data).parent), *(Folder(path.parent) for path in _behind_links(settings.data))]
     if settings.resume:
         folders.append(Folder(settings.resume))
+    folders += [Folder(path.parent) for path in (settings.config, settings.plugin) if path]
     return Container(
         image=image,
         name=f"{LABEL}-{gpu or 'cpu'}" if gpu != PLACEHOLDER else None,

@@ -156,8 +156,9 @@ class MetricsWriter:
     batch, forward, backward, reduction of gradients, optimizer. Between two steps, and so in none, lie start-up,
     evaluation, checkpoints, logging and the manual garbage collection (every 100 iterations). Megatron's own "elapsed
     time per iteration" runs from log line to log line and stops for evaluation and checkpoints (read in Megatron-Bridge
-    0.3.1, 0.4 and 0.6), so it has logging and the garbage collection, which counts to the iteration after it, on top;
-    the first iteration's also has what came before the first step.
+    0.3.1, 0.4 and 0.6), so it has logging, the writers of TensorBoard and its kin, and the garbage collection, which
+    counts to the iteration after it, on top: a millisecond, or tens with a writer. The first iteration's also has what
+    came before the first step.
 
     Iterations count from 1. `loss` is the mean cross-entropy in nats a token over the global batch. It and
     `grad_norm` are null where they are not finite; `"finite": false` then says so, because JSON knows no NaN.
@@ -214,7 +215,7 @@ class Run:
 
     @property
     def context(self) -> dict[str, Any]:
-        """Facts that a precision may change without its being other work (flat): to list, never to refuse for."""
+        """Facts that differ without its being other work, such as what a precision changes of itself (flat)."""
         return self.environment.get("context", {})
 
     @property

@@ -58,7 +58,7 @@ class Peak(StrEnum):
     ALLOCATED = "torch allocated"  # largest of all processes, of what tensors took; the cache and libraries come on top
     RESIDENT = "resident set size of the process"  # host memory, largest of all processes
     USED = "device used"  # largest sample of a device's memory in use, by whoever uses it
-    HELD = "process on the device"  # largest sample of the training's share of it
+    HELD = "device used by the training"  # largest sample of the training's share of it
     RESIDENT_OF_ALL = "resident set sizes, sampled"  # on the CPU: the sum over the training's processes
     RESERVED = "torch reserved"  # largest of all processes, of what the allocator took from the device
 
@@ -244,8 +244,13 @@ def read_run(folder: Path) -> Run:
         outcome=outcome,
         train=[line for line in lines if line.get("kind") == "train"],
         evaluations=[line for line in lines if line.get("kind") == "eval"],
-        samples=[line for path in (folder / SAMPLES, *folder.glob(samples_of("*"))) for line in _read_lines(path)],
+        samples=read_samples(folder),
     )
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The samples of the devices of all its machines, [] where there are none; see `Run`."""
+    return [line for path in (folder / SAMPLES, *folder.glob(samples_of("*"))) for line in _read_lines(path)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

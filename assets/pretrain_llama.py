@@ -71,7 +71,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         described["sampling"] = sampling.describe(run.sampler)
         facts |= changes.facts(chosen, changed)
         if writes:
-            described.update(parity=facts, context=environment.context_facts(context))
+            described.update(parity=facts, context=environment.context_facts(chosen, context))
             described["flops_per_token"] = environment.flops_per_token(context)
             record.write_json(run.folder / record.ENVIRONMENT, described)
 

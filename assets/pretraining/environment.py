@@ -160,10 +160,11 @@ def parity_facts(
     }
 
 
-def context_facts(context: CallbackContext) -> dict[str, Any]:
-    """The facts that a precision or its emulation changes of itself (flat): listed in a comparison, never refused.
+def context_facts(settings: Settings, context: CallbackContext) -> dict[str, Any]:
+    """What a precision or its emulation changes of itself, or no step feels (flat): listed, never refused.
 
     Args:
+        settings: the resolved command line.
         context: of `on_train_start`.
     """
     config = context.state.cfg
@@ -172,6 +173,8 @@ def context_facts(context: CallbackContext) -> dict[str, Any]:
         "parameter_gather": versions.gathered_in(config) or stored,
         "gradient_reduction": "float32" if config.ddp.grad_reduce_in_fp32 else stored,
         "gradient_accumulation_fusion": config.model.gradient_accumulation_fusion,
+        "writers": sorted(settings.writers),
+        "save_interval": settings.save,
     }
 
 

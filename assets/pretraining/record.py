@@ -59,7 +59,7 @@ class Peak(StrEnum):
     ALLOCATED = "torch allocated"  # largest of all processes, of what tensors took; the cache and libraries come on top
     RESIDENT = "resident set size of the process"  # host memory, largest of all processes
     USED = "device used"  # largest sample of a device's memory in use, by whoever uses it
-    HELD = "process on the device"  # largest sample of the training's share of it
+    HELD = "device used by the training"  # largest sample of the training's share of it
     RESIDENT_OF_ALL = "resident set sizes, sampled"  # on the CPU: the sum over the training's processes
     RESERVED = "torch reserved"  # largest of all processes, of what the allocator took from the device
 
@@ -157,8 +157,9 @@ class MetricsWriter:
     batch, forward, backward, reduction of gradients, optimizer. Between two steps, and so in none, lie start-up,
     evaluation, checkpoints, logging and the manual garbage collection (every 100 iterations). Megatron's own "elapsed
     time per iteration" runs from log line to log line and stops for evaluation and checkpoints (read in Megatron-Bridge
-    0.3.1, 0.4 and 0.6), so it has logging and the garbage collection, which counts to the iteration after it, on top;
-    the first iteration's also has what came before the first step.
+    0.3.1, 0.4 and 0.6), so it has logging, the writers of TensorBoard and its kin, and the garbage collection, which
+    counts to the iteration after it, on top: a millisecond, or tens with a writer. The first iteration's also has what
+    came before the first step.
 
     Iterations count from 1. `loss` is the mean cross-entropy in nats a token over the global batch. It and
     `grad_norm` are null where they are not finite; `"finite": false` then says so, because JSON knows no NaN.
@@ -215,7 +216,7 @@ class Run:
 
     @property
     def context(self) -> dict[str, Any]:
-        """Facts that a precision may change without its being other work (flat): to list, never to refuse for."""
+        """Facts that differ without its being other work, such as what a precision changes of itself (flat)."""
         return self.environment.get("context", {})
 
     @property
@@ -257,7 +258,7 @@ def read_facts(folder: Path) -> Run:
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """The samples of the device, [] where there are none; see `Run`."""
+    """The samples of the devices of all its machines, [] where there are none; see `Run`."""
     return [line for path in (folder / SAMPLES, *folder.glob(samples_of("*"))) for line in _read_lines(path)]
 
 

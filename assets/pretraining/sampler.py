@@ -76,7 +76,7 @@ class Cpu:
 
 
 class Gpu:
-    """One NVIDIA GPU through NVML; what a board does not support is None from the first refusal on.
+    """One NVIDIA GPU through NVML; whatever it does not answer is None.
 
     Args:
         nvml: the `pynvml` module, initialised.

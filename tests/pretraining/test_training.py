@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -160,6 +162,18 @@ def test_metrics(runs, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_step_times_are_megatrons_own_without_its_logging_and_no_checkpoint_is_in_them(runs, precision: str) -> None:
+    log = (runs[precision] / record.LOG).read_text()
+    printed = re.findall(r"iteration +(\d+)/.*?elapsed time per iteration \(ms\): ([\d.]+)", log)
+    saving = min(map(float, re.findall(r"save-checkpoint \.*: \(([\d.]+)", log)))
+    steps = {line["iteration"]: 1000 * line["step_time_s"] for line in record.read_run(runs[precision]).train}
+    more = {int(number): float(time_ms) - steps[int(number)] for number, time_ms in printed}
+    assert set(more) == set(steps) and min(more.values()) > -0.1  # printed to a tenth
+    assert more[4] < saving / 2  # the first iteration after a checkpoint
+    assert statistics.median(more.values()) < 0.05 * statistics.median(steps.values())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_environment(runs, precision: str) -> None:
     run = record.read_run(runs[precision])
     found = run.environment
@@ -194,6 +208,7 @@ def test_environment(runs, precision: str) -> None:
     assert run.parity["data"].startswith("python-stdlib-") and "attention_backend" in run.parity
     assert run.context == {
         "parameter_gather": "float32", "gradient_reduction": "float32", "gradient_accumulation_fusion": False,
+        "writers": [], "save_interval": 3,
     }  # fmt: skip
 
 

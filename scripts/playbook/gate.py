@@ -117,9 +117,7 @@ def newest(runs: Path, *, other_than: Path) -> Path:
         if comparison_file.is_comparison(path) and path.resolve() != other_than.resolve():
             found.append((json.loads(path.read_text(encoding="utf-8")).get("created", ""), path))
     if not found:
-        raise UsageError(
-            f"there is no other comparison in {runs} to hold against the baseline: make compare, or CURRENT="
-        )
+        raise UsageError(f"{runs} has no other comparison to hold against the baseline: make compare, or CURRENT=")
     return max(found)[1]
 
 

@@ -32,6 +32,9 @@ RUNS ?=
 BASELINE ?=
 CURRENT ?=
 TOLERANCE ?=
+TENSORBOARD ?=
+WANDB ?=
+MLFLOW ?=
 CLEAN ?=
 export TORCH_INDEX
 
@@ -41,7 +44,8 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
           $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
-          $(if $(DRY_RUN),--dry-run) $(ARGS)
+          $(if $(TENSORBOARD),--tensorboard) $(if $(WANDB),--wandb-project '$(WANDB)') \
+          $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help nvfp4 bf16 compare history gate shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
@@ -123,6 +127,7 @@ test-setup:
 #>   PRECISION  in place of nvfp4: fp8, fp8_blockwise or mxfp8
 #>   EMULATE=1  NVFP4's arithmetic on a GPU without its tensor cores
 #>   TAG      of the NeMo image, or a whole image name   26.04
+#>   TENSORBOARD=1  WANDB=project  MLFLOW=experiment   log there too, into the run folder
 #>   DRY_RUN=1  print the commands that would train, start nothing
 #>   RUN      the run that attach and stop mean, where several run
 #>   NPROC    processes              1

@@ -21,7 +21,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare models precisions show-config shell attach stop doctor image clean test-engine test-report test test-versions test-readme lint bench host-setup test-setup
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -36,8 +36,16 @@ nvfp4: host-setup ## pretrain in NVFP4 (last eighth of the layers in BF16)
 bf16: host-setup ## pretrain in BF16
 	@$(HOST) scripts/run.py bf16 $(OPTIONS)
 
-compare: host-setup ## both, reusing finished runs of the same work, then the comparison
-	@$(HOST) scripts/run.py compare $(OPTIONS)
+compare: host-setup ## both, reusing finished runs of the same work, then the comparison; RUNS="a b c": these
+	@$(HOST) $(if $(RUNS),scripts/compare.py --save $(RUNS),scripts/run.py compare $(OPTIONS) $(if $(A),--a '$(A)') \
+	  $(if $(B),--b '$(B)') $(if $(REPEAT),--repeat '$(REPEAT)')) $(if $(BASE),--base '$(BASE)') \
+	  --typed 'make compare $(MAKEOVERRIDES)'
+
+history: host-setup ## all runs, newest first, with how each ended; JSON=1
+	@$(HOST) scripts/history.py $(if $(JSON),--json)
+
+gate: host-setup ## fail where the newest comparison left an earlier one's figures: BASELINE=its folder
+	@$(HOST) scripts/gate.py '$(BASELINE)' $(if $(CURRENT),--current '$(CURRENT)') --tolerance '$(TOLERANCE)'
 
 models: host-setup ## what can be trained: parameters, FLOPs, memory; MODEL= for one in detail
 	@$(HOST) scripts/run.py models $(OPTIONS)
@@ -117,5 +125,11 @@ test-setup:
 #>   PLUGIN   a Python file with configure(config), callbacks, forward_step or loss
 #>   ARGS     flags for assets/pretrain_llama.py as they are, and section.field=value of the config
 #>   FRESH=1  train again            compare reuses finished runs
+#>   REPEAT   runs of each precision that compare takes turns with   1; 3 show how runs differ
+#>   A B      what to compare        bf16 and nvfp4; the same twice is the control
+#>   BASE     the baseline of a comparison: A, B, a precision or a run   bf16
+#>   RUNS     run folders, their names or logs to compare, instead of training
+#>   BASELINE CURRENT   comparisons that gate holds against each other   CURRENT: the newest
+#>   TOLERANCE  of gate, per cent    "speed=3 memory=2 loss=1"
 #>   TORCH_INDEX  a package index for torch alone, such as PyTorch's CPU index
 #>   PYTHON   the Python to set up with   python3

@@ -36,6 +36,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         UsageError: parallel sizes that do not divide the processes.
     """
     config = _from_recipe(settings.model)
+    config.model.num_layers = settings.num_layers
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
     config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)

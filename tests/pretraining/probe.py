@@ -161,6 +161,7 @@ def config_files() -> dict[str, Any]:
         "edited setting": taken(edit=("train_iters: 50", "train_iters: 70")),
         "flags": taken("--train-iters", "90", "optimizer.lr=0.002"),
         "bf16": taken("--precision", "bf16"),
+        "another model": taken("--model", "llama32-1b"),
         "by hand": [{name: change.value for name, change in found.items()}, chosen.sequence_length],
     }
     path.write_text(text.replace("adam_beta2", "adam_betta2"))

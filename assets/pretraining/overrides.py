@@ -55,6 +55,8 @@ OF_THE_PLACE = {
     "dist.local_rank",
     "model.hf_model_id",
 }
+# What follows from the kind of the data, where a saved config is run on another.
+OF_THE_DATA = {"dataset.split", "train.eval_iters", "validation.eval_iters"}
 
 
 def looks_like_one(word: str) -> bool:

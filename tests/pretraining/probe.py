@@ -84,7 +84,7 @@ def changed(*flags: str, on_gpu: bool = True) -> tuple[settings.Settings, Config
     args = settings.parser("probe").parse_args(["--data", "mock", *flags])
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=1)
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
-    config, found = changes.configured(chosen, FOLDER / "run", plugin, builtin=None, on_gpu=on_gpu, processes=1)
+    config, found = changes.configured(chosen, FOLDER / "run", plugin, builtin=None, processes=1)
     return chosen, config, found
 
 

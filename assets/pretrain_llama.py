@@ -52,9 +52,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         record.write_json(run.folder / record.ENVIRONMENT, described)
 
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
-    config, changed = changes.configured(
-        chosen, run.folder, plugin, builtin=builtin, on_gpu=on_gpu, processes=processes
-    )
+    config, changed = changes.configured(chosen, run.folder, plugin, builtin=builtin, processes=processes)
     if run.rank == 0:
         (run.folder / record.CONFIG).write_text(changes.as_text(config, chosen, changed), encoding="utf-8")
     if not on_gpu:

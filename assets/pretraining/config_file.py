@@ -42,6 +42,11 @@ class ConfigFile:
     version: str | None
     tree: dict[str, Any]
 
+    @property
+    def data(self) -> str | None:
+        """What the run that saved it trained on; None in a file written by hand."""
+        return None if self.arguments is None else self.arguments[self.arguments.index("--data") + 1]
+
     def edited_settings(self, arguments: dict[str, Any]) -> dict[str, int]:
         """The settings that the file's fields give, other than those its own arguments gave.
 

@@ -24,6 +24,7 @@ SETTINGS = {
     "model.seq_length": "seq_length",
     "dataset.seq_length": "seq_length",
     "dataset.sequence_length": "seq_length",
+    "model.num_layers": "num_layers",
     "model.tensor_model_parallel_size": "tensor_parallel",
     "model.pipeline_model_parallel_size": "pipeline_parallel",
     "model.context_parallel_size": "context_parallel",
@@ -54,6 +55,8 @@ OF_THE_PLACE = {
     "dist.local_rank",
     "model.hf_model_id",
 }
+# What follows from the kind of the data, where a saved config is run on another.
+OF_THE_DATA = {"dataset.split", "train.eval_iters", "validation.eval_iters"}
 
 
 def looks_like_one(word: str) -> bool:

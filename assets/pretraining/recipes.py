@@ -36,6 +36,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         UsageError: parallel sizes that do not divide the processes.
     """
     config = _from_recipe(settings.model)
+    config.model.num_layers = settings.num_layers
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
     config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
@@ -114,7 +115,7 @@ def _local_hf_config(folder: Path) -> Iterator[None]:
 
 def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:
     model = config.model
-    needed = settings.tensor_parallel * settings.pipeline_parallel * settings.context_parallel
+    needed = settings.processes_a_copy
     if processes % needed:
         raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
     model.context_parallel_size = settings.context_parallel

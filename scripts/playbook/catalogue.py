@@ -77,7 +77,7 @@ def precisions() -> int:
 def _capabilities(row: Precision) -> str:
     if row.capabilities is None:
         return "8.0 or newer"
-    return ", ".join(f"{major}.{minor}" for major, minor in row.capabilities)
+    return " ".join(f"{major}.{minor}" for major, minor in row.capabilities)
 
 
 def _kept(row: Precision) -> str:

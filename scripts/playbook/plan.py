@@ -19,7 +19,8 @@ from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
 from pretraining import config_file, plugin, record
 from pretraining.models import MOCK, PYTHON_STDLIB
-from pretraining.settings import NO_CONTEXT_PARALLEL, Settings
+from pretraining.parallel import NO_CONTEXT_PARALLEL
+from pretraining.settings import Settings
 from pretraining.switches import NAMES as SWITCHES
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Plan:
         asked = {
             "model": settings.model.name,
             "precision": settings.precision.name,
+            "num_layers": settings.num_layers,
             "bf16_head_layers": settings.bf16_head_layers,
             "bf16_tail_layers": settings.bf16_tail_layers,
             "train_iters": settings.train_iters,
@@ -138,6 +140,8 @@ def make_plan(settings: Settings, place: Place, processes: int, given: set[str])
         "batch": choice(f"{batch} {settings.micro_batch_size}", BATCH, f"{model.name}'s default"),
         "data": choice(settings.data, {"data"}, f"{model.name}'s default"),
     }
+    if settings.num_layers != model.num_layers:
+        choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
     choices |= {name: Choice(value, reason) for name, value, reason in _changes(settings, processes)}
     return Plan(settings, place, processes, choices)
 

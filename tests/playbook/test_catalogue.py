@@ -47,4 +47,4 @@ def test_every_precision_is_listed(capsys) -> None:
     assert [line.split()[0] for line in lines[1 : 1 + len(PRECISIONS)]] == list(PRECISIONS)
     assert max(map(len, lines)) <= 120
     nvfp4 = next(line for line in lines if line.startswith("nvfp4"))
-    assert "last eighth" in nvfp4 and "FP4 from 0.4.2" in nvfp4 and "10.0, 10.3" in nvfp4
+    assert "last eighth" in nvfp4 and "FP4 from 0.4.2" in nvfp4 and "10.0 10.3" in nvfp4

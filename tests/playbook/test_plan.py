@@ -92,9 +92,9 @@ def test_what_the_user_changes_is_in_the_request_and_shown(tmp_path: Path) -> No
     config, plugin = tmp_path / "c.yaml", tmp_path / "p.py"
     config.write_text("optimizer: {lr: 1.0e-4}")
     plugin.write_text("callbacks = []")
-    flags = ("--config", str(config), "--plugin", str(plugin), "model.num_layers=2")
+    flags = ("--config", str(config), "--plugin", str(plugin), "model.num_layers=2", "optimizer.lr=1e-3")
     made = planned(*flags)
-    assert made.request()["overrides"] == ["model.num_layers=2"]
+    assert made.request()["overrides"] == ["optimizer.lr=1e-3"]
     assert made.choices["kept in BF16"].value == "first 0 and last 1 of 2 layers"
     assert made.choices["plugin"].reason == "defines callbacks"
     assert {"config file", "overrides"} <= set(made.choices)

@@ -86,7 +86,7 @@ def changed(*flags: str, on_gpu: bool = True) -> tuple[settings.Settings, Config
     args = settings.parser("probe").parse_args(["--data", "mock", *flags])
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=1)
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
-    config, found = changes.configured(chosen, FOLDER / "run", plugin, builtin=None, on_gpu=on_gpu, processes=1)
+    config, found = changes.configured(chosen, FOLDER / "run", plugin, builtin=None, processes=1)
     return chosen, config, found
 
 
@@ -163,6 +163,7 @@ def config_files() -> dict[str, Any]:
         "edited setting": taken(edit=("train_iters: 50", "train_iters: 70")),
         "flags": taken("--train-iters", "90", "optimizer.lr=0.002"),
         "bf16": taken("--precision", "bf16"),
+        "another model": taken("--model", "llama32-1b"),
         "by hand": [{name: change.value for name, change in found.items()}, chosen.sequence_length],
     }
     path.write_text(text.replace("adam_beta2", "adam_betta2"))

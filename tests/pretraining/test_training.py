@@ -105,7 +105,7 @@ def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path,
         "short data": ("--data", short),
         "at its end": ("--resume", str(runs["bf16"])),
         "its config": ("--config", str(runs["bf16"] / record.CONFIG)),
-        "plugin": ("--plugin", str(plugin), "--train-iters", "2", "model.num_layers=2"),
+        "plugin": ("--plugin", str(plugin), "--train-iters", "2", "model.num_layers=2", "optimizer.adam_beta2=0.9"),
         "failing plugin": ("--plugin", str(failing), "--train-iters", "2"),
     }
     with ThreadPoolExecutor(2) as pool:
@@ -251,7 +251,7 @@ def test_a_plugin_and_an_override_take_part_and_are_facts(runs, others) -> None:
     assert losses(run)[0] == pytest.approx(2 * losses(plain)[0], rel=0.05)  # its loss counts twice
     assert (folder / record.LOG).read_text().count("the plugin saw step") == 2
     assert run.parity["min_learning_rate"] == 1e-3 and run.parity["num_layers"] == 2
-    assert run.parity["overrides"] == {"model.num_layers": "2"} and len(run.parity["plugin"]) == 12
+    assert run.parity["overrides"] == {"optimizer.adam_beta2": "0.9"} and len(run.parity["plugin"]) == 12
 
 
 def test_a_failing_plugin_is_told_by_file_and_line(others) -> None:

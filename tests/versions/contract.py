@@ -38,7 +38,7 @@ def settings_of(*flags: str) -> tuple[settings.Settings, int]:
 def built(*flags: str) -> tuple[settings.Settings, ConfigContainer, int]:
     """The config of a command line, and the processes it is for."""
     chosen, processes = settings_of(*flags)
-    config, _ = changes.configured(chosen, RUN, None, builtin=None, on_gpu=True, processes=processes)
+    config, _ = changes.configured(chosen, RUN, None, builtin=None, processes=processes)
     return chosen, config, processes
 
 

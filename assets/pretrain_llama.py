@@ -39,11 +39,11 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import environment, recipes, text, versions
+    from pretraining import corpus, environment, recipes, text, versions
     from pretraining.telemetry import Telemetry
 
     builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
-    text.check_length(chosen, builtin)
+    corpus.check(chosen, builtin)
     described = environment.describe(chosen, on_gpu=on_gpu, processes=processes, builtin=builtin)
     if run.rank == 0:
         record.write_json(run.folder / record.ENVIRONMENT, described)

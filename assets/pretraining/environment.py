@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import record, text, versions
+from . import corpus, record, text, versions
 from .models import MOCK, PYTHON_STDLIB
 from .numerics.nvfp4 import Recipe
 
@@ -164,7 +164,7 @@ def identify_data(settings: Settings, builtin: text.Text | None) -> str:
         return builtin.identity
     if settings.data == MOCK:
         return MOCK
-    return text.identify_dataset(settings.data)
+    return corpus.identify(settings.data)
 
 
 def _parameters(context: CallbackContext) -> int:

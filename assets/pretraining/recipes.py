@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import record, text, versions
+from . import blends, record, text, versions
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
 
 if TYPE_CHECKING:
-    from megatron.bridge.training.config import ConfigContainer
+    from megatron.bridge.training.config import ConfigContainer, GPTDatasetConfig
     from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
     from megatron.bridge.training.state import GlobalState
 
@@ -63,6 +63,11 @@ def check_built(state: GlobalState, settings: Settings) -> None:
         raise UsageError(
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
             "nothing is left to train; raise --train-iters"
+        )
+    if state.cfg.dataset.mock != (settings.data == MOCK):
+        raise UsageError(
+            f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
+            f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
         )
     wanted, built = settings.model.hf_config["vocab_size"], state.cfg.model.vocab_size
     if built != wanted:
@@ -158,13 +163,23 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | 
         dataset.split = None
         dataset.blend_per_split = [([builtin.prefix(split)], None) for split in text.SPLITS]
     elif settings.data != MOCK:
-        dataset.blend = ([settings.data], None)
-        # Megatron splits by whole documents and loops for ever over a split that got none: hold out only what will
-        # be evaluated, and nothing where there are too few documents for 18 : 1 : 1.
-        if _count_sequences(settings.data) < 20:
-            eval_iters = 0
-        dataset.split = "18,1,1" if eval_iters else "1,0,0"
+        eval_iters = _set_own_data(dataset, blends.parse(settings.data), eval_iters)
     versions.set_evaluation(config, eval_iters, interval=settings.train_iters + 1)  # only at the end
+
+
+def _set_own_data(dataset: GPTDatasetConfig, parsed: dict[str, blends.Blend], eval_iters: int) -> int:
+    """Set the blends; returns the evaluation batches, 0 where there is nothing to evaluate on."""
+    if blends.ALL not in parsed:
+        dataset.split = None
+        dataset.blend_per_split = [parsed[split].as_megatron() if split in parsed else None for split in blends.SPLITS]
+        return eval_iters if {"valid", "test"} <= set(parsed) else 0
+    dataset.blend = parsed[blends.ALL].as_megatron()
+    # Megatron splits by whole documents and loops for ever over a split that got none: hold out only what will
+    # be evaluated, and nothing where there are too few documents for 18 : 1 : 1.
+    if min(map(_count_sequences, parsed[blends.ALL].prefixes)) < 20:
+        eval_iters = 0
+    dataset.split = "18,1,1" if eval_iters else "1,0,0"
+    return eval_iters
 
 
 def _count_sequences(prefix: str) -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import switches
+from . import blends, switches
+from .data import manifest
 from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
@@ -28,7 +29,7 @@ class Settings:
 
     Attributes:
         bf16_head_layers, bf16_tail_layers: layers kept in BF16 at the start and the end of the model.
-        data: "mock", "python-stdlib", or the prefix of a Megatron .bin/.idx pair.
+        data: "mock", "python-stdlib", or Megatron datasets in the words of `blends.py`.
         seed: of weights, data order and stochastic rounding.
         save: write a checkpoint every so many iterations and at the end, or None for none.
         emulate: on a GPU, NVFP4's arithmetic without FP4 tensor cores; the CPU runtime has no other.
@@ -86,7 +87,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--global-batch-size", type=int, metavar="N", help=f"sequences a step (default by model{defaults} 64)")
     add("--micro-batch-size", type=int, metavar="N", help=f"sequences a forward pass (default by model{defaults} 4)")
     add("--seq-length", type=int, metavar="N", help=f"tokens a sequence (default by model{defaults} 4096)")
-    add("--data", help=f"{MOCK}, {PYTHON_STDLIB} or the prefix of a .bin/.idx pair (default by model)")
+    add(
+        "--data",
+        help=f"{MOCK}, {PYTHON_STDLIB}, or .bin/.idx prefixes: P, '0.7 P 0.3 Q', 'train=P valid=Q' (default by model)",
+    )
     add("--seed", type=int, default=1234, help="of weights, data order and stochastic rounding (default 1234)")
     add("--save", type=int, metavar="N", help="checkpoint every N iterations and at the end (default: none)")
     add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
@@ -159,7 +163,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         bf16_head_layers=head if quantized else 0,
         bf16_tail_layers=tail if quantized else 0,
         micro_batch_size=_micro_batch_size(args.micro_batch_size, model, sizes, processes),
-        data=_checked_data(args.data or model.data),
+        data=_checked_data(args.data or model.data, model),
         seed=args.seed,
         save=args.save,
         emulate=on_gpu and args.emulate,
@@ -213,20 +217,22 @@ def _micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], pr
     return given
 
 
-def _checked_data(data: str) -> str:
+def _checked_data(data: str, model: Model) -> str:
     if data in (MOCK, PYTHON_STDLIB):
         return data
-    prefix = Path(data.removesuffix(".bin").removesuffix(".idx")).absolute()
-    found = {end: prefix.with_name(prefix.name + end).is_file() for end in (".bin", ".idx")}
-    if all(found.values()):
-        return str(prefix)
-    if any(found.values()):
-        missing = next(end for end, there in found.items() if not there)
-        raise UsageError(f"--data {data}: {prefix}{missing} is missing; a Megatron dataset is a .bin and an .idx file")
-    raise UsageError(
-        f"--data {data}: there is no {prefix}.bin and .idx; give the prefix of a Megatron dataset without its "
-        f"ending, or {MOCK} or {PYTHON_STDLIB}"
-    )
+    parsed = blends.parse(data)
+    words = model.hf_config["vocab_size"]
+    for prefix in dict.fromkeys(prefix for blend in parsed.values() for prefix in blend.prefixes):
+        try:
+            known = manifest.read(prefix)
+        except ValueError as error:
+            raise UsageError(f"--data {prefix}: {error}") from error
+        if known and known.vocabulary_size > words:
+            raise UsageError(
+                f"--data {prefix} was tokenized by {known.tokenizer} into {known.vocabulary_size} words, and "
+                f"{model.name} has {words}: `make data` with a tokenizer that fits the model"
+            )
+    return blends.as_words(parsed)
 
 
 def _checked_resume(run: Path | None) -> Path | None:

@@ -17,7 +17,7 @@ from playbook.launch import Started
 from playbook.place import Choice, Place
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
-from pretraining import record
+from pretraining import blends, record
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
 from pretraining.switches import NAMES as SWITCHES
@@ -68,7 +68,7 @@ class Plan:
         if place.runtime == "cpu":
             asked["packages"] = fingerprint("cpu")
         if settings.data not in (MOCK, PYTHON_STDLIB):
-            asked["data_files"] = _written(settings.data)
+            asked["data_files"] = [_written(prefix) for prefix in blends.prefixes(settings.data)]
         if settings.emulate:
             asked["emulate"] = True
         if place.runtime == "container":

@@ -20,7 +20,7 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
-from pretraining import switches
+from pretraining import blends, switches
 from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
@@ -163,7 +163,7 @@ def training(
     folders = [Folder(ASSETS), *(Folder(path, True) for path in written)]
     own_data = settings.data not in (MOCK, PYTHON_STDLIB)
     if own_data:
-        folders.append(Folder(Path(settings.data).parent))
+        folders += [Folder(Path(prefix).parent) for prefix in blends.prefixes(settings.data)]
     if settings.resume:
         folders.append(Folder(settings.resume))
     return Container(

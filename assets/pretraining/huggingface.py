@@ -1,0 +1,53 @@
+"""What Hugging Face says when it does not give something, in words that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from .errors import UsageError
+
+
+@contextlib.contextmanager
+def explained(name: str, flag: str) -> Iterator[None]:
+    """Within: an error of Hugging Face's libraries becomes a UsageError of one sentence.
+
+    Args:
+        name: the repository, or a local folder.
+        flag: what the user gave it to.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        chain = _chain(error)
+        if any(isinstance(each, errors.GatedRepoError) for each in chain):
+            raise UsageError(
+                f"{flag} {name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a "
+                "token of that account (https://huggingface.co/settings/tokens)"
+            ) from error
+        if os.path.isdir(name):
+            raise UsageError(f"{flag} {name}: {_first_line(error)}") from error
+        if any(isinstance(each, errors.RepositoryNotFoundError | errors.HFValidationError) for each in chain):
+            raise UsageError(
+                f"{flag} {name}: neither a local folder nor a repository of Hugging Face that you can see; a private "
+                "one needs HF_TOKEN"
+            ) from error
+        raise UsageError(
+            f"{flag} {name} cannot be had from Hugging Face ({_first_line(error)}); without a network "
+            "give a local folder"
+        ) from error
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -14,6 +14,11 @@ SEQ ?=
 RUNTIME ?= auto
 NPROC ?= 1
 DATA ?=
+INPUT ?=
+TOKENIZER ?=
+OUT ?=
+FIELD ?=
+SKIP_BAD ?=
 TAG ?=
 GPU ?=
 PRECISION ?=
@@ -36,7 +41,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare data shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -53,6 +58,11 @@ bf16: host-setup ## pretrain in BF16
 
 compare: host-setup ## both, reusing finished runs of the same work, then the comparison
 	@$(HOST) scripts/run.py compare $(OPTIONS)
+
+data: host-setup ## tokenize your own text: INPUT="corpus/*.jsonl" TOKENIZER=... [OUT=prefix]
+	@$(HOST) scripts/data.py --runtime $(RUNTIME) $(if $(TAG),--tag '$(TAG)') $(if $(INPUT),--input '$(INPUT)') \
+	  $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') $(if $(OUT),--out '$(OUT)') $(if $(FIELD),--field '$(FIELD)') \
+	  $(if $(SKIP_BAD),--skip-bad) $(ARGS)
 
 shell: host-setup ## a shell in the container that a training would get
 	@$(HOST) scripts/run.py shell $(OPTIONS)
@@ -101,7 +111,12 @@ test-setup:
 #>   WARMUP   warm-up iterations     2; tiny 20
 #>   GBS MBS  global, micro batch    64 and 4; tiny 32 and 32
 #>   SEQ      sequence length        4096; tiny 128
-#>   DATA     mock, python-stdlib or a .bin/.idx prefix   mock; tiny python-stdlib
+#>   DATA     mock, python-stdlib or .bin/.idx prefixes: a, '0.7 a 0.3 b', 'train=a valid=b'   mock; tiny python-stdlib
+#>   INPUT    of make data: files or patterns of JSONL, text, Parquet, .gz, .zst
+#>   TOKENIZER  of make data: bytes, or Hugging Face's by name or folder
+#>   OUT      prefix that make data writes   data/NAME-TOKENIZER
+#>   FIELD    of the text in JSON or Parquet   text
+#>   SKIP_BAD=1  leave out lines that cannot be read, instead of failing
 #>   RUNTIME  auto, container, local or cpu   auto: a container where a GPU is, else cpu
 #>   GPU      index or UUID          the largest that trains in the precision
 #>   PRECISION  in place of nvfp4: fp8, fp8_blockwise or mxfp8

@@ -16,6 +16,7 @@ import argparse
 import collections
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import time
@@ -107,23 +108,22 @@ def prepare(args: argparse.Namespace) -> Manifest | None:
     if prefix.suffix in (".bin", ".idx"):
         prefix = prefix.with_suffix("")
     name = str(Path(args.tokenizer).absolute()) if os.path.isdir(args.tokenizer) else args.tokenizer
-    build = Build(prefix, plan_of(inputs, name, args.field))
-    if build.finish_interrupted():
-        return None
-    try:
-        vocabulary = tokenizers.prepare(name, build.tokenizer_file)
-        build.open(vocabulary.dtype)
-        _tokenize(build, worker.Task(name, build.tokenizer_file, vocabulary, args.field), inputs, args)
-    except UsageError:
-        if build.state.chunks == 0:
-            build.discard()  # nothing to go on from
-        raise
-    if build.state.bad and not args.skip_bad:
-        raise BadLines(_told(build.state))
-    if not build.state.documents:
-        build.discard()
-        raise UsageError(f"--input {args.input}: {len(inputs)} files, and no document in them")
-    return build.finish(name, vocabulary, inputs)
+    with Build(prefix, plan_of(inputs, name, args.field)) as build:
+        if build.finish_interrupted():
+            return None
+        try:
+            vocabulary = tokenizers.prepare(name, build.tokenizer_file)
+            build.open(vocabulary.dtype)
+            _tokenize(build, worker.Task(name, build.tokenizer_file, vocabulary, args.field), inputs, args)
+            if build.state.bad and not args.skip_bad:
+                raise BadLines(_told(build.state))
+            if not build.state.documents:
+                raise UsageError(f"--input {args.input}: {len(inputs)} files, and no document in them")
+        except UsageError:
+            if not build.state.documents:
+                build.discard()  # nothing to go on from
+            raise
+        return build.finish(name, vocabulary, inputs)
 
 
 def _tokenize(build: Build, task: worker.Task, inputs: list[sources.Source], args: argparse.Namespace) -> None:
@@ -196,7 +196,8 @@ def _summary(written: Manifest, prefix: Path, seconds: float) -> str:
         left_out = f"\n  left out: {written.bad_lines} broken lines, {written.empty_documents} empty documents"
     return (
         f"{prefix}: {written.documents:,} documents, {written.tokens:,} tokens of {written.vocabulary_size:,} words, "
-        f"{written.text_bytes / 1e6:.1f} MB of text in {seconds:.0f} s{left_out}\n  train on it: DATA={prefix}"
+        f"{written.text_bytes:,} bytes of text in {seconds:.0f} s{left_out}\n"
+        f"  train on it: DATA={shlex.quote(str(prefix))}"
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from .errors import UsageError
 
@@ -17,6 +19,7 @@ def explained(name: str, flag: str) -> Iterator[None]:
         name: the repository, or a local folder.
         flag: what the user gave it to.
     """
+    _go_offline_without_network()
     from huggingface_hub import errors
 
     try:
@@ -39,6 +42,16 @@ def explained(name: str, flag: str) -> Iterator[None]:
             f"{flag} {name} cannot be had from Hugging Face ({_first_line(error)}); without a network "
             "give a local folder"
         ) from error
+
+
+def _go_offline_without_network() -> None:
+    """Where the name does not even resolve, look only at what is there: a minute of retries would end no better."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        if not any(name.lower() == "https_proxy" for name in os.environ):
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -1,11 +1,13 @@
 """The command line of a training: its defaults, and an error with cause and remedy for whatever cannot be."""
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from pretraining import settings
+from pretraining.data import manifest
 from pretraining.errors import UsageError
 from pretraining.models import MODELS
 
@@ -196,6 +198,22 @@ def test_a_missing_dataset(tmp_path: Path) -> None:
     (tmp_path / "corpus.bin").unlink()
     (tmp_path / "corpus.idx").touch()
     assert f"{tmp_path}/corpus.bin is missing" in refusal("--data", str(tmp_path / "corpus"))
+
+
+def test_a_manifest_with_more_words_than_the_model(tmp_path: Path) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"corpus{ending}").touch()
+    known = {name: 0 for name in manifest.Manifest.__dataclass_fields__}
+    for words, refused in ((257, False), (258, True)):
+        content = known | {"tokenizer": "my/tokenizer", "vocabulary_size": words}
+        (tmp_path / f"corpus{manifest.ENDING}").write_text(json.dumps(content))
+        if refused:
+            said = refusal("--data", str(tmp_path / "corpus"))
+            assert "was tokenized by my/tokenizer into 258 words, and tiny has 257" in said
+        else:
+            assert resolve("--data", str(tmp_path / "corpus")).data == str(tmp_path / "corpus")
+    (tmp_path / f"corpus{manifest.ENDING}").write_text("{}")
+    assert "is no manifest of `make data`: was it edited?" in refusal("--data", str(tmp_path / "corpus"))
 
 
 def test_resume_without_a_checkpoint(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ class Build:
         self._committed = time.monotonic()
         self._digest = hashlib.sha256()
 
+    def __enter__(self) -> Build:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let another process have it."""
+        self._lock.close()
+
     @property
     def tokenizer_file(self) -> Path:
         """Where the tokenizer's `tokenizer.json` lies."""

@@ -103,9 +103,9 @@ def prepare(name: str, file: Path) -> Vocabulary:
         return Bytes.vocabulary
     os.environ.setdefault("USE_TORCH", "0")  # transformers without torch: a tenth of the memory
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import AutoTokenizer
-
     with huggingface.explained(name, "--tokenizer"):
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(name)
     if not tokenizer.is_fast:
         raise UsageError(f"--tokenizer {name} has no fast version (a tokenizer.json), and a slow one takes days")

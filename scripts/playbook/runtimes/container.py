@@ -173,7 +173,7 @@ def training(
         environment=user_environment(settings.cache_dir, image_path),
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
         secrets=given_secrets() if own_data else (),
-        folders=_checked(folders),
+        folders=checked(folders),
         user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
         workdir=str(run_dir),
         gpu=gpu,
@@ -217,7 +217,7 @@ def written_folders(container: Container) -> list[Path]:
     return [*mounted, *(Path(container.environment[name]) for name in caches)]
 
 
-def _checked(folders: list[Folder]) -> tuple[Folder, ...]:
+def checked(folders: list[Folder]) -> tuple[Folder, ...]:
     """Each folder once, outer before inner, none of them in the image's way."""
     once: dict[Path, Folder] = {}
     for each in folders:

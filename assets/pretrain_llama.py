@@ -39,7 +39,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import corpus, environment, recipes, text, versions
+    from pretraining import corpus, environment, recipes, text, versions, weights
     from pretraining.telemetry import Telemetry
 
     builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
@@ -62,8 +62,12 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
             described.update(parity=facts, flops_per_token=environment.flops_per_token(context))
             record.write_json(run.folder / record.ENVIRONMENT, described)
             context.state.cfg.to_yaml(str(run.folder / record.CONFIG))
+        if chosen.export:
+            weights.export(context.model, chosen.model, chosen.export)
+        if chosen.save:
+            run.saving.begin(context)
 
-    run.telemetry = Telemetry(run.folder, on_start)
+    run.telemetry = Telemetry(run.folder, on_start, run.saving.end if chosen.save else lambda: None)
     pretrain(config, forward_step, callbacks=[run.telemetry])
 
 

@@ -18,6 +18,7 @@ from . import record
 from .errors import Diverged, UsageError
 from .precision import PRECISIONS
 from .record import Verdict
+from .saving import SaveFirst
 from .settings import PROJECT, RUNS, Settings
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class RunEnd:
         rank: of this process; rank 0 reports a success, any rank its failure.
         partners: whether torch.distributed.run started other processes beside this one.
         telemetry: set once training is about to start.
+        saving: what a signal does while it trains, where the run keeps checkpoints.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -148,6 +150,7 @@ class RunEnd:
         self.rank = rank
         self.partners = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         self.telemetry: Telemetry | None = None
+        self.saving = SaveFirst()
         self._began = time.monotonic()
 
     def succeeded(self) -> int:
@@ -158,7 +161,7 @@ class RunEnd:
 
     def failed(self, error: BaseException) -> int:
         """Write the outcome that `error` stands for. Returns the exit code."""
-        verdict, cause, code = classify(error)
+        verdict, cause, code = self._saved_first() if self._ended_by_saving(error) else classify(error)
         if isinstance(error, Interrupted) and str(error) == "SIGTERM" and self.partners:
             # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
             print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)
@@ -169,6 +172,18 @@ class RunEnd:
         except OSError as full:
             print(f"pretrain_llama.py: the outcome could not be written: {full}", file=sys.stderr, flush=True)
         return code
+
+    def _ended_by_saving(self, error: BaseException) -> bool:
+        return self.saving.active and isinstance(error, SystemExit) and not error.code
+
+    def _saved_first(self) -> tuple[Verdict, str, int]:
+        done = self.telemetry.iterations if self.telemetry else 0
+        by = self.saving.signal or "a signal to another of its processes"
+        return (
+            Verdict.INTERRUPTED,
+            f"interrupted by {by}, saved at iteration {done}: --resume {self.folder} (RESUME=) continues",
+            INTERRUPTED,
+        )
 
     def _write(self, verdict: Verdict, cause: str, code: int) -> None:
         telemetry = self.telemetry

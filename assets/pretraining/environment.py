@@ -43,6 +43,8 @@ def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: text.
         "tokens_per_step": settings.tokens_per_step,
         "processes": processes,
         "resumed_from": str(settings.resume) if settings.resume else None,
+        "weights_from": settings.weights,
+        "trained": settings.trains,
         **({"text": {"bigram_entropy": builtin.bigram_entropy, "tokens": builtin.tokens}} if builtin else {}),
     }
 

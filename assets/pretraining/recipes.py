@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import blends, record, text, versions
+from . import blends, record, text, versions, weights
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from megatron.bridge.training.state import GlobalState
 
     from .settings import Settings
+
+
+EVALUATION_BATCHES = 32
 
 
 def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: text.Text | None) -> ConfigContainer:
@@ -45,6 +48,8 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         versions.keep_bf16_weights(config.mixed_precision)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
+    if settings.weights:
+        config.model.register_pre_wrap_hook(weights.loader(settings.weights, settings.model))
     if not versions.has_apex():
         config.model.gradient_accumulation_fusion = False  # its kernel is APEX's; the container has it, bare metal not
     config.logger.log_interval = 1
@@ -59,7 +64,7 @@ def check_built(state: GlobalState, settings: Settings) -> None:
     would silently make another model.
     """
     done = state.train_state.step
-    if done >= settings.train_iters:
+    if settings.trains and done >= settings.train_iters:
         raise UsageError(
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
             "nothing is left to train; raise --train-iters"
@@ -151,7 +156,9 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
 
 def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
     dataset = config.dataset
-    eval_iters = 0 if settings.data == MOCK else settings.model.eval_iters
+    eval_iters = 0 if settings.data == MOCK or settings.export else settings.model.eval_iters
+    if settings.evaluate:
+        eval_iters = eval_iters or EVALUATION_BATCHES  # the GPU models' own number is 0: their default data is mock
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
     vocabulary = settings.model.hf_config["vocab_size"]
@@ -195,5 +202,8 @@ def _set_checkpoints(config: ConfigContainer, settings: Settings, run_dir: Path)
     if settings.save:
         checkpoint.save = str(run_dir / record.CHECKPOINTS)
         checkpoint.save_interval = settings.save
+        if settings.precision.name == "nvfp4":
+            versions.save_packed_weights(config)
     if settings.resume:
         checkpoint.load = str(settings.resume / record.CHECKPOINTS)
+        checkpoint.load_optim = checkpoint.load_rng = settings.trains

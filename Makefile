@@ -29,6 +29,9 @@ RUN ?=
 JSON ?=
 ARGS ?=
 FRESH ?=
+SAVE ?=
+RESUME ?=
+FROM ?=
 CLEAN ?=
 export TORCH_INDEX
 
@@ -38,10 +41,11 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
           $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
+          $(if $(SAVE),--save '$(SAVE)') $(if $(RESUME),--resume '$(RESUME)') $(if $(FROM),--from '$(FROM)') \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare data shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare eval export data shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -58,6 +62,12 @@ bf16: host-setup ## pretrain in BF16
 
 compare: host-setup ## both, reusing finished runs of the same work, then the comparison
 	@$(HOST) scripts/run.py compare $(OPTIONS)
+
+eval: host-setup ## the validation loss of a checkpoint: RUN=... [PRECISION=bf16]
+	@$(HOST) scripts/run.py eval $(if $(RUN),--run '$(RUN)') $(OPTIONS)
+
+export: host-setup ## a checkpoint as a Hugging Face folder: RUN=... OUT=...
+	@$(HOST) scripts/run.py export $(if $(RUN),--run '$(RUN)') $(if $(OUT),--export '$(OUT)') $(OPTIONS)
 
 data: host-setup ## tokenize your own text: INPUT="corpus/*.jsonl" TOKENIZER=... [OUT=prefix]
 	@$(HOST) scripts/data.py --runtime $(RUNTIME) $(if $(TAG),--tag '$(TAG)') $(if $(INPUT),--input '$(INPUT)') \
@@ -114,7 +124,7 @@ test-setup:
 #>   DATA     mock, python-stdlib or .bin/.idx prefixes: a, '0.7 a 0.3 b', 'train=a valid=b'   mock; tiny python-stdlib
 #>   INPUT    of make data: files or patterns of JSONL, text, Parquet, .gz, .zst
 #>   TOKENIZER  of make data: bytes, or Hugging Face's by name or folder
-#>   OUT      prefix that make data writes   data/NAME-TOKENIZER
+#>   OUT      prefix that make data writes, folder that make export writes   data/NAME-TOKENIZER
 #>   FIELD    of the text in JSON or Parquet   text
 #>   SKIP_BAD=1  leave out lines that cannot be read, instead of failing
 #>   RUNTIME  auto, container, local or cpu   auto: a container where a GPU is, else cpu
@@ -123,7 +133,10 @@ test-setup:
 #>   EMULATE=1  NVFP4's arithmetic on a GPU without its tensor cores
 #>   TAG      of the NeMo image, or a whole image name   26.04
 #>   DRY_RUN=1  print the commands that would train, start nothing
-#>   RUN      the run that attach and stop mean, where several run
+#>   RUN      the run that eval and export mean; and attach and stop, where several run
+#>   SAVE     a checkpoint every so many iterations and at the end   none; own data on a GPU at the end
+#>   RESUME   the run to continue from its last checkpoint, in a new folder
+#>   FROM     weights to begin with: hf:NAME of Hugging Face, or a local folder   random
 #>   NPROC    processes              1
 #>   ARGS     flags for assets/pretrain_llama.py, as they are
 #>   FRESH=1  train again            compare reuses finished runs

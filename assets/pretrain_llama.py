@@ -93,7 +93,7 @@ def main() -> int:
         code = run.succeeded()
     except BaseException as error:
         ending.caught()
-        if not isinstance(error, UsageError):  # its one line says all
+        if not (isinstance(error, UsageError) or run.ended_by_saving(error)):  # whose one line says all
             traceback.print_exc()
         code = run.failed(error)
     tee.finish(copier)

@@ -161,7 +161,7 @@ class RunEnd:
 
     def failed(self, error: BaseException) -> int:
         """Write the outcome that `error` stands for. Returns the exit code."""
-        verdict, cause, code = self._saved_first() if self._ended_by_saving(error) else classify(error)
+        verdict, cause, code = self._saved_first() if self.ended_by_saving(error) else classify(error)
         if isinstance(error, Interrupted) and str(error) == "SIGTERM" and self.partners:
             # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
             print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)
@@ -173,7 +173,8 @@ class RunEnd:
             print(f"pretrain_llama.py: the outcome could not be written: {full}", file=sys.stderr, flush=True)
         return code
 
-    def _ended_by_saving(self, error: BaseException) -> bool:
+    def ended_by_saving(self, error: BaseException) -> bool:
+        """Whether `error` is Megatron-Bridge's end after a signal: the checkpoint is written."""
         return self.saving.active and isinstance(error, SystemExit) and not error.code
 
     def _saved_first(self) -> tuple[Verdict, str, int]:

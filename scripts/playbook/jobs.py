@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, comparison, place, plan, stats, table
+from playbook import PROJECT, checkpoints, comparison, place, plan, stats, table
 from playbook.launch import launch
 from playbook.place import Place, Wanted
 from playbook.progress import Progress
@@ -17,7 +17,7 @@ from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
 
-JOBS = ("nvfp4", "bf16", "compare", "shell", "attach", "stop")
+JOBS = ("nvfp4", "bf16", "compare", "eval", "export", "shell", "attach", "stop")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--dry-run", action="store_true", help="print the commands that would train, start nothing")
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
     flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
-    flags.add_argument("--run", metavar="NAME", help="the run to attach to or to stop, where several run")
+    flags.add_argument("--run", metavar="NAME", help="the run to attach to, to stop, to evaluate or to export")
     flags.add_argument("--runs", type=Path, default=PROJECT / settings.RUNS, help="where run folders go")
     return flags
 
@@ -47,6 +47,10 @@ def run(arguments: list[str] | None = None) -> int:
         raise UsageError(f"NPROC={args.nproc}: at least one process is needed")
     if args.job in ("attach", "stop"):
         return _follow_up(args)
+    if args.job in ("eval", "export"):
+        checkpoints.of_run(args)
+    elif args.resume:
+        checkpoints.like_run(args, checkpoints.folder_of(args.resume, args.runs))
     precisions = _precisions(args)
     where = place.choose(wanted(args), find_precision(precisions[-1]))
     if args.job == "shell":
@@ -63,12 +67,17 @@ def run(arguments: list[str] | None = None) -> int:
         plans = {precision: _plan(args, precision, where) for precision in precisions}
     if args.job == "compare":
         return _compare(plans, args)
-    return _report(_train(plans[precisions[0]], args.runs))
+    ended = _train(plans[precisions[0]], args.runs)
+    if args.job == "eval" and ended.evaluations:
+        checkpoints.show_evaluation(ended)
+    return _report(ended)
 
 
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     """What the job trains in, the most demanding last. PRECISION= takes the place of NVFP4."""
     asked = args.precision
+    if args.job in ("eval", "export"):
+        return (asked,)
     quantized = "nvfp4" if asked in (None, "bf16") else asked
     if (asked not in (None, "bf16") and args.job == "bf16") or (asked == "bf16" and args.job != "bf16"):
         raise UsageError(f"this target trains in {args.job}; leave --precision and --disable-fp4 out of ARGS")
@@ -148,7 +157,8 @@ def _train(job: plan.Plan, runs: Path) -> Run:
     print(f"{chosen.precision.name}:")
     plan.show(job, folder)
     job.write(folder, ready.words)
-    progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", chosen.train_iters)
+    iterations = chosen.train_iters if chosen.trains else 0
+    progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
     return launch(ready.start, folder, progress)
 
 

@@ -21,7 +21,7 @@ class Progress:
     Args:
         folder: the run folder.
         label: what is trained, such as "nvfp4 tiny".
-        iterations: how many there will be.
+        iterations: how many there will be, 0 for a run that trains nothing.
     """
 
     def __init__(self, folder: Path, label: str, iterations: int) -> None:
@@ -40,7 +40,7 @@ class Progress:
             self._status = console.status("", spinner="dots")
             self._status.start()
         else:
-            self.say(f"{label}: starting, {iterations} iterations")
+            self.say(f"{label}: starting{f', {iterations} iterations' if iterations else ''}")
 
     def update(self) -> None:
         """Read what is new and show it."""

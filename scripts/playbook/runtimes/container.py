@@ -20,7 +20,7 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
-from pretraining import blends, switches
+from pretraining import blends, saving, switches
 from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
@@ -166,13 +166,18 @@ def training(
         folders += [Folder(Path(prefix).parent) for prefix in blends.prefixes(settings.data)]
     if settings.resume:
         folders.append(Folder(settings.resume))
+    if settings.weights and Path(settings.weights).is_dir():
+        folders.append(Folder(Path(settings.weights)))
+    if settings.export:
+        folders.append(Folder(settings.export.parent, True))
     return Container(
         image=image,
         name=f"{LABEL}-{gpu or 'cpu'}" if gpu != PLACEHOLDER else None,
         command=[*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
-        environment=user_environment(settings.cache_dir, image_path),
+        environment=user_environment(settings.cache_dir, image_path)
+        | ({saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS)} if settings.save else {}),
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
-        secrets=given_secrets() if own_data else (),
+        secrets=given_secrets() if own_data or settings.weights else (),
         folders=checked(folders),
         user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
         workdir=str(run_dir),

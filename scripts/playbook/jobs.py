@@ -70,6 +70,8 @@ def run(arguments: list[str] | None = None) -> int:
     ended = _train(plans[precisions[0]], args.runs)
     if args.job == "eval" and ended.evaluations:
         checkpoints.show_evaluation(ended)
+    if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
+        print(f"exported to {args.export}")
     return _report(ended)
 
 

@@ -18,6 +18,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') \
           $(if $(BF16_TAIL),--bf16-tail-layers '$(BF16_TAIL)') $(if $(BF16_HEAD),--bf16-head-layers '$(BF16_HEAD)') \
           $(if $(TUNED),--tuned) $(if $(CONFIG),--config '$(CONFIG)') $(if $(PLUGIN),--plugin '$(PLUGIN)') \
+          $(if $(SAVE),--save '$(SAVE)') $(if $(RESUME),--resume '$(RESUME)') $(if $(FROM),--from '$(FROM)') \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
@@ -55,6 +56,17 @@ precisions: host-setup ## what it can be trained in: preset, GPUs, BF16 layers
 
 show-config: host-setup ## the config that `make nvfp4`, or PRECISION=, would train with, as YAML for CONFIG=
 	@$(HOST) scripts/run.py show-config $(OPTIONS)
+
+eval: host-setup ## the validation loss of a checkpoint: RUN=... [PRECISION=bf16]
+	@$(HOST) scripts/run.py eval $(if $(RUN),--run '$(RUN)') $(OPTIONS)
+
+export: host-setup ## a checkpoint as a Hugging Face folder: RUN=... OUT=...
+	@$(HOST) scripts/run.py export $(if $(RUN),--run '$(RUN)') $(if $(OUT),--export '$(OUT)') $(OPTIONS)
+
+data: host-setup ## tokenize your own text: INPUT="corpus/*.jsonl" TOKENIZER=... [OUT=prefix]
+	@$(HOST) scripts/data.py --runtime $(RUNTIME) $(if $(TAG),--tag '$(TAG)') $(if $(INPUT),--input '$(INPUT)') \
+	  $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') $(if $(OUT),--out '$(OUT)') $(if $(FIELD),--field '$(FIELD)') \
+	  $(if $(SKIP_BAD),--skip-bad) $(ARGS)
 
 shell: host-setup ## a shell in the container that a training would get
 	@$(HOST) scripts/run.py shell $(OPTIONS)
@@ -109,7 +121,12 @@ test-setup:
 #>   WARMUP   warm-up iterations     2; tiny 20
 #>   GBS MBS  global, micro batch    64 and 4; tiny 32 and 32
 #>   SEQ      sequence length        4096; tiny 128
-#>   DATA     mock, python-stdlib or a .bin/.idx prefix   mock; tiny python-stdlib
+#>   DATA     mock, python-stdlib or .bin/.idx prefixes: a, '0.7 a 0.3 b', 'train=a valid=b'   mock; tiny python-stdlib
+#>   INPUT    of make data: files or patterns of JSONL, text, Parquet, .gz, .zst
+#>   TOKENIZER  of make data: bytes, or Hugging Face's by name or folder
+#>   OUT      prefix that make data writes, folder that make export writes   data/NAME-TOKENIZER
+#>   FIELD    of the text in JSON or Parquet   text
+#>   SKIP_BAD=1  leave out lines that cannot be read, instead of failing
 #>   RUNTIME  auto, container, local or cpu   auto: a container where a GPU is, else cpu
 #>   GPU      index or UUID          the largest that trains in the precision
 #>   PRECISION  in place of nvfp4: fp8, fp8_blockwise or mxfp8
@@ -117,7 +134,10 @@ test-setup:
 #>   TAG      of the NeMo image, or a whole image name   26.04
 #>   TENSORBOARD=1  WANDB=project  MLFLOW=experiment   log there too, into the run folder
 #>   DRY_RUN=1  print the commands that would train, start nothing
-#>   RUN      the run that attach and stop mean, where several run
+#>   RUN      the run that eval and export mean; and attach and stop, where several run
+#>   SAVE     a checkpoint every so many iterations and at the end   none; own data on a GPU at the end
+#>   RESUME   the run to continue from its last checkpoint, in a new folder
+#>   FROM     weights to begin with: hf:NAME of Hugging Face, or a local folder   random
 #>   NPROC    processes              1
 #>   BF16_TAIL BF16_HEAD  last and first layers kept in BF16   nvfp4: an eighth, at least 1, and 0
 #>   TUNED=1  CUDA graphs and fewer checks, on a GPU; compares with tuned runs only

@@ -41,12 +41,12 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import changes, environment, recipes, text, versions
+    from pretraining import changes, corpus, environment, recipes, text, versions, weights
     from pretraining.plugin import Plugin
     from pretraining.telemetry import Telemetry
 
     builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
-    text.check_length(chosen, builtin)
+    corpus.check(chosen, builtin)
     described = environment.describe(chosen, on_gpu=on_gpu, processes=processes, builtin=builtin)
     if run.rank == 0:
         record.write_json(run.folder / record.ENVIRONMENT, described)
@@ -72,8 +72,12 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
             described.update(parity=facts, context=environment.context_facts(chosen, context))
             described["flops_per_token"] = environment.flops_per_token(context)
             record.write_json(run.folder / record.ENVIRONMENT, described)
+        if chosen.export:
+            weights.export(context.model, chosen.model, chosen.export)
+        if chosen.save:
+            run.saving.begin(context)
 
-    run.telemetry = Telemetry(run.folder, on_start)
+    run.telemetry = Telemetry(run.folder, on_start, run.saving.end if chosen.save else lambda: None)
     step = plugin.forward_step(forward_step) if plugin else forward_step
     pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ())])
 
@@ -100,7 +104,7 @@ def main() -> int:
         code = run.succeeded()
     except BaseException as error:
         ending.caught()
-        if not isinstance(error, UsageError):  # its one line says all
+        if not (isinstance(error, UsageError) or run.ended_by_saving(error)):  # whose one line says all
             traceback.print_exc()
         code = run.failed(error)
     loggers.finish(chosen, succeeded=code == 0)

@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (NotStarted, OSError) as error:
         print(f"run: {_in_words(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("run: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"run: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

@@ -106,7 +106,7 @@ def test_every_option_reaches_the_launcher(make) -> None:
         (("bf16", "GBS=7", "MBS=2", "RUNTIME=cpu"), "--global-batch-size 7 is not divisible by --micro-batch-size 2"),
         (("bf16", "ITERS=ten", "RUNTIME=cpu"), "invalid int value: 'ten'"),
         (("bf16", "NPROC=0", "RUNTIME=cpu"), "NPROC=0: at least one process is needed"),
-        (("bf16", "DATA=no where", "RUNTIME=cpu"), "--data no where: there is no "),
+        (("bf16", "DATA=no/where", "RUNTIME=cpu"), "--data no/where: there is no "),
         (("bf16", "CONFIG=no where.yaml", "RUNTIME=cpu"), "--config no where.yaml cannot be read"),
         (("bf16", "PLUGIN=no where.py", "RUNTIME=cpu"), "--plugin no where.py cannot be read"),
         (("nvfp4", "TUNED=1", "RUNTIME=cpu"), "--tuned: the CPU runtime has no CUDA graphs"),

@@ -19,6 +19,7 @@ from .errors import Diverged, UsageError
 from .plugin import located
 from .precision import PRECISIONS
 from .record import Peak, Verdict
+from .saving import SaveFirst
 from .settings import PROJECT, RUNS, Settings
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class RunEnd:
         telemetry: set once training is about to start.
         sampler: of this machine, where this process started it.
         plugin: the user's file, whose line a cause names, or None.
+        saving: what a signal does while it trains, where the run keeps checkpoints.
     """
 
     def __init__(self, folder: Path, rank: int, plugin: Path | None = None) -> None:
@@ -154,6 +156,7 @@ class RunEnd:
         self.partners = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         self.telemetry: Telemetry | None = None
         self.sampler: Sampler | None = None
+        self.saving = SaveFirst()
         self._began = time.monotonic()
 
     def succeeded(self) -> int:
@@ -164,7 +167,7 @@ class RunEnd:
 
     def failed(self, error: BaseException) -> int:
         """Write the outcome that `error` stands for. Returns the exit code."""
-        verdict, cause, code = classify(error)
+        verdict, cause, code = self._saved_first() if self.ended_by_saving(error) else classify(error)
         if self.plugin and not isinstance(error, UsageError) and (line := located(error, self.plugin)):
             cause = f"{line}: {cause}"
         if isinstance(error, Interrupted) and str(error) == "SIGTERM" and self.partners:
@@ -177,6 +180,19 @@ class RunEnd:
         except OSError as full:
             print(f"pretrain_llama.py: the outcome could not be written: {full}", file=sys.stderr, flush=True)
         return code
+
+    def ended_by_saving(self, error: BaseException) -> bool:
+        """Whether `error` is Megatron-Bridge's end after a signal: the checkpoint is written."""
+        return self.saving.active and isinstance(error, SystemExit) and not error.code
+
+    def _saved_first(self) -> tuple[Verdict, str, int]:
+        done = self.telemetry.iterations if self.telemetry else 0
+        by = self.saving.signal or "a signal to another of its processes"
+        return (
+            Verdict.INTERRUPTED,
+            f"interrupted by {by}, saved at iteration {done}: --resume {self.folder} (RESUME=) continues",
+            INTERRUPTED,
+        )
 
     def _write(self, verdict: Verdict, cause: str, code: int) -> None:
         telemetry = self.telemetry

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import record, text, versions
+from . import corpus, record, text, versions
 from .models import MOCK, PYTHON_STDLIB
 from .numerics.nvfp4 import Recipe
 
@@ -43,6 +43,8 @@ def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: text.
         "tokens_per_step": settings.tokens_per_step,
         "processes": processes,
         "resumed_from": str(settings.resume) if settings.resume else None,
+        "weights_from": settings.weights,
+        "trained": settings.trains,
         **({"text": {"bigram_entropy": builtin.bigram_entropy, "tokens": builtin.tokens}} if builtin else {}),
     }
 
@@ -192,7 +194,7 @@ def identify_data(settings: Settings, builtin: text.Text | None) -> str:
         return builtin.identity
     if settings.data == MOCK:
         return MOCK
-    return text.identify_dataset(settings.data)
+    return corpus.identify(settings.data)
 
 
 def _parameters(context: CallbackContext) -> int:

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import loggers, record, text, versions
+from . import blends, loggers, record, text, versions, weights
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
 
 if TYPE_CHECKING:
-    from megatron.bridge.training.config import ConfigContainer
+    from megatron.bridge.training.config import ConfigContainer, GPTDatasetConfig
     from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
     from megatron.bridge.training.state import GlobalState
 
     from .settings import Settings
+
+
+EVALUATION_BATCHES = 32
 
 
 def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: text.Text | None) -> ConfigContainer:
@@ -51,6 +54,8 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         _tune(config)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
+    if settings.weights:
+        config.model.register_pre_wrap_hook(weights.loader(settings.weights, settings.model))
     if not versions.has_apex():
         config.model.gradient_accumulation_fusion = False  # its kernel is APEX's; the container has it, bare metal not
     config.logger.log_interval = 1
@@ -65,10 +70,15 @@ def check_built(state: GlobalState, settings: Settings) -> None:
     would silently make another model.
     """
     done = state.train_state.step
-    if done >= settings.train_iters:
+    if settings.trains and done >= settings.train_iters:
         raise UsageError(
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
             "nothing is left to train; raise --train-iters"
+        )
+    if state.cfg.dataset.mock != (settings.data == MOCK):
+        raise UsageError(
+            f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
+            f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
         )
     wanted, built = settings.model.hf_config["vocab_size"], state.cfg.model.vocab_size
     if built != wanted:
@@ -154,7 +164,9 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
 
 def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
     dataset = config.dataset
-    eval_iters = 0 if settings.data == MOCK else settings.model.eval_iters
+    eval_iters = 0 if settings.data == MOCK or settings.export else settings.model.eval_iters
+    if settings.evaluate:
+        eval_iters = eval_iters or EVALUATION_BATCHES  # the GPU models' own number is 0: their default data is mock
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
     vocabulary = settings.model.hf_config["vocab_size"]
@@ -166,13 +178,23 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | 
         dataset.split = None
         dataset.blend_per_split = [([builtin.prefix(split)], None) for split in text.SPLITS]
     elif settings.data != MOCK:
-        dataset.blend = ([settings.data], None)
-        # Megatron splits by whole documents and loops for ever over a split that got none: hold out only what will
-        # be evaluated, and nothing where there are too few documents for 18 : 1 : 1.
-        if _count_sequences(settings.data) < 20:
-            eval_iters = 0
-        dataset.split = "18,1,1" if eval_iters else "1,0,0"
+        eval_iters = _set_own_data(dataset, blends.parse(settings.data), eval_iters)
     versions.set_evaluation(config, eval_iters, interval=settings.train_iters + 1)  # only at the end
+
+
+def _set_own_data(dataset: GPTDatasetConfig, parsed: dict[str, blends.Blend], eval_iters: int) -> int:
+    """Set the blends; returns the evaluation batches, 0 where there is nothing to evaluate on."""
+    if blends.ALL not in parsed:
+        dataset.split = None
+        dataset.blend_per_split = [parsed[split].as_megatron() if split in parsed else None for split in blends.SPLITS]
+        return eval_iters if {"valid", "test"} <= set(parsed) else 0
+    dataset.blend = parsed[blends.ALL].as_megatron()
+    # Megatron splits by whole documents and loops for ever over a split that got none: hold out only what will
+    # be evaluated, and nothing where there are too few documents for 18 : 1 : 1.
+    if min(map(_count_sequences, parsed[blends.ALL].prefixes)) < 20:
+        eval_iters = 0
+    dataset.split = "18,1,1" if eval_iters else "1,0,0"
+    return eval_iters
 
 
 def _count_sequences(prefix: str) -> int:
@@ -188,5 +210,8 @@ def _set_checkpoints(config: ConfigContainer, settings: Settings, run_dir: Path)
     if settings.save:
         checkpoint.save = str(run_dir / record.CHECKPOINTS)
         checkpoint.save_interval = settings.save
+        if settings.precision.name == "nvfp4":
+            versions.save_packed_weights(config)
     if settings.resume:
         checkpoint.load = str(settings.resume / record.CHECKPOINTS)
+        checkpoint.load_optim = checkpoint.load_rng = settings.trains

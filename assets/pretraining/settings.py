@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import config_file, overrides, parallel, plugin, switches
+from . import blends, config_file, overrides, parallel, plugin, record, switches, weights
+from .data import manifest
 from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
@@ -31,11 +32,15 @@ class Settings:
     Attributes:
         num_layers: transformer layers, the model's own unless cut for a benchmark.
         bf16_head_layers, bf16_tail_layers: layers kept in BF16 at the start and the end of the model.
-        data: "mock", "python-stdlib", or the prefix of a Megatron .bin/.idx pair.
+        data: "mock", "python-stdlib", or Megatron datasets in the words of `blends.py`.
         seed: of weights, data order and stochastic rounding.
-        save: write a checkpoint every so many iterations and at the end, or None for none.
+        save: write a checkpoint every so many iterations and at the end, or None for none; a run that saves also
+            saves when it is interrupted.
         emulate: on a GPU, NVFP4's arithmetic without FP4 tensor cores; the CPU runtime has no other.
         resume: the run folder whose last checkpoint to continue from, or None.
+        weights: Hugging Face's to begin with, a repository or local folder, or None for random ones.
+        evaluate: train nothing, only evaluate `resume`'s last checkpoint, which may be of another precision.
+        export: train nothing, only write `resume`'s weights to this folder for Hugging Face, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
         tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `loggers`.
@@ -61,6 +66,9 @@ class Settings:
     save: int | None
     emulate: bool
     resume: Path | None
+    weights: str | None
+    evaluate: bool
+    export: Path | None
     run_dir: Path | None
     cache_dir: Path
     tensorboard: bool
@@ -89,6 +97,11 @@ class Settings:
         """The package of each writer that is asked for, with its project or experiment."""
         asked = {"tensorboard": self.tensorboard, "wandb": self.wandb_project, "mlflow": self.mlflow_experiment}
         return {package: value for package, value in asked.items() if value}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run is to train."""
+        return not self.evaluate and self.export is None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,10 +146,21 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--global-batch-size", type=int, metavar="N", help=f"sequences a step (default by model{defaults} 64)")
     add("--micro-batch-size", type=int, metavar="N", help=f"sequences a forward pass (default by model{defaults} 4)")
     add("--seq-length", type=int, metavar="N", help=f"tokens a sequence (default by model{defaults} 4096)")
-    add("--data", help=f"{MOCK}, {PYTHON_STDLIB} or the prefix of a .bin/.idx pair (default by model)")
+    add(
+        "--data",
+        help=f"{MOCK}, {PYTHON_STDLIB}, or .bin/.idx prefixes: P, '0.7 P 0.3 Q', 'train=P valid=Q' (default by model)",
+    )
     add("--seed", type=int, metavar="N", help=f"of weights, data order and stochastic rounding (default {SEED})")
-    add("--save", type=int, metavar="N", help="checkpoint every N iterations and at the end (default: none)")
+    add(
+        "--save",
+        type=int,
+        metavar="N",
+        help="checkpoint every N iterations and at the end; 0: never (own data on a GPU: at the end)",
+    )
     add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
+    add("--from", dest="weights", metavar="WEIGHTS", help="begin with Hugging Face's: hf:NAME or a local folder")
+    add("--evaluate", action="store_true", help="train nothing: the validation loss of --resume, in either precision")
+    add("--export", type=Path, metavar="DIR", help="train nothing: write --resume's weights as a Hugging Face folder")
     add("--run-dir", type=Path, metavar="DIR", help=f"the run folder (default: a new one in {RUNS}/)")
     split = "processes that split"
     add("--tensor-parallel", type=int, metavar="N", help=f"{split} each layer (default by model{defaults} 1)")
@@ -201,8 +225,16 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     limit = model.hf_config["max_position_embeddings"]
     if sizes["sequence_length"] > limit:
         raise UsageError(f"--seq-length {sizes['sequence_length']} is over {model.name}'s {limit} positions; lower it")
-    if args.save is not None and args.save < 1:
-        raise UsageError(f"--save is {args.save}; it is a number of iterations, at least 1")
+    if args.save is not None and args.save < 0:
+        raise UsageError(f"--save is {args.save}; it is a number of iterations, or 0 for never")
+    trains = not args.evaluate and args.export is None
+    resume = _checked_resume(args.resume, model, precision if args.export is None and not args.evaluate else None)
+    if not trains:
+        sizes |= {"train_iters": _nothing_to_train(args, model), "warmup_iters": 0}
+    if args.weights and resume:
+        raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
+    data = _checked_data(args.data or model.data, model)
+    own_data = on_gpu and data not in (MOCK, PYTHON_STDLIB)
     split = parallel.split_of(args, model, precision)
     quantized = precision.name != "bf16"
     head = precision.bf16_head if args.bf16_head_layers is None else args.bf16_head_layers
@@ -223,11 +255,14 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         micro_batch_size=_micro_batch_size(
             args.micro_batch_size, model, sizes, parallel.replicas(split, model, processes)
         ),
-        data=_checked_data(args.data or model.data),
+        data=data,
         seed=SEED if args.seed is None else args.seed,
-        save=args.save,
+        save=(sizes["train_iters"] if args.save is None and own_data else args.save or None) if trains else None,
         emulate=on_gpu and bool(args.emulate),
-        resume=_checked_resume(args.resume),
+        resume=resume,
+        weights=_checked_weights(args.weights, model),
+        evaluate=args.evaluate,
+        export=args.export and args.export.absolute(),
         run_dir=args.run_dir and args.run_dir.absolute(),
         cache_dir=args.cache_dir.absolute(),
         tensorboard=args.tensorboard,
@@ -355,28 +390,62 @@ def _micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], re
     return given
 
 
-def _checked_data(data: str) -> str:
+def _checked_data(data: str, model: Model) -> str:
     if data in (MOCK, PYTHON_STDLIB):
         return data
-    prefix = Path(data.removesuffix(".bin").removesuffix(".idx")).absolute()
-    found = {end: prefix.with_name(prefix.name + end).is_file() for end in (".bin", ".idx")}
-    if all(found.values()):
-        return str(prefix)
-    if any(found.values()):
-        missing = next(end for end, there in found.items() if not there)
-        raise UsageError(f"--data {data}: {prefix}{missing} is missing; a Megatron dataset is a .bin and an .idx file")
-    raise UsageError(
-        f"--data {data}: there is no {prefix}.bin and .idx; give the prefix of a Megatron dataset without its "
-        f"ending, or {MOCK} or {PYTHON_STDLIB}"
-    )
+    parsed = blends.parse(data)
+    words = model.hf_config["vocab_size"]
+    for prefix in dict.fromkeys(prefix for blend in parsed.values() for prefix in blend.prefixes):
+        try:
+            known = manifest.read(prefix)
+        except ValueError as error:
+            raise UsageError(f"--data {prefix}: {error}") from error
+        if known and known.vocabulary_size > words:
+            raise UsageError(
+                f"--data {prefix} was tokenized by {known.tokenizer} into {known.vocabulary_size} words, and "
+                f"{model.name} has {words}: `make data` with a tokenizer that fits the model"
+            )
+    return blends.as_words(parsed)
 
 
-def _checked_resume(run: Path | None) -> Path | None:
+def _checked_resume(run: Path | None, model: Model, precision: Precision | None) -> Path | None:
+    """The run to continue, refused by its facts before anything is loaded; `precision` None for any."""
     if run is None:
         return None
-    if not (run / "checkpoints" / "latest_train_state.pt").is_file():
+    if not (run / record.CHECKPOINTS / "latest_train_state.pt").is_file():
         raise UsageError(f"--resume {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
+    facts = record.read_run(run).environment if record.holds_run(run) else {}
+    if facts.get("model", model.name) != model.name:
+        raise UsageError(
+            f"--resume {run} is a checkpoint of {facts['model']}, and this is {model.name}: name that model"
+        )
+    found = facts.get("precision", {}).get("name")
+    if precision and found not in (None, precision.name):
+        raise UsageError(
+            f"--resume {run} was trained in {found}, and this is {precision.name}: continue it in {found} "
+            "(--evaluate takes any precision)"
+        )
     return run.absolute()
+
+
+def _nothing_to_train(args: argparse.Namespace, model: Model) -> int:
+    """The iteration of the checkpoint to evaluate or export: a run that ends there trains nothing."""
+    what = "--evaluate" if args.evaluate else "--export"
+    if args.resume is None:
+        raise UsageError(f"{what} needs the run whose checkpoint it means: --resume RUN (RUN=)")
+    if args.export is not None and args.export.exists():
+        raise UsageError(f"--export {args.export} exists, and nothing is overwritten: name another")
+    if args.evaluate and (args.data or model.data) == MOCK:
+        raise UsageError("--evaluate needs text: random tokens have no loss worth knowing; give --data")
+    return int((args.resume / record.CHECKPOINTS / "latest_checkpointed_iteration.txt").read_text())
+
+
+def _checked_weights(given: str | None, model: Model) -> str | None:
+    if given is None:
+        return None
+    source = weights.source(given)
+    weights.check_folder(source, model)
+    return source
 
 
 def as_flags(settings: Settings) -> list[str]:
@@ -394,8 +463,10 @@ def as_flags(settings: Settings) -> list[str]:
         "--seq-length": settings.sequence_length,
         "--data": settings.data,
         "--seed": settings.seed,
-        "--save": settings.save,
+        "--save": settings.save or 0,
         "--resume": settings.resume,
+        "--from": settings.weights and weights.SCHEME + settings.weights,
+        "--export": settings.export,
         "--run-dir": settings.run_dir,
         "--tensor-parallel": settings.tensor_parallel,
         "--pipeline-parallel": settings.pipeline_parallel,
@@ -407,5 +478,5 @@ def as_flags(settings: Settings) -> list[str]:
         "--mlflow-experiment": settings.mlflow_experiment,
     }
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
-    switched = [f"--{name}" for name in ("emulate", "tuned", "tensorboard") if getattr(settings, name)]
+    switched = [f"--{name}" for name in ("emulate", "evaluate", "tuned", "tensorboard") if getattr(settings, name)]
     return [*given, *switched, *settings.overrides]

@@ -30,15 +30,22 @@ class Telemetry(Callback):
         run_dir: the run folder.
         on_start: called on every process with the training context, when model and optimizer exist, and whether
             this process writes the record: it gathers and writes the parity facts.
+        on_end: called on every process when the last iteration is over.
 
     Attributes:
         iterations: completed iterations, counted from the start of training and not of this process.
         peaks: the largest of all processes in bytes, filled in when training ends.
     """
 
-    def __init__(self, run_dir: Path, on_start: Callable[[CallbackContext, bool], None]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        on_start: Callable[[CallbackContext, bool], None],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self._run_dir = run_dir
         self._on_start = on_start
+        self._on_end = on_end
         self._writer: record.MetricsWriter | None = None
         self._began = 0.0
         self.iterations = 0
@@ -87,6 +94,7 @@ class Telemetry(Callback):
 
     def on_train_end(self, context: CallbackContext) -> None:
         """Read the peaks while the process still has its device; the optimizer's state is among them."""
+        self._on_end()
         self.peaks = _largest_of_all(peaks())
 
     def on_eval_end(self, context: CallbackContext) -> None:

@@ -17,15 +17,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import UsageError
-from .models import MOCK, PYTHON_STDLIB
-
-if TYPE_CHECKING:
-    from .settings import Settings
+from .models import PYTHON_STDLIB
 
 END_OF_DOCUMENT = 256
 SPLITS = ("train", "validation", "test")
@@ -128,37 +123,3 @@ def _bigram_entropy(documents: list[np.ndarray]) -> float:
     seen = counts > 0
     conditional = np.divide(counts, previous, out=np.zeros_like(counts), where=previous > 0)
     return float(-(counts[seen] * np.log(conditional[seen])).sum() / counts.sum())
-
-
-def identify_dataset(prefix: str) -> str:
-    """Name a Megatron dataset by content: its sizes, its whole index, and samples of its tokens.
-
-    The .bin of a real corpus is too large to read at every start, so 64 evenly spaced blocks of 64 KiB stand for it.
-    """
-    with open(f"{prefix}.idx", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    size = Path(f"{prefix}.bin").stat().st_size
-    block = 64 * 1024
-    with open(f"{prefix}.bin", "rb") as file:
-        for number in range(64):
-            file.seek(max(0, size - block) * number // 63)
-            digest.update(file.read(block))
-    return f"{Path(prefix).name}-{size}-{digest.hexdigest()[:12]}"
-
-
-def check_length(settings: Settings, builtin: Text | None) -> None:
-    """Raise UsageError where the data is shorter than one sequence: Megatron would fail on an index of nothing."""
-    if builtin is not None:
-        tokens = min(builtin.tokens.values())
-    elif settings.data == MOCK:
-        return
-    else:
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-        dataset = IndexedDataset(settings.data)  # named: its arrays lie in a file mapping that ends with it
-        tokens = int(dataset.sequence_lengths.sum())
-    if tokens <= settings.sequence_length:
-        raise UsageError(
-            f"--seq-length {settings.sequence_length} is longer than the data: {settings.data} has {tokens} tokens; "
-            "lower it or give more data"
-        )

@@ -76,6 +76,15 @@ def gathered_in(config: ConfigContainer) -> str | None:
     return None
 
 
+def save_packed_weights(config: ConfigContainer) -> None:
+    """The optimizer format whose checkpoints can be written where weights are packed NVFP4 (from 0.4.2).
+
+    The default one, `dp_reshardable`, counts its shards in unpacked elements and fails to save: Megatron-LM issue 5174,
+    in `DistributedOptimizer.sharded_param_state_dp_reshardable`.
+    """
+    config.checkpoint.dist_ckpt_optim_fully_reshardable = True
+
+
 def set_vocabulary(config: ConfigContainer, words: int) -> None:
     """The model's vocabulary. 0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it."""
     config.tokenizer.vocab_size = words

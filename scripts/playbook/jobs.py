@@ -13,6 +13,7 @@ from pathlib import Path
 from playbook import (
     PROJECT,
     catalogue,
+    checkpoints,
     comparison,
     comparison_file,
     configs,
@@ -32,7 +33,7 @@ from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
 
-JOBS = ("nvfp4", "bf16", "compare", "show-config", "models", "precisions", "shell", "attach", "stop")
+JOBS = ("nvfp4", "bf16", "compare", "eval", "export", "show-config", "models", "precisions", "shell", "attach", "stop")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -44,7 +45,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--dry-run", action="store_true", help="print the commands that would train, start nothing")
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
     flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
-    flags.add_argument("--run", metavar="NAME", help="the run to attach to or to stop, where several run")
+    flags.add_argument("--run", metavar="NAME", help="the run to attach to, to stop, to evaluate or to export")
     flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
     flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
     flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
@@ -75,6 +76,10 @@ def run(arguments: list[str] | None = None) -> int:
         return catalogue.precisions()
     if args.job == "show-config":
         return configs.show(args)
+    if args.job in ("eval", "export"):
+        checkpoints.of_run(args)
+    elif args.resume:
+        checkpoints.like_run(args, checkpoints.folder_of(args.resume, args.runs))
     precisions = _precisions(args)
     where = place.choose(wanted(args), max(map(find_precision, precisions), key=lambda each: bool(each.capabilities)))
     if args.job == "shell":
@@ -91,7 +96,12 @@ def run(arguments: list[str] | None = None) -> int:
         plans = [_plan(args, precision, where) for precision in precisions]
     if args.job == "compare":
         return _compare(plans, args)
-    return _report(_train(plans[0], args.runs))
+    ended = _train(plans[0], args.runs)
+    if args.job == "eval" and ended.evaluations:
+        checkpoints.show_evaluation(ended)
+    if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
+        print(f"exported to {args.export}")
+    return _report(ended)
 
 
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
@@ -99,6 +109,8 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     asked = args.precision
     if (args.a or args.b) and args.job != "compare":
         raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
+    if args.job in ("eval", "export"):
+        return (asked,)
     quantized = "nvfp4" if asked in (None, "bf16") else asked
     if (asked not in (None, "bf16") and args.job == "bf16") or (asked == "bf16" and args.job != "bf16"):
         raise UsageError(f"this target trains in {args.job}; leave --precision and --disable-fp4 out of ARGS")
@@ -179,7 +191,8 @@ def _train(job: plan.Plan, runs: Path) -> Run:
     print(f"{chosen.precision.name}:")
     plan.show(job, folder)
     job.write(folder, ready.words)
-    progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", chosen.train_iters)
+    iterations = chosen.train_iters if chosen.trains else 0
+    progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
     return launch(ready.start, folder, progress)
 
 

@@ -91,10 +91,12 @@ def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> re
             end = End(1, Verdict.FAILED, str(error))
             recorded = see_the_end(folder, end)
         except KeyboardInterrupt:
-            progress.say("stopping ...")
+            long = f" (at most {started.grace_seconds:.0f} s; Ctrl-C again: at once)" if started else ""
+            progress.say(f"stopping ...{long}")
             end = _stop(started, interruptions) if started else end
             recorded = see_the_end(folder, end, last_words, interrupted=True)
-            raise
+            cause = record.read_run(folder).outcome.get("cause", "") if recorded else ""
+            raise KeyboardInterrupt(cause) from None
         finally:
             if started:
                 started.close(recorded=recorded)

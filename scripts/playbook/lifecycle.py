@@ -52,10 +52,11 @@ def stop(name: str | None) -> None:
     connected = engine.connect()
     found = orphans.pick(connected, name)
     api = connected.api
+    grace = record.read_run(found.run).plan.get("grace_seconds") or ContainerProcess.grace_seconds
     for signal in ("SIGINT", "SIGKILL"):
         try:
             api.kill(found.identity, signal=signal)
-            api.wait(found.identity, timeout=ContainerProcess.grace_seconds, condition="not-running")
+            api.wait(found.identity, timeout=grace, condition="not-running")
             break
         except (engine.NotFound, engine.APIError):  # it ended by itself, or its launcher has removed it
             break

@@ -17,7 +17,7 @@ from playbook.place import Choice, Place
 from playbook.place import show as show_choices
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
-from pretraining import config_file, plugin, record
+from pretraining import blends, config_file, plugin, record, saving
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.parallel import NO_CONTEXT_PARALLEL
 from pretraining.settings import Settings
@@ -64,6 +64,8 @@ class Plan:
             "data": settings.data,
             "seed": settings.seed,
             "resume": str(settings.resume) if settings.resume else None,
+            "from": settings.weights,
+            "trains": settings.trains,
             "runtime": place.runtime,
             "processes": self.processes,
             "split": [settings.tensor_parallel, settings.pipeline_parallel, settings.context_parallel],
@@ -72,7 +74,7 @@ class Plan:
         if place.runtime == "cpu":
             asked["packages"] = fingerprint("cpu")
         if settings.data not in (MOCK, PYTHON_STDLIB):
-            asked["data_files"] = _written(settings.data)
+            asked["data_files"] = [_written(prefix) for prefix in blends.prefixes(settings.data)]
         if settings.emulate:
             asked["emulate"] = True
         if settings.writers:
@@ -88,6 +90,11 @@ class Plan:
             asked |= {"image": place.found and place.found.digest, "gpu": place.gpu and place.gpu.uuid}
         return asked
 
+    @property
+    def grace_seconds(self) -> float | None:
+        """How long an interrupted run may take to save, None where it keeps no checkpoints."""
+        return saving.GRACE_SECONDS if self.settings.save else None
+
     def write(self, folder: Path, command: list[str]) -> None:
         """Write `plan.json` into the run folder."""
         found = self.place.found
@@ -97,6 +104,7 @@ class Plan:
             "choices": {name: {"value": each.value, "reason": each.reason} for name, each in self.choices.items()},
             "request": self.request(),
             "command": command,
+            "grace_seconds": self.grace_seconds,
             "git_commit": git_commit(),
         }
         if self.place.gpu:
@@ -143,6 +151,16 @@ def make_plan(settings: Settings, place: Place, processes: int, given: set[str])
     if settings.num_layers != model.num_layers:
         choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
     choices |= {name: Choice(value, reason) for name, value, reason in _changes(settings, processes)}
+    if not settings.trains:
+        del choices["iterations"]
+    if settings.weights:
+        choices["weights"] = Choice(settings.weights, "asked for, of Hugging Face")
+    if settings.resume:
+        done = {True: "continues it", False: "exports it" if settings.export else "evaluates it"}
+        choices["checkpoint"] = Choice(settings.resume.name, f"asked for: {done[settings.trains]}")
+    if settings.save:
+        reason = "asked for" if "save" in given else "own data on a GPU: at the end (SAVE=0: never)"
+        choices["checkpoints"] = Choice(f"every {settings.save} iterations", reason)
     return Plan(settings, place, processes, choices)
 
 
@@ -207,8 +225,11 @@ def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
         words, environment = cpu.command(plan.processes, flags)
     else:
         words, environment = local.command(plan.processes, flags, place.gpu and place.gpu.uuid)
+    saves = plan.grace_seconds is not None
+    if saves:
+        environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
     typed = shlex.join([*(f"{name}={value}" for name, value in environment.items()), *words])
-    return Prepared(words, typed, lambda: LocalProcess(words, environment))
+    return Prepared(words, typed, lambda: LocalProcess(words, environment, saves=saves))
 
 
 def container_of(plan: Plan, folder: Path, flags: list[str]) -> Container:
@@ -236,7 +257,9 @@ def _in_container(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
 
     def start() -> Started:
         assert plan.place.engine is not None
-        return container_process.ContainerProcess.start(plan.place.engine, asked, folder)
+        started = container_process.ContainerProcess.start(plan.place.engine, asked, folder)
+        started.grace_seconds = plan.grace_seconds or started.grace_seconds
+        return started
 
     return Prepared(words, container.script(asked, words), start)
 

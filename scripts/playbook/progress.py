@@ -22,7 +22,7 @@ class Progress:
     Args:
         folder: the run folder.
         label: what is trained, such as "nvfp4 tiny".
-        iterations: how many there will be.
+        iterations: how many there will be, 0 for a run that trains nothing.
     """
 
     def __init__(self, folder: Path, label: str, iterations: int) -> None:
@@ -43,7 +43,7 @@ class Progress:
         elif self._read():
             self.say(f"{label}: following, from iteration {self._last.get('iteration', 0)} of {iterations}")
         else:
-            self.say(f"{label}: starting, {iterations} iterations")
+            self.say(f"{label}: starting{f', {iterations} iterations' if iterations else ''}")
 
     def update(self) -> None:
         """Read what is new and show it."""

@@ -138,15 +138,15 @@ def test_an_image_of_ones_own_has_no_size_to_pull() -> None:
 def test_a_folder_that_would_hide_the_image_is_not_mounted() -> None:
     for path in ("/", "/opt", "/usr", "/opt/venv"):
         with pytest.raises(UsageError, match="would hide"):
-            container._checked([container.Folder(Path(path))])
+            container.checked([container.Folder(Path(path))])
     with pytest.raises(UsageError, match="comma"):
-        container._checked([container.Folder(Path("/data/a,b"))])
+        container.checked([container.Folder(Path("/data/a,b"))])
 
 
 def test_a_folder_is_mounted_once_and_writable_where_anybody_writes() -> None:
     outer, inner = Path("/d"), Path("/d/runs")
     asked = [container.Folder(inner, True), container.Folder(outer), container.Folder(inner)]
-    assert container._checked(asked) == (container.Folder(outer), container.Folder(inner, True))
+    assert container.checked(asked) == (container.Folder(outer), container.Folder(inner, True))
 
 
 def test_the_images_own_path_follows_its_python() -> None:

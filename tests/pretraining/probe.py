@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,6 @@ cpu.enable()
 
 import torch
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.training import mixed_precision
 from megatron.bridge.training.config import ConfigContainer, runtime_config_update
 from megatron.bridge.training.utils import mlflow_utils
@@ -33,7 +33,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pretraining import changes, ending, fields, models, recipes, settings, versions
+from pretraining import changes, ending, fields, models, recipes, settings, versions, weights
 from pretraining.errors import UsageError
 from pretraining.plugin import Plugin
 from pretraining.precision import PRECISIONS
@@ -339,10 +339,9 @@ def product_logits() -> dict[str, float]:
     """The model that training builds, from recipe to `cpu.adapt`, against Hugging Face's with the same weights."""
     folder = FOLDER / "tiny"
     theirs = random_llama(LlamaConfig.from_pretrained(models.find_model("tiny").hf_folder), folder)
-    ours = built(resolved("--model", "tiny", "--data", "mock", "--precision", "bf16")[1])
-    for kind in ("Column", "Row"):  # the bridge knows layers by the name of their class
-        AutoMapping.register_module_type(f"BF16{kind}ParallelLinear", kind.lower())
-    AutoBridge.from_hf_pretrained(str(folder), torch_dtype=torch.float32).load_hf_weights([ours])
+    chosen, config = resolved("--model", "tiny", "--data", "mock", "--precision", "bf16", "--from", str(folder))
+    ours = built(config)
+    weights.export([ours], chosen.model, FOLDER / "again")
     tokens = torch.randint(0, ours.vocab_size, (2, TOKENS))
     with torch.no_grad():
         expected = theirs(tokens).logits
@@ -353,8 +352,19 @@ def product_logits() -> dict[str, float]:
             "largest": expected.abs().max().item(),
             "difference": (logits(ours, tokens) - expected).abs().max().item(),
             "bf16": (in_bf16 - expected).std().item(),
+            "came back": came_back(theirs, FOLDER / "again", tokens),
             "their bf16": (theirs.bfloat16()(tokens).logits.float() - expected).std().item(),
         }
+
+
+def came_back(theirs: LlamaForCausalLM, folder: Path, tokens: torch.Tensor) -> dict[str, bool]:
+    """Whether an exported folder holds the very same tensors, and gives the very same logits."""
+    again = LlamaForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    before, after = theirs.state_dict(), again.state_dict()
+    return {
+        "tensors": list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before),
+        "logits": torch.equal(again(tokens).logits, theirs(tokens).logits),
+    }
 
 
 def bridge_logits() -> dict[str, float]:
@@ -376,12 +386,15 @@ def bridge_logits() -> dict[str, float]:
     provider.params_dtype = provider.pipeline_dtype = torch.float32
     provider.finalize()
     ours = provider.provide_distributed_model(wrap_with_ddp=False, bf16=False, fp16=False)[0].eval()
+    like = types.SimpleNamespace(hf_folder=folder, hf_config=json.loads((folder / "config.json").read_text()))
+    weights.export([ours], like, FOLDER / "shrunk again")
     tokens = torch.randint(0, 512, (2, TOKENS))
     with torch.no_grad():
         expected = theirs(tokens).logits
         found = {
             "largest": expected.abs().max().item(),
             "difference": (logits(ours, tokens) - expected).abs().max().item(),
+            "came back": came_back(theirs, FOLDER / "shrunk again", tokens),
         }
         config.rope_scaling = {"rope_type": "default"}
         unscaled = LlamaForCausalLM(config).float().eval()

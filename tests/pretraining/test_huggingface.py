@@ -1,5 +1,7 @@
 """Megatron's Llama on the CPU is Hugging Face's Llama: the same weights give the same logits."""
 
+import pytest
+
 
 def test_the_model_that_trains_gives_hugging_faces_logits(megatron) -> None:
     """From recipe to `cpu.adapt`, weights moved by Megatron-Bridge, without the emulated rounding."""
@@ -19,6 +21,12 @@ def test_tied_embeddings_and_scaled_rotary_embedding(megatron) -> None:
     assert found["largest"] > 3
     assert found["difference"] < 1e-4
     assert found["without scaling"] > 0.1  # so the scaling did take part
+
+
+@pytest.mark.parametrize("answer", ["product_logits", "bridge_logits"])
+def test_weights_come_back_bit_for_bit(megatron, answer: str) -> None:
+    """From Hugging Face to Megatron and to a folder that `transformers` loads, with and without tied embeddings."""
+    assert megatron(answer)["came back"] == {"tensors": True, "logits": True}
 
 
 def quantized(found: dict[str, str]) -> set[int]:

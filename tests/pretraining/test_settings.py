@@ -1,11 +1,13 @@
 """The command line of a training: its defaults, and an error with cause and remedy for whatever cannot be."""
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from pretraining import settings
+from pretraining.data import manifest
 from pretraining.errors import UsageError
 from pretraining.models import MODELS
 
@@ -95,7 +97,7 @@ def test_micro_batch_is_the_models_own_or_the_largest_that_divides(batch: int, p
         (("--seq-length", "4096"), "--seq-length 4096 is over tiny's", "lower it"),
         (("--warmup-iters", "10", "--train-iters", "10"), "--warmup-iters 10 is not below --train-iters 10", "lower"),
         (("--warmup-iters", "99999"), "--warmup-iters 99999 is not below --train-iters", "lower it"),
-        (("--save", "0"), "--save is 0", "at least 1"),
+        (("--save", "-1"), "--save is -1", "0 for never"),
         (("--bf16-tail-layers", "4"), "leave none of tiny's 4 layers", "lower --bf16-head-layers"),
         (("--bf16-tail-layers", "2", "--bf16-head-layers", "2"), "leave none of tiny's 4 layers", "lower"),
         (("--bf16-head-layers", "-1"), "--bf16-head-layers -1", "neither can be negative"),
@@ -248,6 +250,78 @@ def test_a_missing_dataset(tmp_path: Path) -> None:
     assert f"{tmp_path}/corpus.bin is missing" in refusal("--data", str(tmp_path / "corpus"))
 
 
+def test_a_manifest_with_more_words_than_the_model(tmp_path: Path) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"corpus{ending}").touch()
+    known = {name: 0 for name in manifest.Manifest.__dataclass_fields__}
+    for words, refused in ((257, False), (258, True)):
+        content = known | {"tokenizer": "my/tokenizer", "vocabulary_size": words}
+        (tmp_path / f"corpus{manifest.ENDING}").write_text(json.dumps(content))
+        if refused:
+            said = refusal("--data", str(tmp_path / "corpus"))
+            assert "was tokenized by my/tokenizer into 258 words, and tiny has 257" in said
+        else:
+            assert resolve("--data", str(tmp_path / "corpus")).data == str(tmp_path / "corpus")
+    (tmp_path / f"corpus{manifest.ENDING}").write_text("{}")
+    assert "is no manifest of `make data`: was it edited?" in refusal("--data", str(tmp_path / "corpus"))
+
+
+def finished(folder: Path, model: str = "tiny", precision: str = "bf16", iteration: int = 6) -> Path:
+    """A run folder with a checkpoint, as far as the command line looks."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "latest_train_state.pt").touch()
+    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+    facts = {"model": model, "precision": {"name": precision}}
+    (folder / "environment.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_checkpoint_of_another_model_or_precision(tmp_path: Path) -> None:
+    run = str(finished(tmp_path / "run"))
+    assert resolve("--resume", run, "--precision", "bf16").resume == tmp_path / "run"
+    said = refusal("--resume", run)
+    assert f"--resume {run} was trained in bf16, and this is nvfp4: continue it in bf16" in said
+    said = refusal("--resume", run, "--precision", "bf16", "--model", "small")
+    assert f"--resume {run} is a checkpoint of tiny, and this is small" in said
+
+
+def test_what_trains_nothing(tmp_path: Path) -> None:
+    run = str(finished(tmp_path / "run"))
+    chosen = resolve("--resume", run, "--evaluate")
+    assert (chosen.trains, chosen.train_iters, chosen.save, chosen.precision.name) == (False, 6, None, "nvfp4")
+    chosen = resolve("--resume", run, "--export", str(tmp_path / "out"))
+    assert (chosen.trains, chosen.export, chosen.train_iters) == (False, tmp_path / "out", 6)
+    assert "--evaluate needs the run whose checkpoint it means: --resume RUN" in refusal("--evaluate")
+    assert "--evaluate needs text" in refusal("--resume", run, "--evaluate", "--data", "mock")
+    assert "exists, and nothing is overwritten" in refusal("--resume", run, "--export", str(tmp_path))
+
+
+def test_when_checkpoints_are_kept(tmp_path: Path) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"corpus{ending}").touch()
+    own = ("--data", str(tmp_path / "corpus"))
+    assert resolve(on_gpu=True).save is None  # a benchmark
+    assert resolve("--save", "7", on_gpu=True).save == 7
+    assert resolve(*own, on_gpu=True).save == MODELS["llama31-8b"].train_iters
+    assert resolve(*own, "--save", "0", on_gpu=True).save is None
+    assert resolve(*own).save is None
+
+
+def test_weights_to_begin_with(tmp_path: Path) -> None:
+    assert resolve("--from", "hf:my/llama").weights == "my/llama"
+    assert "no such folder; a repository of Hugging Face is written hf:my/llama" in refusal("--from", "my/llama")
+    assert "has no config.json" in refusal("--from", str(tmp_path))
+    config = MODELS["tiny"].hf_config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert resolve("--from", f"hf:{tmp_path}").weights == str(tmp_path)
+    said = refusal("--from", str(tmp_path), "--model", "small")
+    assert "is not small: it has hidden_size 128 and not 256" in said and said.endswith("take --model tiny")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 9}))
+    assert "it has vocab_size 9 and not 257; none of the models here is like it" in refusal("--from", str(tmp_path))
+    run = str(finished(tmp_path / "run", precision="nvfp4"))
+    assert "give one of them" in refusal("--from", "hf:my/llama", "--resume", run)
+
+
 def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         said = refusal("--resume", str(folder))
@@ -280,15 +354,21 @@ def test_as_flags_gives_the_same_settings_wherever_it_is_parsed(flags: tuple[str
 def test_as_flags_names_every_setting(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest_train_state.pt").touch()
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("6")
     (tmp_path / "c.yaml").write_text("optimizer: {lr: 0.1}")
     (tmp_path / "p.py").write_text("callbacks = []")
-    files = ("--config", str(tmp_path / "c.yaml"), "--plugin", str(tmp_path / "p.py"))
-    given = ("--save", "2", "--resume", str(tmp_path), "--run-dir", str(tmp_path / "next"), *files)
-    given += ("--wandb-project", "p", "--mlflow-experiment", "e")
-    flags = settings.as_flags(resolve(*given))
+    given = ("--config", str(tmp_path / "c.yaml"), "--plugin", str(tmp_path / "p.py"))
+    given += ("--wandb-project", "p", "--mlflow-experiment", "e", "--run-dir", str(tmp_path / "next"))
+    continued = settings.as_flags(resolve("--save", "2", "--resume", str(tmp_path), *given))
+    exported = settings.as_flags(resolve("--resume", str(tmp_path), "--export", str(tmp_path / "out")))
+    begun = settings.as_flags(resolve("--from", "hf:my/llama"))
+    flags = [*continued, *exported, *begun]
     known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
-    assert set(flags[::2]) == known - {"-h", "--help", "--disable-fp4", "--emulate", "--tuned", "--tensorboard"}
-    assert resolve(*flags) == resolve(*given)
+    on_or_off = {"--disable-fp4", "--emulate", "--evaluate", "--tuned", "--tensorboard"}
+    assert set(flags[::2]) == known - {"-h", "--help"} - on_or_off
+    assert settings.as_flags(resolve("--resume", str(tmp_path), "--evaluate"))[-1] == "--evaluate"
+    for each in (continued, exported, begun):
+        assert settings.as_flags(resolve(*each)) == each
 
 
 def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
@@ -300,7 +380,7 @@ def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
 
 def test_the_launcher_may_leave_flags_out() -> None:
     args: Namespace = settings.parser("x").parse_args([])
-    left_out = {"disable_fp4", "emulate", "tuned", "cache_dir", "tensorboard"}
+    left_out = {"disable_fp4", "emulate", "evaluate", "tuned", "cache_dir", "tensorboard"}
     assert all(value is None for name, value in vars(args).items() if name not in left_out)
 
 

@@ -5,7 +5,6 @@ import math
 import shutil
 import sysconfig
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from pretraining import settings, text
-from pretraining.errors import UsageError
 
 SOURCES = {
     "a.py": b"import os\n",
@@ -141,53 +139,3 @@ def test_pythons_own_standard_library(project: Path) -> None:
     assert sum(map(len, shared)) < 0.001 * sum(made.tokens.values())  # a licence header or two, no more
     ours = settings.MODELS["tiny"].hf_config
     assert (ours["vocab_size"], ours["eos_token_id"]) == (text.END_OF_DOCUMENT + 1, text.END_OF_DOCUMENT)
-
-
-@pytest.fixture
-def chosen() -> settings.Settings:
-    """The defaults without a GPU."""
-    return settings.resolve(settings.parser("x").parse_args([]), on_gpu=False, processes=1)
-
-
-def test_data_shorter_than_a_sequence_is_refused(chosen, make_dataset, tmp_path: Path) -> None:
-    prefix = make_dataset(tmp_path / "corpus", tokens=128)
-    own = replace(chosen, data=prefix, sequence_length=128)
-    with pytest.raises(UsageError, match=rf"--seq-length 128 is longer than the data: {prefix} has 128 tokens; lower"):
-        text.check_length(own, None)
-    text.check_length(replace(own, sequence_length=127), None)  # a sequence needs one token more than it has
-    text.check_length(replace(chosen, data="mock", sequence_length=10**9), None)
-
-
-def test_the_shortest_split_of_the_builtin_text_counts(chosen, stdlib: Path, tmp_path: Path) -> None:
-    made = text.prepare(tmp_path / "cache")
-    shortest = min(made.tokens.values())
-    text.check_length(replace(chosen, sequence_length=shortest - 1), made)
-    with pytest.raises(UsageError, match=f"python-stdlib has {shortest} tokens"):
-        text.check_length(replace(chosen, sequence_length=shortest), made)
-
-
-def test_a_dataset_is_named_by_its_content(make_dataset, tmp_path: Path) -> None:
-    first = make_dataset(tmp_path / "corpus", tokens=100_000)
-    name = text.identify_dataset(first)
-    assert name.startswith("corpus-200000-")
-    (tmp_path / "copy").mkdir()
-    for ending in (".bin", ".idx"):
-        shutil.copy(f"{first}{ending}", tmp_path / "copy" / f"corpus{ending}")
-    assert text.identify_dataset(str(tmp_path / "copy" / "corpus")) == name
-    content = bytearray(Path(f"{first}.bin").read_bytes())
-    content[-1] ^= 1
-    Path(f"{first}.bin").write_bytes(content)
-    changed_token = text.identify_dataset(first)
-    other_documents = make_dataset(tmp_path / "corpus", tokens=100_000, document=50)
-    assert len({name, changed_token, text.identify_dataset(other_documents)}) == 3
-
-
-@pytest.mark.parametrize("where", [0, 1_234_567, 2_500_001, 4_000_000])
-def test_every_byte_of_up_to_four_megabytes_counts(tmp_path: Path, where: int) -> None:
-    (tmp_path / "corpus.idx").write_bytes(b"index")
-    content = bytearray(4_000_001)
-    (tmp_path / "corpus.bin").write_bytes(content)
-    name = text.identify_dataset(str(tmp_path / "corpus"))
-    content[where] ^= 1
-    (tmp_path / "corpus.bin").write_bytes(content)
-    assert text.identify_dataset(str(tmp_path / "corpus")) != name

@@ -107,6 +107,8 @@ def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path,
         "its config": ("--config", str(runs["bf16"] / record.CONFIG)),
         "plugin": ("--plugin", str(plugin), "--train-iters", "2", "model.num_layers=2", "optimizer.adam_beta2=0.9"),
         "failing plugin": ("--plugin", str(failing), "--train-iters", "2"),
+        "evaluated": ("--resume", str(runs["bf16"]), "--evaluate"),
+        "exported": ("--resume", str(runs["bf16"]), "--export", str(root / "huggingface")),
     }
     with ThreadPoolExecutor(2) as pool:
         started = {
@@ -303,6 +305,33 @@ def test_a_run_resumed_at_its_end_is_refused(others) -> None:
     assert ended.returncode == 2 and "raise --train-iters" in ended.stderr + ended.stdout
     assert record.read_run(folder).train == []
     assert record.read_run(folder).verdict is Verdict.FAILED
+
+
+def test_evaluating_a_checkpoint_trains_nothing(others, runs) -> None:
+    folder, ended = others["evaluated"]
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    run, before = record.read_run(folder), record.read_run(runs["bf16"])
+    assert run.verdict is Verdict.SUCCEEDED and run.train == [] and not run.environment["trained"]
+    assert [(line["split"], line["iteration"]) for line in run.evaluations] == [("validation", 6), ("test", 6)]
+    expected = [line["loss"] for line in before.evaluations]
+    assert [line["loss"] for line in run.evaluations] == pytest.approx(expected, abs=0.05)  # of other batches
+    assert not (folder / record.CHECKPOINTS).exists()
+
+
+def test_exported_weights_are_those_of_the_checkpoint(others) -> None:
+    """Scored by `transformers` on the text's own beginning: what six iterations have learned is there."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder, ended = others["exported"]
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert record.read_run(folder).verdict is Verdict.SUCCEEDED
+    model = LlamaForCausalLM.from_pretrained(folder.parents[1] / "huggingface")
+    text = torch.tensor([list(Path(json.__file__).read_bytes()[:2000])])
+    with torch.no_grad():
+        loss = float(model(text, labels=text).loss)
+    trained = record.read_run(others["evaluated"][0]).evaluations[0]["loss"]
+    assert loss == pytest.approx(trained, abs=0.4) and loss < math.log(257) - 0.5
 
 
 def test_your_own_data(others) -> None:

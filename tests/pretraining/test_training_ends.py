@@ -68,6 +68,27 @@ def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
         assert run.parity
 
 
+def test_a_run_that_saves_saves_first(start_training, until, train, tmp_path: Path) -> None:
+    flags = ("--train-iters", "1000", "--save", "500", "--data", "mock", "--seq-length", "32")
+    started = {number: start_training(tmp_path / number.name, *flags) for number in SIGNALS}
+    for number, process in started.items():
+        folder = tmp_path / number.name
+        until(lambda folder=folder: iterations(folder) >= 2)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 130
+        run = record.read_run(folder)
+        done = len(run.train)
+        assert 2 <= done < 500 and run.outcome["iterations"] == done
+        assert run.verdict is Verdict.INTERRUPTED
+        assert run.outcome["cause"].startswith(f"interrupted by {number.name}, saved at iteration {done}: --resume ")
+        assert "Traceback" not in process.stdout.read()
+        tracker = folder / record.CHECKPOINTS / "latest_checkpointed_iteration.txt"
+        assert int(tracker.read_text()) == done
+    end = ("--train-iters", str(done + 1), "--data", "mock", "--seq-length", "32")
+    continued, _ = train("bf16", "--resume", str(folder), *end)
+    assert [line["iteration"] for line in record.read_run(continued).train] == [done + 1]
+
+
 def test_a_signal_while_it_starts(start_training, until, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start_training(folder)

@@ -6,13 +6,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from ..numerics.layers import BF16, layer_spec, set_arithmetic
+from ..numerics.layers import BF16, LAYERS, layer_spec, set_arithmetic
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
@@ -29,6 +31,12 @@ _CUDA_FUSIONS = (
     "gradient_accumulation_fusion",
     "cross_entropy_loss_fusion",
 )
+
+
+# AutoBridge tells a layer's parallelism by the name of its class.
+for arithmetic in LAYERS.values():
+    for plain, emulated in arithmetic.items():
+        AutoMapping.register_module_type(emulated.__name__, "column" if plain is ColumnParallelLinear else "row")
 
 
 def adapt(config: ConfigContainer) -> None:

@@ -20,7 +20,7 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
-from pretraining import switches
+from pretraining import blends, saving, switches
 from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
@@ -173,18 +173,24 @@ def training(
     folders = [Folder(ASSETS), *(Folder(path, True) for path in written)]
     own_data = settings.data not in (MOCK, PYTHON_STDLIB)
     if own_data:
-        folders += [Folder(Path(settings.data).parent), *(Folder(path.parent) for path in _behind_links(settings.data))]
+        for prefix in blends.prefixes(settings.data):
+            folders += [Folder(Path(prefix).parent), *(Folder(path.parent) for path in _behind_links(prefix))]
     if settings.resume:
         folders.append(Folder(settings.resume))
+    if settings.weights and Path(settings.weights).is_dir():
+        folders.append(Folder(Path(settings.weights)))
+    if settings.export:
+        folders.append(Folder(settings.export.parent, True))
     folders += [Folder(path.parent) for path in (settings.config, settings.plugin) if path]
     return Container(
         image=image,
         name=f"{LABEL}-{gpu or 'cpu'}" if gpu != PLACEHOLDER else None,
         command=[*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
-        environment=user_environment(settings.cache_dir, image_path),
+        environment=user_environment(settings.cache_dir, image_path)
+        | ({saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS)} if settings.save else {}),
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
-        secrets=(*(given_secrets() if own_data else ()), *_for_writers(settings)),
-        folders=_checked(folders),
+        secrets=(*(given_secrets() if own_data or settings.weights else ()), *_for_writers(settings)),
+        folders=checked(folders),
         user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
         workdir=str(run_dir),
         gpu=gpu,
@@ -239,7 +245,7 @@ def written_folders(container: Container) -> list[Path]:
     return [*mounted, *(Path(container.environment[name]) for name in caches)]
 
 
-def _checked(folders: list[Folder]) -> tuple[Folder, ...]:
+def checked(folders: list[Folder]) -> tuple[Folder, ...]:
     """Each folder once, outer before inner, none of them in the image's way."""
     once: dict[Path, Folder] = {}
     for each in folders:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 
 from playbook.launch import End
+from pretraining import saving
 from pretraining.record import Verdict
 
 
@@ -17,7 +18,11 @@ class LocalProcess:
 
     grace_seconds = 3.0
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], *, saves: bool = False) -> None:
+        if saves:
+            self.grace_seconds = saving.GRACE_SECONDS
+        # SIGTERM may come twice, also through torch.distributed.run; a second SIGINT would end a run that saves.
+        self._interruption = signal.SIGTERM if saves else signal.SIGINT
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **environment},
@@ -43,7 +48,7 @@ class LocalProcess:
 
     def interrupt(self) -> None:
         """Ask the whole group to end, with a record."""
-        self._signal(signal.SIGINT)
+        self._signal(self._interruption)
 
     def kill(self) -> None:
         """End what is left of the group."""

@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Tokenize text into a Megatron dataset: PREFIX.bin, PREFIX.idx and PREFIX.manifest.json.
+
+    python3 assets/prepare_data.py --input 'corpus/*.jsonl' --tokenizer meta-llama/Llama-3.1-8B --out data/mine
+
+Input: JSONL with a text field, plain text (a file is a document; longer ones are cut at the first line end after each
+MiB), Parquet; JSONL and text also compressed with gzip or zstd. Broken lines are an error unless --skip-bad. After
+Ctrl-C or a crash the same command goes on from where it was; the result is the same for any number of workers.
+
+Exit codes: 0 written, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from pretraining.data import sources, tokenizers, worker
+from pretraining.data.build import Build, State, plan_of
+from pretraining.data.manifest import Manifest
+from pretraining.data.sources import Piece
+from pretraining.errors import UsageError
+
+PLAIN_EVERY_SECONDS = 15.0
+
+
+class BadLines(Exception):
+    """The input has broken lines, and nobody said to skip them."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` lists the flags")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags. Raises UsageError where argparse would exit."""
+    flags = _Parser(prog="prepare_data.py", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
+    add = flags.add_argument
+    add("--input", required=True, metavar="FILES", help="a file or glob pattern, or several separated by spaces")
+    add("--tokenizer", required=True, help="a Hugging Face tokenizer's name or folder, or bytes")
+    add("--out", required=True, type=Path, metavar="PREFIX", help="of the dataset, without .bin and .idx")
+    add("--field", default="text", help="the field of a JSON line or column of a Parquet file (default text)")
+    add("--format", choices=("jsonl", "text", "parquet"), help="of all files (default: by their endings)")
+    add("--skip-bad", action="store_true", help="leave broken lines out; they are counted in the manifest")
+    add("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)), help="processes (default: a core)")
+    return flags
+
+
+class Progress:
+    """A live line on a terminal, a plain one every 15 seconds otherwise."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._began = time.monotonic()
+        self._said = 0.0 if sys.stdout.isatty() else self._began
+        self._start = 0
+        self._live = sys.stdout.isatty()
+
+    def begin_at(self, done: int) -> None:
+        """Count speed from here: `done` bytes were finished by an earlier run."""
+        self._start = done
+
+    def show(self, done: int, state: State) -> None:
+        """Bytes of the input that are done, and what they came to."""
+        now = time.monotonic()
+        if now - self._said < (0.2 if self._live else PLAIN_EVERY_SECONDS):
+            return
+        self._said = now
+        speed = (done - self._start) / max(now - self._began, 1e-3)
+        left = (self._total - done) / speed if speed else 0
+        line = (
+            f"{100 * done / max(self._total, 1):.0f} % of {self._total / 1e6:.1f} MB, {speed / 1e6:.1f} MB/s, "
+            f"{state.documents:,} documents, {state.tokens:,} tokens, {left:.0f} s left"
+        )
+        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
+
+    def clear(self) -> None:
+        """End the live line."""
+        if self._live:
+            print("\r\033[K", end="", flush=True)
+
+
+def prepare(args: argparse.Namespace) -> Manifest | None:
+    """Make the dataset, or go on with it. Returns its manifest, None where only the last renames were left to do.
+
+    Raises:
+        UsageError: as `sources.find`, `tokenizers.prepare` and `Build` say.
+        BadLines: after all of the input was read; what was tokenized stays.
+    """
+    if args.workers < 1:
+        raise UsageError(f"--workers {args.workers}: at least one is needed")
+    inputs = sources.find(args.input, args.format)
+    prefix = args.out.absolute()
+    if prefix.suffix in (".bin", ".idx"):
+        prefix = prefix.with_suffix("")
+    name = str(Path(args.tokenizer).absolute()) if os.path.isdir(args.tokenizer) else args.tokenizer
+    with Build(prefix, plan_of(inputs, name, args.field)) as build:
+        if build.finish_interrupted():
+            return None
+        try:
+            vocabulary = tokenizers.prepare(name, build.tokenizer_file)
+            build.open(vocabulary.dtype)
+            _tokenize(build, worker.Task(name, build.tokenizer_file, vocabulary, args.field), inputs, args)
+            if build.state.bad and not args.skip_bad:
+                raise BadLines(_told(build.state))
+            if not build.state.documents:
+                raise UsageError(f"--input {args.input}: {len(inputs)} files, and no document in them")
+        except UsageError:
+            if not build.state.documents:
+                build.discard()  # nothing to go on from
+            raise
+        return build.finish(name, vocabulary, inputs)
+
+
+def _tokenize(build: Build, task: worker.Task, inputs: list[sources.Source], args: argparse.Namespace) -> None:
+    """Append every chunk that is not yet in the build, in order."""
+    progress = Progress(sum(source.size for source in inputs))
+    chunks = sources.chunks(inputs, args.field)
+    done = sum(piece.consumed for _ in range(build.resumed) for piece in next(chunks))
+    if build.resumed:
+        print(f"going on at {100 * done / sum(source.size for source in inputs):.0f} % of an earlier run", flush=True)
+    progress.begin_at(done)
+    told = build.state.bad > 0
+    try:
+        for chunk, result in in_order(chunks, task, args.workers):
+            build.append(chunk, result)
+            if build.state.bad and not args.skip_bad:
+                if not build.state.documents:  # it is the wrong field, or no JSON at all
+                    raise UsageError(f"no document in the first {build.state.bad} lines: {build.state.examples[0]}")
+                if not told:
+                    progress.clear()
+                    print(f"{build.state.examples[0]}; going on to find the others", flush=True)
+                told = True
+            done += sum(piece.consumed for piece in chunk)
+            progress.show(done, build.state)
+    finally:
+        progress.clear()
+        build.close()
+
+
+def in_order(
+    chunks: Iterator[list[Piece]], task: worker.Task, workers: int
+) -> Iterator[tuple[list[Piece], worker.Result]]:
+    """Each chunk with its result, in the order of `chunks`; at most two a worker are under way.
+
+    Raises:
+        UsageError: a worker died.
+    """
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), worker.start, (task,))
+    waiting: collections.deque[tuple[list[Piece], Future[worker.Result]]] = collections.deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(worker.work, chunk)))
+            if len(waiting) >= 2 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    except BrokenProcessPool as error:
+        raise UsageError(
+            "a worker process was killed; if nobody did that, memory ran out: the same command with fewer --workers "
+            "goes on from here"
+        ) from error
+    finally:
+        if waiting:  # an interruption does not wait for the chunks under way
+            for process in multiprocessing.active_children():
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _told(state: State) -> str:
+    """The broken lines."""
+    more = state.bad - len(state.examples)
+    lines = [*state.examples, f"and {more} more"] if more else state.examples
+    return "\n".join([f"{state.bad} broken lines:", *(f"  {line}" for line in lines)])
+
+
+def _summary(written: Manifest, prefix: Path, seconds: float) -> str:
+    left_out = ""
+    if written.bad_lines or written.empty_documents:
+        left_out = f"\n  left out: {written.bad_lines} broken lines, {written.empty_documents} empty documents"
+    return (
+        f"{prefix}: {written.documents:,} documents, {written.tokens:,} tokens of {written.vocabulary_size:,} words, "
+        f"{written.text_bytes:,} bytes of text in {seconds:.0f} s{left_out}\n"
+        f"  train on it: DATA={shlex.quote(str(prefix))}"
+    )
+
+
+def main() -> int:
+    """Returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    began = time.monotonic()
+    try:
+        args = parser().parse_args()
+        written = prepare(args)
+    except UsageError as error:
+        print(f"data: {error}", file=sys.stderr)
+        return 2
+    except BadLines as error:
+        print(
+            f"data: {error}\nMend them, or leave them out: SKIP_BAD=1 (--skip-bad) goes on from here and only writes "
+            "the dataset",
+            file=sys.stderr,
+        )
+        return 1
+    except OSError as error:
+        print(
+            f"data: {error.filename or args.out}: {error.strerror}; the same command goes on from here", file=sys.stderr
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("data: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(_summary(written, args.out, time.monotonic() - began) if written else f"{args.out}: finished")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

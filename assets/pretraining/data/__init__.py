@@ -1,0 +1,8 @@
+"""`make data`: text to a Megatron dataset, in parallel, resumable, with a manifest beside it.
+
+sources.py     files, cut into chunks
+worker.py      a chunk to tokens, in a process of its own
+tokenizers.py  bytes or Hugging Face
+build.py       tokens to .bin and .idx, in order
+manifest.py    what the result is; all that a training reads of this package
+"""

@@ -1,0 +1,158 @@
+"""A chunk of text to the tokens of its documents: what a worker process does."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from . import tokenizers
+from .sources import Piece
+
+
+@dataclass
+class Bad:
+    """A line (or Parquet row, or plain-text document) that is no document: its number, from 1, within its piece."""
+
+    line: int
+    why: str
+
+
+@dataclass
+class Result:
+    """What became of a chunk.
+
+    Attributes:
+        tokens: the ids of every document and its end, as the .bin has them.
+        lengths: of each document in tokens, int32.
+        lines: lines read of each piece.
+        bad: of each piece, the broken ones.
+        empty: documents without text, left out.
+        text_bytes: UTF-8 bytes of the documents.
+        largest: the largest id, -1 where there is none.
+    """
+
+    tokens: bytes = b""
+    lengths: bytes = b""
+    lines: list[int] = field(default_factory=list)
+    bad: list[list[Bad]] = field(default_factory=list)
+    empty: int = 0
+    text_bytes: int = 0
+    largest: int = -1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every chunk shares: the tokenizer's name, its file and vocabulary, and the text's field in JSON."""
+
+    tokenizer: str
+    file: Path
+    vocabulary: tokenizers.Vocabulary
+    field: str
+
+
+_task: Task
+_tokenizer: tokenizers.Tokenizer
+
+
+def start(task: Task) -> None:
+    """Load the tokenizer, once a process. Ctrl-C is the parent's to answer."""
+    global _task, _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _task = task
+    _tokenizer = tokenizers.load(task.tokenizer, task.file, task.vocabulary.dtype)
+
+
+def work(chunk: list[Piece]) -> Result:
+    """Tokenize one chunk in this process."""
+    result = Result()
+    texts: list[str | bytes] = []
+    for piece in chunk:
+        bad: list[Bad] = []
+        lines = 0
+        for number, text in _documents(piece):
+            lines = number
+            if isinstance(text, Bad):
+                bad.append(text)
+            elif text:
+                texts.append(text)
+            else:
+                result.empty += text is not None
+        result.lines.append(lines)
+        result.bad.append(bad)
+    _tokenize(texts, result)
+    return result
+
+
+def _tokenize(texts: list[str | bytes], result: Result) -> None:
+    vocabulary = _task.vocabulary
+    documents = list(_tokenizer.encode(texts))
+    lengths = np.array([len(ids) + 1 for ids in documents], dtype=np.int32)
+    tokens = np.full(int(lengths.sum()), vocabulary.end_of_document, dtype=vocabulary.dtype)
+    position = 0
+    for ids in documents:
+        tokens[position : position + len(ids)] = ids
+        position += len(ids) + 1
+    result.tokens, result.lengths = tokens.tobytes(), lengths.tobytes()
+    result.text_bytes = sum(len(text) if isinstance(text, bytes) else _utf8_length(text) for text in texts)
+    result.largest = int(tokens.max()) if len(tokens) else -1
+
+
+def _utf8_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _documents(piece: Piece) -> Iterator[tuple[int, str | bytes | Bad | None]]:
+    """Each document of a piece with the number of its line; None for a blank line."""
+    if piece.kind == "parquet":
+        assert isinstance(piece.content, list)
+        for number, text in enumerate(piece.content, 1):
+            yield number, text if isinstance(text, str) else Bad(number, f"no text but {type(text).__name__}")
+    elif piece.kind == "text":
+        yield from _of_text(piece.lines())
+    else:
+        content = piece.lines()
+        for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], 1):
+            yield number, _of_json(number, line)
+
+
+def _of_text(content: bytes) -> Iterator[tuple[int, str | bytes | Bad]]:
+    """A piece of plain text is one document; its number is that of its last line."""
+    if not content:
+        return
+    count = content.count(b"\n") + (not content.endswith(b"\n"))
+    if _task.tokenizer == tokenizers.BYTES:
+        yield count, content
+        return
+    try:
+        yield count, content.decode()
+    except UnicodeDecodeError as error:
+        yield count, Bad(content.count(b"\n", 0, error.start) + 1, f"not UTF-8 ({error.reason})")
+
+
+def _of_json(number: int, line: bytes) -> str | Bad | None:
+    if not line.strip():
+        return None
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Bad(number, f"not JSON ({error.msg} at column {error.colno})")
+    except UnicodeDecodeError as error:
+        return Bad(number, f"not UTF-8 ({error.reason})")
+    if not isinstance(found, dict):
+        return Bad(number, f"no JSON object but {type(found).__name__}")
+    text = found.get(_task.field)
+    if _task.field not in found:
+        return Bad(number, f"no field {_task.field!r}, only {', '.join(map(repr, found)) or 'an empty object'}")
+    if not isinstance(text, str):
+        return Bad(number, f"its {_task.field!r} is no string but {type(text).__name__}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return Bad(number, "half of a surrogate pair")
+    return text

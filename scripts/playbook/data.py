@@ -1,0 +1,120 @@
+"""`make data`: assets/prepare_data.py in the foreground of the place where trainings run. It needs no GPU."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from playbook import ASSETS, PROJECT, gpus, place
+from playbook.environments import ensure
+from playbook.runtimes import local
+from pretraining.errors import UsageError
+
+SCRIPT = ASSETS / "prepare_data.py"
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the script with what it does not understand left to it. Returns its exit code.
+
+    Raises:
+        UsageError: no input, no tokenizer, an unknown runtime.
+        SetupError, EngineError: the place cannot be made ready.
+    """
+    flags = argparse.ArgumentParser(prog="data.py", add_help=False, allow_abbrev=False)
+    flags.add_argument("--runtime", default="auto")
+    flags.add_argument("--tag")
+    flags.add_argument("--input", default="")
+    flags.add_argument("--tokenizer", default="")
+    flags.add_argument("--out", type=Path)
+    args, others = flags.parse_known_args(arguments)
+    if not args.input or not args.tokenizer:
+        raise UsageError(
+            "name the text and its tokenizer: make data INPUT='corpus/*.jsonl' TOKENIZER=bytes, or a Hugging Face "
+            "tokenizer by name or folder"
+        )
+    out = (args.out or Path("data") / _name(args.input, args.tokenizer)).absolute()
+    wanted = ["--input", args.input, "--tokenizer", args.tokenizer, "--out", str(out), *others]
+    runtime = _runtime(args.runtime)
+    if runtime == "container":
+        command = _in_container(wanted, args, out)
+    else:
+        python = str(ensure("cpu")) if runtime == "cpu" else local.python()
+        command = [python, str(SCRIPT), *wanted]
+    return _in_foreground(command)
+
+
+def _name(patterns: str, tokenizer: str) -> str:
+    """A dataset's name where none was given: after its folder or file, and the tokenizer."""
+    first = Path(patterns if glob.glob(patterns) else shlex.split(patterns)[0])
+    stem = first.parent.absolute().name if glob.has_magic(first.name) else first.name.split(".")[0]
+    return f"{stem}-{Path(tokenizer).name}"
+
+
+def _runtime(asked: str) -> str:
+    """As for a training; a GPU that does not work matters to nobody here."""
+    if asked not in place.RUNTIMES:
+        raise UsageError(f"RUNTIME={asked} is not one of {', '.join(place.RUNTIMES)}")
+    if asked != "auto":
+        return asked
+    if not gpus.read().gpus:
+        return "cpu"
+    return "local" if local.inside_container() and local.has_bridge() else "container"
+
+
+def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> list[str]:
+    """The docker command. Input, tokenizer and output are mounted where they lie."""
+    from playbook import engine, image
+    from playbook.runtimes import container
+
+    connected = engine.connect()
+    found = image.ensure(connected, image.named(args.tag))
+    cache = PROJECT / ".cache"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    reads = [Path(word) for word in glob.glob(args.input, recursive=True) or shlex.split(args.input)]
+    reads += [Path(args.tokenizer)] if os.path.isdir(args.tokenizer) else []
+    asked = container.Container(
+        image=found.name,
+        name=None,
+        command=["python", str(SCRIPT), *wanted],
+        environment=container.user_environment(cache, found.path),
+        secrets=container.given_secrets(),
+        folders=container.checked(
+            [
+                container.Folder(ASSETS),
+                *(container.Folder(path, True) for path in (out.parent, cache, container.huggingface_home())),
+                *(container.Folder(_existing(path.absolute())) for path in reads),
+            ]
+        ),
+        user="0:0" if connected.rootless else f"{os.getuid()}:{os.getgid()}",
+        workdir=os.getcwd(),
+        gpu=None,
+    )
+    for path in container.written_folders(asked):
+        path.mkdir(parents=True, exist_ok=True)
+    if shutil.which("docker") is None:
+        raise engine.EngineError("make data needs the docker command here: install docker-ce-cli, or RUNTIME=cpu")
+    return asked.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
+
+
+def _existing(path: Path) -> Path:
+    """The folder to mount for a file or pattern: the nearest one without a wildcard."""
+    while glob.has_magic(str(path)) or not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _in_foreground(command: list[str]) -> int:
+    """Run it on this terminal. Ctrl-C reaches it from there, so this process only waits for its end."""
+    with subprocess.Popen(command) as process:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code

@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.json:
             comparison_file.check_target(given.json)
-        runs = loading.load_all([_found(path) for path in given.runs])
-        result = comparison.compare(arms.group(runs), baseline=given.base, force=given.force, reproduce=_command(given))
+        groups = arms.group(loading.load_all([_found(path) for path in given.runs]))
+        result = comparison.compare(groups, baseline=given.base, force=given.force, reproduce=_command(given))
         written = comparison_file.write(result, given.json) if given.json else None  # before a closed pipe can end it
         table.print_comparison(result)
         if written:

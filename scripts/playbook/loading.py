@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def load_all(paths: Sequence[Path]) -> list[Run]:
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), signal.signal, ignoring) as pool:
         try:
             return list(pool.map(load, paths))
+        except BrokenProcessPool as error:
+            raise UsageError("a reading process was killed from outside, often for want of memory") from error
         except BaseException:
             for child in multiprocessing.active_children():
                 child.terminate()

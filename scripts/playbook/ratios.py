@@ -90,4 +90,4 @@ def _differs(figure: Figure, smallest: float) -> bool | None:
     """Whether the interval leaves 1 out, and the ratio is further from it than the smallest difference."""
     if figure.low is None or figure.high is None:
         return None
-    return not figure.low <= 1 <= figure.high and abs(np.log(figure.value)) > np.log1p(smallest)
+    return not figure.low <= 1 <= figure.high and abs(math.log(figure.value)) > math.log1p(smallest)

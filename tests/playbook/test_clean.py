@@ -213,6 +213,9 @@ def test_comparisons_go(clean, root: Path) -> None:
     folder = root / "nemo_experiments" / "20261122T000000Z-comparison"
     folder.mkdir()
     (folder / "comparison.json").write_text('{"kind": "nvfp4-playbook-comparison"}')
+    begun = folder.with_name("20261122T000001Z-comparison")  # and was cut short
+    begun.mkdir()
+    (begun / "repeats.json").write_text("{}")
     clean()
     assert not (root / "nemo_experiments").exists()
 

@@ -43,6 +43,17 @@ def test_two_runs(run, make_run) -> None:
     assert not ended.stderr
 
 
+def test_more_than_two_runs_against_a_base(run, make_run, tmp_path: Path) -> None:
+    runs = make_run("bf16"), make_run("nvfp4", step=0.1), make_run("mxfp8", step=0.15)
+    ended = run(*runs, "--base", "mxfp8", "--json", tmp_path / "c")
+    assert ended.returncode == 0
+    assert [line.split()[0] for line in ended.stdout.splitlines() if " ms " in line] == ["C:", "A:", "B:"]
+    written = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert (written["baseline"], len(written["contrasts"])) == ("C", 2)
+    assert written["reproduce"].startswith(f".venv/host/bin/python scripts/compare.py {runs[0]} ")
+    assert run(*runs, "--base", "fp9").returncode == 2
+
+
 @pytest.mark.parametrize("columns", ["20", "80", "300"])
 def test_numbers_do_not_wrap_at_any_width(run, make_run, columns: str) -> None:
     ended = run(make_run("bf16"), make_run("nvfp4", step=0.1), COLUMNS=columns)

@@ -24,6 +24,17 @@ RUN ?=
 JSON ?=
 ARGS ?=
 FRESH ?=
+REPEAT ?=
+A ?=
+B ?=
+BASE ?=
+RUNS ?=
+BASELINE ?=
+CURRENT ?=
+TOLERANCE ?=
+TENSORBOARD ?=
+WANDB ?=
+MLFLOW ?=
 CLEAN ?=
 export TORCH_INDEX
 
@@ -33,10 +44,11 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
           $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
-          $(if $(DRY_RUN),--dry-run) $(ARGS)
+          $(if $(TENSORBOARD),--tensorboard) $(if $(WANDB),--wandb-project '$(WANDB)') \
+          $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare shell attach stop doctor image clean test-engine test-report test test-readme lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare history gate shell attach stop doctor image clean test-engine test-report test test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -51,8 +63,16 @@ nvfp4: host-setup ## pretrain in NVFP4 (last eighth of the layers in BF16)
 bf16: host-setup ## pretrain in BF16
 	@$(HOST) scripts/run.py bf16 $(OPTIONS)
 
-compare: host-setup ## both, reusing finished runs of the same work, then the comparison
-	@$(HOST) scripts/run.py compare $(OPTIONS)
+compare: host-setup ## both, reusing finished runs of the same work, then the comparison; RUNS="a b c": these
+	@$(HOST) $(if $(RUNS),scripts/compare.py --save $(RUNS),scripts/run.py compare $(OPTIONS) $(if $(A),--a '$(A)') \
+	  $(if $(B),--b '$(B)') $(if $(REPEAT),--repeat '$(REPEAT)')) $(if $(BASE),--base '$(BASE)') \
+	  --typed 'make compare $(MAKEOVERRIDES)'
+
+history: host-setup ## all runs, newest first, with how each ended; JSON=1
+	@$(HOST) scripts/history.py $(if $(JSON),--json)
+
+gate: host-setup ## fail where the newest comparison left an earlier one's figures: BASELINE=its folder
+	@$(HOST) scripts/gate.py '$(BASELINE)' $(if $(CURRENT),--current '$(CURRENT)') --tolerance '$(TOLERANCE)'
 
 shell: host-setup ## a shell in the container that a training would get
 	@$(HOST) scripts/run.py shell $(OPTIONS)
@@ -110,10 +130,17 @@ test-setup:
 #>   PRECISION  in place of nvfp4: fp8, fp8_blockwise or mxfp8
 #>   EMULATE=1  NVFP4's arithmetic on a GPU without its tensor cores
 #>   TAG      of the NeMo image, or a whole image name   26.04
+#>   TENSORBOARD=1  WANDB=project  MLFLOW=experiment   log there too, into the run folder
 #>   DRY_RUN=1  print the commands that would train, start nothing
 #>   RUN      the run that attach and stop mean, where several run
 #>   NPROC    processes              1
 #>   ARGS     flags for assets/pretrain_llama.py, as they are
 #>   FRESH=1  train again            compare reuses finished runs
+#>   REPEAT   runs of each precision that compare takes turns with   1; 3 show how runs differ
+#>   A B      what to compare        bf16 and nvfp4; the same twice is the control
+#>   BASE     the baseline of a comparison: A, B, a precision or a run   bf16
+#>   RUNS     run folders, their names or logs to compare, instead of training
+#>   BASELINE CURRENT   comparisons that gate holds against each other   CURRENT: the newest
+#>   TOLERANCE  of gate, per cent    "speed=3 memory=2 loss=1"
 #>   TORCH_INDEX  a package index for torch alone, such as PyTorch's CPU index
 #>   PYTHON   the Python to set up with   python3

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import ending, record, settings, switches, tee
+from pretraining import ending, loggers, record, sampling, settings, switches, tee
 from pretraining.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu: bool) -> None:
     """Build the config, train, and leave peak memory and iteration count in `run`."""
+    loggers.check(chosen)
     if not on_gpu:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(chosen.cache_dir / "numba"))  # beside the source may be read-only
         from pretraining import cpu
@@ -36,6 +37,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     else:
         ending.check_capability(chosen)
         switches.hand_to_transformer_engine()
+    run.sampler = sampling.start(run.folder, on_gpu=on_gpu)
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
@@ -58,8 +60,10 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         facts = environment.parity_facts(
             chosen, described["device"], context, environment.identify_data(chosen, builtin)
         )
+        described["sampling"] = sampling.describe(run.sampler)
         if writes:
-            described.update(parity=facts, flops_per_token=environment.flops_per_token(context))
+            described.update(parity=facts, context=environment.context_facts(chosen, context))
+            described["flops_per_token"] = environment.flops_per_token(context)
             record.write_json(run.folder / record.ENVIRONMENT, described)
             context.state.cfg.to_yaml(str(run.folder / record.CONFIG))
 
@@ -92,6 +96,7 @@ def main() -> int:
         if not isinstance(error, UsageError):  # its one line says all
             traceback.print_exc()
         code = run.failed(error)
+    loggers.finish(chosen, succeeded=code == 0)
     tee.finish(copier)
     ending.leave(code)
 

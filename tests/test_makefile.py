@@ -87,7 +87,8 @@ def test_every_option_reaches_the_launcher(make) -> None:
     given = {
         "MODEL": ("small", "--model small"), "ITERS": ("9", "--train-iters 9"), "WARMUP": ("3", "--warmup-iters 3"),
         "GBS": ("6", "--global-batch-size 6"), "MBS": ("3", "--micro-batch-size 3"), "SEQ": ("64", "--seq-length 64"),
-        "DATA": ("mock", "--data mock"), "ARGS": ("--seed 5", "--seed 5"),
+        "DATA": ("mock", "--data mock"), "ARGS": ("--seed 5", "--seed 5"), "TENSORBOARD": ("1", "--tensorboard"),
+        "WANDB": ("p", "--wandb-project p"), "MLFLOW": ("e", "--mlflow-experiment e"),
     }  # fmt: skip
     told = make("nvfp4", "RUNTIME=cpu", "DRY_RUN=1", *(f"{name}={value}" for name, (value, _) in given.items()))
     assert told.returncode == 0, told.stderr

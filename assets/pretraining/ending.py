@@ -12,15 +12,16 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import record
 from .errors import Diverged, UsageError
 from .precision import PRECISIONS
-from .record import Verdict
+from .record import Peak, Verdict
 from .settings import PROJECT, RUNS, Settings
 
 if TYPE_CHECKING:
+    from .sampling import Sampler
     from .telemetry import Telemetry
 
 INTERRUPTED = 130
@@ -141,6 +142,7 @@ class RunEnd:
         rank: of this process; rank 0 reports a success, any rank its failure.
         partners: whether torch.distributed.run started other processes beside this one.
         telemetry: set once training is about to start.
+        sampler: of this machine, where this process started it.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -148,6 +150,7 @@ class RunEnd:
         self.rank = rank
         self.partners = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         self.telemetry: Telemetry | None = None
+        self.sampler: Sampler | None = None
         self._began = time.monotonic()
 
     def succeeded(self) -> int:
@@ -175,9 +178,17 @@ class RunEnd:
         details = {
             "seconds": round(time.monotonic() - self._began, 3),
             "iterations": telemetry.iterations if telemetry else 0,
-            "peak_memory": telemetry.peak_memory if telemetry else None,
+            "peak_memory": self._peak_memory(),
         }
         record.write_outcome(self.folder, verdict, cause=cause, exit_code=code, details=details)
+
+    def _peak_memory(self) -> dict[str, Any] | None:
+        """What `record.write_outcome` says, None where nothing is known."""
+        sampled = self.sampler.stop() if self.sampler else {}
+        known = (self.telemetry.peaks if self.telemetry else {}) | sampled
+        kind = next((kind for kind in Peak if kind in known), None)
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        return kind and {"bytes": known[kind], "kind": kind, "processes": processes, "all": known}
 
 
 def classify(error: BaseException) -> tuple[Verdict, str, int]:

@@ -130,6 +130,8 @@ def parity_facts(
         "micro_batch_size": config.train.micro_batch_size,
         "train_iters": config.train.train_iters,
         "warmup_iters": config.scheduler.lr_warmup_iters,
+        "decay_iters": config.scheduler.lr_decay_iters,
+        "decay_style": config.scheduler.lr_decay_style,
         "start_iteration": context.state.train_state.step,
         "learning_rate": optimizer.lr,
         "min_learning_rate": optimizer.min_lr,
@@ -137,16 +139,42 @@ def parity_facts(
         f"wd={optimizer.weight_decay} clip={optimizer.clip_grad}",
         "seed": settings.seed,
         "data": data_identity,
+        "tokenizer": " ".join(filter(None, (config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model))),
         "tensor_parallel": model.tensor_model_parallel_size,
         "pipeline_parallel": model.pipeline_model_parallel_size,
         "context_parallel": model.context_parallel_size,
         "world_size": torch.distributed.get_world_size(),
+        "sequence_parallel": model.sequence_parallel,
+        "transformer_impl": model.transformer_impl,
+        "attention_backend": getattr(model.attention_backend, "name", model.attention_backend),
+        "cuda_graphs": model.cuda_graph_impl,
+        "recompute": model.recompute_granularity,
         "device": device["name"],
+        "driver": device.get("driver"),
+        "cuda": device.get("cuda"),
         "threads": device.get("threads"),
         "torch": found.get("torch"),
         "megatron_bridge": found.get("megatron-bridge"),
         "megatron_core": found.get("megatron-core"),
         "transformer_engine": found.get("transformer-engine"),
+    }
+
+
+def context_facts(settings: Settings, context: CallbackContext) -> dict[str, Any]:
+    """What a precision or its emulation changes of itself, or no step feels (flat): listed, never refused.
+
+    Args:
+        settings: the resolved command line.
+        context: of `on_train_start`.
+    """
+    config = context.state.cfg
+    stored = str(config.model.params_dtype).removeprefix("torch.")
+    return {
+        "parameter_gather": versions.gathered_in(config) or stored,
+        "gradient_reduction": "float32" if config.ddp.grad_reduce_in_fp32 else stored,
+        "gradient_accumulation_fusion": config.model.gradient_accumulation_fusion,
+        "writers": sorted(settings.writers),
+        "save_interval": settings.save,
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import record, text, versions
+from . import loggers, record, text, versions
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
@@ -48,7 +48,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
     if not versions.has_apex():
         config.model.gradient_accumulation_fusion = False  # its kernel is APEX's; the container has it, bare metal not
     config.logger.log_interval = 1
-    config.logger.tensorboard_dir = None  # metrics.jsonl is the record
+    loggers.configure(config, settings, run_dir)
     return config
 
 

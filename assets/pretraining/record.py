@@ -4,10 +4,12 @@
         plan.json         launcher   before the start: each choice with its reason, git commit
         environment.json  training   versions, device, precision, and the parity facts
         metrics.jsonl     training   one line an iteration or evaluation, flushed as it goes
-        device.jsonl      sampler    memory, power and energy of the device, one line a second
+        device.jsonl      sampler    memory, power and energy of the devices, one line a second; of a second machine
+                                     device-<its first rank>.jsonl
         train.log         training   everything that was printed
         config.yaml       training   the resolved Megatron-Bridge config
         outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
+        tensorboard/ wandb/ mlruns/   Megatron-Bridge's own writers, each where asked for
 
 One writer for each file. JSON files are written beside their place and renamed into it, so a reader never
 meets half of one; `metrics.jsonl` loses at most its last line to a power cut. A folder without
@@ -51,6 +53,17 @@ class Verdict(StrEnum):
     INCOMPLETE = "incomplete"  # no outcome was written: still running, or its end was not seen
 
 
+class Peak(StrEnum):
+    """What a figure of `peak_memory` measures. All are bytes; the first that is known is the one it leads with."""
+
+    ALLOCATED = "torch allocated"  # largest of all processes, of what tensors took; the cache and libraries come on top
+    RESIDENT = "resident set size of the process"  # host memory, largest of all processes
+    USED = "device used"  # largest sample of a device's memory in use, by whoever uses it
+    HELD = "process on the device"  # largest sample of the training's share of it
+    RESIDENT_OF_ALL = "resident set sizes, sampled"  # on the CPU: the sum over the training's processes
+    RESERVED = "torch reserved"  # largest of all processes, of what the allocator took from the device
+
+
 def write_json(path: Path, content: dict[str, Any], *, keep_existing: bool = False) -> bool:
     """Write `content` to `path` whole or not at all: beside it, synced, then moved into place.
 
@@ -91,7 +104,9 @@ def write_outcome(
         verdict: how the run ended.
         cause: one sentence for a person, "" for a success.
         exit_code: of the training process; 130 for an interruption.
-        details: further facts, such as `peak_memory` and `iterations`.
+        details: further facts, such as `iterations` and `peak_memory`: {"bytes", "kind": a `Peak`, "processes",
+            "all": {`Peak`: bytes}}. The allocator's peaks are read when training ends, and nothing resets them;
+            a run that broke off has only what was sampled, a killed one not even that: its samples are in the file.
 
     Returns:
         Whether this call wrote it.
@@ -115,6 +130,12 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (METRICS, ENVIRONMENT, OUTCOME))
 
 
+def samples_of(rank: int | str) -> str:
+    """The file of samples that the machine writes whose first rank this is."""
+    stem, ending = SAMPLES.split(".")
+    return SAMPLES if rank == 0 else f"{stem}-{rank}.{ending}"
+
+
 def run_name(precision: str, model: str) -> str:
     """A new run folder's name: sorts by time, says what it holds."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{precision}-{model}"
@@ -131,6 +152,14 @@ class MetricsWriter:
     A training line:   {"kind": "train", "iteration": 12, "loss": 2.31, "step_time_s": 0.164, "grad_norm": 0.8,
                         "learning_rate": 1e-3, "skipped": false, "time": 1763806530.2}
     An evaluation:     {"kind": "eval", "split": "validation" | "test", "iteration": 200, "loss": 2.4, "time": ...}
+
+    `step_time_s` is one training step on the writing process, the device synchronised at its end: loading of the
+    batch, forward, backward, reduction of gradients, optimizer. Between two steps, and so in none, lie start-up,
+    evaluation, checkpoints, logging and the manual garbage collection (every 100 iterations). Megatron's own "elapsed
+    time per iteration" runs from log line to log line and stops for evaluation and checkpoints (read in Megatron-Bridge
+    0.3.1, 0.4 and 0.6), so it has logging, the writers of TensorBoard and its kin, and the garbage collection, which
+    counts to the iteration after it, on top: a millisecond, or tens with a writer. The first iteration's also has what
+    came before the first step.
 
     Iterations count from 1. `loss` is the mean cross-entropy in nats a token over the global batch. It and
     `grad_norm` are null where they are not finite; `"finite": false` then says so, because JSON knows no NaN.
@@ -159,8 +188,12 @@ class Run:
          "power_w": 612.0, "energy_j": 40211.5}
 
     `time` (Unix) is its end; `used_bytes` and `process_bytes` are the largest of that second, `power_w` its mean, and
-    `energy_j` what the device has used since sampling began. `device` is the rank's local index, "cpu" for
-    resident memory of the training's processes. Whatever the device does not tell is null.
+    `energy_j` what the device has used since sampling began. `device` is the rank that trains on it. `used_bytes` is
+    nvidia-smi's memory.used, whoever uses it, and `process_bytes` the training's share. On the CPU runtime `device` is
+    "cpu" and `process_bytes`, the resident memory of the training's processes on that machine, all that is told.
+    Whatever a device does not tell is null. The first second is start-up, the last may be shorter than one.
+    `environment["sampling"]` has `rate_hz` and `energy_from` by device ("counter", "power": integrated over the
+    samples, or null), or the `problem` that keeps it from sampling.
     """
 
     folder: Path
@@ -180,6 +213,11 @@ class Run:
     def parity(self) -> dict[str, Any]:
         """The facts that two runs must share to have done the same work (flat, name to value)."""
         return self.environment.get("parity", {})
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """Facts that differ without its being other work, such as what a precision changes of itself (flat)."""
+        return self.environment.get("context", {})
 
     @property
     def precision(self) -> dict[str, Any]:
@@ -221,7 +259,7 @@ def read_facts(folder: Path) -> Run:
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
     """The samples of the device, [] where there are none; see `Run`."""
-    return _read_lines(folder / SAMPLES)
+    return [line for path in (folder / SAMPLES, *folder.glob(samples_of("*"))) for line in _read_lines(path)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Settings:
         resume: the run folder whose last checkpoint to continue from, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
+        tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `loggers`.
     """
 
     model: Model
@@ -53,11 +54,20 @@ class Settings:
     resume: Path | None
     run_dir: Path | None
     cache_dir: Path
+    tensorboard: bool
+    wandb_project: str | None
+    mlflow_experiment: str | None
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one iteration over all processes."""
         return self.global_batch_size * self.sequence_length
+
+    @property
+    def writers(self) -> dict[str, str | bool]:
+        """The package of each writer that is asked for, with its project or experiment."""
+        asked = {"tensorboard": self.tensorboard, "wandb": self.wandb_project, "mlflow": self.mlflow_experiment}
+        return {package: value for package, value in asked.items() if value}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,6 +102,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
     add("--run-dir", type=Path, metavar="DIR", help=f"the run folder (default: a new one in {RUNS}/)")
     add("--cache-dir", type=Path, metavar="DIR", default=PROJECT / ".cache", help="text and index cache")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events, into the run folder")
+    add("--wandb-project", metavar="NAME", help="also log to W&B, offline in the run folder unless WANDB_MODE is set")
+    add("--mlflow-experiment", metavar="NAME", help="also log to MLflow, in the run folder or MLFLOW_TRACKING_URI")
     return flags
 
 
@@ -166,6 +179,9 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         resume=_checked_resume(args.resume),
         run_dir=args.run_dir and args.run_dir.absolute(),
         cache_dir=args.cache_dir.absolute(),
+        tensorboard=args.tensorboard,
+        wandb_project=args.wandb_project or None,
+        mlflow_experiment=args.mlflow_experiment or None,
         **sizes,
     )
 
@@ -255,6 +271,9 @@ def as_flags(settings: Settings) -> list[str]:
         "--resume": settings.resume,
         "--run-dir": settings.run_dir,
         "--cache-dir": settings.cache_dir,
+        "--wandb-project": settings.wandb_project,
+        "--mlflow-experiment": settings.mlflow_experiment,
     }
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
-    return [*given, "--emulate"] if settings.emulate else given
+    on = {"--emulate": settings.emulate, "--tensorboard": settings.tensorboard}
+    return [*given, *(flag for flag, value in on.items() if value)]

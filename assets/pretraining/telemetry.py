@@ -17,6 +17,7 @@ from megatron.bridge.training.callbacks import Callback
 
 from . import record
 from .errors import Diverged
+from .record import Peak
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
@@ -32,7 +33,7 @@ class Telemetry(Callback):
 
     Attributes:
         iterations: completed iterations, counted from the start of training and not of this process.
-        peak_memory: bytes and what they measure, filled in when training ends.
+        peaks: the largest of all processes in bytes, filled in when training ends.
     """
 
     def __init__(self, run_dir: Path, on_start: Callable[[CallbackContext, bool], None]) -> None:
@@ -41,7 +42,7 @@ class Telemetry(Callback):
         self._writer: record.MetricsWriter | None = None
         self._began = 0.0
         self.iterations = 0
-        self.peak_memory: dict[str, Any] | None = None
+        self.peaks: dict[Peak, int] = {}
 
     def on_train_start(self, context: CallbackContext) -> None:
         """Open the metrics file on the writing process."""
@@ -85,8 +86,8 @@ class Telemetry(Callback):
             raise Diverged(f"the loss is {loss} at iteration {self.iterations}")
 
     def on_train_end(self, context: CallbackContext) -> None:
-        """Read the peaks while the process still has its device."""
-        self.peak_memory = _largest_of_all(peak_memory())
+        """Read the peaks while the process still has its device; the optimizer's state is among them."""
+        self.peaks = _largest_of_all(peaks())
 
     def on_eval_end(self, context: CallbackContext) -> None:
         """Write a validation loss."""
@@ -104,31 +105,25 @@ class Telemetry(Callback):
             self._writer.write({**line, "time": round(time.time(), 3)})
 
 
-def peak_memory() -> dict[str, Any]:
-    """Peak memory of this process so far: the allocator's on a GPU, the resident set on a CPU."""
-    allocated = torch.cuda.max_memory_allocated()
-    if allocated:
-        return {
-            "bytes": allocated,
-            "kind": "torch allocated",
-            "reserved_bytes": torch.cuda.max_memory_reserved(),
-        }
+def peaks() -> dict[Peak, int]:
+    """Peak memory of this process so far: the allocator's on a GPU, and the resident set."""
+    found = {}
+    if allocated := torch.cuda.max_memory_allocated():
+        found = {Peak.ALLOCATED: allocated, Peak.RESERVED: torch.cuda.max_memory_reserved()}
     # Not ru_maxrss: Linux carries that over from the process that started this one.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
-            return {"bytes": int(line.split()[1]) * 1024, "kind": "resident set size of the process"}
+            return found | {Peak.RESIDENT: int(line.split()[1]) * 1024}
     raise OSError("/proc/self/status has no VmHWM line")
 
 
-def _largest_of_all(peak: dict[str, Any]) -> dict[str, Any]:
+def _largest_of_all(found: dict[Peak, int]) -> dict[Peak, int]:
     """The largest of each figure over all processes, because the largest is what must fit."""
-    processes = torch.distributed.get_world_size()
-    if processes > 1:
-        names = [name for name in peak if name != "kind"]
-        values = torch.tensor([peak[name] for name in names], dtype=torch.int64, device=torch.cuda.current_device())
-        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
-        peak = {**peak, **dict(zip(names, values.tolist(), strict=True))}
-    return {**peak, "processes": processes}
+    if torch.distributed.get_world_size() == 1:
+        return found
+    values = torch.tensor(list(found.values()), dtype=torch.int64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+    return dict(zip(found, values.tolist(), strict=True))
 
 
 def _has_loss() -> bool:

@@ -59,6 +59,14 @@ def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
         preset.fp4_param_gather = False
 
 
+def gathered_in(config: ConfigContainer) -> str | None:
+    """The 8- or 4-bit format in which parameters are gathered, None where in their own. FP4 is there from 0.4.2."""
+    for name in ("fp8", "fp4"):
+        if getattr(config.mixed_precision, f"{name}_param_gather", False):
+            return name
+    return None
+
+
 def set_vocabulary(config: ConfigContainer, words: int) -> None:
     """The model's vocabulary. 0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it."""
     config.tokenizer.vocab_size = words
@@ -76,6 +84,16 @@ def set_evaluation(config: ConfigContainer, iters: int, interval: int) -> None:
     section = getattr(config, "validation", None) or config.train
     section.eval_iters = iters
     section.eval_interval = interval
+
+
+def keep_checkpoints_out_of_mlflow(config: ConfigContainer) -> None:
+    """No copy of every checkpoint as an MLflow artifact: 105 GB each for an 8B model. 0.5 has a switch for it."""
+    if hasattr(config.logger, "mlflow_log_artifacts"):
+        config.logger.mlflow_log_artifacts = False
+        return
+    from megatron.bridge.training.utils import mlflow_utils
+
+    mlflow_utils.on_save_checkpoint_success = lambda *args, **kwargs: None
 
 
 def set_sequence_length(config: ConfigContainer, tokens: int) -> None:

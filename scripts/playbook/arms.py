@@ -13,10 +13,10 @@ from playbook.measured import Measured, peak
 from playbook.results import Arm, RunResult
 from playbook.stats import Figure
 from pretraining.errors import UsageError
-from pretraining.record import Run
+from pretraining.record import Peak, Run
 
 # Which peak memory to compare, where all runs have it: what must fit comes first.
-MEMORY_KINDS = ("device used", "device used by the training", "torch reserved", "torch allocated", "resident set size")
+MEMORY_KINDS = (Peak.USED, Peak.HELD, Peak.RESERVED, Peak.ALLOCATED, Peak.RESIDENT_OF_ALL, Peak.RESIDENT)
 
 
 def group(runs: Sequence[Run]) -> list[list[Run]]:
@@ -78,8 +78,7 @@ def make_arm(name: str, runs: list[Measured], memory_kind: str) -> Arm:
 def common_memory(runs: Sequence[Measured]) -> str:
     """The kind of peak memory to compare, which all runs have; "" where there is none."""
     shared = [kind for kind in runs[0].result.memory if all(kind in run.result.memory for run in runs)]
-    order = {kind: index for index, kind in enumerate(MEMORY_KINDS)}
-    return min(shared, key=lambda kind: order.get(kind.partition(",")[0], len(order)), default="")
+    return next((kind for wanted in MEMORY_KINDS for kind in shared if kind.startswith(wanted)), (shared or [""])[0])
 
 
 def _memory(result: RunResult, kind: str) -> Figure | None:

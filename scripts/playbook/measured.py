@@ -13,7 +13,9 @@ from playbook.lines import Lines
 from playbook.megatron_log import printed_times
 from playbook.results import RunResult
 from playbook.stats import Figure
-from pretraining.record import LOG, Run
+from pretraining.record import LOG, Peak, Run
+
+OF_ONE_PROCESS = {Peak.ALLOCATED, Peak.RESERVED, Peak.RESIDENT}
 
 
 @dataclass(frozen=True)
@@ -164,21 +166,21 @@ def _last_evaluation(run: Run, split: str) -> dict[str, Any] | None:
 
 
 def _memory(run: Run) -> dict[str, Figure]:
-    """Peaks by what they measure, GB: the allocator's or the resident set from the outcome, the device's sampled."""
+    """Peaks by what they measure, GB: those of the outcome, and of a run that broke off what was sampled."""
     peak = run.outcome.get("peak_memory") or {}
     processes = peak.get("processes") or 1
-    of = f", largest of {processes} processes" if processes > 1 else ""
-    found = {}
-    if peak.get("bytes"):
-        found[f"{peak.get('kind', '')}{of}"] = peak["bytes"]
-    if peak.get("reserved_bytes"):
-        found[f"torch reserved{of}"] = peak["reserved_bytes"]
-    gpus = [sample for sample in run.samples if sample.get("device") != "cpu"]
-    for name, kind in (("used_bytes", "device used"), ("process_bytes", "device used by the training")):
-        values = [sample[name] for sample in gpus if sample.get(name)]
-        if values:
-            found[kind] = max(values)
-    return {kind: Figure(value / 1e9, "GB") for kind, value in found.items()}
+    found = {
+        kind: max((line[name] for line in run.samples if line.get("device") != "cpu" and line.get(name)), default=0)
+        for kind, name in ((Peak.USED, "used_bytes"), (Peak.HELD, "process_bytes"))
+    }
+    found |= peak.get("all") or ({peak.get("kind", ""): peak["bytes"]} if peak.get("bytes") else {})
+    return {
+        f"{kind}, largest of {processes} processes" if processes > 1 and kind in OF_ONE_PROCESS else str(kind): Figure(
+            size / 1e9, "GB"
+        )
+        for kind, size in found.items()
+        if size
+    }
 
 
 def _warnings(of: Measured) -> list[str]:

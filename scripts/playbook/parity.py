@@ -20,9 +20,6 @@ FEWEST_TIMED = 5  # iterations; fewer have no quartiles worth the name
 
 SAME_SETTINGS = "run one of them again with the settings of the other"
 
-# Facts that belong to a precision, or do not reach the work: named where they differ, in nobody's way.
-HARMLESS = {"parameter_gather", "param_gather_dtype", "python", "host"}
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -103,9 +100,13 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
             way_out = SAME_SETTINGS
             if name == "start_iteration":
                 way_out = "one was resumed from a checkpoint; run it again from the start, in a folder of its own"
-            differences.append(Difference(name, *values, way_out, of, void=name not in HARMLESS))
+            differences.append(Difference(name, *values, way_out, of))
     if not a.run.parity and not b.run.parity:
         unchecked.append("all settings")
+    contexts = [each.run.environment.get("context") or {} for each in (a, b)]
+    for name in contexts[0]:
+        if name in contexts[1] and not _same(contexts[0][name], contexts[1][name]):
+            differences.append(Difference(name, contexts[0][name], contexts[1][name], "", of, void=False))
     return differences, unchecked
 
 

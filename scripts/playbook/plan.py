@@ -71,6 +71,8 @@ class Plan:
             asked["data_files"] = _written(settings.data)
         if settings.emulate:
             asked["emulate"] = True
+        if settings.writers:
+            asked["writers"] = settings.writers
         if place.runtime == "container":
             asked |= {"image": place.found and place.found.digest, "gpu": place.gpu and place.gpu.uuid}
         return asked

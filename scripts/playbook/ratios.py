@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from playbook import intervals
@@ -27,10 +30,8 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
     emulated = "emulated" in (new.arithmetic, base.arithmetic)
     same = new.precision == base.precision and new.arithmetic == base.arithmetic
     speed_up = not emulated and not same
-    top, bottom = (base_runs, new_runs) if speed_up else (new_runs, base_runs)
-    figure, smallest = _figure(top, bottom)
-    differs = _differs(figure, smallest)
-    value = figure.value
+    found = measure(base_runs, new_runs) if speed_up else measure(new_runs, base_runs)
+    value = found.figure.value
     times = f"{value:.3g}" if value >= 100 else f"{value:.2f}"
     if same:
         kind, sentence = "step-time ratio", f"{times} times the step of {base.name}"
@@ -43,7 +44,13 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
     else:
         kind = "speed-up"
         sentence = f"{times}x{'' if value >= 1 else ' (slower)'}, {new.precision} over {base.precision}"
-    return Ratio(kind, figure, sentence, differs, smallest)
+    return replace(found, what=kind, sentence=sentence)
+
+
+def measure(top: list[Measured], bottom: list[Measured]) -> Ratio:
+    """The ratio of two configurations' step times, of whatever they are, and whether it is a difference."""
+    figure, smallest = _figure(top, bottom)
+    return Ratio("step-time ratio", figure, "", _differs(figure, smallest), smallest)
 
 
 def _tail(arm: Arm) -> tuple[int | None, int | None]:
@@ -51,18 +58,23 @@ def _tail(arm: Arm) -> tuple[int | None, int | None]:
 
 
 def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float]:
-    """The ratio with its interval, and the smallest difference that it can show."""
-    tops, bottoms = ([float(np.median(run.times)) for run in runs] for runs in (top, bottom))
+    """The ratio with its interval, and the smallest difference that it can show.
+
+    Three repeats can lie together by luck, so theirs is no smaller than what their iterations leave open.
+    """
+    tops, bottoms = ([run.times for run in runs] for runs in (top, bottom))
+    medians = [[float(np.median(times)) for times in arm] for arm in (tops, bottoms)]
+    within = intervals.ratio_within_runs(tops, bottoms)
     repeats = min(len(top), len(bottom))
     if repeats >= intervals.FEWEST_REPEATS:
-        found = intervals.ratio_over_repeats(tops, bottoms)
-        return _with(found, OVER.format(repeats), repeats), SMALLEST
-    smallest = max(SMALLEST_WITHIN, *(_spread(run.times) for run in (*top, *bottom)))
-    found = intervals.ratio_within_runs([run.times for run in top], [run.times for run in bottom])
-    if found is None:
-        return Figure(float(np.exp(np.mean(np.log(tops)) - np.mean(np.log(bottoms)))), "x"), smallest
+        found = intervals.ratio_over_repeats(*medians)
+        smallest = max(SMALLEST, math.sqrt(within.high / within.low) - 1 if within else 0.0)
+        return _with(found, OVER.format(repeats), repeats), smallest
+    smallest = max(SMALLEST_WITHIN, *(_spread(times) for times in (*tops, *bottoms)))
+    if within is None:
+        return Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x"), smallest
     which = "this run" if len(top) == len(bottom) == 1 else "these runs"
-    return _with(found, WITHIN.format(which), min(len(run.times) for run in (*top, *bottom))), smallest
+    return _with(within, WITHIN.format(which), min(map(len, (*tops, *bottoms)))), smallest
 
 
 def _with(found: Interval, spread: str, count: int) -> Figure:

@@ -141,8 +141,8 @@ class Ratio:
         figure: the ratio with its 95 % interval, which `figure.spread` names; "within this run only" where
             repeats are too few to see how runs differ.
         differs: whether the interval leaves 1 out by more than `smallest`; None without an interval.
-        smallest: the smallest difference that is called one, relative: 0.5 % over repeats; without enough of them
-            what two runs of the same differ by anyway.
+        smallest: the smallest difference that is called one, relative: over repeats 0.5 %, or what their iterations
+            leave open; without enough of them what two runs of the same differ by anyway.
     """
 
     what: str

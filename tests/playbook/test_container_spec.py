@@ -16,6 +16,7 @@ from docker.errors import APIError
 
 from playbook import engine, image, place, registry
 from playbook.runtimes import container
+from pretraining import settings
 from pretraining.errors import UsageError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -150,6 +151,26 @@ def test_a_folder_is_mounted_once_and_writable_where_anybody_writes() -> None:
 def test_the_images_own_path_follows_its_python() -> None:
     path = container.user_environment(Path("/c"), "/opt/venv/bin:/usr/bin")["PATH"]
     assert path == "/opt/venv/bin:/usr/bin"
+
+
+def test_what_a_writer_needs_goes_by_name_and_only_where_it_is_asked_for(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hush-wandb")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hush-mlflow@host")
+    monkeypatch.setenv("HF_TOKEN", "hush-hf")
+
+    def asked(*flags: str) -> container.Container:
+        args = settings.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
+        chosen = settings.resolve(args, on_gpu=True, processes=1)
+        return container.training(
+            chosen, chosen.run_dir, [], image="nemo", image_path="", gpu=GPU, request="cdi", rootless=False
+        )
+
+    assert asked().secrets == asked("--tensorboard").secrets == ()
+    both = asked("--wandb-project", "p", "--mlflow-experiment", "e")
+    assert both.secrets == ("WANDB_API_KEY", "MLFLOW_TRACKING_URI")
+    assert "hush" not in " ".join(both.docker_run()) + str(both.environment)
+    sent = both.create_arguments(api())["environment"]
+    assert sent["WANDB_API_KEY"] == "hush-wandb" and "HF_TOKEN" not in sent
 
 
 def dry_run(*flags: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -98,6 +98,50 @@ def test_nvfp4_in_another_recipe_is_not_reused(job) -> None:
     assert set(reused(job("compare", "--bf16-tail-layers", "2")[0])) == {"bf16"}
 
 
+def written(runs: Path) -> dict:
+    """The newest comparison."""
+    return json.loads(max(runs.glob("*-comparison-tiny/comparison.json")).read_text())
+
+
+def test_repeats_take_turns_and_go_on_at_the_run_that_is_missing(job, runs: Path) -> None:
+    said, _ = job("compare", "--repeat", "2")
+    assert re.findall(r"^run (\d) of 4, ([AB]):\n(\w+):", said, re.MULTILINE) == [
+        ("1", "A", "bf16"), ("2", "B", "nvfp4"), ("3", "B", "nvfp4"), ("4", "A", "bf16"),
+    ]  # fmt: skip
+    shutil.rmtree(runs / folders(runs, "bf16")[1])
+    said, _ = job("compare", "--repeat", "2")
+    assert said.count(": reusing ") == 3 and said.count("\nrun ") == 1
+    arms = written(runs)["arms"]
+    assert [[Path(run["path"]).name for run in arm["runs"]] for arm in arms] == [
+        folders(runs, "bf16"), folders(runs, "nvfp4"),
+    ]  # fmt: skip
+
+
+def test_the_control_is_two_runs_of_one_precision(job, runs: Path) -> None:
+    job("compare", "--a", "bf16", "--b", "bf16", "--typed", "make compare A=bf16 B=bf16", NVFP4_RHT="1")
+    assert len(folders(runs, "bf16")) == 2 and not folders(runs, "nvfp4")
+    said, _ = job("compare", "--a", "bf16", "--b", "bf16", "--typed", "make compare A=bf16 B=bf16", NVFP4_RHT="1")
+    assert re.findall("reusing (\\S+)", said) == folders(runs, "bf16")
+    assert "No difference in speed" in said
+    found = written(runs)
+    assert [Path(arm["runs"][0]["path"]).name for arm in found["arms"]] == folders(runs, "bf16")
+    assert found["contrasts"][0]["step_time"]["differs"] is False
+    assert found["reproduce"] == "NVFP4_RHT=1 make compare A=bf16 B=bf16"
+
+
+def test_a_fresh_comparison_that_was_cut_short_goes_on(job, runs: Path) -> None:
+    job("compare")
+    job("compare", "--fresh", FAKE="diverged", FAKE_ONLY="nvfp4", code=1)
+    assert len(folders(runs, "bf16")) == 2
+    (begun,) = runs.glob("*/repeats.json")
+    said, _ = job("compare", "--fresh")
+    assert f"going on with {begun.parent.name}: 1 of 2 runs are done" in said
+    assert len(folders(runs, "bf16")) == 2 and not begun.exists()
+    assert (begun.parent / "comparison.json").exists()
+    said, _ = job("compare", "--fresh")  # that one is written: this is another
+    assert "going on" not in said and len(folders(runs, "bf16")) == 3
+
+
 @pytest.mark.parametrize("how", ["diverged", "killed", "early"])
 def test_an_unsuccessful_run_is_not_reused(job, runs: Path, how: str) -> None:
     _, errors = job("compare", FAKE=how, code=1)
@@ -141,6 +185,9 @@ def test_two_runs_that_cannot_be_compared_are_refused(job) -> None:
         (("nvfp4", "--disable-fp4"), "this target trains in nvfp4"),
         (("bf16", "--precision", "nvfp4"), "this target trains in bf16"),
         (("nvfp4", "--nproc", "0"), "NPROC=0: at least one process is needed"),
+        (("compare", "--repeat", "0"), "REPEAT=0: at least one run of each is needed"),
+        (("compare", "--b", "nvfp5"), "unknown precision 'nvfp5': did you mean nvfp4?"),
+        (("nvfp4", "--a", "bf16"), "A= and B= are the two sides of make compare"),
         (("nvfp4", "--runtime", "gpu"), "RUNTIME=gpu is not one of auto, "),
         (("nvfp4", "--model", "llama31-8b"), "llama31-8b needs a GPU and none was found"),
         (("nvfp4", "--trian-iters", "5"), "did you mean --train-iters?"),

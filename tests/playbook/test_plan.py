@@ -70,6 +70,10 @@ def test_where_the_record_goes_does_not_change_the_work(tmp_path: Path) -> None:
     assert planned(*elsewhere).request() == planned().request()
 
 
+def test_a_run_without_the_writer_asked_for_is_not_reused() -> None:
+    assert planned("--tensorboard").request() == {**planned().request(), "writers": {"tensorboard": True}}
+
+
 def test_a_default_named_is_the_same_work() -> None:
     tiny = settings.MODELS["tiny"]
     assert planned("--model", "tiny", "--train-iters", str(tiny.train_iters)).request() == planned().request()

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pretraining import cpu
@@ -26,12 +27,13 @@ from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.recipes.llama import llama3
 from megatron.bridge.training import mixed_precision
 from megatron.bridge.training.config import ConfigContainer, runtime_config_update
+from megatron.bridge.training.utils import mlflow_utils
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pretraining import ending, models, recipes, settings
+from pretraining import ending, models, recipes, settings, versions
 from pretraining.errors import UsageError
 from pretraining.precision import PRECISIONS
 
@@ -230,6 +232,15 @@ def bridge_logits() -> dict[str, float]:
         return found | {"without scaling": (unscaled(tokens).logits - expected).abs().max().item()}
 
 
+def copied_to_mlflow() -> list[str]:
+    """What Megatron-Bridge hands to MLflow of a saved checkpoint where its config has no switch against it."""
+    copied = []
+    versions.keep_checkpoints_out_of_mlflow(SimpleNamespace(logger=SimpleNamespace()))
+    logger = SimpleNamespace(log_artifacts=lambda folder, **more: copied.append(folder))
+    mlflow_utils.on_save_checkpoint_success("/c/iter_0000001", "/c", 1, logger)
+    return copied
+
+
 def answered(question: Callable[[], Any]) -> Any:
     """The answer, or the traceback."""
     try:
@@ -250,7 +261,7 @@ def main() -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(0)
     questions = (
         presets, missing_recipes, splits, gpu_configs, refusal_of_too_few_processes, arithmetics, product_logits,
-        bridge_logits,
+        bridge_logits, copied_to_mlflow,
     )  # fmt: skip
     answers = {question.__name__: answered(question) for question in questions}
     (FOLDER / "answers.json").write_text(json.dumps(answers, indent=1, default=str))

@@ -217,6 +217,7 @@ def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
         ("--train-iters", "7", "--warmup-iters", "0", "--global-batch-size", "12", "--micro-batch-size", "3"),
         ("--model", "small", "--seed", "9", "--save", "5", "--run-dir", "with space/run", "--cache-dir", "c"),
         ("--data", "mock", "--seq-length", "64"),
+        ("--tensorboard", "--wandb-project", "p", "--mlflow-experiment", "e"),
     ],
 )
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -230,9 +231,10 @@ def test_as_flags_names_every_setting(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest_train_state.pt").touch()
     given = ("--save", "2", "--resume", str(tmp_path), "--run-dir", str(tmp_path / "next"))
+    given += ("--wandb-project", "p", "--mlflow-experiment", "e")
     flags = settings.as_flags(resolve(*given))
     known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
-    assert set(flags[::2]) == known - {"-h", "--help", "--disable-fp4", "--emulate"}
+    assert set(flags[::2]) == known - {"-h", "--help", "--disable-fp4", "--emulate", "--tensorboard"}
     assert resolve(*flags) == resolve(*given)
 
 
@@ -245,7 +247,7 @@ def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
 
 def test_the_launcher_may_leave_flags_out() -> None:
     args: Namespace = settings.parser("x").parse_args([])
-    left_out = {"disable_fp4", "emulate", "seed", "cache_dir"}
+    left_out = {"disable_fp4", "emulate", "seed", "cache_dir", "tensorboard"}
     assert all(value is None for name, value in vars(args).items() if name not in left_out)
 
 

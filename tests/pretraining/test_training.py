@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import yaml
 
 from pretraining import record
 from pretraining.models import MODELS
-from pretraining.record import Run, Verdict
+from pretraining.record import Peak, Run, Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +77,7 @@ def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path,
     own = make_dataset(root / "data" / "corpus", tokens=20_000)
     short = make_dataset(root / "data" / "short", tokens=100)
     flags = {
-        "another seed": ("--seed", "7", "--train-iters", "2"),
+        "another seed": ("--seed", "7", "--train-iters", "2", "--tensorboard"),
         "own data": ("--data", f"{own}.bin", "--train-iters", "2"),
         "short data": ("--data", short),
         "at its end": ("--resume", str(runs["bf16"])),
@@ -92,15 +94,30 @@ def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path,
 def test_a_run_folder_is_complete(runs, precision: str) -> None:
     folder = runs[precision]
     run = record.read_run(folder)
-    files = {record.ENVIRONMENT, record.METRICS, record.LOG, record.CONFIG, record.OUTCOME, record.CHECKPOINTS}
-    assert {path.name for path in folder.iterdir()} == files
+    files = {record.ENVIRONMENT, record.METRICS, record.SAMPLES, record.LOG, record.CONFIG, record.OUTCOME}
+    assert {path.name for path in folder.iterdir()} == files | {record.CHECKPOINTS}
     assert run.verdict is Verdict.SUCCEEDED
     assert set(run.outcome) == {
         "schema", "verdict", "cause", "exit_code", "ended", "seconds", "iterations", "peak_memory",
     }  # fmt: skip
     assert (run.outcome["cause"], run.outcome["exit_code"], run.outcome["iterations"]) == ("", 0, 6)
-    assert 2e8 < run.outcome["peak_memory"]["bytes"] < 2e10
+    peak = run.outcome["peak_memory"]
+    assert set(peak["all"]) == {Peak.RESIDENT, Peak.RESIDENT_OF_ALL}
+    assert 2e8 < peak["bytes"] < 2e10 and (peak["kind"], peak["processes"]) == (Peak.RESIDENT, 1)
+    assert peak["bytes"] == peak["all"][Peak.RESIDENT]
+    assert peak["all"][Peak.RESIDENT_OF_ALL] == pytest.approx(peak["bytes"], rel=0.1)  # one process, looked at often
     assert 0 < sum(line["step_time_s"] for line in run.train) < run.outcome["seconds"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_memory_is_sampled_from_before_the_model_to_the_end(runs, precision: str) -> None:
+    run = record.read_run(runs[precision])
+    assert {line["device"] for line in run.samples} == {"cpu"}
+    assert sum(line["samples"] for line in run.samples) >= 10 * (run.samples[-1]["time"] - run.samples[0]["time"])
+    assert max(line["process_bytes"] for line in run.samples) == run.outcome["peak_memory"]["all"][Peak.RESIDENT_OF_ALL]
+    assert run.samples[0]["process_bytes"] < 0.8 * max(line["process_bytes"] for line in run.samples)
+    assert run.samples[0]["time"] < run.train[0]["time"] and run.train[-1]["time"] < run.samples[-1]["time"]
+    assert run.environment["sampling"] == {"rate_hz": 12.5, "energy_from": {"cpu": None}}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -119,12 +136,24 @@ def test_metrics(runs, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_step_times_are_megatrons_own_without_its_logging_and_no_checkpoint_is_in_them(runs, precision: str) -> None:
+    log = (runs[precision] / record.LOG).read_text()
+    printed = re.findall(r"iteration +(\d+)/.*?elapsed time per iteration \(ms\): ([\d.]+)", log)
+    saving = min(map(float, re.findall(r"save-checkpoint \.*: \(([\d.]+)", log)))
+    steps = {line["iteration"]: 1000 * line["step_time_s"] for line in record.read_run(runs[precision]).train}
+    more = {int(number): float(time_ms) - steps[int(number)] for number, time_ms in printed}
+    assert set(more) == set(steps) and min(more.values()) > -0.1  # printed to a tenth
+    assert more[4] < saving / 2  # the first iteration after a checkpoint
+    assert statistics.median(more.values()) < 0.05 * statistics.median(steps.values())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_environment(runs, precision: str) -> None:
     run = record.read_run(runs[precision])
     found = run.environment
     assert set(found) == {
         "schema", "started", "host", "pid", "model", "precision", "versions", "device", "mock_data",
-        "tokens_per_step", "processes", "resumed_from", "text", "parity", "flops_per_token",
+        "tokens_per_step", "processes", "resumed_from", "text", "parity", "flops_per_token", "context", "sampling",
     }  # fmt: skip
     assert (run.precision["name"], run.precision["arithmetic"]) == (precision, "emulated")
     assert (run.precision["bf16_head_layers"], run.precision["bf16_tail_layers"]) == (0, int(precision == "nvfp4"))
@@ -146,9 +175,15 @@ def test_environment(runs, precision: str) -> None:
         "model": "tiny", "parameters": 853376, "num_layers": 4, "sequence_length": 128, "global_batch_size": 8,
         "micro_batch_size": 8, "train_iters": 6, "warmup_iters": 1, "start_iteration": 0, "seed": 1234,
         "learning_rate": PEAK, "min_learning_rate": LOWEST, "world_size": 1, "transformer_engine": None,
+        "decay_iters": 6, "decay_style": "cosine", "tokenizer": "NullTokenizer", "transformer_impl": "local",
+        "cuda_graphs": "none", "recompute": None, "sequence_parallel": False, "driver": None, "cuda": None,
     }  # fmt: skip
     assert {name: run.parity[name] for name in expected} == expected
-    assert run.parity["data"].startswith("python-stdlib-")
+    assert run.parity["data"].startswith("python-stdlib-") and "attention_backend" in run.parity
+    assert run.context == {
+        "parameter_gather": "float32", "gradient_reduction": "float32", "gradient_accumulation_fusion": False,
+        "writers": [], "save_interval": 3,
+    }  # fmt: skip
 
 
 def test_two_precisions_of_the_same_work_have_the_same_facts(runs) -> None:
@@ -177,6 +212,17 @@ def test_the_same_seed_gives_the_same_run_to_the_last_digit(runs, repeats, preci
 def test_another_seed_gives_another_run(runs, others) -> None:
     other, first = (losses(record.read_run(folder)) for folder in (others["another seed"][0], runs["bf16"]))
     assert other[0] != first[0] and other[0] == pytest.approx(first[0], abs=0.3)
+
+
+def test_tensorboard_has_the_same_losses(others) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = others["another seed"][0]
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    written = events.Scalars("lm loss")
+    assert [event.step for event in written] == [1, 2]
+    assert [event.value for event in written] == pytest.approx(losses(record.read_run(folder)))
 
 
 def test_nvfp4_is_not_bf16_and_near_it(runs) -> None:
@@ -242,6 +288,9 @@ def test_two_processes_do_the_same_work(runs, environment, tmp_path: Path, proje
     assert [line["iteration"] for line in two.train] == [1, 2, 3, 4, 5, 6]  # one writer
     assert losses(two) == pytest.approx(losses(one), abs=2e-3)
     assert (two.parity["world_size"], two.environment["processes"]) == (2, 2)
+    peak = two.outcome["peak_memory"]
+    assert peak["processes"] == 2 and peak["all"][Peak.RESIDENT_OF_ALL] > 1.5 * peak["bytes"]  # of both, by one sampler
+    assert two.environment["sampling"]["rate_hz"] == 12.5
     assert two.parity["parameters"] == one.parity["parameters"]
 
 

@@ -91,6 +91,7 @@ def test_a_killed_training_reads_as_incomplete(start_training, until, tmp_path: 
     run = record.read_run(folder)
     assert run.verdict is Verdict.INCOMPLETE
     assert len(run.train) >= 2 and run.parity
+    assert run.samples and all(line["process_bytes"] for line in run.samples)  # what is known of its memory
     assert process.stdout.read().strip()  # and its output ends: nobody keeps the pipe
 
 

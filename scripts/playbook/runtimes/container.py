@@ -31,6 +31,11 @@ LIMITS = {"memlock": -1, "stack": 67108864}
 PLACEHOLDER = "<GPU-UUID>"
 IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SECRETS = ("HF_TOKEN",)
+# What a writer needs to reach a server, by package: secret or not, it goes by name alone.
+WRITERS = {
+    "wandb": ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY"),
+    "mlflow": ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+}
 SWITCHES = (*switches.NAMES, "HF_HUB_OFFLINE")
 # A mount at or above one of these would hide what the image itself needs.
 _OF_THE_IMAGE = ("/opt/venv", "/opt/Megatron-Bridge", "/usr", "/bin", "/lib", "/etc", "/proc", "/sys", "/dev", "/tmp")
@@ -172,7 +177,7 @@ def training(
         command=[*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
         environment=user_environment(settings.cache_dir, image_path),
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
-        secrets=given_secrets() if own_data else (),
+        secrets=(*(given_secrets() if own_data else ()), *_for_writers(settings)),
         folders=_checked(folders),
         user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
         workdir=str(run_dir),
@@ -185,6 +190,12 @@ def training(
 def given_secrets() -> tuple[str, ...]:
     """The secrets that the caller's environment has."""
     return tuple(name for name in SECRETS if os.environ.get(name))
+
+
+def _for_writers(settings: Settings) -> tuple[str, ...]:
+    """Of the caller's environment, what the writers that are asked for need."""
+    names = (name for package in settings.writers for name in WRITERS.get(package, ()))
+    return tuple(name for name in names if os.environ.get(name))
 
 
 def huggingface_home() -> Path:

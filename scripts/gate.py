@@ -1,0 +1,10 @@
+"""Holds the newest comparison against an earlier one: see playbook.gate."""
+
+from __future__ import annotations
+
+import sys
+
+from playbook import gate
+
+if __name__ == "__main__":
+    sys.exit(gate.main())

@@ -1,0 +1,10 @@
+"""Lists all runs, newest first: see playbook.history."""
+
+from __future__ import annotations
+
+import sys
+
+from playbook import history
+
+if __name__ == "__main__":
+    sys.exit(history.main())

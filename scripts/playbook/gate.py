@@ -1,0 +1,181 @@
+"""Holds a comparison against an earlier one: whether speed, memory or loss left a stated tolerance, either way."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playbook import PROJECT, comparison_file
+from playbook.comparison_file import FILE
+from pretraining.errors import UsageError, unknown
+from pretraining.settings import RUNS
+
+# Per cent, either way. Runs of the same on a well-kept GPU differ by half a per cent in speed and hardly in the others.
+TOLERANCES = {"speed": 3.0, "memory": 2.0, "loss": 1.0}
+# What a gate is there to let change: the same work by other software.
+SOFTWARE = {"torch", "megatron_bridge", "megatron_core", "transformer_engine", "driver", "cuda"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of one arm, then and now.
+
+    Attributes:
+        kind: "speed", "memory" or "loss", as in `TOLERANCES`.
+        change: per cent of `before`.
+        better: whether the change is for the better: less time, memory or loss.
+    """
+
+    arm: str
+    figure: str
+    kind: str
+    unit: str
+    before: float
+    now: float
+    change: float
+    tolerance: float
+    passed: bool
+    better: bool
+
+
+def check(before: dict[str, Any], now: dict[str, Any], tolerances: dict[str, float]) -> list[Check]:
+    """Every figure that both comparisons have.
+
+    Args:
+        before, now: contents of two comparison.json.
+        tolerances: per cent for each kind.
+
+    Raises:
+        UsageError: they did not do the same work, or have no figure in common.
+    """
+    checks = []
+    for old, new in _pairs(before["arms"], now["arms"]):
+        _same_work(old, new)
+        same_memory = old["peak_memory_kind"] == new["peak_memory_kind"]
+        for name, figure, kind in (
+            ("step time", "step_time", "speed"),
+            ("peak memory", "peak_memory" if same_memory else "", "memory"),
+            ("training loss", "training_loss", "loss"),
+            ("validation loss", "validation_loss", "loss"),
+        ):
+            if old.get(figure) and new.get(figure):
+                checks.append(_check(old, name, kind, old[figure], new[figure], tolerances[kind]))
+    if not checks:
+        raise UsageError("the two comparisons have no figure in common; compare runs of the same work again")
+    return checks
+
+
+def _pairs(before: list[dict], now: list[dict]) -> list[tuple[dict, dict]]:
+    """Arms of one configuration, in their order. Raises UsageError where one is missing."""
+    left, pairs = list(now), []
+    for arm in before:
+        found = next((other for other in left if _configuration(other) == _configuration(arm)), None)
+        if found is None:
+            there = ", ".join(_label(other) for other in now)
+            raise UsageError(f"the baseline has {_label(arm)}, and the comparison held against it only {there}")
+        left.remove(found)
+        pairs.append((arm, found))
+    return pairs
+
+
+def _configuration(arm: dict[str, Any]) -> tuple:
+    kept = arm["bf16_head_layers"], arm["bf16_tail_layers"]
+    return arm["precision"], arm["arithmetic"], kept, tuple(sorted(arm["ingredients"].items()))
+
+
+def _label(arm: dict[str, Any]) -> str:
+    return f"{arm['precision']}, emulated" if arm["arithmetic"] == "emulated" else arm["precision"]
+
+
+def _same_work(old: dict[str, Any], new: dict[str, Any]) -> None:
+    facts = [arm["runs"][0]["facts"] for arm in (old, new)]
+    names = [name for name in facts[0] if name in facts[1] and name not in SOFTWARE]
+    if differing := [name for name in names if facts[0][name] != facts[1][name]]:
+        said = ", ".join(f"{name} {facts[0][name]} then and {facts[1][name]} now" for name in differing)
+        raise UsageError(f"the two comparisons of {_label(old)} did not do the same work: {said}")
+
+
+def _check(arm: dict, name: str, kind: str, old: dict, new: dict, tolerance: float) -> Check:
+    change = 100 * (new["value"] / old["value"] - 1) if old["value"] else 0.0
+    return Check(
+        f"{arm['name']}: {_label(arm)}", name, kind, old["unit"], old["value"], new["value"], change, tolerance,
+        abs(change) <= tolerance, change < 0,
+    )  # fmt: skip
+
+
+def newest(runs: Path, *, other_than: Path) -> Path:
+    """The newest comparison in `runs` that is not the baseline. Raises UsageError where there is none."""
+    found = []
+    for path in (*runs.glob(f"*/{FILE}"), *runs.glob("*.json")):
+        if comparison_file.is_comparison(path) and path.resolve() != other_than.resolve():
+            found.append((json.loads(path.read_text(encoding="utf-8")).get("created", ""), path))
+    if not found:
+        raise UsageError(f"{runs} has no other comparison to hold against the baseline: make compare, or CURRENT=")
+    return max(found)[1]
+
+
+def tolerances(text: str) -> dict[str, float]:
+    """TOLERANCE="speed=5 loss=0.5" over the defaults, per cent. Raises UsageError."""
+    found = dict(TOLERANCES)
+    for part in text.replace(",", " ").split():
+        name, _, value = part.partition("=")
+        if name not in TOLERANCES:
+            raise unknown("tolerance", name, TOLERANCES)
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = -1.0
+        if not 0 <= found[name] < float("inf"):
+            raise UsageError(f"TOLERANCE {part}: a percentage is needed, such as {name}={TOLERANCES[name]:g}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `scripts/gate.py`; returns its exit code: 0 within tolerance, 1 outside, 2 wrong usage."""
+    parser = argparse.ArgumentParser(description="Hold a comparison against an earlier one.")
+    parser.add_argument("baseline", help=f"the earlier {FILE}, or its folder")
+    parser.add_argument("--current", type=Path, help="the one to check (default: the newest in the runs' folder)")
+    parser.add_argument("--tolerance", default="", help="per cent, such as 'speed=5 memory=2 loss=0.5'")
+    parser.add_argument("--runs", type=Path, default=PROJECT / RUNS, help="where comparisons are")
+    given = parser.parse_args(arguments)
+    try:
+        if not given.baseline:
+            raise UsageError(f"what to hold against is not said: make gate BASELINE={RUNS}/NAME")
+        allowed = tolerances(given.tolerance)
+        baseline = Path(given.baseline)
+        baseline = baseline / FILE if baseline.is_dir() else baseline
+        before = comparison_file.read(baseline)
+        current = given.current or newest(given.runs, other_than=baseline)
+        checks = check(before, comparison_file.read(current), allowed)
+    except (KeyError, TypeError, IndexError) as error:
+        print(f"gate: one of the two is not what make compare writes ({error!r}); was it edited?", file=sys.stderr)
+        return 2
+    except UsageError as error:
+        print(f"gate: {error}", file=sys.stderr)
+        return 2
+    _show(checks, baseline, current)
+    return 0 if all(each.passed for each in checks) else 1
+
+
+def _show(checks: list[Check], baseline: Path, current: Path) -> None:
+    print(f"baseline  {baseline}\ncurrent   {current}\n")
+    for each in checks:
+        scale, unit = (1000, "ms") if each.unit == "s" and each.before < 10 else (1, each.unit.partition(" ")[0])
+        figures = f"{each.before * scale:,.4g} -> {each.now * scale:,.4g} {unit}"
+        verdict = "ok" if each.passed else "BETTER" if each.better else "WORSE"
+        change = f"{each.change:+.2f} % (±{each.tolerance:g})"
+        print(f"{each.arm:<20} {each.figure:<16} {figures:<24} {change:<16} {verdict}")
+    left = [each for each in checks if not each.passed]
+    print()
+    if not left:
+        print(f"All {len(checks)} figures are within tolerance.")
+        return
+    print(f"{len(left)} of {len(checks)} figures left their tolerance.")
+    if any(not each.better for each in left):
+        print("Worse: repeat it (make compare FRESH=1 REPEAT=3) before you look for the cause.")
+    if any(each.better for each in left):
+        print("Better than before is a change too: if it is meant, make this comparison the baseline.")

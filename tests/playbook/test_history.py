@@ -1,0 +1,45 @@
+"""`make history`: every run in a line, whatever became of it."""
+
+import json
+from pathlib import Path
+
+from playbook import history
+
+
+def listed(capsys, runs: Path, *flags: str) -> str:
+    assert history.main(["--runs", str(runs), *flags]) == 0
+    return capsys.readouterr().out
+
+
+def test_all_runs_newest_first(make_run, capsys) -> None:
+    for day, (name, outcome) in enumerate(
+        {"first": {}, "second": {"verdict": "diverged", "cause": "NaN"}, "third": {"verdict": "incomplete"}}.items(), 1
+    ):
+        make_run(
+            "bf16", name=name, outcome=outcome, environment={"model": "tiny", "started": f"2026-11-0{day}T00:00:00Z"}
+        )
+    runs = make_run("nvfp4", name="empty", iterations=0, validation=None, outcome={"verdict": "failed"}).parent
+    (runs / "comparison").mkdir()
+    lines = listed(capsys, runs).splitlines()[2:]
+    assert [line.split()[:4] for line in lines] == [
+        ["third", "bf16", "incomplete", "60/60"],
+        ["second", "bf16", "diverged", "60/60"],
+        ["first", "bf16", "succeeded", "60/60"],
+        ["empty", "nvfp4", "failed", "0/60"],
+    ]
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    found = json.loads(listed(capsys, runs, "--json"))
+    assert (found[2]["name"], found[2]["verdict"], found[2]["step_time"]) == ("first", "succeeded", 0.2)
+
+
+def test_a_damaged_run_is_listed(make_run, capsys) -> None:
+    folder = make_run("bf16")
+    (folder / "environment.json").write_text("{")
+    (entry,) = json.loads(listed(capsys, folder.parent, "--json"))
+    assert (entry["name"], entry["verdict"]) == ("bf16", "unreadable")
+    assert "was it edited" in entry["cause"]
+
+
+def test_no_runs_is_no_failure(capsys, tmp_path: Path) -> None:
+    assert "There is no run in" in listed(capsys, tmp_path / "nowhere")
+    assert json.loads(listed(capsys, tmp_path, "--json")) == []

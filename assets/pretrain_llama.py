@@ -41,7 +41,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import changes, corpus, environment, recipes, text, versions, weights
+    from pretraining import changes, config_file, corpus, environment, recipes, text, versions, weights
     from pretraining.plugin import Plugin
     from pretraining.telemetry import Telemetry
 
@@ -54,7 +54,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
     config, changed = changes.configured(chosen, run.folder, plugin, builtin=builtin, processes=processes)
     if run.rank == 0:
-        (run.folder / record.CONFIG).write_text(changes.as_text(config, chosen, changed), encoding="utf-8")
+        config_file.save(run.folder / record.CONFIG, changes.as_text(config, chosen, changed))
     if not on_gpu:
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)

@@ -162,8 +162,13 @@ def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     emulate = args.emulate and precision == "nvfp4"  # of a comparison, one side alone
     asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
-    given = {name for name, value in vars(settings.merged(asked)).items() if value is not None}
-    return plan.make_plan(chosen, where, args.nproc, given)
+    given = _named(argparse.Namespace(**{**vars(args), "config": None}))
+    return plan.make_plan(chosen, where, args.nproc, given, _named(asked) - given)
+
+
+def _named(args: argparse.Namespace) -> frozenset[str]:
+    """The settings that a command line names: by flag, by override, or in its config file."""
+    return frozenset(name for name, value in vars(settings.merged(args)).items() if value is not None)
 
 
 def _show_dry(job: plan.Plan, runs: Path) -> None:

@@ -167,14 +167,17 @@ def is_of_device(run: Run) -> bool:
 
 
 def power(run: Run) -> tuple[Array, Array]:
-    """Power of all GPUs together: seconds since sampling began, watts; a second in which one is silent is left out."""
-    lines = [line for line in _sampled(run) if line.get("power_w") is not None]
-    if not lines:
+    """Power of all GPUs together: seconds since sampling began, watts; while all of them tell it."""
+    known = [line for line in _sampled(run) if line.get("power_w") is not None]
+    names = dict.fromkeys(line.get("device") for line in known)
+    devices = [[line for line in known if line.get("device") == name] for name in names]
+    if not devices:
         return np.empty(0), np.empty(0)
-    seconds, at, told = np.unique(np.round(_seconds(run, lines)), return_inverse=True, return_counts=True)
-    watts = np.bincount(at, weights=column(lines, "power_w"))
-    whole = told == len({line.get("device") for line in lines})
-    return seconds[whole], watts[whole]
+    curves = [(_seconds(run, lines), column(lines, "power_w")) for lines in devices]
+    first, last = max(at[0] for at, _ in curves) - 0.5, min(at[-1] for at, _ in curves) + 0.5
+    seconds = curves[0][0]
+    seconds = seconds[(seconds >= first) & (seconds <= last)]
+    return seconds, np.sum([np.interp(seconds, at, watts) for at, watts in curves], axis=0)
 
 
 def _sampled(run: Run) -> Sequence[dict[str, Any]]:

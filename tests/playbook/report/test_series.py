@@ -108,7 +108,14 @@ def test_memory_is_the_fullest_gpu_s_and_power_all_gpus_together() -> None:
     assert seconds.tolist() == [0, 1, 2] and used.tolist() == [1e9, 2e9, 3e9]
     assert series.is_of_device(found)
     seconds, watts = series.power(found)
-    assert seconds.tolist() == [0, 1, 2] and watts.tolist() == [201.0] * 3  # in second 3 one GPU is silent
+    assert seconds.tolist() == [0, 1, 2] and watts.tolist() == [201.0] * 3  # after second 2 one GPU is silent
+
+
+def test_power_of_gpus_that_are_sampled_at_other_times() -> None:
+    both = [sample(10.0 + at, 0, 1.0, 100.0) for at in range(5)] + [sample(10.4 + at, 1, 1.0, 50.0) for at in range(4)]
+    seconds, watts = series.power(run([1.0], samples=both))
+    assert seconds.tolist() == [0, 1, 2, 3]  # at 4 the other one ended 0.6 s ago
+    assert watts.tolist() == [150.0] * 4
 
 
 def test_memory_of_a_cpu_run_and_of_none() -> None:

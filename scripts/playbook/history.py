@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -103,8 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _show(found: list[Entry]) -> None:
     console = Console(highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for title in ("run", "precision", "verdict", "iterations", "step", "loss"):
-        side = "right" if title in ("iterations", "step", "loss") else "left"
+    for title in ("run", "precision", "verdict", "done", "step", "loss"):
+        side = "right" if title in ("done", "step", "loss") else "left"
         table.add_column(title, justify=side, no_wrap=True)
     for entry in found:
         style = "" if entry.verdict == record.Verdict.SUCCEEDED else "yellow"
@@ -117,7 +118,8 @@ def _show(found: list[Entry]) -> None:
             f"{entry.loss:.4f}" if entry.loss is not None else "-",
         ]
         table.add_row(*(Text(cell, style=style) for cell in cells))
-    console.width = max(console.width, console.measure(table).maximum)
+    whole = Measurement.get(console, console.options.update(width=1000), table).maximum
+    console.width = max(console.width, whole)  # Rich cuts what is too wide; a terminal wraps it
     console.print(table)
 
 

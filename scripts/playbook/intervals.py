@@ -17,6 +17,7 @@ CONFIDENCE = 0.95
 DRAWS = 2000
 SEED = 20250929  # the same data give the same interval
 FEWEST_REPEATS = 3  # fewer say too little of how runs differ
+MOST_BLOCKS = 1000  # more change nothing but the time it takes
 FEWEST_ITERATIONS = 5  # fewer cannot be cut into blocks
 
 
@@ -95,7 +96,7 @@ def block_length(values: np.ndarray) -> int:
     values, because a short series hides its memory.
     """
     count = len(values)
-    least = math.ceil(count ** (1 / 3))
+    least = math.ceil(max(count ** (1 / 3), count / MOST_BLOCKS))
     centred = values - values.mean()
     longest = min(count // 4, 2 * math.ceil(math.sqrt(math.log10(count)) * 10))
     covariance = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count

@@ -45,7 +45,8 @@ def timing_window(start: int, last: int) -> Window:
     """The iterations to time of a training that began after iteration `start` and got to `last`.
 
     Iterations 20 to the end; of a run too short for that, its second half. Never the first one, which pays for
-    compilation, allocation and autotuning.
+    compilation, allocation and autotuning. Evaluations and checkpoints lie between two steps, in a record's step times
+    as in those that Megatron prints.
     """
     done = last - start
     half = done // 2 + 1

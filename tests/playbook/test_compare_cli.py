@@ -108,6 +108,18 @@ def test_a_foreign_json_file_is_refused_before_any_work(run, make_run, tmp_path:
     assert "not overwritten" in ended.stderr
 
 
+def test_bad_input_leaves_an_earlier_report_as_it_is(run, make_run, tmp_path: Path) -> None:
+    path, broken = tmp_path / "c.json", tmp_path / "binary.log"
+    good = make_run("bf16"), make_run("nvfp4", step=0.1)
+    assert run(*good, "--json", path).returncode == 0
+    before = path.read_bytes()
+    broken.write_bytes(bytes(range(256)) * 100)
+    for bad in (broken, FP8, make_run("nvfp4", name="seed", parity={"seed": 9})):
+        ended = run(good[0], bad, "--json", path)
+        assert ended.returncode in (1, 2) and ended.stderr and not ended.stdout
+    assert path.read_bytes() == before
+
+
 def test_json_below_a_file_cannot_be_written(run, make_run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     ended = run(make_run("bf16"), make_run("nvfp4"), "--json", tmp_path / "file" / "c.json")

@@ -28,8 +28,10 @@ def test_all_runs_newest_first(make_run, capsys) -> None:
         ["empty", "nvfp4", "failed", "0/60"],
     ]
     assert all(len(line.rstrip()) <= 80 for line in lines)
-    found = json.loads(listed(capsys, runs, "--json"))
-    assert (found[2]["name"], found[2]["verdict"], found[2]["step_time"]) == ("first", "succeeded", 0.2)
+    make_run("bf16", name="a-name-that-is-much-longer-than-any-that-the-playbook-gives-to-a-run-of-its-own-making-ever")
+    assert "…" not in listed(capsys, runs)
+    found = [each for each in json.loads(listed(capsys, runs, "--json")) if each["name"] == "first"]
+    assert (found[0]["name"], found[0]["verdict"], found[0]["step_time"]) == ("first", "succeeded", 0.2)
 
 
 def test_a_damaged_run_is_listed(make_run, capsys) -> None:

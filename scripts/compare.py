@@ -21,7 +21,7 @@ import setup
 if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
-from playbook import PROJECT, arms, comparison, comparison_file, loading, table
+from playbook import PROJECT, arms, comparison, comparison_file, loading, report, table
 from pretraining.errors import UsageError
 from pretraining.settings import RUNS
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--json",
         type=Path,
         metavar="PATH",
-        help="also write the comparison to PATH.json; a PATH without .json is a folder that gets comparison.json",
+        help="also write the comparison to PATH.json; a PATH without .json is a folder that gets it and the report",
     )
     parser.add_argument("--save", action="store_true", help="the same into a new folder of " + RUNS)
     parser.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
@@ -49,14 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
         given.json = comparison_file.new_folder(PROJECT / RUNS, "runs")
     gc.disable()  # hundreds of thousands of small objects and no cycles: collecting only costs time
     try:
-        if given.json:
-            comparison_file.check_target(given.json)
+        target = comparison_file.check_target(given.json) if given.json else None
+        if target and target.name == comparison_file.FILE:
+            report.check_target(target.parent)
         groups = arms.group(loading.load_all([_found(path) for path in given.runs]))
         result = comparison.compare(groups, baseline=given.base, force=given.force, reproduce=_command(given))
-        written = comparison_file.write(result, given.json) if given.json else None  # before a closed pipe can end it
+        written = [comparison_file.write(result, target)] if target else []  # before a closed pipe can end it
+        if target and target.name == comparison_file.FILE:
+            written += report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)[:1]
         table.print_comparison(result)
-        if written:
-            print("\nWritten to", written)
+        for path in written:
+            print("\nWritten to" if path is written[0] else "       and", path)
         sys.stdout.flush()
     except comparison.NotComparable as refusal:
         table.print_refusal(refusal, sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from playbook import (
     PROJECT,
+    arms,
     catalogue,
     checkpoints,
     comparison,
@@ -22,6 +23,7 @@ from playbook import (
     place,
     plan,
     repeats,
+    report,
     stats,
     table,
 )
@@ -235,11 +237,12 @@ def _compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
         return 1
     folder = begun.folder if begun else comparison_file.new_folder(args.runs, plans[-1].settings.model.name)
     written = comparison_file.write(result, folder / comparison_file.FILE)  # first: the table may go to a closed pipe
+    page, *_ = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), folder)
     if begun:
         begun.done()
     table.print_comparison(result)
     print("\nWritten:")
-    for path in (*(run.folder for run in runs), written):
+    for path in (*(run.folder for run in runs), written, page):
         print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
     return 0
 

@@ -108,12 +108,12 @@ def test_unequal_numbers_of_repeats_are_welch_s() -> None:
 def test_correlated_iterations_are_kept_together() -> None:
     generator = np.random.default_rng(3)
     lasts = [
-        np.mean([intervals.lasting(np.log(each)) for each in step_times(generator, 30, 200, correlation=rho)])
+        np.mean([intervals.lasting(np.sign(each - 1)) for each in step_times(generator, 30, 1000, correlation=rho)])
         for rho in (0.0, 0.5, 0.9)
     ]
     assert lasts[0] < 0.5 < lasts[1] < lasts[2]
-    lengths = [intervals.block_length(200, each) for each in lasts]
-    assert 6 <= lengths[0] < lengths[1] <= lengths[2] <= 50
+    lengths = [intervals.block_length(1000, each) for each in lasts]
+    assert 10 <= lengths[0] < lengths[1] < lengths[2] <= 250
 
 
 def test_a_mean_of_correlated_values_is_less_certain() -> None:

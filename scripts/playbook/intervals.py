@@ -65,8 +65,10 @@ def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -
         return None
     generator = np.random.default_rng(SEED)
     middle = _mean_log_median(top) - _mean_log_median(bottom)
-    draws = sum((_median_draws(times, generator) for times in top), start=np.zeros(DRAWS)) / len(top)
-    draws -= sum((_median_draws(times, generator) for times in bottom), start=np.zeros(DRAWS)) / len(bottom)
+    series, draws = len(top) + len(bottom), np.zeros(DRAWS)
+    for runs, sign in ((top, 1), (bottom, -1)):
+        for times in runs:
+            draws += sign * _median_draws(times, generator, series) / len(runs)
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(math.exp(middle), math.exp(middle + min(low, 0.0)), math.exp(middle + max(high, 0.0)))
 
@@ -88,37 +90,43 @@ def mean_over_repeats(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def block_length(values: np.ndarray) -> int:
-    """How many neighbouring iterations to keep together: longer where a deviation lasts longer.
+def lasting(values: np.ndarray) -> float:
+    """How many iterations a deviation lasts: 0 where each is independent of the one before.
 
-    Twice what Politis and White (2004, corrected by Patton 2009) find for blocks of one length: they want the least
-    error of a variance, and an interval that holds wants less bias. Never less than the cube root of the number of
-    values, because a short series hides its memory.
+    The sum of the autocovariances, each times its lag, over their sum, up to the lag from which they are not told from
+    zero and with the flat-topped weights of Politis and White (2004).
     """
     count = len(values)
-    least = math.ceil(max(count ** (1 / 3), count / MOST_BLOCKS))
     centred = values - values.mean()
     longest = min(count // 4, 2 * math.ceil(math.sqrt(math.log10(count)) * 10))
     covariance = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
     if covariance[0] == 0:
-        return least
+        return 0.0
     correlated = np.abs(covariance[1:] / covariance[0]) > 2 * math.sqrt(math.log10(count) / count)
     lags = min(longest, 2 * (int(np.flatnonzero(correlated)[-1]) + 1 if correlated.any() else 1))
-    weight = np.clip(2 * (1 - np.arange(lags + 1) / lags), 0, 1)
-    both_sides = np.where(np.arange(lags + 1) == 0, 1, 2)
-    longrun = float(weight * both_sides @ covariance[: lags + 1])
-    bias = float(weight * both_sides * np.arange(lags + 1) @ covariance[: lags + 1])
-    if longrun <= 0:
-        return least
-    automatic = 2 * (2 * bias**2 / (4 / 3 * longrun**2) * count) ** (1 / 3)
-    return max(1, min(max(least, math.ceil(automatic)), count // 4))
+    lag = np.arange(lags + 1)
+    weighted = np.clip(2 * (1 - lag / lags), 0, 1) * np.where(lag == 0, 1, 2) * covariance[: lags + 1]
+    total = float(weighted.sum())
+    return max(0.0, float(weighted @ lag) / total) if total > 0 else 0.0
+
+
+def block_length(count: int, lasts: float) -> int:
+    """How many neighbouring iterations to keep together, of `count` whose deviations last `lasts` iterations.
+
+    Three times what Politis and White find for blocks of one length: they want the least error of a variance, and an
+    interval that holds wants less bias. Never less than the cube root of the count, because a short series hides its
+    memory.
+    """
+    least = math.ceil(max(count ** (1 / 3), count / MOST_BLOCKS))
+    automatic = math.ceil(3 * (1.5 * lasts**2 * count) ** (1 / 3))
+    return max(1, min(max(least, automatic), count // 4))
 
 
 def _mean_log_median(runs: Sequence[np.ndarray]) -> float:
     return float(np.mean([math.log(np.median(times)) for times in runs]))
 
 
-def _median_draws(times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _median_draws(times: np.ndarray, generator: np.random.Generator, series: int) -> np.ndarray:
     """Resampled deviations of the logarithm of the median, [DRAWS].
 
     The share of iterations above the median is resampled in blocks, and the quantile function turns it into time
@@ -127,19 +135,25 @@ def _median_draws(times: np.ndarray, generator: np.random.Generator) -> np.ndarr
     """
     middle = np.median(times)
     above = np.sign(times - middle) / 2
-    share = 0.5 + _mean_draws(above - above.mean(), generator)
+    share = 0.5 + _mean_draws(above - above.mean(), generator, series)
     return np.log(np.quantile(times, np.clip(share, 0, 1))) - math.log(middle)
 
 
-def _mean_draws(deviations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Resampled means of a centred series in moving blocks, [DRAWS], spread as Student's t of as many blocks is."""
-    count, length = len(deviations), block_length(deviations)
+def _mean_draws(deviations: np.ndarray, generator: np.random.Generator, series: int = 1) -> np.ndarray:
+    """Resampled means of a centred series in moving blocks, [DRAWS], spread as Student's t of as many blocks is.
+
+    Args:
+        series: how many series of about as many blocks the interval will rest on.
+    """
+    count, lasts = len(deviations), lasting(deviations)
+    length = block_length(count, lasts)
     sums = np.concatenate([[0.0], np.cumsum(deviations)])
     block_means = (sums[length:] - sums[:-length]) / length
     blocks = max(2, count // length)
     draws = np.empty(DRAWS)
-    for start in range(0, DRAWS, 100):  # a million iterations have thousands of blocks
+    for start in range(0, DRAWS, 100):  # a million iterations have many blocks
         chosen = generator.integers(0, len(block_means), (100, blocks))
         draws[start : start + 100] = block_means[chosen].mean(axis=1)
-    few_blocks = float(stdtrit(blocks - 1.0, (1 + CONFIDENCE) / 2) / stdtrit(math.inf, (1 + CONFIDENCE) / 2))
-    return (draws - block_means.mean()) * few_blocks
+    few_blocks = float(stdtrit(series * (blocks - 1.0), (1 + CONFIDENCE) / 2) / stdtrit(math.inf, (1 + CONFIDENCE) / 2))
+    cut_apart = math.sqrt(1 + lasts / length)  # the covariance between blocks, which resampling loses
+    return (draws - block_means.mean()) * few_blocks * cut_apart

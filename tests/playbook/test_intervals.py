@@ -67,7 +67,7 @@ def measured(times: np.ndarray) -> Measured:
 
 @pytest.mark.parametrize("repeats", [1, 3, 5])
 def test_the_control_calls_a_difference_in_at_most_one_of_twenty(repeats: int) -> None:
-    trials = runs(np.random.default_rng(13), 300, 2, repeats, STEPS)
+    trials = runs(np.random.default_rng(13), TRIALS, 2, repeats, STEPS)
     called = 0
     for a, b in trials:
         called += bool(ratios.measure(list(map(measured, a)), list(map(measured, b))).differs)
@@ -107,11 +107,13 @@ def test_unequal_numbers_of_repeats_are_welch_s() -> None:
 
 def test_correlated_iterations_are_kept_together() -> None:
     generator = np.random.default_rng(3)
-    lengths = [
-        np.mean([intervals.block_length(np.log(each)) for each in step_times(generator, 30, 200, correlation=rho)])
+    lasts = [
+        np.mean([intervals.lasting(np.sign(each - 1)) for each in step_times(generator, 30, 1000, correlation=rho)])
         for rho in (0.0, 0.5, 0.9)
     ]
-    assert lengths[0] < lengths[1] < lengths[2]
+    assert lasts[0] < 0.5 < lasts[1] < lasts[2]
+    lengths = [intervals.block_length(1000, each) for each in lasts]
+    assert 10 <= lengths[0] < lengths[1] < lengths[2] <= 250
 
 
 def test_a_mean_of_correlated_values_is_less_certain() -> None:

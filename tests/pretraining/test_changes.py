@@ -1,5 +1,6 @@
 """What the user changes in Megatron-Bridge's config: overrides, config files and plugins, on the real classes."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_a_plugins_errors_name_file_and_line(megatron) -> None:
 
 def test_a_loss_takes_the_place_of_the_usual_one() -> None:
     def usual(state: str, iterator: str, model: str, plan: bool) -> tuple[str, object]:
-        return f"output of {model}", __import__("functools").partial(print, "mask", check=True)
+        return f"output of {model}", functools.partial(print, "mask", check=True)
 
     output, loss = plugin.with_loss(usual, lambda mask, given: (mask, given))("state", "iterator", "model")
     assert loss(output) == ("mask", "output of model")

@@ -50,7 +50,7 @@ def set_field(config: ConfigContainer, name: str, value: Any) -> Any:
         owner[last] = _parsed(value)
         return owner[last]
     _check_name(config, owner, last, name)
-    _check_preset(config, path[0], last)
+    _check_preset(config, path[0] if path else "", last)
     try:
         converted = convert(_annotation(type(owner), last), value, getattr(owner, last, None))
     except ValueError as error:

@@ -90,6 +90,13 @@ def test_a_config_file_in_another_precision(megatron) -> None:
     assert found["bf16"]["changes"] == {"optimizer.lr": 0.001}
 
 
+def test_a_section_that_the_recipe_leaves_out_is_taken_as_a_whole(megatron) -> None:
+    found = megatron("config_files")
+    assert found["whole section"]["overlap"] is True
+    assert found["whole section"]["parsed"] == ["comm_overlap", "optimizer.lr"]
+    assert found["empty section"]["overlap"] is None and found["empty section"]["parsed"] == ["optimizer.lr"]
+
+
 def test_a_config_file_with_another_model(megatron) -> None:
     another = megatron("config_files")["another model"]
     assert another["layers"] == [16, 2] and another["changes"] == {"optimizer.lr": 0.001} and another["seed"] == 5

@@ -336,6 +336,8 @@ def _name(kind: Any) -> str:
         return "true or false"
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+    if typing.get_origin(kind) is Callable or kind in (Callable, typing.Callable):
+        return "the dotted name of a function"
     return {torch.dtype: "a torch type", int: "a whole number", float: "a number", str: "text"}.get(kind) or getattr(
         kind, "__name__", str(kind)
     )

@@ -36,7 +36,7 @@ def test_a_value_gets_the_fields_type(overridden, word: str, value: str) -> None
 
 def test_a_function_by_its_name(overridden) -> None:
     assert "built-in function gelu" in overridden["model.activation_func=torch.nn.functional.gelu"]
-    assert "is not" in overridden["model.activation_func=torch.nn.functional.gelo"]
+    assert "is not the dotted name of a function" in overridden["model.activation_func=torch.nn.functional.gelo"]
 
 
 @pytest.mark.parametrize(

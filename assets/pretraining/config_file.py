@@ -85,6 +85,7 @@ def read(path: Path) -> ConfigFile:
         )
     own = tree.pop(PLAYBOOK, None) or {}
     tree.pop("_target_", None)
+    tree = {name: section for name, section in tree.items() if section is not None}
     arguments = own.get(ARGUMENTS)
     return ConfigFile(path, None if arguments is None else [str(each) for each in arguments], own.get(VERSION), tree)
 

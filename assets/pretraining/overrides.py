@@ -13,7 +13,8 @@ from typing import Any
 
 from .errors import UsageError
 
-_FORM = re.compile(r"([A-Za-z_]\w*(?:\.\w+)+)=(.*)", re.DOTALL)
+# A section alone takes an object as a whole, as a config file holds it.
+_FORM = re.compile(r"([A-Za-z_]\w*(?:(?:\.\w+)+|(?==\{)))=(.*)", re.DOTALL)
 
 # field of the config: argument of settings.parser
 SETTINGS = {

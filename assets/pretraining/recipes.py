@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import blends, record, text, versions, weights
+from . import blends, finetuning, record, text, versions, weights
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
@@ -35,7 +35,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
     Raises:
         UsageError: parallel sizes that do not divide the processes.
     """
-    config = _from_recipe(settings.model)
+    config = _from_recipe(settings.model, settings.tune)
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
     config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
@@ -48,7 +48,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         versions.keep_bf16_weights(config.mixed_precision)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
-    if settings.weights:
+    if settings.weights and not finetuning.is_run(settings.weights):
         config.model.register_pre_wrap_hook(weights.loader(settings.weights, settings.model))
     if not versions.has_apex():
         config.model.gradient_accumulation_fusion = False  # its kernel is APEX's; the container has it, bare metal not
@@ -69,7 +69,7 @@ def check_built(state: GlobalState, settings: Settings) -> None:
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
             "nothing is left to train; raise --train-iters"
         )
-    if state.cfg.dataset.mock != (settings.data == MOCK):
+    if not settings.tune and state.cfg.dataset.mock != (settings.data == MOCK):
         raise UsageError(
             f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
             f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
@@ -94,11 +94,13 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
     return preset
 
 
-def _from_recipe(model: Model) -> ConfigContainer:
+def _from_recipe(model: Model, tune: str | None = None) -> ConfigContainer:
     from megatron.bridge.recipes.llama import llama3
 
     with _local_hf_config(model.hf_folder):
-        return getattr(llama3, model.recipe)()
+        if tune in (None, "sft"):
+            return getattr(llama3, finetuning.recipe_name(model, tune) if tune else model.recipe)()
+        return getattr(llama3, finetuning.recipe_name(model, tune))(tune)
 
 
 @contextlib.contextmanager
@@ -150,11 +152,17 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
     if settings.model.learning_rate:
         config.optimizer.lr, config.optimizer.min_lr = settings.model.learning_rate
     config.rng.seed = settings.seed
-    config.dataset.random_seed = settings.seed
+    if not settings.tune:
+        config.dataset.random_seed = settings.seed
     versions.set_sequence_length(config, settings.sequence_length)
 
 
 def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
+    if settings.tune:
+        finetuning.set_up(config, settings)
+        versions.set_vocabulary(config, settings.model.hf_config["vocab_size"])
+        versions.set_evaluation(config, finetuning.evaluation_batches(settings), interval=settings.train_iters + 1)
+        return
     dataset = config.dataset
     eval_iters = 0 if settings.data == MOCK or settings.export else settings.model.eval_iters
     if settings.evaluate:

@@ -17,7 +17,7 @@ from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
 
-JOBS = ("nvfp4", "bf16", "compare", "eval", "export", "shell", "attach", "stop")
+JOBS = ("nvfp4", "bf16", "compare", "eval", "export", "sft", "lora", "shell", "attach", "stop")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -51,6 +51,9 @@ def run(arguments: list[str] | None = None) -> int:
         checkpoints.of_run(args)
     elif args.resume:
         checkpoints.like_run(args, checkpoints.folder_of(args.resume, args.runs))
+    if args.job in ("sft", "lora"):
+        args.tune = args.tune or args.job
+        args.precision = args.precision or "bf16"
     precisions = _precisions(args)
     where = place.choose(wanted(args), find_precision(precisions[-1]))
     if args.job == "shell":
@@ -78,7 +81,7 @@ def run(arguments: list[str] | None = None) -> int:
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     """What the job trains in, the most demanding last. PRECISION= takes the place of NVFP4."""
     asked = args.precision
-    if args.job in ("eval", "export"):
+    if args.job in ("eval", "export", "sft", "lora"):
         return (asked,)
     quantized = "nvfp4" if asked in (None, "bf16") else asked
     if (asked not in (None, "bf16") and args.job == "bf16") or (asked == "bf16" and args.job != "bf16"):

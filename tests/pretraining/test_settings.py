@@ -310,7 +310,15 @@ def test_as_flags_names_every_setting(tmp_path: Path) -> None:
     begun = settings.as_flags(resolve("--from", "hf:my/llama"))
     flags = [*continued, *exported, *begun]
     known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
-    assert set(flags[::2]) == known - {"-h", "--help", "--disable-fp4", "--emulate", "--evaluate"}
+    assert set(flags[::2]) == known - {
+        "-h",
+        "--help",
+        "--disable-fp4",
+        "--emulate",
+        "--evaluate",
+        "--tune",
+        "--tokenizer",
+    }
     assert settings.as_flags(resolve("--resume", str(tmp_path), "--evaluate"))[-1] == "--evaluate"
     for each in (continued, exported, begun):
         assert settings.as_flags(resolve(*each)) == each

@@ -220,18 +220,22 @@ def test_evaluating_a_checkpoint_trains_nothing(others, runs) -> None:
     assert not (folder / record.CHECKPOINTS).exists()
 
 
-def test_exported_weights_are_those_of_the_checkpoint(others) -> None:
-    """Scored by `transformers` on the text's own beginning: what six iterations have learned is there."""
-    import torch
-    from transformers import LlamaForCausalLM
-
+def test_exported_weights_are_those_of_the_checkpoint(others, in_python) -> None:
+    """Scored by `transformers` on a text of the same kind: what six iterations have learned is there."""
     folder, ended = others["exported"]
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert record.read_run(folder).verdict is Verdict.SUCCEEDED
-    model = LlamaForCausalLM.from_pretrained(folder.parents[1] / "huggingface")
-    text = torch.tensor([list(Path(json.__file__).read_bytes()[:2000])])
-    with torch.no_grad():
-        loss = float(model(text, labels=text).loss)
+    loss = in_python(
+        """
+        import torch
+        from transformers import LlamaForCausalLM
+        model = LlamaForCausalLM.from_pretrained(sys.argv[1])
+        text = torch.tensor([list(open(json.__file__, "rb").read()[:2000])])
+        with torch.no_grad():
+            answer = float(model(text, labels=text).loss)
+        """,
+        str(folder.parents[1] / "huggingface"),
+    )
     trained = record.read_run(others["evaluated"][0]).evaluations[0]["loss"]
     assert loss == pytest.approx(trained, abs=0.4) and loss < math.log(257) - 0.5
 

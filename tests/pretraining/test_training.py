@@ -126,7 +126,8 @@ def test_environment(runs, precision: str) -> None:
     found = run.environment
     assert set(found) == {
         "schema", "started", "host", "pid", "model", "precision", "versions", "device", "mock_data",
-        "tokens_per_step", "processes", "resumed_from", "text", "parity", "flops_per_token",
+        "tokens_per_step", "processes", "resumed_from", "weights_from", "trained", "tuned", "text", "parity",
+        "flops_per_token",
     }  # fmt: skip
     assert (run.precision["name"], run.precision["arithmetic"]) == (precision, "emulated")
     assert (run.precision["bf16_head_layers"], run.precision["bf16_tail_layers"]) == (0, int(precision == "nvfp4"))

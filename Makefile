@@ -63,6 +63,12 @@ eval: host-setup ## the validation loss of a checkpoint: RUN=... [PRECISION=bf16
 export: host-setup ## a checkpoint as a Hugging Face folder: RUN=... OUT=...
 	@$(HOST) scripts/run.py export $(if $(RUN),--run '$(RUN)') $(if $(OUT),--export '$(OUT)') $(OPTIONS)
 
+sft: host-setup ## fine-tune weights on instructions: FROM=... DATA=file.jsonl [PRECISION=nvfp4]
+	@$(HOST) scripts/run.py sft $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') $(OPTIONS)
+
+lora: host-setup ## the same through adapters (ARGS="--tune dora": DoRA)
+	@$(HOST) scripts/run.py lora $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') $(OPTIONS)
+
 data: host-setup ## tokenize your own text: INPUT="corpus/*.jsonl" TOKENIZER=... [OUT=prefix]
 	@$(HOST) scripts/data.py --runtime $(RUNTIME) $(if $(TAG),--tag '$(TAG)') $(if $(INPUT),--input '$(INPUT)') \
 	  $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') $(if $(OUT),--out '$(OUT)') $(if $(FIELD),--field '$(FIELD)') \
@@ -123,7 +129,7 @@ test-setup:
 #>   SEQ      sequence length        4096; tiny 128
 #>   DATA     mock, python-stdlib or .bin/.idx prefixes: a, '0.7 a 0.3 b', 'train=a valid=b'   mock; tiny python-stdlib
 #>   INPUT    of make data: files or patterns of JSONL, text, Parquet, .gz, .zst
-#>   TOKENIZER  of make data: bytes, or Hugging Face's by name or folder
+#>   TOKENIZER  of make data (bytes, or Hugging Face's by name or folder), of sft and lora (FROM's)
 #>   OUT      prefix that make data writes, folder that make export writes   data/NAME-TOKENIZER
 #>   FIELD    of the text in JSON or Parquet   text
 #>   SKIP_BAD=1  leave out lines that cannot be read, instead of failing

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import multiprocessing
 import os
 import shlex
@@ -28,6 +29,7 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from pretraining import ending
 from pretraining.data import sources, tokenizers, worker
 from pretraining.data.build import Build, State, plan_of
 from pretraining.data.manifest import Manifest
@@ -137,7 +139,8 @@ def _tokenize(build: Build, task: worker.Task, inputs: list[sources.Source], arg
     told = build.state.bad > 0
     try:
         for chunk, result in in_order(chunks, task, args.workers):
-            build.append(chunk, result)
+            with _uninterrupted():
+                build.append(chunk, result)
             if build.state.bad and not args.skip_bad:
                 if not build.state.documents:  # it is the wrong field, or no JSON at all
                     raise UsageError(f"no document in the first {build.state.bad} lines: {build.state.examples[0]}")
@@ -164,7 +167,8 @@ def in_order(
     waiting: collections.deque[tuple[list[Piece], Future[worker.Result]]] = collections.deque()
     try:
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(worker.work, chunk)))
+            with _uninterrupted():
+                waiting.append((chunk, pool.submit(worker.work, chunk)))
             if len(waiting) >= 2 * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -177,10 +181,17 @@ def in_order(
             "goes on from here"
         ) from error
     finally:
-        if waiting:  # an interruption does not wait for the chunks under way
-            for process in multiprocessing.active_children():
-                process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within: Ctrl-C waits. A worker that is started here never gets it: it would die of it in its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _told(state: State) -> str:
@@ -224,8 +235,8 @@ def main() -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("data: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        print("data: interrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        ending.leave(130)  # without waiting for the chunks under way
     print(_summary(written, args.out, time.monotonic() - began) if written else f"{args.out}: finished")
     return 0
 

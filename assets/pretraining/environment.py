@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import corpus, record, text, versions
+from . import corpus, finetuning, record, text, versions
 from .models import MOCK, PYTHON_STDLIB
 from .numerics.nvfp4 import Recipe
 
@@ -44,6 +44,7 @@ def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: text.
         "processes": processes,
         "resumed_from": str(settings.resume) if settings.resume else None,
         "weights_from": settings.weights,
+        "tuned": settings.tune,
         "trained": settings.trains,
         **({"text": {"bigram_entropy": builtin.bigram_entropy, "tokens": builtin.tokens}} if builtin else {}),
     }
@@ -194,7 +195,7 @@ def identify_data(settings: Settings, builtin: text.Text | None) -> str:
         return builtin.identity
     if settings.data == MOCK:
         return MOCK
-    return corpus.identify(settings.data)
+    return finetuning.identify(settings.data) if settings.tune else corpus.identify(settings.data)
 
 
 def _parameters(context: CallbackContext) -> int:

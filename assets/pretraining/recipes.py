@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import blends, loggers, record, text, versions, weights
+from . import blends, finetuning, loggers, record, text, versions, weights
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
@@ -38,7 +38,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
     Raises:
         UsageError: parallel sizes that do not divide the processes.
     """
-    config = _from_recipe(settings.model)
+    config = _from_recipe(settings.model, settings.tune)
     config.model.num_layers = settings.num_layers
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
@@ -54,7 +54,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         _tune(config)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
-    if settings.weights:
+    if settings.weights and not finetuning.is_run(settings.weights):
         config.model.register_pre_wrap_hook(weights.loader(settings.weights, settings.model))
     if not versions.has_apex():
         config.model.gradient_accumulation_fusion = False  # its kernel is APEX's; the container has it, bare metal not
@@ -75,7 +75,7 @@ def check_built(state: GlobalState, settings: Settings) -> None:
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
             "nothing is left to train; raise --train-iters"
         )
-    if state.cfg.dataset.mock != (settings.data == MOCK):
+    if not settings.tune and state.cfg.dataset.mock != (settings.data == MOCK):
         raise UsageError(
             f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
             f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
@@ -100,10 +100,11 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
     return preset
 
 
-def _from_recipe(model: Model) -> ConfigContainer:
+def _from_recipe(model: Model, tune: str | None = None) -> ConfigContainer:
     family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
+    name = finetuning.recipe_name(model, tune) if tune else model.recipe
     with _local_hf_config(model.hf_folder):
-        config = getattr(family, model.recipe)()
+        config = getattr(family, name)(*(() if tune in (None, "sft") else (tune,)))
     # Mock and byte data need no tokenizer, and one by name would be downloaded.
     config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
     return config
@@ -158,11 +159,17 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
     if settings.model.learning_rate:
         config.optimizer.lr, config.optimizer.min_lr = settings.model.learning_rate
     config.rng.seed = settings.seed
-    config.dataset.random_seed = settings.seed
+    if not settings.tune:
+        config.dataset.random_seed = settings.seed
     versions.set_sequence_length(config, settings.sequence_length)
 
 
 def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
+    if settings.tune:
+        finetuning.set_up(config, settings)
+        versions.set_vocabulary(config, settings.model.hf_config["vocab_size"])
+        versions.set_evaluation(config, finetuning.evaluation_batches(settings), interval=settings.train_iters + 1)
+        return
     dataset = config.dataset
     eval_iters = 0 if settings.data == MOCK or settings.export else settings.model.eval_iters
     if settings.evaluate:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import blends, config_file, overrides, parallel, plugin, record, switches, weights
+from . import blends, config_file, finetuning, overrides, parallel, plugin, record, switches, weights
 from .data import manifest
-from .errors import UsageError
+from .errors import UsageError, unknown
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
 
@@ -39,6 +39,9 @@ class Settings:
         emulate: on a GPU, NVFP4's arithmetic without FP4 tensor cores; the CPU runtime has no other.
         resume: the run folder whose last checkpoint to continue from, or None.
         weights: Hugging Face's to begin with, a repository or local folder, or None for random ones.
+        tune: None to pretrain, or "sft", "lora" or "dora" on the instructions in `data`, beginning with `weights`,
+            which may then also be a run folder.
+        tokenizer: of the instructions, a Hugging Face name or folder; None but for tuning.
         evaluate: train nothing, only evaluate `resume`'s last checkpoint, which may be of another precision.
         export: train nothing, only write `resume`'s weights to this folder for Hugging Face, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
@@ -67,6 +70,8 @@ class Settings:
     emulate: bool
     resume: Path | None
     weights: str | None
+    tune: str | None
+    tokenizer: str | None
     evaluate: bool
     export: Path | None
     run_dir: Path | None
@@ -159,6 +164,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
     add("--from", dest="weights", metavar="WEIGHTS", help="begin with Hugging Face's: hf:NAME or a local folder")
+    add("--tune", metavar="HOW", help=f"fine-tune on instructions: {', '.join(finetuning.SCHEMES)}; wants --from")
+    add("--tokenizer", help="of the instructions (default: that of --from)")
     add("--evaluate", action="store_true", help="train nothing: the validation loss of --resume, in either precision")
     add("--export", type=Path, metavar="DIR", help="train nothing: write --resume's weights as a Hugging Face folder")
     add("--run-dir", type=Path, metavar="DIR", help=f"the run folder (default: a new one in {RUNS}/)")
@@ -228,12 +235,12 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     if args.save is not None and args.save < 0:
         raise UsageError(f"--save is {args.save}; it is a number of iterations, or 0 for never")
     trains = not args.evaluate and args.export is None
-    resume = _checked_resume(args.resume, model, precision if args.export is None and not args.evaluate else None)
+    resume = _checked_resume(args.resume, model, precision if trains else None, args.tune)
     if not trains:
         sizes |= {"train_iters": _nothing_to_train(args, model), "warmup_iters": 0}
-    if args.weights and resume:
+    if args.weights and resume and not args.tune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
-    data = _checked_data(args.data or model.data, model)
+    data = _checked_instructions(args) if args.tune else _checked_data(args.data or model.data, model)
     own_data = on_gpu and data not in (MOCK, PYTHON_STDLIB)
     split = parallel.split_of(args, model, precision)
     quantized = precision.name != "bf16"
@@ -260,7 +267,9 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         save=(sizes["train_iters"] if args.save is None and own_data else args.save or None) if trains else None,
         emulate=on_gpu and bool(args.emulate),
         resume=resume,
-        weights=_checked_weights(args.weights, model),
+        weights=_checked_weights(args.weights, model, tune=bool(args.tune)),
+        tune=args.tune,
+        tokenizer=_checked_tokenizer(args),
         evaluate=args.evaluate,
         export=args.export and args.export.absolute(),
         run_dir=args.run_dir and args.run_dir.absolute(),
@@ -408,7 +417,7 @@ def _checked_data(data: str, model: Model) -> str:
     return blends.as_words(parsed)
 
 
-def _checked_resume(run: Path | None, model: Model, precision: Precision | None) -> Path | None:
+def _checked_resume(run: Path | None, model: Model, precision: Precision | None, tune: str | None) -> Path | None:
     """The run to continue, refused by its facts before anything is loaded; `precision` None for any."""
     if run is None:
         return None
@@ -419,6 +428,9 @@ def _checked_resume(run: Path | None, model: Model, precision: Precision | None)
         raise UsageError(
             f"--resume {run} is a checkpoint of {facts['model']}, and this is {model.name}: name that model"
         )
+    if (facts.get("tuned") or tune) in finetuning.ADAPTERS and facts.get("tuned") != tune:
+        holds = f"{facts['tuned']} adapters alone: --tune {facts['tuned']}" if facts.get("tuned") else "no adapters"
+        raise UsageError(f"--resume {run} holds {holds}")
     found = facts.get("precision", {}).get("name")
     if precision and found not in (None, precision.name):
         raise UsageError(
@@ -440,9 +452,34 @@ def _nothing_to_train(args: argparse.Namespace, model: Model) -> int:
     return int((args.resume / record.CHECKPOINTS / "latest_checkpointed_iteration.txt").read_text())
 
 
-def _checked_weights(given: str | None, model: Model) -> str | None:
+def _checked_instructions(args: argparse.Namespace) -> str:
+    if args.tune not in finetuning.SCHEMES:
+        raise unknown("way to tune", args.tune, finetuning.SCHEMES)
+    if not args.weights:
+        raise UsageError(f"{args.tune} tunes weights: name them with --from (FROM=), hf:NAME, a folder or a run")
+    if not args.data:
+        raise UsageError(f"{args.tune} needs instructions: --data FILE.jsonl (DATA=), with {finetuning.FIELDS} a line")
+    finetuning.files(args.data)
+    return str(Path(args.data).absolute())
+
+
+def _checked_tokenizer(args: argparse.Namespace) -> str | None:
+    if not args.tune:
+        return None
+    if args.tokenizer:
+        return str(Path(args.tokenizer).absolute()) if Path(args.tokenizer).is_dir() else args.tokenizer
+    if finetuning.is_run(args.weights):
+        raise UsageError("a run folder has no tokenizer of its own: name it with --tokenizer (TOKENIZER=)")
+    return weights.source(args.weights)
+
+
+def _checked_weights(given: str | None, model: Model, *, tune: bool) -> str | None:
     if given is None:
         return None
+    if finetuning.is_run(given):
+        if not tune:
+            raise UsageError(f"--from {given} is a run of this playbook: --resume (RESUME=) continues it")
+        return str(_checked_resume(Path(given), model, None, None))
     source = weights.source(given)
     weights.check_folder(source, model)
     return source
@@ -465,7 +502,9 @@ def as_flags(settings: Settings) -> list[str]:
         "--seed": settings.seed,
         "--save": settings.save or 0,
         "--resume": settings.resume,
-        "--from": settings.weights and weights.SCHEME + settings.weights,
+        "--from": settings.weights and _as_given(settings.weights),
+        "--tune": settings.tune,
+        "--tokenizer": settings.tokenizer,
         "--export": settings.export,
         "--run-dir": settings.run_dir,
         "--tensor-parallel": settings.tensor_parallel,
@@ -480,3 +519,8 @@ def as_flags(settings: Settings) -> list[str]:
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
     switched = [f"--{name}" for name in ("emulate", "evaluate", "tuned", "tensorboard") if getattr(settings, name)]
     return [*given, *switched, *settings.overrides]
+
+
+def _as_given(weights_from: str) -> str:
+    """A run folder as it is; anything else with its scheme."""
+    return weights_from if finetuning.is_run(weights_from) else weights.SCHEME + weights_from

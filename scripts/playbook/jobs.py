@@ -35,7 +35,10 @@ from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
 
-JOBS = ("nvfp4", "bf16", "compare", "eval", "export", "show-config", "models", "precisions", "shell", "attach", "stop")
+JOBS = (
+    *("nvfp4", "bf16", "compare", "eval", "export", "sft", "lora"),
+    *("show-config", "models", "precisions", "shell", "attach", "stop"),
+)
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -82,6 +85,9 @@ def run(arguments: list[str] | None = None) -> int:
         checkpoints.of_run(args)
     elif args.resume:
         checkpoints.like_run(args, checkpoints.folder_of(args.resume, args.runs))
+    if args.job in ("sft", "lora"):
+        args.tune = args.tune or args.job
+        args.precision = args.precision or "bf16"
     precisions = _precisions(args)
     where = place.choose(wanted(args), max(map(find_precision, precisions), key=lambda each: bool(each.capabilities)))
     if args.job == "shell":
@@ -111,7 +117,7 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     asked = args.precision
     if (args.a or args.b) and args.job != "compare":
         raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
-    if args.job in ("eval", "export"):
+    if args.job in ("eval", "export", "sft", "lora"):
         return (asked,)
     quantized = "nvfp4" if asked in (None, "bf16") else asked
     if (asked not in (None, "bf16") and args.job == "bf16") or (asked == "bf16" and args.job != "bf16"):

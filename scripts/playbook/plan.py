@@ -17,7 +17,7 @@ from playbook.place import Choice, Place
 from playbook.place import show as show_choices
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
-from pretraining import blends, config_file, plugin, record, saving
+from pretraining import blends, config_file, finetuning, plugin, record, saving
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.parallel import NO_CONTEXT_PARALLEL
 from pretraining.settings import Settings
@@ -65,6 +65,8 @@ class Plan:
             "seed": settings.seed,
             "resume": str(settings.resume) if settings.resume else None,
             "from": settings.weights,
+            "tune": settings.tune,
+            "tokenizer": settings.tokenizer,
             "trains": settings.trains,
             "runtime": place.runtime,
             "processes": self.processes,
@@ -73,7 +75,9 @@ class Plan:
         }
         if place.runtime == "cpu":
             asked["packages"] = fingerprint("cpu")
-        if settings.data not in (MOCK, PYTHON_STDLIB):
+        if settings.tune:
+            asked["data_files"] = [_state(file) for file in finetuning.files(settings.data).values()]
+        elif settings.data not in (MOCK, PYTHON_STDLIB):
             asked["data_files"] = [_written(prefix) for prefix in blends.prefixes(settings.data)]
         if settings.emulate:
             asked["emulate"] = True
@@ -157,7 +161,9 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
     if not settings.trains:
         del choices["iterations"]
     if settings.weights:
-        choices["weights"] = Choice(settings.weights, "asked for, of Hugging Face")
+        choices["weights"] = Choice(
+            settings.weights, f"asked for, to begin with{f': {settings.tune}' * bool(settings.tune)}"
+        )
     if settings.resume:
         done = {True: "continues it", False: "exports it" if settings.export else "evaluates it"}
         choices["checkpoint"] = Choice(settings.resume.name, f"asked for: {done[settings.trains]}")
@@ -190,8 +196,12 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
 
 def _written(prefix: str) -> list[list[int]]:
     """Size and time of a dataset's files: enough to see that they changed, without reading terabytes."""
-    states = [Path(f"{prefix}{end}").stat() for end in (".bin", ".idx")]
-    return [[state.st_size, state.st_mtime_ns] for state in states]
+    return [_state(Path(f"{prefix}{end}")) for end in (".bin", ".idx")]
+
+
+def _state(file: Path) -> list[int]:
+    state = file.stat()
+    return [state.st_size, state.st_mtime_ns]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,13 @@
-"""Megatron's Llama on the CPU is Hugging Face's Llama: the same weights give the same logits."""
+"""Megatron's Llama on the CPU is Hugging Face's Llama: the same weights give the same logits.
+
+And what is said where Hugging Face gives nothing.
+"""
 
 import pytest
+from huggingface_hub import errors
+
+from pretraining import huggingface
+from pretraining.errors import UsageError
 
 
 def test_the_model_that_trains_gives_hugging_faces_logits(megatron) -> None:
@@ -58,3 +65,21 @@ def test_every_linear_layer_has_an_arithmetic(megatron) -> None:
         for number in range(count):
             here = {each for name, each in layers.items() if name.startswith(f"decoder.layers.{number}.")}
             assert len(here) == 1, (flags, number)  # a layer is in one precision as a whole
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (errors.GatedRepoError, "is gated: accept its licence at https://huggingface.co/meta/llama and set HF_TOKEN"),
+        (errors.RepositoryNotFoundError, "neither a local folder nor a repository of Hugging Face that you can see"),
+        (None, "cannot be had from Hugging Face (no answer); without a network give a local folder"),
+    ],
+)
+def test_why_hugging_face_gives_nothing(monkeypatch, kind: type[Exception] | None, words: str) -> None:
+    """As `transformers` raises it: an OSError with the reason behind it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", "https://localhost.invalid")
+    with pytest.raises(UsageError) as told, huggingface.explained("meta/llama", "--from"):
+        raise OSError("no answer.\nMore of it") from (kind.__new__(kind) if kind else None)
+    assert str(told.value).startswith("--from meta/llama ") or str(told.value).startswith("--from meta/llama: ")
+    assert words in str(told.value) and "\n" not in str(told.value)

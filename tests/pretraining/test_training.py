@@ -181,7 +181,8 @@ def test_environment(runs, precision: str) -> None:
     found = run.environment
     assert set(found) == {
         "schema", "started", "host", "pid", "model", "precision", "versions", "device", "mock_data",
-        "tokens_per_step", "processes", "resumed_from", "text", "parity", "flops_per_token", "context", "sampling",
+        "tokens_per_step", "processes", "resumed_from", "weights_from", "trained", "tuned", "text", "parity",
+        "flops_per_token", "context", "sampling",
     }  # fmt: skip
     assert (run.precision["name"], run.precision["arithmetic"]) == (precision, "emulated")
     assert (run.precision["bf16_head_layers"], run.precision["bf16_tail_layers"]) == (0, int(precision == "nvfp4"))
@@ -318,20 +319,68 @@ def test_evaluating_a_checkpoint_trains_nothing(others, runs) -> None:
     assert not (folder / record.CHECKPOINTS).exists()
 
 
-def test_exported_weights_are_those_of_the_checkpoint(others) -> None:
-    """Scored by `transformers` on the text's own beginning: what six iterations have learned is there."""
-    import torch
-    from transformers import LlamaForCausalLM
-
+def test_exported_weights_are_those_of_the_checkpoint(others, in_python) -> None:
+    """Scored by `transformers` on a text of the same kind: what six iterations have learned is there."""
     folder, ended = others["exported"]
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert record.read_run(folder).verdict is Verdict.SUCCEEDED
-    model = LlamaForCausalLM.from_pretrained(folder.parents[1] / "huggingface")
-    text = torch.tensor([list(Path(json.__file__).read_bytes()[:2000])])
-    with torch.no_grad():
-        loss = float(model(text, labels=text).loss)
+    loss = in_python(
+        """
+        import torch
+        from transformers import LlamaForCausalLM
+        model = LlamaForCausalLM.from_pretrained(sys.argv[1])
+        text = torch.tensor([list(open(json.__file__, "rb").read()[:2000])])
+        with torch.no_grad():
+            answer = float(model(text, labels=text).loss)
+        """,
+        str(folder.parents[1] / "huggingface"),
+    )
     trained = record.read_run(others["evaluated"][0]).evaluations[0]["loss"]
     assert loss == pytest.approx(trained, abs=0.4) and loss < math.log(257) - 0.5
+
+
+@pytest.fixture(scope="session")
+def instructions(tmp_path_factory) -> Path:
+    """Sums to learn, and a tokenizer whose words are tiny's: the 256 bytes and an end."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("instructions")
+    words = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    fast = Tokenizer(models.BPE(vocab={**words, "<end>": 256}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "pad_token": "<end>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    for name, count in (("training", 64), ("validation", 16)):
+        lines = [json.dumps({"input": f"What is {n}+{n}?", "output": f"It is {2 * n}."}) + "\n" for n in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_fine_tuning(train, others, runs, instructions: Path) -> None:
+    """All weights from a run's checkpoint, and adapters on the same weights as Hugging Face's: one first loss."""
+    exported = str(others["exported"][0].parents[1] / "huggingface")
+    given = ("--data", str(instructions), "--tokenizer", str(instructions), "--seq-length", "64", "--save", "4")
+    schemes = {"sft": str(runs["bf16"]), "lora": exported}
+    with ThreadPoolExecutor(2) as pool:
+        started = {
+            scheme: pool.submit(train, "nvfp4", "--tune", scheme, "--from", base, "--train-iters", "4", *given)
+            for scheme, base in schemes.items()
+        }
+    tuned = {scheme: record.read_run(future.result()[0]) for scheme, future in started.items()}
+    for scheme, run in tuned.items():
+        assert losses(run)[-1] < losses(run)[0] - 0.1, scheme
+        assert [line["split"] for line in run.evaluations] == ["validation"]
+        assert run.environment["tuned"] == scheme and not run.environment["mock_data"]
+    assert losses(tuned["lora"])[0] == losses(tuned["sft"])[0]  # adapters begin as nothing
+    sizes = {
+        scheme: sum(path.stat().st_size for path in (run.folder / record.CHECKPOINTS).rglob("*.distcp"))
+        for scheme, run in tuned.items()
+    }
+    assert sizes["lora"] < sizes["sft"] / 2  # adapters and their optimizer state alone
+    assert {path.name for path in instructions.iterdir()} == {
+        "tokenizer.json", "tokenizer_config.json", "training.jsonl", "validation.jsonl",
+    }  # fmt: skip
 
 
 def test_your_own_data(others) -> None:

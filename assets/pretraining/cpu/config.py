@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
+from megatron.bridge.peft import utils as peft_utils
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import ColumnParallelLinear
@@ -32,6 +33,9 @@ _CUDA_FUSIONS = (
     "cross_entropy_loss_fusion",
 )
 
+
+# LoRA asks for Transformer Engine's layers, some of which are None without it, where the stand-in could be imported.
+peft_utils.HAVE_TE = False
 
 # AutoBridge tells a layer's parallelism by the name of its class.
 for arithmetic in LAYERS.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,9 +59,8 @@ _tokenizer: tokenizers.Tokenizer
 
 
 def start(task: Task) -> None:
-    """Load the tokenizer, once a process. Ctrl-C is the parent's to answer."""
+    """Load the tokenizer, once a process."""
     global _task, _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _task = task
     _tokenizer = tokenizers.load(task.tokenizer, task.file, task.vocabulary.dtype)
 

@@ -20,7 +20,7 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
-from pretraining import blends, saving, switches
+from pretraining import blends, finetuning, saving, switches
 from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
@@ -172,7 +172,10 @@ def training(
     written = (run_dir, settings.cache_dir, huggingface_home())
     folders = [Folder(ASSETS), *(Folder(path, True) for path in written)]
     own_data = settings.data not in (MOCK, PYTHON_STDLIB)
-    if own_data:
+    if settings.tune:
+        folders += [Folder(file.resolve().parent) for file in finetuning.files(settings.data).values()]
+        folders += [Folder(Path(settings.tokenizer))] if Path(settings.tokenizer).is_dir() else []
+    elif own_data:
         for prefix in blends.prefixes(settings.data):
             folders += [Folder(Path(prefix).parent), *(Folder(path.parent) for path in _behind_links(prefix))]
     if settings.resume:

@@ -1,0 +1,122 @@
+"""Fine-tuning: Megatron-Bridge's own SFT and PEFT recipes, on JSONL whose lines have an "input" and an "output".
+
+The loss counts the output alone. Sequences are padded and not packed, which is what a CPU can do as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import record
+from .errors import UsageError
+from .models import Model
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import ConfigContainer
+
+    from .settings import Settings
+
+SCHEMES = ("sft", "lora", "dora")
+ADAPTERS = ("lora", "dora")  # whose checkpoints hold no other weights
+FIELDS = ("input", "output")
+TRAINING, VALIDATION = "training.jsonl", "validation.jsonl"
+
+
+def recipe_name(model: Model, scheme: str) -> str:
+    """The recipe's function beside the model's pretraining recipe."""
+    return model.recipe.replace("_pretrain_config", "_sft_config" if scheme == "sft" else "_peft_config")
+
+
+def files(data: str) -> dict[str, Path]:
+    """The files that `--data` names: one .jsonl to train on, or a folder with training.jsonl and validation.jsonl.
+
+    Raises:
+        UsageError: no such file, or its first line is no instruction.
+    """
+    path = Path(data).absolute()
+    found = {TRAINING: path} if path.is_file() else {name: path / name for name in (TRAINING, VALIDATION)}
+    found = {name: file for name, file in found.items() if file.is_file()}
+    if TRAINING not in found:
+        raise UsageError(
+            f"--data {data}: give a .jsonl of instructions, or a folder with {TRAINING} (and {VALIDATION})"
+        )
+    for file in found.values():
+        _check_first_line(file)
+    return found
+
+
+def _check_first_line(file: Path) -> None:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            first = json.loads(lines.readline())
+        keys = list(first) if isinstance(first, dict) else []
+    except ValueError as error:
+        raise UsageError(f"--data {file}: its first line is not JSON ({error})") from error
+    if not set(FIELDS) <= set(keys):
+        raise UsageError(f"--data {file}: every line needs {' and '.join(map(repr, FIELDS))}; the first has {keys}")
+
+
+def identify(data: str) -> str:
+    """A name for the instructions, equal exactly where the files are."""
+    digest = hashlib.sha256()
+    for name, file in files(data).items():
+        digest.update(name.encode() + file.read_bytes())
+    return f"{Path(data).name}-{digest.hexdigest()[:12]}"
+
+
+def set_up(config: ConfigContainer, settings: Settings) -> None:
+    """Point a fine-tuning recipe at the data, the tokenizer and the weights to begin with."""
+    from megatron.bridge.training.config import FinetuningDatasetConfig
+
+    given = files(settings.data)
+    config.dataset = FinetuningDatasetConfig(
+        dataset_root=str(_laid_out(given, settings)),
+        seq_length=settings.sequence_length,
+        seed=settings.seed,
+        max_train_samples=settings.train_iters * settings.global_batch_size,
+        dataset_kwargs={"pad_to_max_length": True},
+        do_validation=VALIDATION in given,
+        do_test=False,
+    )
+    config.tokenizer.tokenizer_model = settings.tokenizer
+    if is_run(settings.weights):
+        config.checkpoint.pretrained_checkpoint = str(Path(settings.weights) / record.CHECKPOINTS)
+    elif settings.tune in ADAPTERS:
+        _take_base_as_it_is(config)
+
+
+def evaluation_batches(settings: Settings) -> int:
+    """Whole batches in the validation file, at most 32."""
+    file = files(settings.data).get(VALIDATION)
+    return min(32, file.read_bytes().count(b"\n") // settings.global_batch_size) if file else 0
+
+
+def is_run(weights: str | None) -> bool:
+    """Whether weights are those of a run folder's checkpoint, and not Hugging Face's."""
+    return weights is not None and (Path(weights) / record.CHECKPOINTS / "latest_train_state.pt").is_file()
+
+
+def _laid_out(given: dict[str, Path], settings: Settings) -> Path:
+    """A folder of links, because Megatron-Bridge wants these names and writes its index beside them."""
+    folder = settings.cache_dir / "instructions" / identify(settings.data)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, file in given.items():
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(file)
+    return folder
+
+
+def _take_base_as_it_is(config: ConfigContainer) -> None:
+    """Adapters on Hugging Face's weights, which `weights.loader` has put into the model already.
+
+    Megatron-Bridge would load the base from a Megatron checkpoint in the same hook that adds the adapters.
+    """
+    from megatron.bridge.training import setup
+
+    exists = setup.checkpoint_exists
+    config.checkpoint.pretrained_checkpoint = "loaded"
+    setup.checkpoint_exists = lambda path: path == "loaded" or exists(path)
+    setup._load_checkpoint_from_path = lambda *_, **__: (0, 0)

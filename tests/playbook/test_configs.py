@@ -36,10 +36,3 @@ def test_the_largest_config_is_built_in_seconds_and_printed_alone() -> None:
     assert (shown["model"]["tensor_model_parallel_size"], shown["model"]["context_parallel_size"]) == (8, 1)
     assert used.ru_utime + used.ru_stime < 15
     assert used.ru_maxrss * 1024 < 2e9
-
-
-def test_a_wrong_name_is_one_line(capfd, monkeypatch) -> None:
-    monkeypatch.setattr(configs, "ensure", lambda name: sys.executable)
-    assert configs.show(jobs.parser("x").parse_args(["--model", "llama32-1b", "optimizer.lrr=2"])) == 2
-    said = capfd.readouterr()
-    assert said.out == "" and "did you mean optimizer.lr" in said.err and said.err.count("\n") == 1

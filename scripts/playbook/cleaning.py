@@ -22,7 +22,7 @@ from typing import Any
 
 from playbook import PROJECT
 from playbook.comparison_file import FILE as COMPARISON
-from playbook.comparison_file import is_comparison
+from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE, is_comparison
 from playbook.megatron_log import looks_like_log
 from playbook.repeats import BEGUN
 from playbook.watching import LOCK, watcher
@@ -30,7 +30,7 @@ from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, 
 from pretraining.settings import RUNS
 
 MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
-REPORT = "report.html"
+RESULT = {COMPARISON, PAGE, TABLE, MARKDOWN, PLOTS}
 STARTING_S = 15 * 60  # a run without a process we can ask counts as running this long after its last write
 UNWATCHED_S = 24 * 3600  # one in a container whose launcher was killed, which may step slowly and end unseen
 
@@ -131,7 +131,7 @@ def _is_result(path: Path) -> bool:
     """A comparison.json of ours, or a folder with nothing but one and its report, or but the list of one begun."""
     if path.is_dir():
         names = {child.name for child in _children(path)}
-        return not names or names == {BEGUN} or (names <= {COMPARISON, REPORT} and is_comparison(path / COMPARISON))
+        return not names or names == {BEGUN} or (names <= RESULT and is_comparison(path / COMPARISON))
     return is_comparison(path)
 
 

@@ -14,6 +14,7 @@ from pretraining.errors import UsageError
 from pretraining.record import run_name, write_json
 
 FILE = "comparison.json"
+PAGE, TABLE, MARKDOWN, PLOTS = "report.html", "comparison.csv", "comparison.md", "plots"  # what `report` writes beside
 
 
 def is_comparison(path: Path) -> bool:

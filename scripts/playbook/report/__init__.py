@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from playbook import PROJECT
+from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE
 from playbook.lines import Lines
 from playbook.results import KIND, Comparison
 from pretraining.errors import UsageError
 from pretraining.record import Run
 
-PAGE, TABLE, MARKDOWN, PLOTS = "report.html", "comparison.csv", "comparison.md", "plots"
 _HEAD = 2048  # bytes, in which a file of ours says that it is
 
 

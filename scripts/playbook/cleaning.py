@@ -23,7 +23,7 @@ from typing import Any
 from playbook import PROJECT
 from playbook.comparison_file import FILE as COMPARISON
 from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE, is_comparison
-from playbook.megatron_log import looks_like_log
+from playbook.log_facts import looks_like_log
 from playbook.repeats import BEGUN
 from playbook.watching import LOCK, watcher
 from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, PLAN

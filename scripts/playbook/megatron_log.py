@@ -96,14 +96,6 @@ def read_log(path: Path) -> Run:
     return reader.run(path)
 
 
-def looks_like_log(path: Path) -> bool:
-    """Whether the first 4 MiB of a file hold something that only Megatron-Bridge prints. Raises OSError."""
-    with path.open("rb") as file:
-        start = file.read(CHUNK)
-    marks = (b"Configuration Summary (Non-Default Values vs", b"MODEL_TFLOP/s/GPU", b"Starting training loop at")
-    return any(mark in start for mark in marks)
-
-
 def printed_times(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Iterations and seconds a step that the last 4 MiB of a log say; empty where it cannot be read."""
     reader = _Reader()

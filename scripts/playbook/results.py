@@ -9,10 +9,11 @@ is the baseline, and every other is set against it in a *contrast*.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from playbook.parity import Difference
-from playbook.stats import Figure, Window
+if TYPE_CHECKING:
+    from playbook.parity import Difference
+    from playbook.stats import Figure, Window
 
 SCHEMA = 2  # 1 had two sides of one run each
 INGREDIENTS = {"rht": "Hadamard transform", "stochastic": "stochastic rounding", "two_d": "2D scaling"}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from playbook.megatron_log import CHUNK, NotAMegatronLog, looks_like_log, read_log
+from playbook.log_facts import looks_like_log
+from playbook.megatron_log import CHUNK, NotAMegatronLog, read_log
 from pretraining.record import Run, Verdict
 
 LOGS = Path(__file__).parents[1] / "logs"

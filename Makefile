@@ -32,7 +32,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(WARMUP),--warmup-iters '$(WARMUP)') $(if $(GBS),--global-batch-size '$(GBS)') \
           $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
-          $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
+          $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate $(filter-out 1,$(EMULATE))) \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
@@ -105,7 +105,7 @@ test-setup:
 #>   RUNTIME  auto, container, local or cpu   auto: a container where a GPU is, else cpu
 #>   GPU      index or UUID          the largest that trains in the precision
 #>   PRECISION  in place of nvfp4: fp8, fp8_blockwise or mxfp8
-#>   EMULATE=1  NVFP4's arithmetic on a GPU without its tensor cores
+#>   EMULATE=1  NVFP4's arithmetic on a GPU without its tensor cores; EMULATE=reference: Transformer Engine's own, slow
 #>   TAG      of the NeMo image, or a whole image name   26.04
 #>   DRY_RUN=1  print the commands that would train, start nothing
 #>   RUN      the run that attach and stop mean, where several run

@@ -55,14 +55,16 @@ def describe_precision(settings: Settings, *, on_gpu: bool) -> dict[str, Any]:
         "bf16_head_layers": settings.bf16_head_layers,
         "bf16_tail_layers": settings.bf16_tail_layers,
     }
+    if settings.emulate:
+        facts["emulator"] = settings.emulate
     if settings.precision.name == "nvfp4":
-        facts["ingredients"] = asdict(_recipe(settings, on_gpu))
+        facts["ingredients"] = asdict(_recipe(settings))
     return facts
 
 
-def _recipe(settings: Settings, on_gpu: bool) -> Recipe:
+def _recipe(settings: Settings) -> Recipe:
     """Which ingredients of the recipe run."""
-    if on_gpu and settings.emulate:  # Transformer Engine's reference quantizer: no switches, and it rounds to nearest
+    if settings.emulate == "reference":  # no switches, and it rounds to nearest
         return Recipe(stochastic=False)
     return Recipe.from_environment()
 

@@ -33,16 +33,18 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         UsageError: parallel sizes that do not divide the processes.
     """
     config = _from_recipe(settings.model)
+    config.model.num_layers = settings.num_layers
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
     config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
     if settings.emulate:
+        config.mixed_precision.fp4_recipe = "custom"
+        config.model.fp4_quantizer_factory = versions.quantizer_factory(settings.emulate)
+        versions.keep_bf16_weights(config.mixed_precision)
+    if settings.emulate == "reference":
         # Its GEMM returns the product and neither writes `out` nor accumulates: with the fusion, weight gradients
         # would be silently lost.
         config.model.gradient_accumulation_fusion = False
-        config.mixed_precision.fp4_recipe = "custom"
-        config.model.fp4_quantizer_factory = versions.reference_quantizer()
-        versions.keep_bf16_weights(config.mixed_precision)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
     if not versions.has_apex():

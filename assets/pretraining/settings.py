@@ -18,6 +18,10 @@ from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
 
+# What stands in for FP4 tensor cores on a GPU: this project's kernels, or Transformer Engine's reference quantizer, which
+# has neither stochastic rounding nor speed and is there to be compared with.
+EMULATORS = ("triton", "reference")
+
 PROJECT = Path(__file__).resolve().parent.parent.parent
 RUNS = "nemo_experiments"
 
@@ -27,11 +31,13 @@ class Settings:
     """What to train, how and on what; sizes as in `models.Model`.
 
     Attributes:
+        num_layers: transformer layers, the model's own unless cut for a benchmark.
         bf16_head_layers, bf16_tail_layers: layers kept in BF16 at the start and the end of the model.
         data: "mock", "python-stdlib", or the prefix of a Megatron .bin/.idx pair.
         seed: of weights, data order and stochastic rounding.
         save: write a checkpoint every so many iterations and at the end, or None for none.
-        emulate: on a GPU, NVFP4's arithmetic without FP4 tensor cores; the CPU runtime has no other.
+        emulate: on a GPU, which of `EMULATORS` computes NVFP4 without FP4 tensor cores, or None for these; the CPU
+            runtime has its own.
         resume: the run folder whose last checkpoint to continue from, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
@@ -39,6 +45,7 @@ class Settings:
 
     model: Model
     precision: Precision
+    num_layers: int
     bf16_head_layers: int
     bf16_tail_layers: int
     train_iters: int
@@ -49,7 +56,7 @@ class Settings:
     data: str
     seed: int
     save: int | None
-    emulate: bool
+    emulate: str | None
     resume: Path | None
     run_dir: Path | None
     cache_dir: Path
@@ -79,7 +86,14 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--disable-fp4", action="store_true", help="the same as --precision bf16")
     add("--bf16-tail-layers", type=int, metavar="N", help="last layers kept in BF16 (default: an eighth for nvfp4)")
     add("--bf16-head-layers", type=int, metavar="N", help="first layers kept in BF16 (default 0 for nvfp4)")
-    add("--emulate", action="store_true", help="NVFP4 without FP4 tensor cores: its losses, far from its speed")
+    add(
+        "--emulate",
+        nargs="?",
+        const=EMULATORS[0],
+        choices=EMULATORS,
+        help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: by Transformer Engine's own quantizer",
+    )
+    add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
     defaults = "; 8B models"
     add("--train-iters", type=int, metavar="N", help=f"iterations in all (default by model{defaults} 50)")
     add("--warmup-iters", type=int, metavar="N", help=f"learning-rate warm-up (default by model{defaults} 2)")
@@ -113,12 +127,14 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     if not on_gpu:
         _check_cpu(model, precision)
     on = switches.read()
-    if on_gpu and args.emulate and not all(on.values()):
+    if on_gpu and args.emulate == "reference" and not all(on.values()):
         off = ", ".join(switches.SWITCHES[name][0] for name, value in on.items() if not value)
-        raise UsageError(f"--emulate has no switches on a GPU: leave {off} out")
+        raise UsageError(f"--emulate reference has no switches: leave {off} out")
     if args.emulate and precision.name != "nvfp4":
         raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
-    layers = model.num_layers
+    layers = model.num_layers if args.num_layers is None else args.num_layers
+    if layers < 1:
+        raise UsageError(f"--num-layers is {layers}; it must be at least 1")
     sizes = {
         name: getattr(model, name) if given is None else given
         for name, given in {
@@ -156,13 +172,14 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     return Settings(
         model=model,
         precision=precision,
+        num_layers=layers,
         bf16_head_layers=head if quantized else 0,
         bf16_tail_layers=tail if quantized else 0,
         micro_batch_size=_micro_batch_size(args.micro_batch_size, model, sizes, processes),
         data=_checked_data(args.data or model.data),
         seed=args.seed,
         save=args.save,
-        emulate=on_gpu and args.emulate,
+        emulate=args.emulate if on_gpu else None,
         resume=_checked_resume(args.resume),
         run_dir=args.run_dir and args.run_dir.absolute(),
         cache_dir=args.cache_dir.absolute(),
@@ -242,6 +259,8 @@ def as_flags(settings: Settings) -> list[str]:
     flags: dict[str, Any] = {
         "--model": settings.model.name,
         "--precision": settings.precision.name,
+        "--num-layers": settings.num_layers,
+        "--emulate": settings.emulate,
         "--bf16-head-layers": settings.bf16_head_layers,
         "--bf16-tail-layers": settings.bf16_tail_layers,
         "--train-iters": settings.train_iters,
@@ -256,5 +275,4 @@ def as_flags(settings: Settings) -> list[str]:
         "--run-dir": settings.run_dir,
         "--cache-dir": settings.cache_dir,
     }
-    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
-    return [*given, "--emulate"] if settings.emulate else given
+    return [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]

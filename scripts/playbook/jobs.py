@@ -109,14 +109,14 @@ def wanted(args: argparse.Namespace) -> Wanted:
         runtime=args.runtime,
         gpu=args.gpu,
         tag=args.tag,
-        emulate=args.emulate,
+        emulate=bool(args.emulate),
         processes=args.nproc,
         dry_run=args.dry_run,
     )
 
 
 def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
-    emulate = args.emulate and precision == "nvfp4"  # of a comparison, one side alone
+    emulate = args.emulate if precision == "nvfp4" else None  # of a comparison, one side alone
     asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
     given = {name for name, value in vars(args).items() if value is not None}

@@ -51,6 +51,7 @@ class Plan:
         asked = {
             "model": settings.model.name,
             "precision": settings.precision.name,
+            "num_layers": settings.num_layers,
             "bf16_head_layers": settings.bf16_head_layers,
             "bf16_tail_layers": settings.bf16_tail_layers,
             "train_iters": settings.train_iters,
@@ -70,7 +71,7 @@ class Plan:
         if settings.data not in (MOCK, PYTHON_STDLIB):
             asked["data_files"] = _written(settings.data)
         if settings.emulate:
-            asked["emulate"] = True
+            asked["emulate"] = settings.emulate
         if place.runtime == "container":
             asked |= {"image": place.found and place.found.digest, "gpu": place.gpu and place.gpu.uuid}
         return asked
@@ -110,13 +111,16 @@ def make_plan(settings: Settings, place: Place, processes: int, given: set[str])
     runtime = place.runtime
     arithmetic = "emulated exactly on the CPU" if runtime == "cpu" else "on the GPU's tensor cores"
     if settings.emulate:
-        arithmetic = "emulated on the GPU's BF16 tensor cores: asked for"
-    kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {model.num_layers} layers"
+        by = {"triton": "", "reference": ", by Transformer Engine's reference quantizer"}[settings.emulate]
+        arithmetic = f"emulated on the GPU's BF16 tensor cores{by}: asked for"
+    kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {settings.num_layers} layers"
     choices = {
         **place.choices,
         "model": choice(model.name, {"model"}, f"the default {'without' if runtime == 'cpu' else 'with'} a GPU"),
         "precision": Choice(precision.name, arithmetic),
     }
+    if settings.num_layers != model.num_layers:
+        choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
     if precision.name != "bf16":
         choices["kept in BF16"] = choice(kept, KEPT, f"the default for {precision.name}")
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"

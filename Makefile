@@ -75,6 +75,11 @@ clean: ## list and remove run folders and logs; CLEAN=all: also checkpoints of y
 test: test-setup ## all tests
 	@$(TEST) -m pytest
 
+test-gpu: ## the tests that need a GPU, with the Python that has PyTorch and Transformer Engine
+	@mkdir -p assets/results && TRITON_INTERPRET=0 $(PYTHON) -m pytest -v -rA --durations=5 -W ignore -p no:cacheprovider \
+	  tests/gpu tests/pretraining/numerics/test_nvfp4_triton.py > assets/results/test-gpu.txt 2>&1; \
+	  code=$$?; tail -n 15 assets/results/test-gpu.txt; exit $$code
+
 test-readme: test-setup ## every command of the README in a clean clone
 	@$(TEST) -m pytest -m readme -s tests/test_readme.py
 

@@ -18,8 +18,8 @@ from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
 
-# What stands in for FP4 tensor cores on a GPU: this project's kernels, or Transformer Engine's reference quantizer, which
-# has neither stochastic rounding nor speed and is there to be compared with.
+# What stands in for FP4 tensor cores on a GPU: this project's kernels, or Transformer Engine's reference quantizer,
+# which has neither stochastic rounding nor speed and is there to be compared with.
 EMULATORS = ("triton", "reference")
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -91,7 +91,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         nargs="?",
         const=EMULATORS[0],
         choices=EMULATORS,
-        help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: by Transformer Engine's own quantizer",
+        help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: Transformer Engine's own, very slow",
     )
     add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
     defaults = "; 8B models"

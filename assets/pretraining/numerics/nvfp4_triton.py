@@ -25,13 +25,13 @@ from torch import Tensor
 from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, RHT_SIGNS, require_matrix
 
 # Columns a program and warps: each thread holds 4 columns of 16 rows.
-WIDTH, WARPS = 512, 4
+WIDTH, WARPS = 1024, 8
+REGISTERS = 128  # a thread: 16 warps a multiprocessor; stochastic rounding would take 180, and half the warps
 GROUPS = 8  # of 16 rows, that a program of the amax kernel reads, so that few meet in the final maximum
 PHILOX_ROUNDS = 7  # the fewest that pass BigCrush (Salmon et al., table 2)
 
 _BLOCK = tl.constexpr(BLOCK)
 _SIX = tl.constexpr(E2M1_MAX)
-_448 = tl.constexpr(E4M3_MAX)
 _2688 = tl.constexpr(E2M1_MAX * E4M3_MAX)
 _FP32_MAX = tl.constexpr(FP32_MAX)
 _NEGATIVE = tl.constexpr(RHT_SIGNS)
@@ -114,6 +114,7 @@ def quantize(
             FOLDED=folded,
             WIDTH=WIDTH,
             num_warps=WARPS,
+            maxnreg=REGISTERS,
         )
     return Operand(of_rows, scales[:1]) if rows else None, Operand(of_columns, scales[1:]) if columns else None
 
@@ -139,9 +140,7 @@ def quantize_tiles(x: Tensor, *, folded: bool = False, out: Operand | None = Non
         out = Operand(torch.empty(x.shape, dtype=torch.bfloat16, device=x.device), amax.new_empty(1).float())
     if x.numel():
         grid = (triton.cdiv(height, BLOCK), triton.cdiv(width, WIDTH))
-        _tiles_kernel[grid](
-            x, out.values, amax, out.scale, height, width, FOLDED=folded, WIDTH=WIDTH, num_warps=WARPS
-        )
+        _tiles_kernel[grid](x, out.values, amax, out.scale, height, width, FOLDED=folded, WIDTH=WIDTH, num_warps=WARPS)
     return out
 
 
@@ -152,12 +151,16 @@ def _amax(x: Tensor, *, rows: bool, columns: bool, rht: bool) -> Tensor:
     if x.numel():
         groups = min(GROUPS, triton.cdiv(height, BLOCK))
         grid = (triton.cdiv(height, BLOCK * groups), triton.cdiv(width, WIDTH))
-        _amax_kernel[grid](
-            x, amax, height, width, ROTATED=columns and rht, GROUPS=groups, WIDTH=WIDTH, num_warps=WARPS
-        )
+        _amax_kernel[grid](x, amax, height, width, ROTATED=columns and rht, GROUPS=groups, WIDTH=WIDTH, num_warps=WARPS)
     if columns and not rht:
         amax[1:] = amax[:1]
     return amax
+
+
+@triton.jit
+def _row(matrix, number, width):
+    """The address of a row, the same for all threads."""
+    return matrix + number.to(tl.int64) * width
 
 
 @triton.jit
@@ -166,7 +169,7 @@ def _load_rows(x, first, height, width, columns):
     loaded = ()
     for i in tl.static_range(_BLOCK):
         inside = (columns < width) & (first + i < height)
-        loaded += (tl.load(x + (first + i).to(tl.int64) * width + columns, mask=inside, other=0.0).to(tl.float32),)
+        loaded += (tl.load(_row(x, first + i, width) + columns, mask=inside, other=0.0).to(tl.float32),)
     return loaded
 
 
@@ -248,9 +251,11 @@ def _bf16(x):
 
 @triton.jit
 def _block_scales(amax, encode, decode, FOLDED: tl.constexpr):
-    """The E4M3 scale of each block from its amax, a BF16 number, and what its elements are multiplied with."""
+    """The E4M3 scale of each block from its amax, a BF16 number, and what its elements are multiplied with.
+
+    The largest of all gives 448 but for a rounding, so that none needs to be clipped to it.
+    """
     raw = amax * (encode * (1.0 / _SIX)) if FOLDED else (amax * _SIXTH + amax * _SIXTH_REST) * encode
-    raw = tl.minimum(raw, _448)
     scale = _round(raw, tl.maximum(_power_of_two(raw), _E4M3_LEAST), _E4M3_SHIFT)
     return scale, tl.minimum(tl.math.div_rn(1.0, scale * decode), _FP32_MAX)
 
@@ -273,26 +278,25 @@ def _e2m1(x, multiplier, uniform, STOCHASTIC: tl.constexpr):
 
 
 @triton.jit
-def _uniform(bits):
-    """From the middle 16 of 32 random bits, uniform in (-1/4, 1/4): half of E2M1's spacing at power 1.
+def _uniform(words, i: tl.constexpr):
+    """For row i of 16, from 8 words of random bits, uniform in (-1/4, 1/4): half of E2M1's spacing at power 1.
 
-    Never the ends themselves, so that an element on the grid stays there.
+    It has 16 bits, and is never an end itself, so that an element on the grid stays there.
     """
+    bits = words[i // 2]
+    if i % 2:
+        bits = (bits << 16) | (bits >> 16)
     in_one_to_two = ((bits & 0x7FFF80) | 0x3F800000).to(tl.float32, bitcast=True)
     return in_one_to_two * 0.5 - (0.75 - 2.0**-18)
 
 
 @triton.jit
-def _random_bits(seed, stream, group, columns, STOCHASTIC: tl.constexpr):
-    """32 random bits for each element of 16 rows: the middle half for its row's block, the others for its column's."""
-    bits = ()
-    for quarter in tl.static_range(4):
-        if STOCHASTIC:
-            c1 = columns * 0 + (group * 4 + quarter)
-            bits += tl.philox(tl.load(seed), columns, c1, c1 * 0 + stream, c1 * 0, n_rounds=_ROUNDS)
-        else:
-            bits += (columns, columns, columns, columns)  # not read
-    return bits
+def _random_words(seed, stream, columns, group):
+    """Eight 32-bit words for each column: half a word for each of 16 rows."""
+    zero = columns * 0
+    first = tl.philox(tl.load(seed), columns, zero + group * 2, zero + stream, zero, n_rounds=_ROUNDS)
+    second = tl.philox(tl.load(seed), columns, zero + group * 2 + 1, zero + stream, zero, n_rounds=_ROUNDS)
+    return first + second
 
 
 @triton.jit(do_not_specialize=["stream"])
@@ -317,17 +321,17 @@ def _quantize_kernel(
     first = group * _BLOCK
     columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     rows = _load_rows(x, first, height, width, columns)
-    bits = _random_bits(seed, stream, group, columns, STOCHASTIC)
+    words = _random_words(seed, stream, columns, group) if STOCHASTIC else ()
     if ROWS:
         encode, decode, tensor_scale = _tensor_scales(amax)
         if group + tl.program_id(1) == 0:
             tl.store(scales, tensor_scale)
         for i in tl.static_range(_BLOCK):
             blocks = tl.reshape(rows[i], [WIDTH // _BLOCK, _BLOCK])
-            uniform = tl.reshape(_uniform(bits[i]), [WIDTH // _BLOCK, _BLOCK]) if STOCHASTIC else 0.0
+            uniform = tl.reshape(_uniform(words, i), [WIDTH // _BLOCK, _BLOCK]) if STOCHASTIC else 0.0
             scale, multiplier = _block_scales(tl.max(tl.abs(blocks), axis=1), encode, decode, FOLDED)
             values = _e2m1(blocks, multiplier[:, None], uniform, STOCHASTIC) * scale[:, None]
-            to = of_rows + (first + i).to(tl.int64) * width + columns
+            to = _row(of_rows, first + i, width) + columns
             tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))
     if COLUMNS:
         encode, decode, tensor_scale = _tensor_scales(amax + 1)
@@ -337,13 +341,17 @@ def _quantize_kernel(
             rows = _rotate(rows)
             rounded = ()
             for i in tl.static_range(_BLOCK):
-                rounded += (_bf16(rows[i] * 0.25),)
+                rounded += (_bf16(rows[i]),)
             rows = rounded
-        scale, multiplier = _block_scales(_largest(rows), encode, decode, FOLDED)
+        unit: tl.constexpr = 0.25 if RHT else 1.0  # of the rows, which are four times the orthonormal transform
+        scale, multiplier = _block_scales(_largest(rows) * unit, encode, decode, FOLDED)
+        multiplier *= unit
         for i in tl.static_range(_BLOCK):
-            uniform = _uniform((bits[i] << 16) | (bits[i] >> 16)) if STOCHASTIC else 0.0
+            # The bits of the row 8 further: each of the two results has bits of its own for each element, and the same
+            # element is rounded independently in both, for half the random bits.
+            uniform = _uniform(words, (i + 8) % _BLOCK) if STOCHASTIC else 0.0
             values = _e2m1(rows[i], multiplier, uniform, STOCHASTIC) * scale
-            to = of_columns + (first + i).to(tl.int64) * width + columns
+            to = _row(of_columns, first + i, width) + columns
             tl.store(to, values.to(tl.bfloat16), mask=columns < width)
 
 
@@ -362,5 +370,5 @@ def _tiles_kernel(
     for i in tl.static_range(_BLOCK):
         blocks = tl.reshape(rows[i], [WIDTH // _BLOCK, _BLOCK])
         values = _e2m1(blocks, multiplier[:, None], 0.0, False) * scale[:, None]
-        to = out + (first + i).to(tl.int64) * width + columns
+        to = _row(out, first + i, width) + columns
         tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))

@@ -110,7 +110,13 @@ def _stored(x: Tensor) -> tuple[Tensor, bool]:
 
 @functools.cache
 def _plan(
-    rows: int, columns: int, depth: int, transposed_a: bool, transposed_b: bool, dtype: torch.dtype, device: torch.device
+    rows: int,
+    columns: int,
+    depth: int,
+    transposed_a: bool,
+    transposed_b: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> _Plan:
     library = _library()
     operation = c_void_p()

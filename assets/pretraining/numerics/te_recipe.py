@@ -121,7 +121,9 @@ class NVFP4Quantizer(Quantizer):
             ValueError: the step is to be skipped by a flag on the GPU, as CUDA graphs do.
         """
         if noop_flag is not None:
-            raise ValueError("emulated NVFP4 cannot skip the weights' quantization within a CUDA graph; turn graphs off")
+            raise ValueError(
+                "emulated NVFP4 cannot skip the weights' quantization within a CUDA graph; turn graphs off"
+            )
         dst.rows, dst.columns = self._operands(src, dst.rows)
         return dst
 

@@ -22,6 +22,8 @@ from .precision import PRECISIONS, Precision, default_tail, find_precision
 # which has neither stochastic rounding nor speed and is there to be compared with.
 EMULATORS = ("triton", "reference")
 
+_NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
+
 PROJECT = Path(__file__).resolve().parent.parent.parent
 RUNS = "nemo_experiments"
 
@@ -91,7 +93,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         nargs="?",
         const=EMULATORS[0],
         choices=EMULATORS,
-        help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: Transformer Engine's own, very slow",
+        help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: Transformer Engine's, slow",
     )
     add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
     defaults = "; 8B models"
@@ -169,13 +171,21 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
             if min(head, tail) >= 0
             else f"--bf16-head-layers {head} --bf16-tail-layers {tail}: neither can be negative"
         )
+    micro_batch = _micro_batch_size(args.micro_batch_size, model, sizes, processes)
+    tokens = micro_batch * sizes["sequence_length"]
+    if on_gpu and precision.name == "nvfp4" and tokens % _NVFP4_BLOCK:
+        longer = sizes["sequence_length"] + -sizes["sequence_length"] % _NVFP4_BLOCK
+        raise UsageError(
+            f"a micro batch of {micro_batch} x {sizes['sequence_length']} tokens: NVFP4's weight gradients take blocks "
+            f"of 16 of them, so it must be a multiple of {_NVFP4_BLOCK}; --seq-length {longer} would be"
+        )
     return Settings(
         model=model,
         precision=precision,
         num_layers=layers,
         bf16_head_layers=head if quantized else 0,
         bf16_tail_layers=tail if quantized else 0,
-        micro_batch_size=_micro_batch_size(args.micro_batch_size, model, sizes, processes),
+        micro_batch_size=micro_batch,
         data=_checked_data(args.data or model.data),
         seed=args.seed,
         save=args.save,

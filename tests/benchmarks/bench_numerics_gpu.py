@@ -3,7 +3,7 @@
     PYTHONPATH=assets python tests/benchmarks/bench_numerics_gpu.py [--tokens 16384] [--json FILE]
 
 Bytes are the fewest a tensor's quantization must move: 8 an element of an activation or a gradient (its maxima need one
-reading, both roundings another, and each writes BF16), 6 of a weight, whose two layouts are one. Times are medians.
+reading, both roundings another, and each writes BF16), 6 of a weight, whose two layouts are one. Times are medians of CUDA graph replays.
 The products beside them are cuBLASLt's with the scale on the device, against `torch.mm`'s.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from triton.testing import do_bench
+from triton.testing import do_bench_cudagraph
 
 from pretraining.numerics import nvfp4_triton
 from pretraining.numerics.product import product
@@ -26,8 +26,8 @@ LAYERS = {"qkv": (4096, 6144), "proj": (4096, 4096), "fc1": (4096, 28672), "fc2"
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """Median time of a call."""
-    return do_bench(function, warmup=10, rep=60, return_mode="median")
+    """Median time of a call, replayed from a CUDA graph: without the launches, which a training hides."""
+    return do_bench_cudagraph(function, rep=60, return_mode="median")
 
 
 def copy_bandwidth() -> float:

@@ -25,8 +25,8 @@ from torch import Tensor
 from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, RHT_SIGNS, require_matrix
 
 # Columns a program and warps: each thread holds 4 columns of 16 rows.
-WIDTH, WARPS = 1024, 8
-REGISTERS = 128  # a thread: 16 warps a multiprocessor; stochastic rounding would take 180, and half the warps
+WIDTH, WARPS = 512, 4
+REGISTERS = 168  # a thread at most, for 12 warps a multiprocessor; stochastic rounding would take more, and leave 8
 GROUPS = 8  # of 16 rows, that a program of the amax kernel reads, so that few meet in the final maximum
 PHILOX_ROUNDS = 7  # the fewest that pass BigCrush (Salmon et al., table 2)
 
@@ -283,8 +283,8 @@ def _uniform(words, i: tl.constexpr):
 
     It has 16 bits, and is never an end itself, so that an element on the grid stays there.
     """
-    bits = words[i // 2]
-    if i % 2:
+    bits = words[i >> 1]
+    if i & 1:
         bits = (bits << 16) | (bits >> 16)
     in_one_to_two = ((bits & 0x7FFF80) | 0x3F800000).to(tl.float32, bitcast=True)
     return in_one_to_two * 0.5 - (0.75 - 2.0**-18)
@@ -349,7 +349,7 @@ def _quantize_kernel(
         for i in tl.static_range(_BLOCK):
             # The bits of the row 8 further: each of the two results has bits of its own for each element, and the same
             # element is rounded independently in both, for half the random bits.
-            uniform = _uniform(words, (i + 8) % _BLOCK) if STOCHASTIC else 0.0
+            uniform = _uniform(words, i ^ 8) if STOCHASTIC else 0.0
             values = _e2m1(rows[i], multiplier, uniform, STOCHASTIC) * scale
             to = _row(of_columns, first + i, width) + columns
             tl.store(to, values.to(tl.bfloat16), mask=columns < width)

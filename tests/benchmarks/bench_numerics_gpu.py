@@ -3,7 +3,8 @@
     PYTHONPATH=assets python tests/benchmarks/bench_numerics_gpu.py [--tokens 16384] [--json FILE]
 
 Bytes are the fewest a tensor's quantization must move: 8 an element of an activation or a gradient (its maxima need one
-reading, both roundings another, and each writes BF16), 6 of a weight, whose two layouts are one. Times are medians of CUDA graph replays.
+reading, both roundings another, and each writes BF16), 6 of a weight, whose two layouts are one. Times are medians of
+CUDA graph replays.
 The products beside them are cuBLASLt's with the scale on the device, against `torch.mm`'s.
 """
 

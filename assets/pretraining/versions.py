@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
     from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 
-PACKAGES = ("megatron-bridge", "megatron-core", "transformer-engine", "torch", "transformers", "numpy", "numba")
+PACKAGES = (
+    "megatron-bridge",
+    "megatron-core",
+    "transformer-engine",
+    "torch",
+    "triton",
+    "transformers",
+    "numpy",
+    "numba",
+)
 
 
 def installed() -> dict[str, str]:

@@ -116,7 +116,7 @@ def seed(number):
 def test_stochastic_rounding_is_unbiased():
     # One number many times: the block scale is exact (a 6 leads each block), the mean of the rest tells the bias.
     below, above, number = 1.0, 1.5, 1.1328125
-    x = torch.full((512, 128), number, device=DEVICE).bfloat16()
+    x = torch.full((64, 512), number, device=DEVICE).bfloat16()
     x[:, ::16] = 6.0
     x[::16] = 6.0
     free = torch.ones_like(x, dtype=torch.bool)
@@ -131,7 +131,7 @@ def test_stochastic_rounding_is_unbiased():
 
 
 def test_a_seed_repeats_and_others_and_streams_differ():
-    x = sample((64, 64), "normal")
+    x = sample((16, 512), "normal")
     first = quantize(x, rht=True, seed=seed(5))
     for again, once in zip(quantize(x, rht=True, seed=seed(5)), first, strict=True):
         assert torch.equal(again.values, once.values)
@@ -142,10 +142,10 @@ def test_a_seed_repeats_and_others_and_streams_differ():
 
 def test_rows_and_columns_round_independently():
     # Half-way numbers round up in half of all places; in both layouts at once, in a quarter.
-    x = torch.full((512, 128), 2.5, device=DEVICE).bfloat16()
+    x = torch.full((64, 512), 2.5, device=DEVICE).bfloat16()
     x[:, ::16] = 6.0
     x[::16] = 6.0
     rows, columns = quantize(x, seed=seed(3))
-    up = [(each.values.float() == 448 * 3.0).reshape(32, 16, 8, 16)[:, 1:, :, 1:] for each in (rows, columns)]
+    up = [(each.values.float() == 448 * 3.0).reshape(4, 16, 32, 16)[:, 1:, :, 1:] for each in (rows, columns)]
     both = (up[0] & up[1]).double().mean()
     assert abs(both - 0.25) < 4 * (0.25 * 0.75 / up[0].numel()) ** 0.5

@@ -31,7 +31,7 @@ def test_emulation_without_what_it_needs(with_packages) -> None:
     with pytest.raises(UsageError, match=r"custom recipes \(2.10 or newer\), and none is installed"):
         versions.quantizer_factory("triton")
     with_packages("quantization_nvfp4")
-    with pytest.raises(UsageError, match="needs Triton.*pip install triton, or --emulate reference"):
+    with pytest.raises(UsageError, match=r"needs Triton.*pip install triton, or --emulate reference"):
         versions.quantizer_factory("triton")
     assert versions.quantizer_factory("reference")
 

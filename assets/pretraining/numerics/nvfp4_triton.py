@@ -78,7 +78,8 @@ def quantize(
         x: of shape (rows, K), K divisible by 16; rounded to bfloat16 where it is not. Columns are padded with zeros to
             a multiple of 16 rows, and their values have the padded rows: the Hadamard transform fills them.
         rows, columns: which of the two to make; the other is None.
-        rht: apply the random Hadamard transform along the columns' blocks first.
+        rht: apply the random Hadamard transform along the columns' blocks first. Its sums are divided by 4 at the end,
+            so that numbers over 2e37 count as infinite.
         seed: int64 of shape (1,) on x's device: round stochastically with it, rows and columns independently; None
             rounds to nearest. A probability is exact to 2**-17.
         stream: numbers independent sequences of one seed, such as the ranks of a training.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,7 +113,8 @@ def main() -> None:
     flags.add_argument("--json", type=Path)
     args = flags.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("bench_numerics_gpu: no GPU here")
+        print("no GPU here: nothing measured")  # `make bench` goes on
+        return
     torch.manual_seed(0)
     copy = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: copy {copy:.2f} TB/s")

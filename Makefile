@@ -13,7 +13,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(WARMUP),--warmup-iters '$(WARMUP)') $(if $(GBS),--global-batch-size '$(GBS)') \
           $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
-          $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
+          $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate $(filter-out 1,$(EMULATE))) \
           $(if $(TENSORBOARD),--tensorboard) $(if $(WANDB),--wandb-project '$(WANDB)') \
           $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') \
           $(if $(BF16_TAIL),--bf16-tail-layers '$(BF16_TAIL)') $(if $(BF16_HEAD),--bf16-head-layers '$(BF16_HEAD)') \
@@ -66,7 +66,7 @@ export: host-setup ## a checkpoint as a Hugging Face folder: RUN=... OUT=...
 sft: host-setup ## fine-tune weights on instructions: FROM=... DATA=file.jsonl [PRECISION=nvfp4]
 	@$(HOST) scripts/run.py sft $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') $(OPTIONS)
 
-lora: host-setup ## the same through adapters (ARGS="--tune dora": DoRA)
+lora: host-setup ## the same through adapters (ARGS="--finetune dora": DoRA)
 	@$(HOST) scripts/run.py lora $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') $(OPTIONS)
 
 data: host-setup ## tokenize your own text: INPUT="corpus/*.jsonl" TOKENIZER=... [OUT=prefix]
@@ -94,6 +94,11 @@ clean: ## list and remove run folders and logs; CLEAN=all: also checkpoints of y
 
 test: test-setup ## all tests
 	@$(TEST) -m pytest
+
+test-gpu: ## the tests that need a GPU, with the Python that has PyTorch and Transformer Engine
+	@mkdir -p assets/results && TRITON_INTERPRET=0 $(PYTHON) -m pytest -v -rA --durations=5 -W ignore -p no:cacheprovider \
+	  tests/gpu tests/pretraining/numerics/test_nvfp4_triton.py > assets/results/test-gpu.txt 2>&1; \
+	  code=$$?; tail -n 15 assets/results/test-gpu.txt; exit $$code
 
 test-readme: test-setup ## every command of the README in a clean clone
 	@$(TEST) -m pytest -m readme -s tests/test_readme.py
@@ -136,7 +141,7 @@ test-setup:
 #>   RUNTIME  auto, container, local or cpu   auto: a container where a GPU is, else cpu
 #>   GPU      index or UUID          the largest that trains in the precision
 #>   PRECISION  in place of nvfp4: fp8, fp8_blockwise or mxfp8
-#>   EMULATE=1  NVFP4's arithmetic on a GPU without its tensor cores
+#>   EMULATE=1  NVFP4's arithmetic on a GPU without its tensor cores; EMULATE=reference: Transformer Engine's own, slow
 #>   TAG      of the NeMo image, or a whole image name   26.04
 #>   TENSORBOARD=1  WANDB=project  MLFLOW=experiment   log there too, into the run folder
 #>   DRY_RUN=1  print the commands that would train, start nothing

@@ -61,7 +61,7 @@ def check(settings: Settings, builtin: Text | None) -> None:
     """Raise UsageError where the data is shorter than a sequence or has words that the model has not."""
     if builtin is not None:
         _check_length(settings, min(builtin.tokens.values()))
-    elif settings.data != MOCK and not settings.tune:
+    elif settings.data != MOCK and not settings.finetune:
         for blend in blends.parse(settings.data).values():
             _check_length(settings, sum(_tokens(prefix) for prefix in blend.prefixes))
         for prefix in blends.prefixes(settings.data):

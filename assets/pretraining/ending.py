@@ -74,7 +74,7 @@ def check_capability(chosen: Settings) -> None:
     import torch
 
     capability = torch.cuda.get_device_capability()
-    if not chosen.precision.trains_on(capability, emulate=chosen.emulate):
+    if not chosen.precision.trains_on(capability, emulate=bool(chosen.emulate)):
         also = ", or --emulate" if chosen.precision.name == "nvfp4" and capability >= (8, 0) else ""
         works = [name for name, row in PRECISIONS.items() if row.trains_on(capability)]
         raise UsageError(

@@ -44,7 +44,7 @@ def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: text.
         "processes": processes,
         "resumed_from": str(settings.resume) if settings.resume else None,
         "weights_from": settings.weights,
-        "tuned": settings.tune,
+        "finetuned": settings.finetune,
         "trained": settings.trains,
         **({"text": {"bigram_entropy": builtin.bigram_entropy, "tokens": builtin.tokens}} if builtin else {}),
     }
@@ -58,14 +58,16 @@ def describe_precision(settings: Settings, *, on_gpu: bool) -> dict[str, Any]:
         "bf16_head_layers": settings.bf16_head_layers,
         "bf16_tail_layers": settings.bf16_tail_layers,
     }
+    if settings.emulate:
+        facts["emulator"] = settings.emulate
     if settings.precision.name == "nvfp4":
-        facts["ingredients"] = asdict(_recipe(settings, on_gpu))
+        facts["ingredients"] = asdict(_recipe(settings))
     return facts
 
 
-def _recipe(settings: Settings, on_gpu: bool) -> Recipe:
+def _recipe(settings: Settings) -> Recipe:
     """Which ingredients of the recipe run."""
-    if on_gpu and settings.emulate:  # Transformer Engine's reference quantizer: no switches, and it rounds to nearest
+    if settings.emulate == "reference":  # no switches, and it rounds to nearest
         return Recipe(stochastic=False)
     return Recipe.from_environment()
 
@@ -195,7 +197,7 @@ def identify_data(settings: Settings, builtin: text.Text | None) -> str:
         return builtin.identity
     if settings.data == MOCK:
         return MOCK
-    return finetuning.identify(settings.data) if settings.tune else corpus.identify(settings.data)
+    return finetuning.identify(settings.data) if settings.finetune else corpus.identify(settings.data)
 
 
 def _parameters(context: CallbackContext) -> int:

@@ -84,7 +84,7 @@ def set_up(config: ConfigContainer, settings: Settings) -> None:
     config.tokenizer.tokenizer_model = settings.tokenizer
     if is_run(settings.weights):
         config.checkpoint.pretrained_checkpoint = str(Path(settings.weights) / record.CHECKPOINTS)
-    elif settings.tune in ADAPTERS:
+    elif settings.finetune in ADAPTERS:
         _take_base_as_it_is(config)
 
 

@@ -38,18 +38,19 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
     Raises:
         UsageError: parallel sizes that do not divide the processes.
     """
-    config = _from_recipe(settings.model, settings.tune)
+    config = _from_recipe(settings.model, settings.finetune)
     config.model.num_layers = settings.num_layers
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
     config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
     if settings.emulate:
+        config.mixed_precision.fp4_recipe = "custom"
+        config.model.fp4_quantizer_factory = versions.quantizer_factory(settings.emulate)
+        versions.keep_bf16_weights(config.mixed_precision)
+    if settings.emulate == "reference":
         # Its GEMM returns the product and neither writes `out` nor accumulates: with the fusion, weight gradients
         # would be silently lost.
         config.model.gradient_accumulation_fusion = False
-        config.mixed_precision.fp4_recipe = "custom"
-        config.model.fp4_quantizer_factory = versions.reference_quantizer()
-        versions.keep_bf16_weights(config.mixed_precision)
     if settings.tuned:
         _tune(config)
     _set_data(config, settings, builtin)
@@ -75,7 +76,7 @@ def check_built(state: GlobalState, settings: Settings) -> None:
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
             "nothing is left to train; raise --train-iters"
         )
-    if not settings.tune and state.cfg.dataset.mock != (settings.data == MOCK):
+    if not settings.finetune and state.cfg.dataset.mock != (settings.data == MOCK):
         raise UsageError(
             f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
             f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
@@ -100,13 +101,13 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
     return preset
 
 
-def _from_recipe(model: Model, tune: str | None = None) -> ConfigContainer:
+def _from_recipe(model: Model, finetune: str | None = None) -> ConfigContainer:
     family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
-    name = finetuning.recipe_name(model, tune) if tune else model.recipe
+    name = finetuning.recipe_name(model, finetune) if finetune else model.recipe
     with _local_hf_config(model.hf_folder):
-        config = getattr(family, name)(*(() if tune in (None, "sft") else (tune,)))
-    # Mock and byte data need no tokenizer, and one by name would be downloaded.
-    config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
+        config = getattr(family, name)(*(() if finetune in (None, "sft") else (finetune,)))
+    if not finetune:  # mock data and token ids need no tokenizer, and one by name would be downloaded
+        config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
     return config
 
 
@@ -159,13 +160,13 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
     if settings.model.learning_rate:
         config.optimizer.lr, config.optimizer.min_lr = settings.model.learning_rate
     config.rng.seed = settings.seed
-    if not settings.tune:
+    if not settings.finetune:
         config.dataset.random_seed = settings.seed
     versions.set_sequence_length(config, settings.sequence_length)
 
 
 def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
-    if settings.tune:
+    if settings.finetune:
         finetuning.set_up(config, settings)
         versions.set_vocabulary(config, settings.model.hf_config["vocab_size"])
         versions.set_evaluation(config, finetuning.evaluation_batches(settings), interval=settings.train_iters + 1)

@@ -221,7 +221,7 @@ class Run:
 
     @property
     def precision(self) -> dict[str, Any]:
-        """Name, arithmetic ("native" or "emulated"), BF16 head and tail layers, NVFP4 ingredients."""
+        """Name, arithmetic ("native" or "emulated"), emulator on a GPU, BF16 head and tail layers, ingredients."""
         return self.environment.get("precision", {})
 
 

@@ -20,6 +20,12 @@ from .errors import UsageError, unknown
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
 
+# What stands in for FP4 tensor cores on a GPU: this project's kernels, or Transformer Engine's reference quantizer,
+# which has neither stochastic rounding nor speed and is there to be compared with.
+EMULATORS = ("triton", "reference")
+
+_NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
+
 PROJECT = Path(__file__).resolve().parent.parent.parent
 RUNS = "nemo_experiments"
 SEED = 1234
@@ -36,10 +42,11 @@ class Settings:
         seed: of weights, data order and stochastic rounding.
         save: write a checkpoint every so many iterations and at the end, or None for none; a run that saves also
             saves when it is interrupted.
-        emulate: on a GPU, NVFP4's arithmetic without FP4 tensor cores; the CPU runtime has no other.
+        emulate: on a GPU, which of `EMULATORS` computes NVFP4 without FP4 tensor cores, or None for these; the CPU
+            runtime has its own.
         resume: the run folder whose last checkpoint to continue from, or None.
         weights: Hugging Face's to begin with, a repository or local folder, or None for random ones.
-        tune: None to pretrain, or "sft", "lora" or "dora" on the instructions in `data`, beginning with `weights`,
+        finetune: None to pretrain, or "sft", "lora" or "dora" on the instructions in `data`, beginning with `weights`,
             which may then also be a run folder.
         tokenizer: of the instructions, a Hugging Face name or folder; None but for tuning.
         evaluate: train nothing, only evaluate `resume`'s last checkpoint, which may be of another precision.
@@ -67,10 +74,10 @@ class Settings:
     data: str
     seed: int
     save: int | None
-    emulate: bool
+    emulate: str | None
     resume: Path | None
     weights: str | None
-    tune: str | None
+    finetune: str | None
     tokenizer: str | None
     evaluate: bool
     export: Path | None
@@ -142,7 +149,13 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--disable-fp4", action="store_true", help="the same as --precision bf16")
     add("--bf16-tail-layers", type=int, metavar="N", help="last layers kept in BF16 (default: an eighth for nvfp4)")
     add("--bf16-head-layers", type=int, metavar="N", help="first layers kept in BF16 (default 0 for nvfp4)")
-    add("--emulate", action="store_true", help="NVFP4 without FP4 tensor cores: its losses, far from its speed")
+    add(
+        "--emulate",
+        nargs="?",
+        const=EMULATORS[0],
+        choices=EMULATORS,
+        help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: Transformer Engine's, slow",
+    )
     add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
     add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
     defaults = "; 8B models"
@@ -164,7 +177,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
     add("--from", dest="weights", metavar="WEIGHTS", help="begin with Hugging Face's: hf:NAME or a local folder")
-    add("--tune", metavar="HOW", help=f"fine-tune on instructions: {', '.join(finetuning.SCHEMES)}; wants --from")
+    add("--finetune", metavar="HOW", help=f"fine-tune on instructions: {', '.join(finetuning.SCHEMES)}; wants --from")
     add("--tokenizer", help="of the instructions (default: that of --from)")
     add("--evaluate", action="store_true", help="train nothing: the validation loss of --resume, in either precision")
     add("--export", type=Path, metavar="DIR", help="train nothing: write --resume's weights as a Hugging Face folder")
@@ -202,9 +215,9 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     if not on_gpu:
         _check_cpu(model, precision)
     on = switches.read()
-    if on_gpu and args.emulate and not all(on.values()):
+    if on_gpu and args.emulate == "reference" and not all(on.values()):
         off = ", ".join(switches.SWITCHES[name][0] for name, value in on.items() if not value)
-        raise UsageError(f"--emulate has no switches on a GPU: leave {off} out")
+        raise UsageError(f"--emulate reference has no switches: leave {off} out")
     if args.emulate and precision.name != "nvfp4":
         raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
     layers = model.num_layers if args.num_layers is None else args.num_layers
@@ -235,12 +248,12 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     if args.save is not None and args.save < 0:
         raise UsageError(f"--save is {args.save}; it is a number of iterations, or 0 for never")
     trains = not args.evaluate and args.export is None
-    resume = _checked_resume(args.resume, model, precision if trains else None, args.tune)
+    resume = _checked_resume(args.resume, model, precision if trains else None, args.finetune)
     if not trains:
         sizes |= {"train_iters": _nothing_to_train(args, model), "warmup_iters": 0}
-    if args.weights and resume and not args.tune:  # adapters are continued on the weights that they adapt
+    if args.weights and resume and not args.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
-    data = _checked_instructions(args) if args.tune else _checked_data(args.data or model.data, model)
+    data = _checked_instructions(args) if args.finetune else _checked_data(args.data or model.data, model)
     own_data = on_gpu and data not in (MOCK, PYTHON_STDLIB)
     split = parallel.split_of(args, model, precision)
     quantized = precision.name != "bf16"
@@ -253,22 +266,28 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
             if min(head, tail) >= 0
             else f"--bf16-head-layers {head} --bf16-tail-layers {tail}: neither can be negative"
         )
+    micro_batch = _micro_batch_size(args.micro_batch_size, model, sizes, parallel.replicas(split, model, processes))
+    tokens = micro_batch * sizes["sequence_length"]
+    if on_gpu and precision.name == "nvfp4" and tokens % _NVFP4_BLOCK:
+        longer = sizes["sequence_length"] + -sizes["sequence_length"] % _NVFP4_BLOCK
+        raise UsageError(
+            f"a micro batch of {micro_batch} x {sizes['sequence_length']} tokens: NVFP4's weight gradients take blocks "
+            f"of 16 of them, so it must be a multiple of {_NVFP4_BLOCK}; --seq-length {longer} would be"
+        )
     return Settings(
         model=model,
         precision=precision,
         num_layers=layers,
         bf16_head_layers=head if quantized else 0,
         bf16_tail_layers=tail if quantized else 0,
-        micro_batch_size=_micro_batch_size(
-            args.micro_batch_size, model, sizes, parallel.replicas(split, model, processes)
-        ),
+        micro_batch_size=micro_batch,
         data=data,
         seed=SEED if args.seed is None else args.seed,
         save=(sizes["train_iters"] if args.save is None and own_data else args.save or None) if trains else None,
-        emulate=on_gpu and bool(args.emulate),
+        emulate=args.emulate if on_gpu else None,
         resume=resume,
-        weights=_checked_weights(args.weights, model, tune=bool(args.tune)),
-        tune=args.tune,
+        weights=_checked_weights(args.weights, model, finetune=bool(args.finetune)),
+        finetune=args.finetune,
         tokenizer=_checked_tokenizer(args),
         evaluate=args.evaluate,
         export=args.export and args.export.absolute(),
@@ -417,7 +436,7 @@ def _checked_data(data: str, model: Model) -> str:
     return blends.as_words(parsed)
 
 
-def _checked_resume(run: Path | None, model: Model, precision: Precision | None, tune: str | None) -> Path | None:
+def _checked_resume(run: Path | None, model: Model, precision: Precision | None, finetune: str | None) -> Path | None:
     """The run to continue, refused by its facts before anything is loaded; `precision` None for any."""
     if run is None:
         return None
@@ -428,8 +447,9 @@ def _checked_resume(run: Path | None, model: Model, precision: Precision | None,
         raise UsageError(
             f"--resume {run} is a checkpoint of {facts['model']}, and this is {model.name}: name that model"
         )
-    if (facts.get("tuned") or tune) in finetuning.ADAPTERS and facts.get("tuned") != tune:
-        holds = f"{facts['tuned']} adapters alone: --tune {facts['tuned']}" if facts.get("tuned") else "no adapters"
+    if (facts.get("finetuned") or finetune) in finetuning.ADAPTERS and facts.get("finetuned") != finetune:
+        how = facts.get("finetuned")
+        holds = f"{how} adapters alone: --finetune {how}" if how else "no adapters"
         raise UsageError(f"--resume {run} holds {holds}")
     found = facts.get("precision", {}).get("name")
     if precision and found not in (None, precision.name):
@@ -453,18 +473,19 @@ def _nothing_to_train(args: argparse.Namespace, model: Model) -> int:
 
 
 def _checked_instructions(args: argparse.Namespace) -> str:
-    if args.tune not in finetuning.SCHEMES:
-        raise unknown("way to tune", args.tune, finetuning.SCHEMES)
+    if args.finetune not in finetuning.SCHEMES:
+        raise unknown("way to fine-tune", args.finetune, finetuning.SCHEMES)
     if not args.weights:
-        raise UsageError(f"{args.tune} tunes weights: name them with --from (FROM=), hf:NAME, a folder or a run")
+        raise UsageError(f"{args.finetune} tunes weights: name them with --from (FROM=), hf:NAME, a folder or a run")
     if not args.data:
-        raise UsageError(f"{args.tune} needs instructions: --data FILE.jsonl (DATA=), with {finetuning.FIELDS} a line")
+        fields = " and ".join(finetuning.FIELDS)
+        raise UsageError(f"{args.finetune} needs instructions: --data FILE.jsonl (DATA=), with {fields} a line")
     finetuning.files(args.data)
     return str(Path(args.data).absolute())
 
 
 def _checked_tokenizer(args: argparse.Namespace) -> str | None:
-    if not args.tune:
+    if not args.finetune:
         return None
     if args.tokenizer:
         return str(Path(args.tokenizer).absolute()) if Path(args.tokenizer).is_dir() else args.tokenizer
@@ -473,11 +494,11 @@ def _checked_tokenizer(args: argparse.Namespace) -> str | None:
     return weights.source(args.weights)
 
 
-def _checked_weights(given: str | None, model: Model, *, tune: bool) -> str | None:
+def _checked_weights(given: str | None, model: Model, *, finetune: bool) -> str | None:
     if given is None:
         return None
     if finetuning.is_run(given):
-        if not tune:
+        if not finetune:
             raise UsageError(f"--from {given} is a run of this playbook: --resume (RESUME=) continues it")
         return str(_checked_resume(Path(given), model, None, None))
     source = weights.source(given)
@@ -491,6 +512,7 @@ def as_flags(settings: Settings) -> list[str]:
         "--model": settings.model.name,
         "--precision": settings.precision.name,
         "--num-layers": settings.num_layers,
+        "--emulate": settings.emulate,
         "--bf16-head-layers": settings.bf16_head_layers,
         "--bf16-tail-layers": settings.bf16_tail_layers,
         "--train-iters": settings.train_iters,
@@ -503,7 +525,7 @@ def as_flags(settings: Settings) -> list[str]:
         "--save": settings.save or 0,
         "--resume": settings.resume,
         "--from": settings.weights and _as_given(settings.weights),
-        "--tune": settings.tune,
+        "--finetune": settings.finetune,
         "--tokenizer": settings.tokenizer,
         "--export": settings.export,
         "--run-dir": settings.run_dir,
@@ -517,7 +539,7 @@ def as_flags(settings: Settings) -> list[str]:
         "--mlflow-experiment": settings.mlflow_experiment,
     }
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
-    switched = [f"--{name}" for name in ("emulate", "evaluate", "tuned", "tensorboard") if getattr(settings, name)]
+    switched = [f"--{name}" for name in ("evaluate", "tuned", "tensorboard") if getattr(settings, name)]
     return [*given, *switched, *settings.overrides]
 
 

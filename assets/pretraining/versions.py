@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
     from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 
-PACKAGES = ("megatron-bridge", "megatron-core", "transformer-engine", "torch", "transformers", "numpy", "numba")
+PACKAGES = (
+    "megatron-bridge",
+    "megatron-core",
+    "transformer-engine",
+    "torch",
+    "triton",
+    "transformers",
+    "numpy",
+    "numba",
+)
 
 
 def installed() -> dict[str, str]:
@@ -36,16 +46,27 @@ def has_apex() -> bool:
     return find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
-def reference_quantizer() -> str:
-    """Transformer Engine's own NVFP4 quantizer in plain PyTorch, as the name of its factory.
+def quantizer_factory(emulator: str) -> str:
+    """The factory of NVFP4 quantizers by its name: this project's, or Transformer Engine's reference in plain PyTorch.
 
-    The module was renamed in 2.16. Raises UsageError where Transformer Engine is older than its custom recipes.
+    Args:
+        emulator: "triton" or "reference", see `settings.EMULATORS`. The reference's module was renamed in 2.16.
+
+    Raises:
+        UsageError: Transformer Engine is older than its custom recipes, or Triton is missing.
     """
     for module in ("quantization_ref_nvfp4", "quantization_nvfp4"):
         name = f"transformer_engine.pytorch.custom_recipes.{module}"
         with contextlib.suppress(ModuleNotFoundError):
             if find_spec(name):
-                return f"{name}.nvfp4_ref_rht_2d_quantizer_factory"
+                if emulator == "reference":
+                    return f"{name}.nvfp4_ref_rht_2d_quantizer_factory"
+                if find_spec("triton") is None:
+                    raise UsageError(
+                        "--emulate needs Triton, which comes with PyTorch's CUDA build: pip install triton, or "
+                        "--emulate reference (EMULATE=reference), some hundred times slower"
+                    )
+                return "pretraining.numerics.te_recipe.quantizer_factory"
     found = installed().get("transformer-engine", "none")
     raise UsageError(
         f"--emulate needs a Transformer Engine with custom recipes (2.10 or newer), and {found} is installed: "
@@ -60,6 +81,13 @@ def set_cuda_graphs(config: ConfigContainer) -> None:
         model.cuda_graph_impl = "full_iteration"
     else:
         model.cuda_graph_impl, model.cuda_graph_scope = "local", "full_iteration"
+
+
+@functools.cache
+def folds_block_scale() -> bool:
+    """Whether Transformer Engine computes a block's scale as amax * (encode / 6), which it does from 2.14."""
+    release = installed().get("transformer-engine", "0").split(".")
+    return (int(release[0]), int(release[1])) >= (2, 14) if len(release) > 1 else False
 
 
 def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:

@@ -1,39 +1,18 @@
-"""The jobs behind the make targets: one run, or two runs and their comparison."""
+"""The jobs behind the make targets: the command line, what each job needs, and who does it."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import (
-    PROJECT,
-    arms,
-    catalogue,
-    checkpoints,
-    comparison,
-    comparison_file,
-    configs,
-    loading,
-    parity,
-    place,
-    plan,
-    repeats,
-    report,
-    stats,
-    table,
-)
-from playbook.launch import launch
+from playbook import PROJECT, catalogue, checkpoints, configs, place, plan
 from playbook.place import Place, Wanted
-from playbook.progress import Progress
-from pretraining import record, settings, switches
+from playbook.training import exit_code, new_folder, train
+from pretraining import settings
 from pretraining.errors import UsageError
 from pretraining.precision import find_precision
-from pretraining.record import Run, Verdict
+from pretraining.record import Verdict
 
 JOBS = (
     *("nvfp4", "bf16", "compare", "eval", "export", "sft", "lora"),
@@ -86,7 +65,7 @@ def run(arguments: list[str] | None = None) -> int:
     elif args.resume:
         checkpoints.like_run(args, checkpoints.folder_of(args.resume, args.runs))
     if args.job in ("sft", "lora"):
-        args.tune = args.tune or args.job
+        args.finetune = args.finetune or args.job
         args.precision = args.precision or "bf16"
     precisions = _precisions(args)
     where = place.choose(wanted(args), max(map(find_precision, precisions), key=lambda each: bool(each.capabilities)))
@@ -103,13 +82,15 @@ def run(arguments: list[str] | None = None) -> int:
         where = place.prepare(where, args.runs)
         plans = [_plan(args, precision, where) for precision in precisions]
     if args.job == "compare":
-        return _compare(plans, args)
-    ended = _train(plans[0], args.runs)
+        from playbook import comparing  # whose libraries take a second to import
+
+        return comparing.compare(plans, args)
+    ended = train(plans[0], args.runs)
     if args.job == "eval" and ended.evaluations:
         checkpoints.show_evaluation(ended)
     if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
         print(f"exported to {args.export}")
-    return _report(ended)
+    return exit_code(ended)
 
 
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
@@ -134,7 +115,7 @@ def _follow_up(args: argparse.Namespace) -> int:
     if args.job == "stop":
         lifecycle.stop(args.run)
         return 0
-    return _report(lifecycle.attach(args.run))
+    return exit_code(lifecycle.attach(args.run))
 
 
 def _shell(args: argparse.Namespace, where: Place) -> int:
@@ -146,7 +127,7 @@ def _shell(args: argparse.Namespace, where: Place) -> int:
     if not args.dry_run:
         where = place.prepare(where, args.runs, alone=False)
     job = _plan(args, "bf16", where)
-    folder = job.settings.run_dir or _new_folder(args.runs, job.settings)
+    folder = job.settings.run_dir or new_folder(args.runs, job.settings)
     asked = plan.container_of(job, folder, [])
     if args.dry_run:
         print(container.script(asked, lifecycle.shell_command(asked)))
@@ -160,14 +141,14 @@ def wanted(args: argparse.Namespace) -> Wanted:
         runtime=args.runtime,
         gpu=args.gpu,
         tag=args.tag,
-        emulate=args.emulate,
+        emulate=bool(args.emulate),
         processes=args.nproc,
         dry_run=args.dry_run,
     )
 
 
 def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
-    emulate = args.emulate and precision == "nvfp4"  # of a comparison, one side alone
+    emulate = args.emulate if precision == "nvfp4" else None  # of a comparison, one side alone
     asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
     given = _named(argparse.Namespace(**{**vars(args), "config": None}))
@@ -182,126 +163,8 @@ def _named(args: argparse.Namespace) -> frozenset[str]:
 def _show_dry(job: plan.Plan, runs: Path) -> None:
     """The plan as comments, and the command: what is printed is a shell script."""
     chosen = job.settings
-    folder = chosen.run_dir or _new_folder(runs, chosen)
+    folder = chosen.run_dir or new_folder(runs, chosen)
     ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
     print(f"# {chosen.precision.name}, not started")
     plan.show(job, folder, margin="#   ")
     print(f"{ready.typed}\n", flush=True)
-
-
-def _train(job: plan.Plan, runs: Path) -> Run:
-    chosen = job.settings
-    folder = chosen.run_dir or _new_folder(runs, chosen)
-    if record.holds_run(folder):
-        raise UsageError(f"--run-dir {folder} already holds a run; a run is never overwritten: name another")
-    ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
-    try:
-        folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)
-    except OSError as error:
-        if chosen.run_dir is None and folder.is_dir():  # another launcher was first, within the same second
-            return _train(job, runs)
-        raise UsageError(f"the run folder {folder} cannot be made: {error.strerror}") from error
-    print(f"{chosen.precision.name}:")
-    plan.show(job, folder)
-    job.write(folder, ready.words)
-    iterations = chosen.train_iters if chosen.trains else 0
-    progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
-    return launch(ready.start, folder, progress)
-
-
-def _new_folder(runs: Path, chosen: settings.Settings) -> Path:
-    while True:
-        folder = runs / record.run_name(chosen.precision.name, chosen.model.name)
-        if not folder.exists():
-            return folder
-        time.sleep(0.2)  # two runs within one second
-
-
-def _check_long_enough(iterations: int) -> None:
-    """Raise UsageError before two trainings whose comparison would be refused for too few timed iterations."""
-    window = stats.timing_window(0, iterations)
-    if window.last - window.first + 1 < parity.FEWEST_TIMED:
-        raise UsageError(
-            f"ITERS={iterations} leaves fewer than {parity.FEWEST_TIMED} iterations to time, the second half of "
-            f"the run: compare over at least {2 * parity.FEWEST_TIMED}"
-        )
-
-
-def _compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
-    _check_long_enough(plans[-1].settings.train_iters)
-    runs, begun = _gather(plans, args)
-    if isinstance(runs, int):
-        return runs
-    print()
-    order = repeats.turns(args.repeat)
-    loaded = loading.load_all([run.folder for run in runs])
-    groups = [[run for run, arm in zip(loaded, order, strict=True) if arm == wanted] for wanted in (0, 1)]
-    try:
-        result = comparison.compare(groups, baseline=args.base or "", reproduce=_typed(args))
-    except comparison.NotComparable as refusal:
-        table.print_refusal(refusal, sys.stderr, last_way_out="FRESH=1 trains all of them again.")
-        return 1
-    folder = begun.folder if begun else comparison_file.new_folder(args.runs, plans[-1].settings.model.name)
-    written = comparison_file.write(result, folder / comparison_file.FILE)  # first: the table may go to a closed pipe
-    page, *_ = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), folder)
-    if begun:
-        begun.done()
-    table.print_comparison(result)
-    print("\nWritten:")
-    for path in (*(run.folder for run in runs), written, page):
-        print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
-    return 0
-
-
-def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run] | int, repeats.Begun | None]:
-    """The comparison's runs in their order, trained where they are missing; or the exit code of one that failed."""
-    requests = [each.request() for each in plans]
-    order = repeats.turns(args.repeat)
-    begun = None
-    if args.fresh:
-        begun = repeats.begin(requests, args.repeat, plan.git_commit(), args.runs, plans[-1].settings.model.name)
-        done = begun.runs()
-        found: list[Run | None] = [*done, *[None] * (len(order) - len(done))]
-        if done:
-            progress = f"{len(done)} of {len(order)} runs are done"
-            print(f"going on with {begun.folder.name}: {progress} (remove it to begin anew)")
-    else:
-        found = repeats.reusable(requests, args.repeat, args.runs)
-    for turn, arm in enumerate(order):
-        job, past = plans[arm], found[turn]
-        if past is not None:
-            if not begun:
-                print(f"{job.settings.precision.name}: reusing {past.folder.name} (FRESH=1 trains again)", flush=True)
-            continue
-        if args.repeat > 1:
-            print(f"run {turn + 1} of {len(order)}, {'AB'[arm]}:")
-        try:
-            trained = _train(job, args.runs)
-        except KeyboardInterrupt:
-            left = sum(run is None for run in found)
-            print(f"{len(order) - left} of {len(order)} runs are done; the same command goes on there", file=sys.stderr)
-            raise
-        if code := _report(trained):
-            return code, begun
-        found[turn] = trained
-        if begun:
-            begun.add(trained)
-    return [run for run in found if run is not None], begun
-
-
-def _typed(args: argparse.Namespace) -> str:
-    """The command that makes this comparison again, with the switches of the recipe that were set."""
-    switched = [f"{name}={os.environ[name]}" for name in switches.NAMES if name in os.environ]
-    command = args.typed or shlex.join([".venv/host/bin/python", "scripts/run.py", *sys.argv[1:]])
-    return " ".join([*switched, command])
-
-
-def _report(ended: Run) -> int:
-    """Say why a run did not succeed, where it did not. Returns the exit code."""
-    if ended.verdict is Verdict.SUCCEEDED:
-        return 0
-    cause = ended.outcome.get("cause", "no outcome was written")
-    precision = ended.plan.get("request", {}).get("precision", ended.folder.name)
-    print(f"{precision}: {ended.verdict}: {cause}\n  all of it: {ended.folder / record.LOG}", file=sys.stderr)
-    code = ended.outcome.get("exit_code", 1)
-    return code if code in (2, 130) else 1

@@ -65,7 +65,7 @@ class Plan:
             "seed": settings.seed,
             "resume": str(settings.resume) if settings.resume else None,
             "from": settings.weights,
-            "tune": settings.tune,
+            "finetune": settings.finetune,
             "tokenizer": settings.tokenizer,
             "trains": settings.trains,
             "runtime": place.runtime,
@@ -75,12 +75,12 @@ class Plan:
         }
         if place.runtime == "cpu":
             asked["packages"] = fingerprint("cpu")
-        if settings.tune:
+        if settings.finetune:
             asked["data_files"] = [_state(file) for file in finetuning.files(settings.data).values()]
         elif settings.data not in (MOCK, PYTHON_STDLIB):
             asked["data_files"] = [_written(prefix) for prefix in blends.prefixes(settings.data)]
         if settings.emulate:
-            asked["emulate"] = True
+            asked["emulate"] = settings.emulate
         if settings.writers:
             asked["writers"] = settings.writers
         if settings.tuned:
@@ -138,13 +138,16 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
     runtime = place.runtime
     arithmetic = "emulated exactly on the CPU" if runtime == "cpu" else "on the GPU's tensor cores"
     if settings.emulate:
-        arithmetic = "emulated on the GPU's BF16 tensor cores: asked for"
+        by = {"triton": "", "reference": ", by Transformer Engine's reference quantizer"}[settings.emulate]
+        arithmetic = f"emulated on the GPU's BF16 tensor cores{by}: asked for"
     kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {settings.num_layers} layers"
     choices = {
         **place.choices,
         "model": choice(model.name, {"model"}, f"the default {'without' if runtime == 'cpu' else 'with'} a GPU"),
         "precision": Choice(precision.name, arithmetic),
     }
+    if settings.num_layers != model.num_layers:
+        choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
     if precision.name != "bf16":
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
         default = f"the default for {precision.name}"
@@ -155,14 +158,12 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
         "batch": choice(f"{batch} {settings.micro_batch_size}", BATCH, f"{model.name}'s default"),
         "data": choice(settings.data, {"data"}, f"{model.name}'s default"),
     }
-    if settings.num_layers != model.num_layers:
-        choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
     choices |= {name: Choice(value, reason) for name, value, reason in _changes(settings, processes)}
     if not settings.trains:
         del choices["iterations"]
     if settings.weights:
         choices["weights"] = Choice(
-            settings.weights, f"asked for, to begin with{f': {settings.tune}' * bool(settings.tune)}"
+            settings.weights, f"asked for, to begin with{f': {settings.finetune}' * bool(settings.finetune)}"
         )
     if settings.resume:
         done = {True: "continues it", False: "exports it" if settings.export else "evaluates it"}

@@ -41,9 +41,9 @@ def test_a_folder_or_a_file(instructions: Path) -> None:
 
 
 def test_what_a_tuning_is(instructions: Path, base: Path) -> None:
-    flags = ("--tune", "lora", "--from", str(base), "--data", str(instructions), "--global-batch-size", "8")
+    flags = ("--finetune", "lora", "--from", str(base), "--data", str(instructions), "--global-batch-size", "8")
     chosen = resolve(*flags)
-    assert (chosen.tune, chosen.weights, chosen.tokenizer) == ("lora", str(base), str(base))
+    assert (chosen.finetune, chosen.weights, chosen.tokenizer) == ("lora", str(base), str(base))
     assert chosen.data == str(instructions) and chosen.trains
     assert finetuning.evaluation_batches(chosen) == 2
     assert resolve(*settings.as_flags(chosen)) == chosen
@@ -53,18 +53,18 @@ def test_what_a_tuning_is(instructions: Path, base: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--tune", "lora"), "lora tunes weights: name them with --from"),
-        (("--tune", "lorra", "--from", "BASE"), "unknown way to tune 'lorra': did you mean lora?"),
-        (("--tune", "sft", "--from", "BASE"), "sft needs instructions: --data FILE.jsonl"),
-        (("--tune", "sft", "--from", "BASE", "--data", "nowhere"), "give a .jsonl of instructions, or a folder with"),
+        (("--finetune", "lora"), "lora tunes weights: name them with --from"),
+        (("--finetune", "lorra", "--from", "BASE"), "unknown way to fine-tune 'lorra': did you mean lora?"),
+        (("--finetune", "sft", "--from", "BASE"), "sft needs instructions: --data FILE.jsonl"),
+        (("--finetune", "sft", "--from", "BASE", "--data", "nowhere"), "give a .jsonl of instructions, or a folder"),
         (
-            ("--tune", "sft", "--from", "BASE", "--data", "RUN/environment.json"),
+            ("--finetune", "sft", "--from", "BASE", "--data", "RUN/environment.json"),
             "every line needs 'input' and 'output'",
         ),
-        (("--tune", "sft", "--from", "PLAIN", "--data", "DATA"), "a run folder has no tokenizer of its own"),
+        (("--finetune", "sft", "--from", "PLAIN", "--data", "DATA"), "a run folder has no tokenizer of its own"),
         (("--from", "RUN"), "is a run of this playbook: --resume (RESUME=) continues it"),
-        (("--resume", "RUN", "--precision", "bf16"), "holds lora adapters alone: --tune lora"),
-        (("--resume", "RUN", "--export", "out"), "holds lora adapters alone: --tune lora"),
+        (("--resume", "RUN", "--precision", "bf16"), "holds lora adapters alone: --finetune lora"),
+        (("--resume", "RUN", "--export", "out"), "holds lora adapters alone: --finetune lora"),
     ],
 )
 def test_what_is_refused(instructions: Path, base: Path, tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
@@ -73,7 +73,7 @@ def test_what_is_refused(instructions: Path, base: Path, tmp_path: Path, flags: 
         checkpoints.mkdir(parents=True)
         (checkpoints / "latest_train_state.pt").touch()
         (checkpoints / "latest_checkpointed_iteration.txt").write_text("3")
-        facts = {"model": "tiny", "precision": {"name": "bf16"}, "tuned": tuned}
+        facts = {"model": "tiny", "precision": {"name": "bf16"}, "finetuned": tuned}
         (tmp_path / name / "environment.json").write_text(json.dumps(facts))
     places = {"BASE": str(base), "RUN": f"{tmp_path}/run", "PLAIN": f"{tmp_path}/plain", "DATA": str(instructions)}
     given = [flag.replace("RUN", places["RUN"]) if "RUN" in flag else places.get(flag, flag) for flag in flags]

@@ -364,17 +364,21 @@ def test_as_flags_names_every_setting(tmp_path: Path) -> None:
     begun = settings.as_flags(resolve("--from", "hf:my/llama"))
     flags = [*continued, *exported, *begun]
     known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
-    on_or_off = {"--disable-fp4", "--emulate", "--evaluate", "--tuned", "--tensorboard"}
-    assert set(flags[::2]) == known - {"-h", "--help", "--tune", "--tokenizer"} - on_or_off
+    on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard"}
+    elsewhere = {"--finetune", "--tokenizer", "--emulate"}  # a fine-tuning's, and a GPU's alone, see below
+    assert set(flags[::2]) == known - {"-h", "--help"} - elsewhere - on_or_off
     assert settings.as_flags(resolve("--resume", str(tmp_path), "--evaluate"))[-1] == "--evaluate"
     for each in (continued, exported, begun):
         assert settings.as_flags(resolve(*each)) == each
 
 
 def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
-    emulated = resolve("--emulate", on_gpu=True)
-    assert emulated.emulate and not resolve("--emulate").emulate and not resolve(on_gpu=True).emulate
-    assert resolve(*settings.as_flags(emulated), on_gpu=True) == emulated
+    for given, emulator in ((), "triton"), (("reference",), "reference"):
+        emulated = resolve("--emulate", *given, on_gpu=True)
+        assert emulated.emulate == emulator and not resolve("--emulate", *given).emulate
+        assert resolve(*settings.as_flags(emulated), on_gpu=True) == emulated
+    assert resolve(on_gpu=True).emulate is None
+    assert "invalid choice: 'fast' (choose from" in refusal("--emulate", "fast", on_gpu=True)
     assert "--emulate is for nvfp4 and does nothing for bf16" in refusal("--emulate", "--disable-fp4", on_gpu=True)
 
 
@@ -389,6 +393,22 @@ def test_a_switch_is_0_or_1(monkeypatch) -> None:
     assert "NVFP4_2D is 'no'" in refusal()
 
 
-def test_emulation_on_a_gpu_has_no_switches(monkeypatch) -> None:
+def test_the_reference_quantizer_has_no_switches(monkeypatch) -> None:
     monkeypatch.setenv("NVFP4_RHT", "0")
-    assert "leave NVFP4_RHT out" in refusal("--emulate", on_gpu=True)
+    assert "leave NVFP4_RHT out" in refusal("--emulate", "reference", on_gpu=True)
+    assert resolve("--emulate", on_gpu=True).emulate == "triton"
+
+
+def test_a_model_can_be_cut() -> None:
+    cut = resolve("--model", "llama3-8b", "--num-layers", "8", on_gpu=True)
+    assert (cut.num_layers, cut.bf16_tail_layers) == (8, 1) and resolve(on_gpu=True).num_layers == 32
+    assert resolve(*settings.as_flags(cut), on_gpu=True) == cut
+    assert "--num-layers is 0" in refusal("--num-layers", "0")
+    assert "leave none of tiny's 2 layers" in refusal("--num-layers", "2", "--bf16-tail-layers", "2")
+
+
+def test_nvfp4_on_a_gpu_needs_whole_blocks_of_tokens() -> None:
+    sizes = ("--seq-length", "100", "--micro-batch-size", "1", "--global-batch-size", "2")
+    said = refusal(*sizes, on_gpu=True)
+    assert "1 x 100 tokens" in said and "multiple of 16" in said and "--seq-length 112" in said
+    assert resolve(*sizes, "--precision", "bf16", on_gpu=True) and resolve(*sizes)

@@ -181,7 +181,7 @@ def test_environment(runs, precision: str) -> None:
     found = run.environment
     assert set(found) == {
         "schema", "started", "host", "pid", "model", "precision", "versions", "device", "mock_data",
-        "tokens_per_step", "processes", "resumed_from", "weights_from", "trained", "tuned", "text", "parity",
+        "tokens_per_step", "processes", "resumed_from", "weights_from", "trained", "finetuned", "text", "parity",
         "flops_per_token", "context", "sampling",
     }  # fmt: skip
     assert (run.precision["name"], run.precision["arithmetic"]) == (precision, "emulated")
@@ -364,14 +364,14 @@ def test_fine_tuning(train, others, runs, instructions: Path) -> None:
     schemes = {"sft": str(runs["bf16"]), "lora": exported}
     with ThreadPoolExecutor(2) as pool:
         started = {
-            scheme: pool.submit(train, "nvfp4", "--tune", scheme, "--from", base, "--train-iters", "4", *given)
+            scheme: pool.submit(train, "nvfp4", "--finetune", scheme, "--from", base, "--train-iters", "4", *given)
             for scheme, base in schemes.items()
         }
     tuned = {scheme: record.read_run(future.result()[0]) for scheme, future in started.items()}
     for scheme, run in tuned.items():
         assert losses(run)[-1] < losses(run)[0] - 0.1, scheme
         assert [line["split"] for line in run.evaluations] == ["validation"]
-        assert run.environment["tuned"] == scheme and not run.environment["mock_data"]
+        assert run.environment["finetuned"] == scheme and not run.environment["mock_data"]
     assert losses(tuned["lora"])[0] == losses(tuned["sft"])[0]  # adapters begin as nothing
     sizes = {
         scheme: sum(path.stat().st_size for path in (run.folder / record.CHECKPOINTS).rglob("*.distcp"))

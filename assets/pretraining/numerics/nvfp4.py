@@ -106,6 +106,7 @@ def quantize(
     rht: bool = False,
     stochastic: bool = False,
     generator: torch.Generator | None = None,
+    folded: bool = False,
 ) -> NVFP4Tensor:
     """Quantize a matrix to NVFP4.
 
@@ -118,20 +119,22 @@ def quantize(
             mean exact. Elements that lie above 6 after scaling (their block scale was rounded down) clip: their mean
             is 6. Block scales are rounded to nearest all the same.
         generator: source of the uniform numbers for ``stochastic``, on x's device; torch's default when None.
+        folded: a block's scale is its amax * (encode / 6), as in Transformer Engine from 2.14, which now and then
+            rounds otherwise than amax / 6 * encode.
 
     Raises:
         ValueError: x is no matrix, K is not divisible by 16, or the tile is not one of the two.
     """
-    if x.ndim != 2:
-        raise ValueError(f"NVFP4 quantizes a matrix, found shape {tuple(x.shape)}; flatten the leading dimensions")
+    require_matrix(x)
     if tile not in ((1, BLOCK), (BLOCK, BLOCK)):
         raise ValueError(f"NVFP4 tiles are (1, 16) and (16, 16), found {tile}")
-    _require_blocks(x)
     x = (random_hadamard_transform(x) if rht else x).float()
     amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
     encode = _divide(E4M3_MAX * E2M1_MAX, amax).clamp(max=FP32_MAX)
     encode = torch.where(encode == 0, 1.0, encode)
-    scales = (_divide(_block_amax(x, tile[0]), E2M1_MAX) * encode).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
+    amax_of_blocks = _block_amax(x, tile[0])
+    raw = amax_of_blocks * (encode * (1 / E2M1_MAX)) if folded else _divide(amax_of_blocks, E2M1_MAX) * encode
+    scales = raw.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
     multiplier = (1.0 / (scales.float() * (1.0 / encode))).clamp(max=FP32_MAX)
     scaled = (x * multiplier.repeat_interleave(BLOCK, dim=1)).clamp(-E2M1_MAX, E2M1_MAX)
     magnitude = scaled.abs()
@@ -157,6 +160,13 @@ def random_hadamard_transform(x: torch.Tensor) -> torch.Tensor:
         low, high = y.view(-1, BLOCK // (2 * stride), 2, stride).unbind(2)
         y = torch.stack((low + high, low - high), dim=2).view(-1, BLOCK)
     return y.to(x.dtype).view(x.shape)
+
+
+def require_matrix(x: torch.Tensor) -> None:
+    """Raise ValueError unless x is a matrix whose last axis is divisible by 16."""
+    if x.ndim != 2:
+        raise ValueError(f"NVFP4 quantizes a matrix, found shape {tuple(x.shape)}; flatten the leading dimensions")
+    _require_blocks(x)
 
 
 def _require_blocks(x: torch.Tensor) -> None:

@@ -172,7 +172,7 @@ def training(
     written = (run_dir, settings.cache_dir, huggingface_home())
     folders = [Folder(ASSETS), *(Folder(path, True) for path in written)]
     own_data = settings.data not in (MOCK, PYTHON_STDLIB)
-    if settings.tune:
+    if settings.finetune:
         folders += [Folder(file.resolve().parent) for file in finetuning.files(settings.data).values()]
         folders += [Folder(Path(settings.tokenizer))] if Path(settings.tokenizer).is_dir() else []
     elif own_data:

@@ -1,0 +1,195 @@
+"""One BF16 matrix product whose FP32 sums are multiplied by a number on the device before they are rounded.
+
+That number, the product of two tensor scales, is not known to the host without waiting for the GPU. cuBLASLt takes it
+by address (``CUBLASLT_POINTER_MODE_DEVICE``), which no function of PyTorch offers, so the library that PyTorch has
+loaded is called directly. With ``beta`` 1 it also adds to ``main_grad``. Sources: cuBLAS documentation, "Using the
+cuBLASLt API"; the values below are those of ``cublasLt.h`` and ``cublas_api.h`` in CUDA 12 and 13.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_CUDA_TYPES = {torch.float32: 0, torch.bfloat16: 14}  # CUDA_R_32F, CUDA_R_16BF
+_COMPUTE_32F = 68
+_POINTER_MODE, _TRANSPOSE_A, _TRANSPOSE_B = 2, 3, 4  # cublasLtMatmulDescAttributes_t
+_POINTER_MODE_DEVICE = 1
+_MAX_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
+_WORKSPACE_BYTES = 32 * 2**20  # what NVIDIA recommends for Hopper and newer
+
+
+class _Heuristic(ctypes.Structure):
+    """``cublasLtMatmulHeuristicResult_t``: an algorithm and what it needs."""
+
+    _fields_ = (
+        ("algorithm", c_uint64 * 8),
+        ("workspace", c_size_t),
+        ("status", c_int),
+        ("waves", c_float),
+        ("reserved", c_int * 4),
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A product of given sizes: handles of cuBLASLt, which live as long as the process."""
+
+    operation: c_void_p
+    layouts: tuple[c_void_p, c_void_p, c_void_p]
+    algorithm: _Heuristic
+
+
+def product(a: Tensor, b: Tensor, alpha: Tensor, *, out: Tensor | None = None, accumulate: bool = False) -> Tensor:
+    """``alpha * (a @ b)``, summed in FP32 and rounded once.
+
+    Args:
+        a: bfloat16 of shape (M, K), contiguous or the transpose of a contiguous matrix.
+        b: bfloat16 of shape (K, N), likewise.
+        alpha: float32 of one element, on the same device.
+        out: contiguous, of shape (M, N), bfloat16 or float32, to write into; None makes a bfloat16 one.
+        accumulate: add to ``out`` instead of overwriting it.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        RuntimeError: cuBLASLt has no algorithm, or fails.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"no product of shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    if out is None:
+        out = torch.empty(a.shape[0], b.shape[1], dtype=torch.bfloat16, device=a.device)
+    elif out.shape != (a.shape[0], b.shape[1]) or not out.is_contiguous():
+        raise ValueError(f"the product of {tuple(a.shape)} and {tuple(b.shape)} does not fit {tuple(out.shape)}")
+    if not a.is_cuda:
+        exact = (a.float() @ b.float()) * alpha
+        return out.add_(exact) if accumulate else out.copy_(exact)
+    first, transposed_a = _stored(a)
+    second, transposed_b = _stored(b)
+    plan = _plan(a.shape[0], b.shape[1], a.shape[1], transposed_a, transposed_b, out.dtype, a.device)
+    beta = _constant(float(accumulate), a.device)
+    stream = torch.cuda.current_stream(a.device).cuda_stream
+    workspace = _workspace(a.device, stream)
+    # cuBLAS counts by columns: it computes out.T = b.T @ a.T.
+    _check(
+        _library().cublasLtMatmul(
+            _handle(a.device),
+            plan.operation,
+            c_void_p(alpha.data_ptr()),
+            c_void_p(second.data_ptr()),
+            plan.layouts[0],
+            c_void_p(first.data_ptr()),
+            plan.layouts[1],
+            c_void_p(beta.data_ptr()),
+            c_void_p(out.data_ptr()),
+            plan.layouts[2],
+            c_void_p(out.data_ptr()),
+            plan.layouts[2],
+            byref(plan.algorithm),
+            c_void_p(workspace.data_ptr()),
+            c_size_t(_WORKSPACE_BYTES),
+            c_void_p(stream),
+        ),
+        "cublasLtMatmul",
+    )
+    return out
+
+
+def _stored(x: Tensor) -> tuple[Tensor, bool]:
+    """The contiguous matrix behind x, and whether x is its transpose."""
+    if x.is_contiguous():
+        return x, False
+    return (x.T, True) if x.T.is_contiguous() else (x.contiguous(), False)
+
+
+@functools.cache
+def _plan(
+    rows: int,
+    columns: int,
+    depth: int,
+    transposed_a: bool,
+    transposed_b: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> _Plan:
+    library = _library()
+    operation = c_void_p()
+    _check(library.cublasLtMatmulDescCreate(byref(operation), _COMPUTE_32F, _CUDA_TYPES[torch.float32]), "descriptor")
+    for attribute, value in (
+        (_POINTER_MODE, _POINTER_MODE_DEVICE),
+        (_TRANSPOSE_A, int(transposed_b)),
+        (_TRANSPOSE_B, int(transposed_a)),
+    ):
+        setting = c_int32(value)
+        _check(library.cublasLtMatmulDescSetAttribute(operation, attribute, byref(setting), c_size_t(4)), "attribute")
+    layouts = (
+        _layout(torch.bfloat16, depth, columns) if transposed_b else _layout(torch.bfloat16, columns, depth),
+        _layout(torch.bfloat16, rows, depth) if transposed_a else _layout(torch.bfloat16, depth, rows),
+        _layout(dtype, columns, rows),
+    )
+    preference, limit = c_void_p(), c_size_t(_WORKSPACE_BYTES)
+    _check(library.cublasLtMatmulPreferenceCreate(byref(preference)), "preference")
+    _check(
+        library.cublasLtMatmulPreferenceSetAttribute(preference, _MAX_WORKSPACE, byref(limit), c_size_t(8)),
+        "workspace preference",
+    )
+    best, found = _Heuristic(), c_int()
+    _check(
+        library.cublasLtMatmulAlgoGetHeuristic(
+            _handle(device), operation, *layouts, layouts[2], preference, 1, byref(best), byref(found)
+        ),
+        f"an algorithm for {rows} x {depth} x {columns}",
+    )
+    if not found.value:
+        raise RuntimeError(f"cuBLASLt has no algorithm for a product {rows} x {depth} x {columns} into {dtype}")
+    return _Plan(operation, layouts, best)
+
+
+def _layout(dtype: torch.dtype, rows: int, columns: int) -> c_void_p:
+    layout = c_void_p()
+    _check(
+        _library().cublasLtMatrixLayoutCreate(
+            byref(layout), _CUDA_TYPES[dtype], c_uint64(rows), c_uint64(columns), c_int64(rows)
+        ),
+        "layout",
+    )
+    return layout
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The cuBLASLt that PyTorch has loaded into this process."""
+    loaded = re.search(r"\S*/libcublasLt\.so[.\d]*", Path("/proc/self/maps").read_text())
+    if loaded is None:
+        raise RuntimeError("no libcublasLt is loaded: this PyTorch is no CUDA build")
+    return ctypes.CDLL(loaded[0])
+
+
+@functools.cache
+def _handle(device: torch.device) -> c_void_p:
+    handle = c_void_p()
+    with torch.cuda.device(device):
+        _check(_library().cublasLtCreate(byref(handle)), "handle")
+    return handle
+
+
+@functools.cache
+def _constant(value: float, device: torch.device) -> Tensor:
+    return torch.full((1,), value, dtype=torch.float32, device=device)
+
+
+@functools.cache
+def _workspace(device: torch.device, stream: int) -> Tensor:
+    """Scratch memory of one stream; two streams must not share it."""
+    return torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+
+
+def _check(status: int, what: str) -> None:
+    if status:
+        raise RuntimeError(f"cuBLASLt failed ({what}): status {status}, see cublasStatus_t in cuBLAS's documentation")

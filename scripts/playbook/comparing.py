@@ -1,0 +1,99 @@
+"""`make compare`: the runs of both arms, trained where they are missing, then the comparison and its report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+
+from playbook import PROJECT, arms, comparison, comparison_file, loading, parity, plan, repeats, report, stats, table
+from playbook.training import exit_code, train
+from pretraining import switches
+from pretraining.errors import UsageError
+from pretraining.record import Run
+
+
+def _check_long_enough(iterations: int) -> None:
+    """Raise UsageError before two trainings whose comparison would be refused for too few timed iterations."""
+    window = stats.timing_window(0, iterations)
+    if window.last - window.first + 1 < parity.FEWEST_TIMED:
+        raise UsageError(
+            f"ITERS={iterations} leaves fewer than {parity.FEWEST_TIMED} iterations to time, the second half of "
+            f"the run: compare over at least {2 * parity.FEWEST_TIMED}"
+        )
+
+
+def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
+    """Do the job. Returns the exit code.
+
+    Raises:
+        UsageError: too few iterations to time, or no arm is called what `--base` says.
+        NotStarted, OSError, KeyboardInterrupt: as `training.train`.
+    """
+    _check_long_enough(plans[-1].settings.train_iters)
+    runs, begun = _gather(plans, args)
+    if isinstance(runs, int):
+        return runs
+    print()
+    order = repeats.turns(args.repeat)
+    loaded = loading.load_all([run.folder for run in runs])
+    groups = [[run for run, arm in zip(loaded, order, strict=True) if arm == wanted] for wanted in (0, 1)]
+    try:
+        result = comparison.compare(groups, baseline=args.base or "", reproduce=_typed(args))
+    except comparison.NotComparable as refusal:
+        table.print_refusal(refusal, sys.stderr, last_way_out="FRESH=1 trains all of them again.")
+        return 1
+    folder = begun.folder if begun else comparison_file.new_folder(args.runs, plans[-1].settings.model.name)
+    written = comparison_file.write(result, folder / comparison_file.FILE)  # first: the table may go to a closed pipe
+    page, *_ = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), folder)
+    if begun:
+        begun.done()
+    table.print_comparison(result)
+    print("\nWritten:")
+    for path in (*(run.folder for run in runs), written, page):
+        print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
+    return 0
+
+
+def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run] | int, repeats.Begun | None]:
+    """The comparison's runs in their order, trained where they are missing; or the exit code of one that failed."""
+    requests = [each.request() for each in plans]
+    order = repeats.turns(args.repeat)
+    begun = None
+    if args.fresh:
+        begun = repeats.begin(requests, args.repeat, plan.git_commit(), args.runs, plans[-1].settings.model.name)
+        done = begun.runs()
+        found: list[Run | None] = [*done, *[None] * (len(order) - len(done))]
+        if done:
+            progress = f"{len(done)} of {len(order)} runs are done"
+            print(f"going on with {begun.folder.name}: {progress} (remove it to begin anew)")
+    else:
+        found = repeats.reusable(requests, args.repeat, args.runs)
+    for turn, arm in enumerate(order):
+        job, past = plans[arm], found[turn]
+        if past is not None:
+            if not begun:
+                print(f"{job.settings.precision.name}: reusing {past.folder.name} (FRESH=1 trains again)", flush=True)
+            continue
+        if args.repeat > 1:
+            print(f"run {turn + 1} of {len(order)}, {'AB'[arm]}:")
+        try:
+            trained = train(job, args.runs)
+        except KeyboardInterrupt:
+            left = sum(run is None for run in found)
+            print(f"{len(order) - left} of {len(order)} runs are done; the same command goes on there", file=sys.stderr)
+            raise
+        if code := exit_code(trained):
+            return code, begun
+        found[turn] = trained
+        if begun:
+            begun.add(trained)
+    return [run for run in found if run is not None], begun
+
+
+def _typed(args: argparse.Namespace) -> str:
+    """The command that makes this comparison again, with the switches of the recipe that were set."""
+    switched = [f"{name}={os.environ[name]}" for name in switches.NAMES if name in os.environ]
+    command = args.typed or shlex.join([".venv/host/bin/python", "scripts/run.py", *sys.argv[1:]])
+    return " ".join([*switched, command])

@@ -1,0 +1,61 @@
+"""One training, from its plan to the word on how it ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from playbook import plan
+from playbook.launch import launch
+from playbook.progress import Progress
+from pretraining import record, settings
+from pretraining.errors import UsageError
+from pretraining.record import Run, Verdict
+
+
+def train(job: plan.Plan, runs: Path) -> Run:
+    """Start it in a folder of its own and follow it to its end. Returns its record.
+
+    Raises:
+        UsageError: its folder holds a run, or cannot be made or mounted.
+        NotStarted, OSError, KeyboardInterrupt: as `launch.launch`.
+    """
+    chosen = job.settings
+    folder = chosen.run_dir or new_folder(runs, chosen)
+    if record.holds_run(folder):
+        raise UsageError(f"--run-dir {folder} already holds a run; a run is never overwritten: name another")
+    ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
+    try:
+        folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)
+    except OSError as error:
+        if chosen.run_dir is None and folder.is_dir():  # another launcher was first, within the same second
+            return train(job, runs)
+        raise UsageError(f"the run folder {folder} cannot be made: {error.strerror}") from error
+    print(f"{chosen.precision.name}:")
+    plan.show(job, folder)
+    job.write(folder, ready.words)
+    iterations = chosen.train_iters if chosen.trains else 0
+    progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
+    return launch(ready.start, folder, progress)
+
+
+def new_folder(runs: Path, chosen: settings.Settings) -> Path:
+    """The path of a folder for a new run; it does not exist yet."""
+    while True:
+        folder = runs / record.run_name(chosen.precision.name, chosen.model.name)
+        if not folder.exists():
+            return folder
+        time.sleep(0.2)  # two runs within one second
+
+
+def exit_code(ended: Run) -> int:
+    """Say why a run did not succeed, where it did not. Returns the exit code."""
+    if ended.verdict is Verdict.SUCCEEDED:
+        return 0
+    cause = ended.outcome.get("cause", "no outcome was written")
+    precision = ended.plan.get("request", {}).get("precision", ended.folder.name)
+    print(f"{precision}: {ended.verdict}: {cause}\n  all of it: {ended.folder / record.LOG}", file=sys.stderr)
+    code = ended.outcome.get("exit_code", 1)
+    return code if code in (2, 130) else 1

@@ -1,0 +1,163 @@
+"""The quantizer factory inside Transformer Engine's layers, against its reference quantizer.
+
+Run by `make test-gpu`; skipped where there is no GPU or no Transformer Engine.
+"""
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("no GPU", allow_module_level=True)
+te = pytest.importorskip("transformer_engine.pytorch", reason="no Transformer Engine")
+# ruff: noqa: E402  (nothing below exists without a GPU)
+
+from transformer_engine.common.recipe import CustomRecipe
+
+from pretraining import versions
+from pretraining.numerics import te_recipe
+from pretraining.numerics.product import product
+
+TOKENS, INPUTS, OUTPUTS = 512, 256, 384
+
+
+def reference_factory(role):
+    module, name = versions.quantizer_factory("reference").rsplit(".", 1)
+    return getattr(__import__(module, fromlist=[name]), name)(role)
+
+
+def relative(found, expected):
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def layer(kind, **options):
+    torch.manual_seed(0)
+    return kind(INPUTS, OUTPUTS, bias=False, params_dtype=torch.bfloat16, device="cuda", **options)
+
+
+def passes(module, factory, inputs, first=(None,)):
+    """Outputs and input gradients of one micro batch for each of `inputs`."""
+    results = []
+    for number, x in enumerate(inputs):
+        x = x.detach().requires_grad_()
+        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=factory)):
+            y = module(x, is_first_microbatch=first[number % len(first)])
+        torch.manual_seed(10 + number)
+        y.backward(torch.randn_like(y))
+        results.append((y.detach(), x.grad))
+    return results
+
+
+def micro_batches(count=2):
+    torch.manual_seed(5)
+    return [torch.randn(TOKENS, INPUTS, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", [te.Linear, te.LayerNormLinear])
+@pytest.mark.parametrize("leading", [(TOKENS,), (8, TOKENS // 8)])
+def test_equals_the_reference_quantizer_without_stochastic_rounding(kind, leading, monkeypatch):
+    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    options = {"normalization": "RMSNorm"} if kind is te.LayerNormLinear else {}
+    x = [micro_batches(1)[0].view(*leading, INPUTS)]
+    ours, theirs = layer(kind, **options), layer(kind, **options)
+    ((y, dx),) = passes(ours, te_recipe.quantizer_factory, x)
+    ((y_ref, dx_ref),) = passes(theirs, reference_factory, x)
+    assert y.shape == y_ref.shape == (*leading, OUTPUTS)
+    # The same exact products, summed in another order and rounded to BF16 once.
+    for found, expected in ((y, y_ref), (dx, dx_ref), (ours.weight.grad, theirs.weight.grad)):
+        assert relative(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize("switch", ["NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D"])
+def test_each_switch_changes_only_what_it_should(switch, monkeypatch):
+    x = micro_batches(1)
+    whole = layer(te.Linear)
+    torch.manual_seed(3)
+    ((y, dx),) = passes(whole, te_recipe.quantizer_factory, x)
+    monkeypatch.setenv(switch, "0")
+    without = layer(te.Linear)
+    ((y_off, dx_off),) = passes(without, te_recipe.quantizer_factory, x)
+    changed = {
+        "y": not torch.equal(y, y_off),
+        "dx": not torch.equal(dx, dx_off),
+        "dw": not torch.equal(whole.weight.grad, without.weight.grad),
+    }
+    expected = {
+        "NVFP4_RHT": {"y": False, "dx": False, "dw": True},
+        "NVFP4_STOCHASTIC": {"y": False, "dx": True, "dw": True},
+        "NVFP4_2D": {"y": True, "dx": True, "dw": False},
+    }
+    assert changed == expected[switch]
+
+
+@pytest.mark.parametrize("kind", [te.Linear, te.LayerNormLinear])
+def test_every_weight_gradient_of_two_micro_batches_is_in_main_grad(kind, monkeypatch):
+    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    fused, plain = layer(kind, fuse_wgrad_accumulation=True), layer(kind)
+    fused.weight.main_grad = torch.full((OUTPUTS, INPUTS), 0.5, device="cuda")
+    passes(fused, te_recipe.quantizer_factory, micro_batches())
+    passes(plain, te_recipe.quantizer_factory, micro_batches())
+    assert relative(fused.weight.main_grad - 0.5, plain.weight.grad) < 5e-3  # plain.grad is rounded to BF16 each time
+    assert relative(fused.weight.main_grad - 0.5, 0.5 * plain.weight.grad.float()) > 0.3
+
+
+def test_a_cached_weight_is_rounded_once_a_step_and_anew_after_it(monkeypatch):
+    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    calls = []
+    quantize_tiles = te_recipe.quantize_tiles
+    monkeypatch.setattr(te_recipe, "quantize_tiles", lambda *a, **k: calls.append(1) or quantize_tiles(*a, **k))
+    module, fresh = layer(te.Linear), layer(te.Linear)
+    x = micro_batches(1)
+    for _ in range(2):
+        cached = passes(module, te_recipe.quantizer_factory, x * 3, first=(True, False, False))
+        with torch.no_grad():
+            module.weight.mul_(1.5)
+    assert len(calls) == 2
+    with torch.no_grad():
+        fresh.weight.mul_(1.5)
+    anew = passes(fresh, te_recipe.quantizer_factory, x * 3)  # rounds it for each micro batch
+    assert len(calls) == 5
+    for once, again in zip(cached, anew, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+
+
+def test_recomputed_activations_give_the_same_gradients(monkeypatch):
+    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    gradients = []
+    for run in (lambda module, x: module(x), te.checkpoint):
+        module, x = layer(te.LayerNormLinear, normalization="RMSNorm"), micro_batches(1)[0].requires_grad_()
+        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_recipe.quantizer_factory)):
+            y = run(module, x)
+        torch.manual_seed(10)
+        y.backward(torch.randn_like(y))
+        gradients.append((x.grad, module.weight.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_a_seed_repeats_a_training_step():
+    x = micro_batches(1)
+    upstream = torch.randn(INPUTS, OUTPUTS, device="cuda", dtype=torch.bfloat16)
+    gradients = []
+    for seed in (1, 1, 2):
+        module = layer(te.Linear)
+        torch.manual_seed(seed)
+        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_recipe.quantizer_factory)):
+            y = module(x[0])
+        y.backward(x[0] @ upstream)
+        gradients.append(module.weight.grad)
+    assert torch.equal(gradients[0], gradients[1]) and not torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("transposed", [(False, True), (False, False), (True, False)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_product_is_scaled_before_it_is_rounded(transposed, dtype):
+    torch.manual_seed(0)
+    shapes = [(320, 512), (512, 192)]
+    # Small whole numbers: every sum is exact in FP32, so the result must be the exactly scaled one, rounded once.
+    a, b = (torch.randint(-8, 9, shape, device="cuda").bfloat16() for shape in shapes)
+    alpha = torch.tensor([0.1234567], device="cuda")
+    given = [m.T.contiguous().T if flip else m for m, flip in zip((a, b), transposed, strict=True)]
+    exact = (a.double() @ b.double()).float() * alpha
+    out = torch.full((320, 192), 3.0, device="cuda", dtype=dtype)
+    assert torch.equal(product(*given, alpha, out=out.clone()), exact.to(dtype))
+    added = product(*given, alpha, out=out.clone(), accumulate=True)
+    assert relative(added, exact + 3.0) < (1e-6 if dtype is torch.float32 else 3e-3)

@@ -1,0 +1,46 @@
+"""What is chosen by the versions that are installed."""
+
+import pytest
+
+from pretraining import versions
+from pretraining.errors import UsageError
+
+OURS = "pretraining.numerics.te_recipe.quantizer_factory"
+
+
+@pytest.fixture
+def with_packages(monkeypatch):
+    """`with_packages("triton", ...)`: these modules can be found, and no others."""
+
+    def found(*names):
+        monkeypatch.setattr(versions, "find_spec", lambda name: name.rsplit(".", 1)[-1] in names or None)
+
+    return found
+
+
+@pytest.mark.parametrize("module", ["quantization_nvfp4", "quantization_ref_nvfp4"])  # to 2.15, and from 2.16
+def test_quantizer_factories(with_packages, module) -> None:
+    with_packages(module, "triton")
+    assert versions.quantizer_factory("triton") == OURS
+    theirs = f"transformer_engine.pytorch.custom_recipes.{module}.nvfp4_ref_rht_2d_quantizer_factory"
+    assert versions.quantizer_factory("reference") == theirs
+
+
+def test_emulation_without_what_it_needs(with_packages) -> None:
+    with_packages("triton")
+    with pytest.raises(UsageError, match=r"custom recipes \(2.10 or newer\), and none is installed"):
+        versions.quantizer_factory("triton")
+    with_packages("quantization_nvfp4")
+    with pytest.raises(UsageError, match=r"needs Triton.*pip install triton, or --emulate reference"):
+        versions.quantizer_factory("triton")
+    assert versions.quantizer_factory("reference")
+
+
+@pytest.mark.parametrize(
+    ("installed", "folds"), [("2.12.0", False), ("2.13.1", False), ("2.14.0+abc", True), ("3.0", True), (None, False)]
+)
+def test_the_order_of_a_block_scale_follows_transformer_engine(monkeypatch, installed, folds) -> None:
+    monkeypatch.setattr(versions, "installed", lambda: {"transformer-engine": installed} if installed else {})
+    versions.folds_block_scale.cache_clear()
+    assert versions.folds_block_scale() is folds
+    versions.folds_block_scale.cache_clear()

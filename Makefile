@@ -22,6 +22,10 @@ DRY_RUN ?=
 JSON ?=
 RUN ?=
 JSON ?=
+CONFIG ?=
+PLUGIN ?=
+BF16_TAIL ?=
+BF16_HEAD ?=
 ARGS ?=
 FRESH ?=
 CLEAN ?=
@@ -33,10 +37,12 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
           $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
+          $(if $(BF16_TAIL),--bf16-tail-layers '$(BF16_TAIL)') $(if $(BF16_HEAD),--bf16-head-layers '$(BF16_HEAD)') \
+          $(if $(CONFIG),--config '$(CONFIG)') $(if $(PLUGIN),--plugin '$(PLUGIN)') \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help nvfp4 bf16 compare shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
+.PHONY: help nvfp4 bf16 compare show-config shell attach stop doctor image clean test-engine test test-readme lint bench host-setup test-setup
 
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
@@ -53,6 +59,9 @@ bf16: host-setup ## pretrain in BF16
 
 compare: host-setup ## both, reusing finished runs of the same work, then the comparison
 	@$(HOST) scripts/run.py compare $(OPTIONS)
+
+show-config: host-setup ## the config that `make nvfp4`, or PRECISION=, would train with, as YAML for CONFIG=
+	@$(HOST) scripts/run.py show-config $(OPTIONS)
 
 shell: host-setup ## a shell in the container that a training would get
 	@$(HOST) scripts/run.py shell $(OPTIONS)
@@ -110,7 +119,10 @@ test-setup:
 #>   DRY_RUN=1  print the commands that would train, start nothing
 #>   RUN      the run that attach and stop mean, where several run
 #>   NPROC    processes              1
-#>   ARGS     flags for assets/pretrain_llama.py, as they are
+#>   BF16_TAIL BF16_HEAD  last and first layers kept in BF16   nvfp4: an eighth, at least 1, and 0
+#>   CONFIG   a YAML file of config fields, such as a run's config.yaml
+#>   PLUGIN   a Python file with configure(config), callbacks, forward_step or loss
+#>   ARGS     flags for assets/pretrain_llama.py as they are, and section.field=value of the config
 #>   FRESH=1  train again            compare reuses finished runs
 #>   TORCH_INDEX  a package index for torch alone, such as PyTorch's CPU index
 #>   PYTHON   the Python to set up with   python3

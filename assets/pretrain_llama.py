@@ -39,7 +39,8 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import environment, recipes, text, versions
+    from pretraining import changes, environment, recipes, text, versions
+    from pretraining.plugin import Plugin
     from pretraining.telemetry import Telemetry
 
     builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
@@ -48,23 +49,31 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     if run.rank == 0:
         record.write_json(run.folder / record.ENVIRONMENT, described)
 
-    config = recipes.build_config(chosen, run.folder, processes=processes, builtin=builtin)
+    plugin = Plugin(chosen.plugin) if chosen.plugin else None
+    config, changed = changes.configured(
+        chosen, run.folder, plugin, builtin=builtin, on_gpu=on_gpu, processes=processes
+    )
+    if run.rank == 0:
+        (run.folder / record.CONFIG).write_text(changes.as_text(config, chosen, changed), encoding="utf-8")
     if not on_gpu:
         cpu.adapt(config)
+        changes.check_kept(config, changed, changes.CPU)
     versions.skip_compile_helpers()
 
     def on_start(context: CallbackContext, writes: bool) -> None:
         recipes.check_built(context.state, chosen)
+        changes.check_kept(context.state.cfg, changed, "Megatron-Bridge")
         facts = environment.parity_facts(
             chosen, described["device"], context, environment.identify_data(chosen, builtin)
         )
+        facts |= changes.facts(chosen, changed)
         if writes:
             described.update(parity=facts, flops_per_token=environment.flops_per_token(context))
             record.write_json(run.folder / record.ENVIRONMENT, described)
-            context.state.cfg.to_yaml(str(run.folder / record.CONFIG))
 
     run.telemetry = Telemetry(run.folder, on_start)
-    pretrain(config, forward_step, callbacks=[run.telemetry])
+    step = plugin.forward_step(forward_step) if plugin else forward_step
+    pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ())])
 
 
 def main() -> int:
@@ -81,7 +90,7 @@ def main() -> int:
 
     copier = tee.tee(folder / record.LOG)  # of every rank: Megatron prints iterations on the last one
     print(f"{time.strftime('%H:%M:%S')} {chosen.model.name} in {chosen.precision.name}: {folder}", flush=True)
-    run = ending.RunEnd(folder, rank)
+    run = ending.RunEnd(folder, rank, chosen.plugin)
     try:
         ending.interrupt_on_sigterm()
         ending.claim_port(rank, processes)

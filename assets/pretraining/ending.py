@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import record
 from .errors import Diverged, UsageError
+from .plugin import located
 from .precision import PRECISIONS
 from .record import Verdict
 from .settings import PROJECT, RUNS, Settings
@@ -141,11 +142,13 @@ class RunEnd:
         rank: of this process; rank 0 reports a success, any rank its failure.
         partners: whether torch.distributed.run started other processes beside this one.
         telemetry: set once training is about to start.
+        plugin: the user's file, whose line a cause names, or None.
     """
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, plugin: Path | None = None) -> None:
         self.folder = folder
         self.rank = rank
+        self.plugin = plugin
         self.partners = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         self.telemetry: Telemetry | None = None
         self._began = time.monotonic()
@@ -159,6 +162,8 @@ class RunEnd:
     def failed(self, error: BaseException) -> int:
         """Write the outcome that `error` stands for. Returns the exit code."""
         verdict, cause, code = classify(error)
+        if self.plugin and not isinstance(error, UsageError) and (line := located(error, self.plugin)):
+            cause = f"{line}: {cause}"
         if isinstance(error, Interrupted) and str(error) == "SIGTERM" and self.partners:
             # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
             print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)

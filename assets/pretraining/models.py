@@ -34,7 +34,8 @@ class Model:
         data: "mock" (random tokens) or "python-stdlib" (real text as bytes, see `text.py`).
         eval_iters: evaluation batches after training; 0 where the data is mock.
         learning_rate: peak and final rate, or None for the recipe's own (3e-4 falling to 3e-5).
-        split: processes that share one copy of the model in its recipe (tensor x pipeline, context).
+        tensor_parallel, pipeline_parallel: processes that share one copy of the model in its recipe.
+        recipe_context_parallel: what else its recipe splits, the sequence; the playbook does not, see `settings.py`.
     """
 
     name: str
@@ -48,7 +49,9 @@ class Model:
     data: str = MOCK
     eval_iters: int = 0
     learning_rate: tuple[float, float] | None = None
-    split: tuple[int, int] = (1, 1)
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    recipe_context_parallel: int = 1
 
     @cached_property
     def hf_config(self) -> dict[str, Any]:
@@ -60,16 +63,14 @@ class Model:
         """The local folder that stands for the Hugging Face repository."""
         return HF_CONFIGS / self.name
 
-    def processes_a_copy(self, processes: int) -> int:
-        """Processes that share one copy of the model where `processes` are started: one process splits no context."""
-        weights, context = self.split
-        return 1 if weights == processes == 1 else weights * context
-
     @property
     def num_layers(self) -> int:
         """Number of transformer layers."""
         return self.hf_config["num_hidden_layers"]
 
+
+_SPLIT_70B = {"tensor_parallel": 4, "pipeline_parallel": 4, "recipe_context_parallel": 2}
+_SPLIT_405B = {"tensor_parallel": 8, "pipeline_parallel": 8, "recipe_context_parallel": 4}
 
 # The 8B settings are those of NVIDIA's published runs, so that figures compare. tiny's settings were
 # chosen by trial on 2 cores: both precisions end below the text's bigram entropy within a minute of training, and
@@ -77,11 +78,11 @@ class Model:
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model("llama31-8b", "llama31_8b_pretrain_config", split=(1, 2)),
-        Model("llama31-70b", "llama31_70b_pretrain_config", split=(16, 2)),
-        Model("llama31-405b", "llama31_405b_pretrain_config", split=(64, 4)),
-        Model("llama3-8b", "llama3_8b_pretrain_config", split=(1, 2)),
-        Model("llama3-70b", "llama3_70b_pretrain_config", split=(16, 2)),
+        Model("llama31-8b", "llama31_8b_pretrain_config", recipe_context_parallel=2),
+        Model("llama31-70b", "llama31_70b_pretrain_config", **_SPLIT_70B),
+        Model("llama31-405b", "llama31_405b_pretrain_config", **_SPLIT_405B),
+        Model("llama3-8b", "llama3_8b_pretrain_config", recipe_context_parallel=2),
+        Model("llama3-70b", "llama3_70b_pretrain_config", **_SPLIT_70B),
         Model("llama32-1b", "llama32_1b_pretrain_config"),
         Model("llama32-3b", "llama32_3b_pretrain_config"),
         Model(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from . import record, text, versions
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
@@ -107,27 +109,20 @@ def _local_hf_config(folder: Path) -> Iterator[None]:
 
 def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:
     model = config.model
-    if settings.model.processes_a_copy(processes) == 1:
-        model.context_parallel_size = 1  # several recipes ask for 2, which one process cannot give
-    sizes = {
-        "tensor": model.tensor_model_parallel_size,
-        "pipeline": model.pipeline_model_parallel_size,
-        "context": model.context_parallel_size,
-    }
-    needed = sizes["tensor"] * sizes["pipeline"] * sizes["context"]
+    needed = settings.tensor_parallel * settings.pipeline_parallel * settings.context_parallel
     if processes % needed:
-        product = " x ".join(f"{kind} {size}" for kind, size in sizes.items())
-        raise UsageError(
-            f"{settings.model.name}'s recipe splits the model over {needed} processes ({product}), and "
-            f"{processes} {'was' if processes == 1 else 'were'} started: use NPROC={needed} "
-            f"(torchrun --nproc_per_node {needed}) or a multiple of it"
-        )
-    replicas = processes // needed
-    if settings.global_batch_size % (settings.micro_batch_size * replicas):
-        raise UsageError(
-            f"--global-batch-size {settings.global_batch_size} is not divisible by --micro-batch-size "
-            f"{settings.micro_batch_size} x {replicas} model replicas"
-        )
+        raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
+    model.context_parallel_size = settings.context_parallel
+    model.tensor_model_parallel_size = settings.tensor_parallel
+    if settings.tensor_parallel == 1:
+        model.sequence_parallel = False
+    if model.pipeline_model_parallel_size == settings.pipeline_parallel:
+        return
+    model.pipeline_model_parallel_size = settings.pipeline_parallel
+    model.pipeline_dtype = torch.bfloat16 if settings.pipeline_parallel > 1 else None
+    # These are the recipe's own split, and no other divides by them.
+    model.virtual_pipeline_model_parallel_size = model.pipeline_model_parallel_layout = None
+    model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = False
 
 
 def _set_training(config: ConfigContainer, settings: Settings) -> None:

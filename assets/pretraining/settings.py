@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import switches
+from . import config_file, overrides, plugin, switches
 from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 RUNS = "nemo_experiments"
+SEED = 1234
+NO_CONTEXT_PARALLEL = "NVFP4 with context parallelism gave NaN gradient norms (Megatron-Bridge issues 1865 and 2051)"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Settings:
         resume: the run folder whose last checkpoint to continue from, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
+        num_layers: of the model, the overrides considered.
+        tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
+        overrides: "section.field=value" of the config, sorted, beyond what is a setting itself.
+        config: a config file whose fields go before the overrides, or None.
+        plugin: the user's Python file, or None.
     """
 
     model: Model
@@ -53,6 +62,13 @@ class Settings:
     resume: Path | None
     run_dir: Path | None
     cache_dir: Path
+    num_layers: int
+    tensor_parallel: int
+    pipeline_parallel: int
+    context_parallel: int
+    overrides: tuple[str, ...]
+    config: Path | None
+    plugin: Path | None
 
     @property
     def tokens_per_step(self) -> int:
@@ -61,8 +77,18 @@ class Settings:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
+        """Take `section.field=value` wherever it stands; argparse allows its positional arguments in one place."""
+        known, rest = self.parse_known_args(args, namespace)
+        known.overrides = [word for word in rest if overrides.looks_like_one(word)] or None
+        if unknown := [word for word in rest if not overrides.looks_like_one(word)]:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known
+
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        if re.search(r"arguments: [a-z_]+\.\w", message):
+            raise UsageError(f"{message}; an override is section.field=value, without spaces around =")
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"{message}; {hint}`{self.prog} --help` lists the flags")
@@ -71,7 +97,11 @@ class _Parser(argparse.ArgumentParser):
 def parser(prog: str) -> argparse.ArgumentParser:
     """The training script's flags. It raises UsageError where argparse would exit."""
     flags = _Parser(
-        prog=prog, description="Pretrain a Llama with Megatron-Bridge in NVFP4 or BF16.", allow_abbrev=False
+        prog=prog,
+        description="Pretrain a Llama with Megatron-Bridge in NVFP4 or BF16.",
+        allow_abbrev=False,
+        usage="%(prog)s [flags] [section.field=value ...]",
+        epilog="section.field=value changes a field of Megatron-Bridge's config, as in optimizer.lr=1e-4",
     )
     add = flags.add_argument
     add("--model", help=f"{', '.join(MODELS)} (default {DEFAULT_ON_GPU} on a GPU, {DEFAULT_ON_CPU} without)")
@@ -87,10 +117,16 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--micro-batch-size", type=int, metavar="N", help=f"sequences a forward pass (default by model{defaults} 4)")
     add("--seq-length", type=int, metavar="N", help=f"tokens a sequence (default by model{defaults} 4096)")
     add("--data", help=f"{MOCK}, {PYTHON_STDLIB} or the prefix of a .bin/.idx pair (default by model)")
-    add("--seed", type=int, default=1234, help="of weights, data order and stochastic rounding (default 1234)")
+    add("--seed", type=int, metavar="N", help=f"of weights, data order and stochastic rounding (default {SEED})")
     add("--save", type=int, metavar="N", help="checkpoint every N iterations and at the end (default: none)")
     add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
     add("--run-dir", type=Path, metavar="DIR", help=f"the run folder (default: a new one in {RUNS}/)")
+    split = "processes that split"
+    add("--tensor-parallel", type=int, metavar="N", help=f"{split} each layer (default by model{defaults} 1)")
+    add("--pipeline-parallel", type=int, metavar="N", help=f"{split} the layers (default by model{defaults} 1)")
+    add("--context-parallel", type=int, metavar="N", help=f"{split} the sequence (default 1; NVFP4 knows no other)")
+    add("--config", type=Path, metavar="FILE", help="fields of a YAML file, such as a run's config.yaml")
+    add("--plugin", type=Path, metavar="FILE", help="Python code: configure(config), callbacks, forward_step, loss")
     add("--cache-dir", type=Path, metavar="DIR", default=PROJECT / ".cache", help="text and index cache")
     return flags
 
@@ -106,6 +142,8 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     Raises:
         UsageError: naming the flag, what was found and what would work.
     """
+    args = merged(args)
+    changes = overrides.parse(args.overrides or ())
     model = find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
     if args.disable_fp4 and args.precision not in (None, "bf16"):
         raise UsageError(f"--disable-fp4 means --precision bf16, but --precision {args.precision} was given; drop one")
@@ -118,7 +156,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         raise UsageError(f"--emulate has no switches on a GPU: leave {off} out")
     if args.emulate and precision.name != "nvfp4":
         raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
-    layers = model.num_layers
+    layers = _num_layers(changes, args.config, model)
     sizes = {
         name: getattr(model, name) if given is None else given
         for name, given in {
@@ -133,7 +171,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         sizes["warmup_iters"] = min(sizes["warmup_iters"], max(1, sizes["train_iters"] // 5))
     for name, least in (("train_iters", 1), ("warmup_iters", 0), ("global_batch_size", 1), ("sequence_length", 2)):
         if sizes[name] < least:
-            raise UsageError(f"--{_flag(name)} is {sizes[name]}; it must be at least {least}")
+            raise UsageError(f"{_flag(name)} is {sizes[name]}; it must be at least {least}")
     if sizes["warmup_iters"] >= sizes["train_iters"] > 1:
         raise UsageError(
             f"--warmup-iters {sizes['warmup_iters']} is not below --train-iters {sizes['train_iters']}; lower it"
@@ -143,6 +181,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         raise UsageError(f"--seq-length {sizes['sequence_length']} is over {model.name}'s {limit} positions; lower it")
     if args.save is not None and args.save < 1:
         raise UsageError(f"--save is {args.save}; it is a number of iterations, at least 1")
+    split = _split(args, model, precision)
     quantized = precision.name != "bf16"
     head = precision.bf16_head if args.bf16_head_layers is None else args.bf16_head_layers
     tail = default_tail(precision, layers) if args.bf16_tail_layers is None else args.bf16_tail_layers
@@ -158,20 +197,123 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         precision=precision,
         bf16_head_layers=head if quantized else 0,
         bf16_tail_layers=tail if quantized else 0,
-        micro_batch_size=_micro_batch_size(args.micro_batch_size, model, sizes, processes),
+        micro_batch_size=_micro_batch_size(args.micro_batch_size, model, sizes, split, processes),
         data=_checked_data(args.data or model.data),
-        seed=args.seed,
+        seed=SEED if args.seed is None else args.seed,
         save=args.save,
         emulate=on_gpu and args.emulate,
         resume=_checked_resume(args.resume),
         run_dir=args.run_dir and args.run_dir.absolute(),
         cache_dir=args.cache_dir.absolute(),
+        num_layers=layers,
+        **split,
+        overrides=tuple(f"{name}={value}" for name, value in sorted(changes.items())),
+        config=args.config and args.config.absolute(),
+        plugin=_checked_plugin(args.plugin),
         **sizes,
     )
 
 
+# What belongs to a precision, and is no longer meant where another is asked for.
+_OF_THE_PRECISION = ("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate")
+
+
+def merged(args: argparse.Namespace) -> argparse.Namespace:
+    """The command line with the settings of its --config below it, and of its overrides beside it.
+
+    Raises:
+        UsageError: a setting with two values, an override of what the playbook decides, or no config file.
+    """
+    given, rest = overrides.settings_among(overrides.parse(args.overrides or ()))
+    for name, value in given.items():
+        present = getattr(args, name)
+        if present not in (None, value):
+            raise UsageError(
+                f"{_flag(name)} {present} and an override that says {value} are one setting with two values; drop one"
+            )
+    above = {**vars(args), **given, "overrides": [f"{name}={value}" for name, value in rest.items()] or None}
+    if args.config is None:
+        return argparse.Namespace(**above)
+    below = _of_the_file(config_file.read(args.config))
+    asked = "bf16" if args.disable_fp4 else args.precision
+    if asked is not None and asked != below["precision"]:
+        below |= dict.fromkeys(_OF_THE_PRECISION)
+    below["overrides"] = [*(below["overrides"] or ()), *(above["overrides"] or ())] or None
+    keep = {name for name, value in above.items() if value is not None and value is not False} - {"overrides"}
+    return argparse.Namespace(**{**above, **{name: value for name, value in below.items() if name not in keep}})
+
+
+def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
+    """The settings that a config file stands for, by argument."""
+    arguments = vars(parser(str(file.path)).parse_args(file.arguments or []))
+    return {**arguments, **file.edited_settings(arguments), "cache_dir": None}
+
+
+def of_the_file_alone(
+    file: config_file.ConfigFile, *, on_gpu: bool, processes: int, cache_dir: Path
+) -> Settings | None:
+    """What a config file was saved with, before anybody edited it; None for one written by hand."""
+    if file.arguments is None:
+        return None
+    args = parser(str(file.path)).parse_args([*file.arguments, "--cache-dir", str(cache_dir)])
+    return resolve(args, on_gpu=on_gpu, processes=processes)
+
+
+def _num_layers(changes: dict[str, str], config: Path | None, model: Model) -> int:
+    """The model's layers, which an override or a config file may change."""
+    field = "model.num_layers"
+    found: Any = changes.get(field)
+    if found is None and config is not None:
+        found = config_file.flat(config_file.read(config).tree).get(field)
+    try:
+        layers = model.num_layers if found is None else int(found)
+    except (TypeError, ValueError):
+        raise UsageError(f"{field}={found}: {found!r} is not a whole number") from None
+    if layers < 1:
+        raise UsageError(f"{field}={layers}: a model has at least 1 layer")
+    return layers
+
+
+def processes_a_copy(args: argparse.Namespace, *, on_gpu: bool) -> int:
+    """The fewest processes that hold the model a command line asks for."""
+    args = merged(args)
+    model = find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
+    return math.prod(
+        _split(args, model, find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")).values()
+    )
+
+
+def _split(args: argparse.Namespace, model: Model, precision: Precision) -> dict[str, int]:
+    """Processes that one copy of the model is split over, by kind.
+
+    The sequence is not split unless asked for, although several recipes do (see NO_CONTEXT_PARALLEL): two precisions
+    are only compared when split alike.
+    """
+    split = {
+        "tensor_parallel": args.tensor_parallel or model.tensor_parallel,
+        "pipeline_parallel": args.pipeline_parallel or model.pipeline_parallel,
+        "context_parallel": args.context_parallel or 1,
+    }
+    for name, size in split.items():
+        if size < 1:
+            raise UsageError(f"{_flag(name)} is {size}; it must be at least 1")
+    if precision.name == "nvfp4" and split["context_parallel"] > 1:
+        raise UsageError(
+            f"--context-parallel {split['context_parallel']} with nvfp4: {NO_CONTEXT_PARALLEL}; leave it out, or split "
+            "the model with --tensor-parallel"
+        )
+    return split
+
+
+def _checked_plugin(path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    plugin.inspect(path)
+    return path.absolute()
+
+
 def _flag(name: str) -> str:
-    return {"sequence_length": "seq-length"}.get(name, name.replace("_", "-"))
+    return overrides.flag_of({"sequence_length": "seq_length"}.get(name, name))
 
 
 def _check_cpu(model: Model, precision: Precision) -> None:
@@ -186,12 +328,15 @@ def _check_cpu(model: Model, precision: Precision) -> None:
         )
 
 
-def _micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], processes: int) -> int:
-    parallel = model.processes_a_copy(processes)
+def _micro_batch_size(
+    given: int | None, model: Model, sizes: dict[str, int], split: dict[str, int], processes: int
+) -> int:
+    parallel = math.prod(split.values())
     if processes % parallel:
+        kinds = " x ".join(f"{name.removesuffix('_parallel')} {size}" for name, size in split.items())
         raise UsageError(
-            f"{model.name}'s recipe splits the model over {parallel} processes (tensor x pipeline x context parallel), "
-            f"and {processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={parallel} "
+            f"{model.name} is split over {parallel} processes ({kinds} parallel), and "
+            f"{processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={parallel} "
             f"(torchrun --nproc_per_node {parallel})"
         )
     replicas = processes // parallel
@@ -254,7 +399,12 @@ def as_flags(settings: Settings) -> list[str]:
         "--save": settings.save,
         "--resume": settings.resume,
         "--run-dir": settings.run_dir,
+        "--tensor-parallel": settings.tensor_parallel,
+        "--pipeline-parallel": settings.pipeline_parallel,
+        "--context-parallel": settings.context_parallel,
+        "--config": settings.config,
+        "--plugin": settings.plugin,
         "--cache-dir": settings.cache_dir,
     }
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
-    return [*given, "--emulate"] if settings.emulate else given
+    return [*given, *(["--emulate"] if settings.emulate else []), *settings.overrides]

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, comparison, place, plan, stats, table
+from playbook import PROJECT, comparison, configs, place, plan, stats, table
 from playbook.launch import launch
 from playbook.place import Place, Wanted
 from playbook.progress import Progress
@@ -17,7 +17,7 @@ from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
 
-JOBS = ("nvfp4", "bf16", "compare", "shell", "attach", "stop")
+JOBS = ("nvfp4", "bf16", "compare", "show-config", "shell", "attach", "stop")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -47,6 +47,8 @@ def run(arguments: list[str] | None = None) -> int:
         raise UsageError(f"NPROC={args.nproc}: at least one process is needed")
     if args.job in ("attach", "stop"):
         return _follow_up(args)
+    if args.job == "show-config":
+        return configs.show(args)
     precisions = _precisions(args)
     where = place.choose(wanted(args), find_precision(precisions[-1]))
     if args.job == "shell":
@@ -119,7 +121,7 @@ def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     emulate = args.emulate and precision == "nvfp4"  # of a comparison, one side alone
     asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
-    given = {name for name, value in vars(args).items() if value is not None}
+    given = {name for name, value in vars(settings.merged(asked)).items() if value is not None}
     return plan.make_plan(chosen, where, args.nproc, given)
 
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from playbook.launch import Started
 from playbook.place import Choice, Place
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
-from pretraining import record
+from pretraining import config_file, plugin, record
 from pretraining.models import MOCK, PYTHON_STDLIB
-from pretraining.settings import Settings
+from pretraining.settings import NO_CONTEXT_PARALLEL, Settings
 from pretraining.switches import NAMES as SWITCHES
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Plan:
             "resume": str(settings.resume) if settings.resume else None,
             "runtime": place.runtime,
             "processes": self.processes,
+            "split": [settings.tensor_parallel, settings.pipeline_parallel, settings.context_parallel],
             "switches": {name: os.environ.get(name, "1") for name in SWITCHES},
         }
         if place.runtime == "cpu":
@@ -71,6 +72,11 @@ class Plan:
             asked["data_files"] = _written(settings.data)
         if settings.emulate:
             asked["emulate"] = True
+        if settings.overrides:
+            asked["overrides"] = list(settings.overrides)
+        for name, path in (("config", settings.config), ("plugin", settings.plugin)):
+            if path is not None:
+                asked[name] = config_file.digest(path)
         if place.runtime == "container":
             asked |= {"image": place.found and place.found.digest, "gpu": place.gpu and place.gpu.uuid}
         return asked
@@ -111,7 +117,7 @@ def make_plan(settings: Settings, place: Place, processes: int, given: set[str])
     arithmetic = "emulated exactly on the CPU" if runtime == "cpu" else "on the GPU's tensor cores"
     if settings.emulate:
         arithmetic = "emulated on the GPU's BF16 tensor cores: asked for"
-    kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {model.num_layers} layers"
+    kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {settings.num_layers} layers"
     choices = {
         **place.choices,
         "model": choice(model.name, {"model"}, f"the default {'without' if runtime == 'cpu' else 'with'} a GPU"),
@@ -125,7 +131,27 @@ def make_plan(settings: Settings, place: Place, processes: int, given: set[str])
         "batch": choice(f"{batch} {settings.micro_batch_size}", BATCH, f"{model.name}'s default"),
         "data": choice(settings.data, {"data"}, f"{model.name}'s default"),
     }
+    choices |= {name: Choice(value, reason) for name, value, reason in _changes(settings, processes)}
     return Plan(settings, place, processes, choices)
+
+
+def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str]]:
+    """How the model is split, and what the user changes in the config: name, value, reason."""
+    split = {
+        "tensor": settings.tensor_parallel,
+        "pipeline": settings.pipeline_parallel,
+        "context": settings.context_parallel,
+    }
+    if processes > 1:
+        theirs = settings.model.recipe_context_parallel
+        whole = f"; sequences stay whole, where the recipe splits them by {theirs}: {NO_CONTEXT_PARALLEL}"
+        yield "split", split, f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
+    if settings.config:
+        yield "config file", settings.config, "its edited fields; flags given beside it win"
+    if settings.plugin:
+        yield "plugin", settings.plugin, f"defines {', '.join(plugin.inspect(settings.plugin))}"
+    if settings.overrides:
+        yield "overrides", " ".join(settings.overrides), "asked for"
 
 
 def _written(prefix: str) -> list[list[int]]:

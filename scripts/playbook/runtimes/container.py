@@ -166,6 +166,7 @@ def training(
         folders.append(Folder(Path(settings.data).parent))
     if settings.resume:
         folders.append(Folder(settings.resume))
+    folders += [Folder(path.parent) for path in (settings.config, settings.plugin) if path]
     return Container(
         image=image,
         name=f"{LABEL}-{gpu or 'cpu'}" if gpu != PLACEHOLDER else None,

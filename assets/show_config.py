@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Print the config that a training would start with, without training: YAML that `--config` takes back.
+
+    python3 assets/show_config.py [--gpu] [--processes N] [flags of pretrain_llama.py]
+
+Needs no GPU, also for a model that does: --gpu says that it would have one. Exit codes: 0 printed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+from pretraining import settings
+from pretraining.errors import UsageError
+
+
+def shown(chosen: settings.Settings, *, on_gpu: bool, processes: int) -> str:
+    """The config file of a training.
+
+    Args:
+        chosen: the resolved command line.
+        on_gpu, processes: what it would have.
+    """
+    from pretraining import cpu
+
+    cpu.enable()
+
+    from pretraining import changes, text
+    from pretraining.plugin import Plugin
+
+    builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
+    plugin = Plugin(chosen.plugin) if chosen.plugin else None
+    folder = chosen.run_dir or settings.PROJECT / settings.RUNS / "RUN"
+    config, changed = changes.configured(chosen, folder, plugin, builtin=builtin, on_gpu=on_gpu, processes=processes)
+    return changes.as_text(config, chosen, changed)
+
+
+def main() -> int:
+    """Print it. Returns the exit code."""
+    flags = settings.parser("show_config.py")
+    flags.add_argument("--gpu", action="store_true", help="as if training had a GPU")
+    flags.add_argument("--processes", type=int, default=1, metavar="N", help="that would train")
+    try:
+        args = flags.parse_args()
+        chosen = settings.resolve(args, on_gpu=args.gpu, processes=args.processes)
+        said = io.StringIO()  # by Megatron while it is imported: none of it is about this config
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            found = shown(chosen, on_gpu=args.gpu, processes=args.processes)
+    except UsageError as error:
+        print(f"show_config.py: {error}", file=sys.stderr)
+        return 2
+    print(found, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,6 +13,9 @@ MBS ?=
 SEQ ?=
 RUNTIME ?= auto
 NPROC ?= 1
+TP ?=
+PP ?=
+CP ?=
 DATA ?=
 TAG ?=
 GPU ?=
@@ -38,6 +41,8 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
           $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate) \
           $(if $(BF16_TAIL),--bf16-tail-layers '$(BF16_TAIL)') $(if $(BF16_HEAD),--bf16-head-layers '$(BF16_HEAD)') \
+          $(if $(TP),--tensor-parallel '$(TP)') $(if $(PP),--pipeline-parallel '$(PP)') \
+          $(if $(CP),--context-parallel '$(CP)') \
           $(if $(CONFIG),--config '$(CONFIG)') $(if $(PLUGIN),--plugin '$(PLUGIN)') \
           $(if $(DRY_RUN),--dry-run) $(ARGS)
 
@@ -118,7 +123,8 @@ test-setup:
 #>   TAG      of the NeMo image, or a whole image name   26.04
 #>   DRY_RUN=1  print the commands that would train, start nothing
 #>   RUN      the run that attach and stop mean, where several run
-#>   NPROC    processes              1
+#>   NPROC    processes, one a GPU   1
+#>   TP PP CP tensor, pipeline, context parallel sizes   the recipe's; context 1
 #>   BF16_TAIL BF16_HEAD  last and first layers kept in BF16   nvfp4: an eighth, at least 1, and 0
 #>   CONFIG   a YAML file of config fields, such as a run's config.yaml
 #>   PLUGIN   a Python file with configure(config), callbacks, forward_step or loss

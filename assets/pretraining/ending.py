@@ -9,7 +9,9 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 REPEAT_SECONDS = 0.5
+STUCK_SECONDS = 8.0
+_TRACEBACK_LINES = 40
+# What gloo and NCCL say on the ranks that another one leaves behind.
+_LOST_PARTNER = re.compile(
+    r"Connection (closed|reset) by (remote )?peer|Broken pipe|Socket closed|remote process exited|"
+    r"NCCL communicator was aborted|TCPStore|Timed out waiting \d+ms|Connection refused",
+    re.IGNORECASE,
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,9 +43,16 @@ class Interrupted(KeyboardInterrupt):
 
 
 def interrupt_on_sigterm() -> None:
-    """End on SIGTERM as on Ctrl-C: with a verdict, in the main thread, at the next bytecode."""
+    """End on SIGTERM as on Ctrl-C: with a verdict, in the main thread, at the next bytecode.
+
+    A thread that waits in C for a partner that is gone has no next bytecode: such a process ends without a verdict
+    after STUCK_SECONDS.
+    """
+    handled = threading.Event()
+    _end_where_stuck(handled)
 
     def handler(number: int, frame: FrameType | None) -> None:
+        handled.set()
         for each in (signal.SIGTERM, signal.SIGINT):  # one is enough: a second must not interrupt the verdict
             signal.signal(each, signal.SIG_IGN)
         name = signal.Signals(number).name
@@ -52,8 +69,25 @@ def interrupt_on_sigterm() -> None:
     signal.signal(signal.SIGINT, handler)  # also where the launcher was started in the background, which ignores it
 
 
+def _end_where_stuck(handled: threading.Event) -> None:
+    """Watch for a signal that Python never comes to handle. The C half of its handler writes to a socket at once."""
+    told, tell = socket.socketpair()
+    tell.setblocking(False)
+    signal.set_wakeup_fd(tell.detach(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while told.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass
+        if not handled.wait(STUCK_SECONDS):
+            os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def caught() -> None:
     """An end has been caught: nothing raises from a signal any more."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
@@ -168,20 +202,31 @@ class RunEnd:
             # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
             print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)
             return code
+        if self.partners and _LOST_PARTNER.search(str(error)):
+            # Whoever left has a verdict of its own, or was killed, which torch.distributed.run sees.
+            print(f"pretrain_llama.py: rank {self.rank} lost a partner: {cause}", file=sys.stderr, flush=True)
+            return code
+        if self.partners and code not in (2, INTERRUPTED):
+            cause = f"rank {self.rank} on {socket.gethostname()}: {cause}"
         print(f"pretrain_llama.py: {verdict}: {cause}", file=sys.stderr, flush=True)
         try:
-            self._write(verdict, cause, code)
+            self._write(verdict, cause, code, error)
         except OSError as full:
             print(f"pretrain_llama.py: the outcome could not be written: {full}", file=sys.stderr, flush=True)
         return code
 
-    def _write(self, verdict: Verdict, cause: str, code: int) -> None:
+    def _write(self, verdict: Verdict, cause: str, code: int, error: BaseException | None = None) -> None:
         telemetry = self.telemetry
         details = {
             "seconds": round(time.monotonic() - self._began, 3),
             "iterations": telemetry.iterations if telemetry else 0,
             "peak_memory": telemetry.peak_memory if telemetry else None,
         }
+        if telemetry and telemetry.slowest_rank:
+            details["slowest_rank"] = telemetry.slowest_rank
+        if error is not None and self.partners and code not in (2, INTERRUPTED):
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            details |= {"rank": self.rank, "host": socket.gethostname(), "traceback": lines[-_TRACEBACK_LINES:]}
         record.write_outcome(self.folder, verdict, cause=cause, exit_code=code, details=details)
 
 

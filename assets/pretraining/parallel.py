@@ -1,89 +1,51 @@
-"""How many processes share one copy of a model, and in which way: the recipe's sizes, or those asked for, checked.
+"""Whether a model can be cut the way it was asked for: matrices (tensor), layers (pipeline), sequences (context).
 
-Tensor parallel ranks each hold a slice of every matrix, pipeline ranks each some of the layers, context ranks each a
-part of every sequence. Whatever processes are left over hold further copies (data parallel). No torch in this module.
+Whatever processes one copy of the model leaves over hold further copies (data parallel). No torch in this module.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .errors import UsageError
-from .models import Model, Split
-
-if TYPE_CHECKING:
-    from .settings import Settings
+from .models import Model
 
 
-def resolve(
-    model: Model,
-    asked: tuple[int | None, int | None, int | None],
-    *,
-    processes: int,
-    on_gpu: bool,
-    sequence: int,
-) -> Split:
-    """The split of a run.
+def check(model: Model, layers: int, split: dict[str, int], *, on_gpu: bool, sequence: int) -> None:
+    """Raise UsageError where a size does not divide, with the nearest that does.
 
     Args:
-        model: its recipe has a split of its own, which one process alone ignores where only the context is shared.
-        asked: tensor, pipeline and context parallel size, None for the recipe's.
-        processes: the world size.
+        layers: of the model as it will be built.
+        split: `tensor_parallel`, `pipeline_parallel` and `context_parallel`, each at least 1.
         on_gpu: the CPU's attention has no context parallelism.
         sequence: tokens a sequence.
-
-    Raises:
-        UsageError: a size that does not divide, with the nearest that does.
     """
-    recipe = model.split
-    if processes == 1 and recipe.tensor * recipe.pipeline == 1:
-        recipe = Split()  # several recipes ask for a context of 2, which one process cannot give
-    split = Split(*(own if size is None else size for size, own in zip(asked, _sizes(recipe), strict=True)))
-    for flag, size in zip(("TP", "PP", "CP"), _sizes(split), strict=True):
-        if size < 1:
-            raise UsageError(f"{flag}={size}: a parallel size is at least 1")
-    if processes % split.processes:
-        whose = f"{model.name}'s recipe splits" if split == recipe else f"{split} splits"
-        raise UsageError(
-            f"{whose} the model over {split.processes} processes (tensor x pipeline x context parallel), and "
-            f"{processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={split.processes} "
-            f"(torchrun --nproc_per_node {split.processes}), or other sizes (TP=, PP=, CP=)"
-        )
-    check(model, split, on_gpu=on_gpu, sequence=sequence)
-    return split
-
-
-def check(model: Model, split: Split, *, on_gpu: bool, sequence: int) -> None:
-    """Raise UsageError where `model` cannot be cut into `split`."""
+    tensor, pipeline, context = (split[f"{kind}_parallel"] for kind in ("tensor", "pipeline", "context"))
     config = model.hf_config
     for what, size in (
         ("attention heads", config["num_attention_heads"]),
         ("key-value heads", config["num_key_value_heads"]),
         ("units of the MLP", config["intermediate_size"]),
     ):
-        if size % split.tensor:
+        if size % tensor:
             raise UsageError(
-                f"TP={split.tensor} does not divide {model.name}'s {size} {what}; TP={_below(split.tensor, size)} does"
+                f"TP={tensor} does not divide {model.name}'s {size} {what}; TP={_below(tensor, size)} does"
             )
-    if split.tensor > 1 and on_gpu and sequence % (split.tensor * split.context):
-        whole = split.tensor * split.context
-        raise UsageError(f"SEQ={sequence} is not divisible by TP x CP = {whole}, which sequence parallelism needs")
-    if not stages_fit(model.num_layers, split.pipeline):
-        fits = next(size for size in range(split.pipeline, 0, -1) if stages_fit(model.num_layers, size))
+    if not stages_fit(layers, pipeline):
+        fits = next(size for size in range(pipeline, 0, -1) if stages_fit(layers, size))
+        also = ", nor these with embedding and loss" if layers + 2 >= pipeline else ""
+        raise UsageError(f"PP={pipeline} does not divide {model.name}'s {layers} layers{also}; PP={fits} does")
+    if context > 1 and not on_gpu:
+        raise UsageError(f"CP={context}: sharing a sequence needs a GPU's attention; on the CPU leave CP out")
+    if context > 1 and sequence % (2 * context):
+        raise UsageError(f"SEQ={sequence} is not divisible by 2 x CP = {2 * context}; take a multiple of it")
+    if on_gpu and tensor > 1 and sequence % (tensor * context):
         raise UsageError(
-            f"PP={split.pipeline} does not divide {model.name}'s {model.num_layers} layers, "
-            f"nor these and its embedding and loss; PP={fits} does"
+            f"SEQ={sequence} is not divisible by TP x CP = {tensor * context}, as sequence parallelism needs"
         )
-    if split.context > 1 and not on_gpu:
-        raise UsageError(f"CP={split.context}: sharing a sequence needs a GPU's attention; on the CPU leave CP out")
-    if split.context > 1 and sequence % (2 * split.context):
-        raise UsageError(f"SEQ={sequence} is not divisible by 2 x CP = {2 * split.context}; take a multiple of it")
 
 
-def padded_words(settings: Settings) -> int:
-    """Words that the model is built with: the vocabulary, filled up to a multiple of the tensor parallel size."""
-    words = settings.model.hf_config["vocab_size"]
-    return words + -words % settings.split.tensor
+def padded_words(words: int, tensor_parallel: int) -> int:
+    """The vocabulary filled up to a multiple of the tensor parallel size: each rank holds as many words."""
+    return words + -words % tensor_parallel
 
 
 def stages_fit(layers: int, stages: int) -> bool:
@@ -92,12 +54,8 @@ def stages_fit(layers: int, stages: int) -> bool:
 
 
 def counts_embedding(layers: int, stages: int) -> bool:
-    """Whether embedding and loss must count as a layer each for the stages to be equal (405B: 126 + 2 over 8)."""
-    return stages > 1 and layers % stages != 0 and (layers + 2) % stages == 0
-
-
-def _sizes(split: Split) -> tuple[int, int, int]:
-    return split.tensor, split.pipeline, split.context
+    """Whether embedding and loss must count as a layer each for equal stages (405B: 126 + 2 over 8)."""
+    return layers % stages != 0 and (layers + 2) % stages == 0
 
 
 def _below(size: int, whole: int) -> int:

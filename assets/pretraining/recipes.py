@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import record, text, versions
+from . import parallel, record, text, versions
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
@@ -66,7 +66,8 @@ def check_built(state: GlobalState, settings: Settings) -> None:
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
             "nothing is left to train; raise --train-iters"
         )
-    wanted, built = settings.model.hf_config["vocab_size"], state.cfg.model.vocab_size
+    wanted = parallel.padded_words(settings.model.hf_config["vocab_size"], settings.tensor_parallel)
+    built = state.cfg.model.vocab_size
     if built != wanted:
         raise UsageError(
             f"Megatron-Bridge built {settings.model.name} with {built} words instead of {wanted}; "
@@ -114,15 +115,19 @@ def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: 
         raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
     model.context_parallel_size = settings.context_parallel
     model.tensor_model_parallel_size = settings.tensor_parallel
-    if settings.tensor_parallel == 1:
-        model.sequence_parallel = False
+    model.sequence_parallel = settings.tensor_parallel > 1  # as every recipe with tensor parallelism has it
+    if settings.tensor_parallel != settings.model.tensor_parallel and config.comm_overlap is not None:
+        for overlap in (config.comm_overlap, getattr(config.comm_overlap, "user_comm_overlap_cfg", None)):
+            if overlap is not None:
+                overlap.tp_comm_overlap = False  # its buffers are laid out for the recipe's size
     if model.pipeline_model_parallel_size == settings.pipeline_parallel:
         return
     model.pipeline_model_parallel_size = settings.pipeline_parallel
     model.pipeline_dtype = torch.bfloat16 if settings.pipeline_parallel > 1 else None
     # These are the recipe's own split, and no other divides by them.
     model.virtual_pipeline_model_parallel_size = model.pipeline_model_parallel_layout = None
-    model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = False
+    counted = parallel.counts_embedding(settings.num_layers, settings.pipeline_parallel)
+    model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = counted
 
 
 def _set_training(config: ConfigContainer, settings: Settings) -> None:
@@ -145,7 +150,7 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | 
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
     vocabulary = settings.model.hf_config["vocab_size"]
-    versions.set_vocabulary(config, vocabulary)
+    versions.set_vocabulary(config, vocabulary, parallel.padded_words(vocabulary, settings.tensor_parallel))
     if settings.data != MOCK:
         dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
     if settings.data == PYTHON_STDLIB:

@@ -6,6 +6,7 @@
         metrics.jsonl     training   one line an iteration or evaluation, flushed as it goes
         device.jsonl      sampler    memory, power and energy of the device, one line a second
         train.log         training   everything that was printed
+        ranks/0003.log    training   the same of one process, where there are several
         config.yaml       training   the resolved Megatron-Bridge config
         outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
 
@@ -33,6 +34,7 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "device.jsonl"
 LOG = "train.log"
+RANK_LOGS = "ranks"
 CONFIG = "config.yaml"
 OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
@@ -117,6 +119,22 @@ def holds_run(folder: Path) -> bool:
 def run_name(precision: str, model: str) -> str:
     """A new run folder's name: sorts by time, says what it holds."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{precision}-{model}"
+
+
+def logs_of(folder: Path, rank: int, processes: int) -> list[Path]:
+    """The log of all processes (Megatron prints iterations on the last one) and, of several, this one's own."""
+    if processes == 1:
+        return [folder / LOG]
+    (folder / RANK_LOGS).mkdir(exist_ok=True)
+    return [folder / LOG, folder / RANK_LOGS / f"{rank:04}.log"]
+
+
+def slowest_rank_sentence(slowest: dict[str, Any]) -> str:
+    """`slowest_rank` of an outcome (see `ranks.OwnTime.slowest`) as a person is told it."""
+    return (
+        f"rank {slowest['rank']} (host {slowest['host']}, local rank {slowest['local_rank']}) computed "
+        f"{slowest['over_median']:.0%} longer a step than the median rank; the others wait for it"
+    )
 
 
 def utc_now() -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import config_file, overrides, plugin, switches
+from . import config_file, overrides, parallel, plugin, switches
 from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
@@ -182,6 +182,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     if args.save is not None and args.save < 1:
         raise UsageError(f"--save is {args.save}; it is a number of iterations, at least 1")
     split = _split(args, model, precision)
+    parallel.check(model, layers, split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
     quantized = precision.name != "bf16"
     head = precision.bf16_head if args.bf16_head_layers is None else args.bf16_head_layers
     tail = default_tail(precision, layers) if args.bf16_tail_layers is None else args.bf16_tail_layers
@@ -331,15 +332,15 @@ def _check_cpu(model: Model, precision: Precision) -> None:
 def _micro_batch_size(
     given: int | None, model: Model, sizes: dict[str, int], split: dict[str, int], processes: int
 ) -> int:
-    parallel = math.prod(split.values())
-    if processes % parallel:
+    copy = math.prod(split.values())
+    if processes % copy:
         kinds = " x ".join(f"{name.removesuffix('_parallel')} {size}" for name, size in split.items())
         raise UsageError(
-            f"{model.name} is split over {parallel} processes ({kinds} parallel), and "
-            f"{processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={parallel} "
-            f"(torchrun --nproc_per_node {parallel})"
+            f"{model.name} is split over {copy} processes ({kinds} parallel), and "
+            f"{processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={copy} "
+            f"(torchrun --nproc_per_node {copy})"
         )
-    replicas = processes // parallel
+    replicas = processes // copy
     batch = sizes["global_batch_size"]
     if batch % replicas:
         raise UsageError(

@@ -60,7 +60,10 @@ def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
 
 
 def set_vocabulary(config: ConfigContainer, words: int, padded: int) -> None:
-    """The data's vocabulary, and the model's, which may be padded. 0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it."""
+    """The data's vocabulary, and the model's, which may be padded.
+
+    0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it.
+    """
     config.tokenizer.vocab_size = words
     config.model.vocab_size = padded
     for section in (config.model, config.tokenizer):

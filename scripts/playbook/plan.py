@@ -78,7 +78,7 @@ class Plan:
             if path is not None:
                 asked[name] = config_file.digest(path)
         if place.runtime == "container":
-            asked |= {"image": place.found and place.found.digest, "gpu": place.gpu and place.gpu.uuid}
+            asked |= {"image": place.found and place.found.digest, "gpu": place.uuids or None}
         return asked
 
     def write(self, folder: Path, command: list[str]) -> None:
@@ -193,7 +193,7 @@ def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
     if place.runtime == "cpu":
         words, environment = cpu.command(plan.processes, flags)
     else:
-        words, environment = local.command(plan.processes, flags, place.gpu and place.gpu.uuid)
+        words, environment = local.command(plan.processes, flags, place.uuids or None)
     typed = shlex.join([*(f"{name}={value}" for name, value in environment.items()), *words])
     return Prepared(words, typed, lambda: LocalProcess(words, environment))
 
@@ -209,7 +209,8 @@ def container_of(plan: Plan, folder: Path, flags: list[str]) -> Container:
         flags,
         image=place.image,
         image_path=place.found.path if place.found else "",
-        gpu=place.gpu.uuid if place.gpu else container.PLACEHOLDER,
+        gpu=place.uuids or container.PLACEHOLDER,
+        processes=plan.processes,
         request=(place.engine and place.engine.gpus) or "nvidia",
         rootless=bool(place.engine and place.engine.rootless),
     )

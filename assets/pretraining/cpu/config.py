@@ -92,7 +92,7 @@ def layer_specs(
 
 
 def round_output_layers(chunks: list[GPTModel], *, words: int) -> list[GPTModel]:
-    """Give the vocabulary projection BF16 arithmetic, as every precision here has it, and mask what pads its `words`."""
+    """Give the vocabulary projection BF16 arithmetic, as every precision here has it; mask what pads `words`."""
     for chunk in chunks:
         if getattr(chunk, "post_process", False):
             set_arithmetic(chunk.output_layer, BF16())
@@ -101,7 +101,7 @@ def round_output_layers(chunks: list[GPTModel], *, words: int) -> list[GPTModel]
 
 
 def _mask_padding(layer: ColumnParallelLinear, words: int) -> None:
-    """No probability for words past `words`: tensor parallelism pads 257 of them to 258, and the loss stays that of 257.
+    """No probability for words past `words`: tensor parallelism pads 257 to 258, and the loss stays that of 257.
 
     Megatron leaves such words in the softmax, where they matter next to 257 and not next to 128,256.
     """

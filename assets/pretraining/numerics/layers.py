@@ -36,7 +36,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from pretraining.numerics.nvfp4 import Recipe
 from pretraining.numerics.nvfp4_cpu import Operand, quantize_columns, quantize_rows, quantize_tiles, round_bf16
 
-
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, its bits spread: ranks land far apart
 
 

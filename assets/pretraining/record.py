@@ -6,6 +6,7 @@
         metrics.jsonl     training   one line an iteration or evaluation, flushed as it goes
         device.jsonl      sampler    memory, power and energy of the device, one line a second
         train.log         training   everything that was printed
+        job.json          launcher   of a job on a cluster: its number, script and host
         ranks/0003.log    training   the same of one process, where there are several
         config.yaml       training   the resolved Megatron-Bridge config
         outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
@@ -30,6 +31,7 @@ from typing import Any
 SCHEMA = 1
 
 PLAN = "plan.json"
+JOB = "job.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "device.jsonl"

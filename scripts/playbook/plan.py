@@ -83,6 +83,10 @@ class Plan:
 
     def write(self, folder: Path, command: list[str]) -> None:
         """Write `plan.json` into the run folder."""
+        record.write_json(folder / record.PLAN, self.described(command))
+
+    def described(self, command: list[str]) -> dict[str, Any]:
+        """What `plan.json` holds."""
         found = self.place.found
         written = {
             "schema": record.SCHEMA,
@@ -96,7 +100,7 @@ class Plan:
             written["gpu"] = asdict(self.place.gpu)
         if found:
             written["image"] = {"name": found.name, "digest": found.digest}
-        record.write_json(folder / record.PLAN, written)
+        return written
 
 
 def make_plan(settings: Settings, place: Place, processes: int, given: set[str]) -> Plan:

@@ -1,0 +1,178 @@
+"""`make submit`: the plan and the run folder here, the job by NeMo-Run, and what went wrong in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from playbook import PROJECT, plan
+from playbook.cluster.config import Cluster
+from playbook.cluster.head import ClusterError, Head, explain
+from playbook.environments import ensure
+from playbook.place import Choice, Place
+from pretraining import record, settings
+from pretraining.errors import UsageError
+from pretraining.models import MOCK, PYTHON_STDLIB
+
+NEMO = Path(__file__).resolve().with_name("nemo.py")
+HOME = ".submitted"  # below the runs: NeMo-Run's scripts and logs, one folder a job
+
+
+def planned(args: argparse.Namespace, cluster: Cluster) -> plan.Plan:
+    """The plan of a run on the cluster.
+
+    Raises:
+        UsageError: sizes that do not fit, or processes that the asked-for GPUs are too few for.
+    """
+    if args.nodes < 1 or args.nproc < 1:
+        raise UsageError(f"NODES={args.nodes} NPROC={args.nproc}: at least one of each is needed")
+    if cluster.gpus and args.nproc > cluster.gpus:
+        raise UsageError(
+            f"NPROC={args.nproc} is over the {cluster.gpus} GPUs a node of cluster.yaml (gpus:)"
+        )
+    processes = args.nodes * args.nproc
+    chosen = settings.resolve(args, on_gpu=cluster.gpus > 0, processes=processes)
+    folder = chosen.run_dir or cluster.runs_folder / record.run_name(chosen.precision.name, chosen.model.name)
+    chosen = replace(chosen, run_dir=folder)
+    if args.cache_dir == PROJECT / ".cache":
+        chosen = replace(chosen, cache_dir=cluster.runs_folder / ".cache")
+    given = {name for name, value in vars(args).items() if value is not None}
+    where = Choice(f"{args.nodes} x {args.nproc} processes", "NODES x NPROC")
+    through = Choice(cluster.executor, f"cluster.yaml; {Head(cluster.host)}")
+    place = Place("cluster", image=cluster.image or "", choices={"runtime": through, "processes": where})
+    job = plan.make_plan(chosen, place, processes, given)
+    if not cluster.gpus:
+        job.choices["precision"] = Choice(chosen.precision.name, "emulated exactly on the nodes' CPUs (gpus: 0)")
+    return job
+
+
+def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str, Any]:
+    """What `nemo.py` is told."""
+    chosen = job.settings
+    folder = chosen.run_dir
+    assert folder is not None
+    environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **cluster.environment}
+    if not cluster.gpus:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    needed = {str(cluster.runs_folder), str(folder.parent), str(chosen.cache_dir)}
+    if chosen.data not in (MOCK, PYTHON_STDLIB):
+        needed.add(str(Path(chosen.data).parent))
+    if chosen.resume:
+        needed.add(str(chosen.resume))
+    return {
+        "name": re.sub(r"[^A-Za-z0-9-]", "-", folder.name),
+        "run_dir": str(folder),
+        "project": str(PROJECT),
+        "home": str(cluster.runs_folder / HOME),
+        "nodes": nodes,
+        "nproc": nproc,
+        "flags": settings.as_flags(replace(chosen, run_dir=None)),
+        "environment": environment,
+        "mounts": [*cluster.mounts, *(f"{path}:{path}" for path in sorted(needed))] if cluster.image else [],
+        "cluster": asdict(cluster),
+    }
+
+
+def check(cluster: Cluster, folder: Path) -> None:
+    """What would keep the job from starting, before anything is made.
+
+    Raises:
+        ClusterError: no way to the head node, no Slurm there, or a runs folder that cannot be written to.
+        UsageError: the run folder is taken.
+    """
+    head = Head(cluster.host)
+    if cluster.executor == "slurm":
+        head.run("sbatch", "--version")
+        state = head.run("scontrol", "ping", check=False)
+        if "is UP" not in state.stdout:
+            raise ClusterError(explain(state.stderr.strip() or state.stdout.strip() or "Slurm does not answer"))
+    for name in (record.JOB, record.ENVIRONMENT, record.OUTCOME):
+        if head.run("test", "-e", str(folder / name), check=False).returncode == 0:
+            raise UsageError(f"--run-dir {folder} already holds a run or a submitted job; name another, or `make jobs`")
+    beside = folder.parent / f".{folder.name}.{os.getpid()}"
+    try:
+        head.run("mkdir", "-p", str(folder.parent))
+        head.run("dd", f"of={beside}", "conv=fsync", text="x" * 4096)
+    except ClusterError as error:
+        raise ClusterError(
+            f"{folder.parent} on {head} cannot be written to: {error}\n  "
+            "free some space there, or name another shared folder in cluster.yaml (runs:)"
+        ) from None
+    finally:
+        head.run("rm", "-f", str(beside), check=False)
+
+
+def nemo(job: dict[str, Any], what: str) -> dict[str, Any]:
+    """Have NeMo-Run submit the job ("submit") or only write its script ("show").
+
+    Raises:
+        ClusterError: with what Slurm said; no job is left behind.
+    """
+    python = ensure("cluster")
+    ended = subprocess.run(
+        [str(python), str(NEMO), what], input=json.dumps(job), capture_output=True, text=True, check=False
+    )
+    lines = ended.stdout.strip().splitlines()
+    answer = json.loads(lines[-1]) if ended.returncode == 0 and lines else {}
+    if not answer or (what == "submit" and not answer["job"]):
+        raise ClusterError(_why(ended.stderr))
+    return answer
+
+
+def _why(said: str) -> str:
+    """The cause in what NeMo-Run and sbatch printed."""
+    sbatch = [line.strip() for line in said.splitlines() if line.strip().startswith(("sbatch: error", "sbatch: fatal"))]
+    if sbatch:
+        return explain(max(sbatch, key=len).split(":", 2)[2].strip())
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return f"NeMo-Run could not submit the job: {lines[-1] if lines else 'it said nothing'}"
+
+
+def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str, Any]:
+    """Make the run folder and submit. Returns `job.json`.
+
+    Raises:
+        ClusterError, UsageError: nothing is left behind.
+    """
+    folder = job.settings.run_dir
+    assert folder is not None
+    check(cluster, folder)
+    told = job_of(job, cluster, nodes, nproc)
+    head = Head(cluster.host)
+    if (
+        head.run("mkdir", str(folder), check=False).returncode
+        and head.run("test", "-e", str(folder / record.PLAN), check=False).returncode == 0
+    ):
+        raise UsageError(f"{folder} was made by another submission just now: try again")
+    with_plan = job.described(["srun", cluster.python, "assets/cluster_node.py", *told["flags"]])
+    try:
+        _put(head, folder / record.PLAN, with_plan)
+        answer = nemo(told, "submit")
+    except BaseException:
+        head.run("rm", "-f", str(folder / record.PLAN), check=False)
+        head.run("rmdir", str(folder), check=False)
+        raise
+    submitted = {
+        "schema": record.SCHEMA,
+        "job": answer["job"],
+        "submitted": record.utc_now(),
+        "executor": cluster.executor,
+        "host": cluster.host,
+        "script": answer["script"],
+        "folder": answer["folder"],
+        "restarts": cluster.restarts,
+    }
+    _put(head, folder / record.JOB, submitted)
+    return submitted
+
+
+def _put(head: Head, path: Path, content: dict[str, Any]) -> None:
+    beside = f"{path}.new"
+    head.run("dd", f"of={beside}", text=json.dumps(content, indent=2, default=str) + "\n")
+    head.run("mv", beside, str(path))

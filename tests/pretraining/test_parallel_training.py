@@ -14,7 +14,10 @@ from pretraining.record import Verdict
 
 pytestmark = pytest.mark.slow
 
-SIZES = ("--global-batch-size", "16", "--micro-batch-size", "8", "--train-iters", "12", "--warmup-iters", "8")
+SIZES = (
+    "--global-batch-size", "16", "--micro-batch-size", "8", "--seq-length", "64", "--train-iters", "12",
+    "--warmup-iters", "8",
+)  # fmt: skip
 START = 2
 SLOW = """
 import os, time
@@ -22,7 +25,7 @@ import os, time
 def forward_step(state, data_iterator, model, return_schedule_plan=False):
     from megatron.bridge.training.gpt_step import forward_step
     if os.environ["RANK"] == "1":
-        time.sleep(0.2)
+        time.sleep(0.1)
     return forward_step(state, data_iterator, model, return_schedule_plan)
 """
 DYING = """
@@ -106,7 +109,7 @@ def test_the_batch_over_two_processes_one_of_them_slow(one, start, on_two, tmp_p
     assert two.parity["parameters"] == one.parity["parameters"]
     slowest = two.outcome["slowest_rank"]
     assert slowest["rank"] == 1 and slowest["local_rank"] == 1
-    assert slowest["over_median"] > 0.05 and slowest["own_s"] > 0.4
+    assert slowest["over_median"] > 0.05 and slowest["own_s"] > 0.1
     assert record.slowest_rank_sentence(slowest) in ended.stdout
 
 

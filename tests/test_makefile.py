@@ -87,7 +87,8 @@ def test_every_option_reaches_the_launcher(make) -> None:
     given = {
         "MODEL": ("small", "--model small"), "ITERS": ("9", "--train-iters 9"), "WARMUP": ("3", "--warmup-iters 3"),
         "GBS": ("6", "--global-batch-size 6"), "MBS": ("3", "--micro-batch-size 3"), "SEQ": ("64", "--seq-length 64"),
-        "DATA": ("mock", "--data mock"), "ARGS": ("--seed 5", "--seed 5"),
+        "DATA": ("mock", "--data mock"), "ARGS": ("--seed 5 optimizer.lr=1e-4", "optimizer.lr=1e-4"),
+        "BF16_TAIL": ("2", "--bf16-tail-layers 2"), "BF16_HEAD": ("1", "--bf16-head-layers 1"),
     }  # fmt: skip
     told = make("nvfp4", "RUNTIME=cpu", "DRY_RUN=1", *(f"{name}={value}" for name, (value, _) in given.items()))
     assert told.returncode == 0, told.stderr
@@ -104,6 +105,10 @@ def test_every_option_reaches_the_launcher(make) -> None:
         (("bf16", "ITERS=ten", "RUNTIME=cpu"), "invalid int value: 'ten'"),
         (("bf16", "NPROC=0", "RUNTIME=cpu"), "NPROC=0: at least one process is needed"),
         (("bf16", "DATA=no where", "RUNTIME=cpu"), "--data no where: there is no "),
+        (("bf16", "CONFIG=no where.yaml", "RUNTIME=cpu"), "--config no where.yaml cannot be read"),
+        (("bf16", "PLUGIN=no where.py", "RUNTIME=cpu"), "--plugin no where.py cannot be read"),
+        (("nvfp4", "TUNED=1", "RUNTIME=cpu"), "--tuned: the CPU runtime has no CUDA graphs"),
+        (("models", "MODEL=lama31-8b"), "did you mean llama31-8b?"),
     ],
 )
 def test_a_wrong_option_is_one_line(make, arguments: tuple[str, ...], words: str) -> None:

@@ -119,10 +119,12 @@ def as_text(config: ConfigContainer, chosen: Settings, changed: dict[str, Change
 
 
 def facts(chosen: Settings, changed: dict[str, Change]) -> dict[str, Any]:
-    """The parity facts of the user's changes: nothing where there are none."""
+    """The parity facts of the user's changes and of the tuned preset: nothing where there are none."""
     found: dict[str, Any] = {}
     if changed:
         found["overrides"] = {name: fields.as_override(change.value) for name, change in sorted(changed.items())}
+    if chosen.tuned:
+        found["tuned"] = True
     if chosen.plugin is not None:
         found["plugin"] = config_file.digest(chosen.plugin)
     return found

@@ -26,7 +26,8 @@ class Model:
     """A named model with its defaults.
 
     Attributes:
-        recipe: the pretraining recipe's function in `megatron.bridge.recipes.llama`.
+        recipe: the pretraining recipe's function in `megatron.bridge.recipes`, below it a module a family.
+        family: that module.
         on_cpu: small enough to train without a GPU.
         train_iters, warmup_iters: iterations in all, and those over which the learning rate rises.
         global_batch_size, micro_batch_size: sequences a step, and sequences a forward pass and process.
@@ -35,11 +36,14 @@ class Model:
         eval_iters: evaluation batches after training; 0 where the data is mock.
         learning_rate: peak and final rate, or None for the recipe's own (3e-4 falling to 3e-5).
         tensor_parallel, pipeline_parallel: processes that share one copy of the model in its recipe.
+        expert_parallel: processes that share its experts, among those and its replicas.
+        virtual_pipeline: pieces of the layers that each pipeline stage holds, in its recipe.
         recipe_context_parallel: what else its recipe splits, the sequence; the playbook does not, see `settings.py`.
     """
 
     name: str
     recipe: str
+    family: str = "llama.llama3"
     on_cpu: bool = False
     train_iters: int = 50
     warmup_iters: int = 2
@@ -51,6 +55,8 @@ class Model:
     learning_rate: tuple[float, float] | None = None
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    expert_parallel: int = 1
+    virtual_pipeline: int = 1
     recipe_context_parallel: int = 1
 
     @cached_property
@@ -69,8 +75,8 @@ class Model:
         return self.hf_config["num_hidden_layers"]
 
 
-_SPLIT_70B = {"tensor_parallel": 4, "pipeline_parallel": 4, "recipe_context_parallel": 2}
-_SPLIT_405B = {"tensor_parallel": 8, "pipeline_parallel": 8, "recipe_context_parallel": 4}
+_SPLIT_70B = {"tensor_parallel": 4, "pipeline_parallel": 4, "virtual_pipeline": 5, "recipe_context_parallel": 2}
+_SPLIT_405B = {"tensor_parallel": 8, "pipeline_parallel": 8, "virtual_pipeline": 2, "recipe_context_parallel": 4}
 
 # The 8B settings are those of NVIDIA's published runs, so that figures compare. tiny's settings were
 # chosen by trial on 2 cores: both precisions end below the text's bigram entropy within a minute of training, and
@@ -85,6 +91,14 @@ MODELS: dict[str, Model] = {
         Model("llama3-70b", "llama3_70b_pretrain_config", **_SPLIT_70B),
         Model("llama32-1b", "llama32_1b_pretrain_config"),
         Model("llama32-3b", "llama32_3b_pretrain_config"),
+        Model(
+            "nemotron3-nano",
+            "nemotron_3_nano_pretrain_config",
+            "nemotronh.nemotron_3_nano",
+            micro_batch_size=1,
+            tensor_parallel=4,
+            expert_parallel=8,
+        ),
         Model(
             "tiny",
             "llama32_1b_pretrain_config",

@@ -24,6 +24,7 @@ SETTINGS = {
     "model.seq_length": "seq_length",
     "dataset.seq_length": "seq_length",
     "dataset.sequence_length": "seq_length",
+    "model.num_layers": "num_layers",
     "model.tensor_model_parallel_size": "tensor_parallel",
     "model.pipeline_model_parallel_size": "pipeline_parallel",
     "model.context_parallel_size": "context_parallel",

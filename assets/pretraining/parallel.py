@@ -1,63 +1,59 @@
-"""Whether a model can be cut the way it was asked for: matrices (tensor), layers (pipeline), sequences (context).
-
-Whatever processes one copy of the model leaves over hold further copies (data parallel). No torch in this module.
-"""
+"""Over how many processes one copy of a model is split, and what of it."""
 
 from __future__ import annotations
 
+import argparse
+import math
+
 from .errors import UsageError
 from .models import Model
+from .overrides import flag_of
+from .precision import Precision
+
+NO_CONTEXT_PARALLEL = "NVFP4 with context parallelism gave NaN gradient norms (Megatron-Bridge issues 1865 and 2051)"
 
 
-def check(model: Model, layers: int, split: dict[str, int], *, on_gpu: bool, sequence: int) -> None:
-    """Raise UsageError where a size does not divide, with the nearest that does.
+def split_of(args: argparse.Namespace, model: Model, precision: Precision) -> dict[str, int]:
+    """Processes that one copy of the model is split over, by kind.
 
-    Args:
-        layers: of the model as it will be built.
-        split: `tensor_parallel`, `pipeline_parallel` and `context_parallel`, each at least 1.
-        on_gpu: the CPU's attention has no context parallelism.
-        sequence: tokens a sequence.
+    The sequence is not split unless asked for, although several recipes do (see NO_CONTEXT_PARALLEL): two precisions
+    are only compared when split alike.
+
+    Raises:
+        UsageError: a size below 1, or a split that the precision cannot have.
     """
-    tensor, pipeline, context = (split[f"{kind}_parallel"] for kind in ("tensor", "pipeline", "context"))
-    config = model.hf_config
-    for what, size in (
-        ("attention heads", config["num_attention_heads"]),
-        ("key-value heads", config["num_key_value_heads"]),
-        ("units of the MLP", config["intermediate_size"]),
-    ):
-        if size % tensor:
-            raise UsageError(
-                f"TP={tensor} does not divide {model.name}'s {size} {what}; TP={_below(tensor, size)} does"
-            )
-    if not stages_fit(layers, pipeline):
-        fits = next(size for size in range(pipeline, 0, -1) if stages_fit(layers, size))
-        also = ", nor these with embedding and loss" if layers + 2 >= pipeline else ""
-        raise UsageError(f"PP={pipeline} does not divide {model.name}'s {layers} layers{also}; PP={fits} does")
-    if context > 1 and not on_gpu:
-        raise UsageError(f"CP={context}: sharing a sequence needs a GPU's attention; on the CPU leave CP out")
-    if context > 1 and sequence % (2 * context):
-        raise UsageError(f"SEQ={sequence} is not divisible by 2 x CP = {2 * context}; take a multiple of it")
-    if on_gpu and tensor > 1 and sequence % (tensor * context):
+    asked = {name: getattr(args, name) for name in ("tensor_parallel", "pipeline_parallel", "context_parallel")}
+    own = {"tensor_parallel": model.tensor_parallel, "pipeline_parallel": model.pipeline_parallel}
+    split = {name: own.get(name, 1) if size is None else size for name, size in asked.items()}
+    for name, size in split.items():
+        if size < 1:
+            raise UsageError(f"{flag_of(name)} is {size}; it must be at least 1")
+    if precision.name == "nvfp4" and split["context_parallel"] > 1:
         raise UsageError(
-            f"SEQ={sequence} is not divisible by TP x CP = {tensor * context}, as sequence parallelism needs"
+            f"--context-parallel {split['context_parallel']} with nvfp4: {NO_CONTEXT_PARALLEL}; leave it out, or split "
+            "the model with --tensor-parallel"
         )
+    return split
 
 
-def padded_words(words: int, tensor_parallel: int) -> int:
-    """The vocabulary filled up to a multiple of the tensor parallel size: each rank holds as many words."""
-    return words + -words % tensor_parallel
+def fewest_processes(split: dict[str, int], model: Model) -> int:
+    """Processes that hold the whole model: its experts are spread over several replicas, within each stage."""
+    return math.lcm(math.prod(split.values()), model.expert_parallel * split["pipeline_parallel"])
 
 
-def stages_fit(layers: int, stages: int) -> bool:
-    """Whether pipeline stages get equal shares: of the layers, or of them with embedding and loss as one layer each."""
-    return layers % stages == 0 or counts_embedding(layers, stages)
+def replicas(split: dict[str, int], model: Model, processes: int) -> int:
+    """Copies of the model among so many processes.
 
-
-def counts_embedding(layers: int, stages: int) -> bool:
-    """Whether embedding and loss must count as a layer each for equal stages (405B: 126 + 2 over 8)."""
-    return layers % stages != 0 and (layers + 2) % stages == 0
-
-
-def _below(size: int, whole: int) -> int:
-    """The largest divisor of `whole` up to `size`."""
-    return next(each for each in range(min(size, whole), 0, -1) if whole % each == 0)
+    Raises:
+        UsageError: the processes are no multiple of those that hold it.
+    """
+    fewest = fewest_processes(split, model)
+    if processes % fewest:
+        kinds = " x ".join(f"{name.removesuffix('_parallel')} {size}" for name, size in split.items())
+        kinds += f", expert {model.expert_parallel}" if model.expert_parallel > 1 else ""
+        raise UsageError(
+            f"{model.name} is split over {fewest} processes ({kinds} parallel), and "
+            f"{processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={fewest} "
+            f"(torchrun --nproc_per_node {fewest})"
+        )
+    return processes // math.prod(split.values())

@@ -23,6 +23,10 @@ class Precision:
             about the last 15 % of the layers must stay in BF16 (arXiv 2509.25149, section 4 and appendix E).
         capabilities: CUDA compute capabilities whose tensor cores train in it, or None for any from 8.0.
         needs: the same in words.
+        gather: how the preset stores and gathers the linear layers' weights: BF16, or already quantized (FP8, FP4).
+        gather_since: the first Megatron-Bridge whose preset gathers so; before it BF16.
+        saved_bytes: for the backward pass, of an element of a linear layer's input (with its share of the scales).
+        copy_bytes: of the quantized copies of a weight, both orientations, where the weight itself is BF16.
     """
 
     name: str
@@ -32,6 +36,14 @@ class Precision:
     bf16_tail: int | None = 0
     capabilities: tuple[tuple[int, int], ...] | None = None
     needs: str = "compute capability 8.0 or newer"
+    gather: str = "BF16"
+    gather_since: tuple[int, ...] = ()
+    saved_bytes: float = 2.0
+    copy_bytes: float = 0.0
+
+    def is_speed_only(self, head: int, tail: int) -> bool:
+        """Whether a run that keeps so many layers in BF16 says something of speed alone."""
+        return self.bf16_tail is None and head + tail == 0
 
     def trains_on(self, capability: tuple[int, int], *, emulate: bool = False) -> bool:
         """Whether a GPU of that compute capability trains in it; emulation needs BF16 tensor cores alone."""
@@ -54,18 +66,26 @@ PRECISIONS: dict[str, Precision] = {
             bf16_tail=1,
             capabilities=((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1)),
             needs="FP8 tensor cores: compute capability 8.9 or newer",
+            gather="FP8",
+            saved_bytes=1.0,
+            copy_bytes=2.0,
         ),
         Precision(
             "fp8_blockwise",
             "bf16_with_fp8_subchannel_scaling_mixed",
             capabilities=((9, 0),),
             needs="a Hopper GPU: compute capability 9.0",
+            saved_bytes=1 + 4 / 128,
+            copy_bytes=2.0,
         ),
         Precision(
             "mxfp8",
             "bf16_with_mxfp8_mixed",
             capabilities=_BLACKWELL,
             needs="a Blackwell data-centre GPU: compute capability 10.0 or 10.3",
+            gather="FP8",
+            saved_bytes=1 + 1 / 32,
+            copy_bytes=2 * (1 + 1 / 32),
         ),
         # On 12.0 and 12.1 (RTX PRO, GB10) Transformer Engine may call NVFP4 available while training in it fails or
         # stochastic rounding returns zeros (TransformerEngine issues 2255, 2956, 3217).
@@ -76,6 +96,10 @@ PRECISIONS: dict[str, Precision] = {
             bf16_tail=None,
             capabilities=_BLACKWELL,
             needs="FP4 tensor cores: compute capability 10.0 or 10.3 (B200, GB200, B300, GB300)",
+            gather="FP4",
+            gather_since=(0, 4, 2),
+            saved_bytes=0.5 + 1 / 16,
+            copy_bytes=2 * (0.5 + 1 / 16),
         ),
     )
 }

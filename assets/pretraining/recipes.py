@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from . import parallel, record, text, versions
+from . import record, shares, text, versions
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
@@ -35,6 +36,7 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         UsageError: parallel sizes that do not divide the processes.
     """
     config = _from_recipe(settings.model)
+    config.model.num_layers = settings.num_layers
     _set_parallel_sizes(config, settings, processes)
     _set_training(config, settings)
     config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
@@ -45,6 +47,8 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = versions.reference_quantizer()
         versions.keep_bf16_weights(config.mixed_precision)
+    if settings.tuned:
+        _tune(config)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
     if not versions.has_apex():
@@ -66,7 +70,7 @@ def check_built(state: GlobalState, settings: Settings) -> None:
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
             "nothing is left to train; raise --train-iters"
         )
-    wanted = parallel.padded_words(settings.model.hf_config["vocab_size"], settings.tensor_parallel)
+    wanted = shares.padded_words(settings.model.hf_config["vocab_size"], settings.tensor_parallel)
     built = state.cfg.model.vocab_size
     if built != wanted:
         raise UsageError(
@@ -88,10 +92,12 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
 
 
 def _from_recipe(model: Model) -> ConfigContainer:
-    from megatron.bridge.recipes.llama import llama3
-
+    family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
     with _local_hf_config(model.hf_folder):
-        return getattr(llama3, model.recipe)()
+        config = getattr(family, model.recipe)()
+    # Mock and byte data need no tokenizer, and one by name would be downloaded.
+    config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
+    return config
 
 
 @contextlib.contextmanager
@@ -115,7 +121,7 @@ def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: 
         raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
     model.context_parallel_size = settings.context_parallel
     model.tensor_model_parallel_size = settings.tensor_parallel
-    model.sequence_parallel = settings.tensor_parallel > 1  # as every recipe with tensor parallelism has it
+    model.sequence_parallel = settings.tensor_parallel > 1
     if settings.tensor_parallel != settings.model.tensor_parallel and config.comm_overlap is not None:
         for overlap in (config.comm_overlap, getattr(config.comm_overlap, "user_comm_overlap_cfg", None)):
             if overlap is not None:
@@ -126,8 +132,16 @@ def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: 
     model.pipeline_dtype = torch.bfloat16 if settings.pipeline_parallel > 1 else None
     # These are the recipe's own split, and no other divides by them.
     model.virtual_pipeline_model_parallel_size = model.pipeline_model_parallel_layout = None
-    counted = parallel.counts_embedding(settings.num_layers, settings.pipeline_parallel)
+    counted = shares.counts_embedding(settings.num_layers, settings.pipeline_parallel)
     model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = counted
+
+
+def _tune(config: ConfigContainer) -> None:
+    """CUDA graphs and fewer checks: faster where the CPU is the bottleneck, and a NaN is noticed later."""
+    versions.set_cuda_graphs(config)
+    config.model.use_te_rng_tracker = config.rng.te_rng_tracker = True  # a graph records no other
+    config.rerun_state_machine.check_for_nan_in_loss = False  # it reads the loss on the CPU, within the graph
+    config.ddp.check_for_nan_in_grad = False
 
 
 def _set_training(config: ConfigContainer, settings: Settings) -> None:
@@ -150,7 +164,7 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | 
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
     vocabulary = settings.model.hf_config["vocab_size"]
-    versions.set_vocabulary(config, vocabulary, parallel.padded_words(vocabulary, settings.tensor_parallel))
+    versions.set_vocabulary(config, vocabulary, shares.padded_words(vocabulary, settings.tensor_parallel))
     if settings.data != MOCK:
         dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
     if settings.data == PYTHON_STDLIB:

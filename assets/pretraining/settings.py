@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import config_file, overrides, parallel, plugin, switches
+from . import config_file, overrides, parallel, plugin, shares, switches
 from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
@@ -23,7 +22,6 @@ from .precision import PRECISIONS, Precision, default_tail, find_precision
 PROJECT = Path(__file__).resolve().parent.parent.parent
 RUNS = "nemo_experiments"
 SEED = 1234
-NO_CONTEXT_PARALLEL = "NVFP4 with context parallelism gave NaN gradient norms (Megatron-Bridge issues 1865 and 2051)"
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,7 @@ class Settings:
     """What to train, how and on what; sizes as in `models.Model`.
 
     Attributes:
+        num_layers: transformer layers, the model's own unless cut for a benchmark.
         bf16_head_layers, bf16_tail_layers: layers kept in BF16 at the start and the end of the model.
         data: "mock", "python-stdlib", or the prefix of a Megatron .bin/.idx pair.
         seed: of weights, data order and stochastic rounding.
@@ -39,8 +38,8 @@ class Settings:
         resume: the run folder whose last checkpoint to continue from, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
-        num_layers: of the model, the overrides considered.
         tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
+        tuned: with CUDA graphs and fewer checks.
         overrides: "section.field=value" of the config, sorted, beyond what is a setting itself.
         config: a config file whose fields go before the overrides, or None.
         plugin: the user's Python file, or None.
@@ -48,6 +47,7 @@ class Settings:
 
     model: Model
     precision: Precision
+    num_layers: int
     bf16_head_layers: int
     bf16_tail_layers: int
     train_iters: int
@@ -62,10 +62,10 @@ class Settings:
     resume: Path | None
     run_dir: Path | None
     cache_dir: Path
-    num_layers: int
     tensor_parallel: int
     pipeline_parallel: int
     context_parallel: int
+    tuned: bool
     overrides: tuple[str, ...]
     config: Path | None
     plugin: Path | None
@@ -110,6 +110,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--bf16-tail-layers", type=int, metavar="N", help="last layers kept in BF16 (default: an eighth for nvfp4)")
     add("--bf16-head-layers", type=int, metavar="N", help="first layers kept in BF16 (default 0 for nvfp4)")
     add("--emulate", action="store_true", help="NVFP4 without FP4 tensor cores: its losses, far from its speed")
+    add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
+    add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
     defaults = "; 8B models"
     add("--train-iters", type=int, metavar="N", help=f"iterations in all (default by model{defaults} 50)")
     add("--warmup-iters", type=int, metavar="N", help=f"learning-rate warm-up (default by model{defaults} 2)")
@@ -156,7 +158,9 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         raise UsageError(f"--emulate has no switches on a GPU: leave {off} out")
     if args.emulate and precision.name != "nvfp4":
         raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
-    layers = _num_layers(changes, args.config, model)
+    layers = model.num_layers if args.num_layers is None else args.num_layers
+    if layers < 1:
+        raise UsageError(f"--num-layers is {layers}; it must be at least 1")
     sizes = {
         name: getattr(model, name) if given is None else given
         for name, given in {
@@ -181,8 +185,8 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         raise UsageError(f"--seq-length {sizes['sequence_length']} is over {model.name}'s {limit} positions; lower it")
     if args.save is not None and args.save < 1:
         raise UsageError(f"--save is {args.save}; it is a number of iterations, at least 1")
-    split = _split(args, model, precision)
-    parallel.check(model, layers, split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
+    split = parallel.split_of(args, model, precision)
+    shares.check(model, layers, split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
     quantized = precision.name != "bf16"
     head = precision.bf16_head if args.bf16_head_layers is None else args.bf16_head_layers
     tail = default_tail(precision, layers) if args.bf16_tail_layers is None else args.bf16_tail_layers
@@ -196,18 +200,21 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     return Settings(
         model=model,
         precision=precision,
+        num_layers=layers,
         bf16_head_layers=head if quantized else 0,
         bf16_tail_layers=tail if quantized else 0,
-        micro_batch_size=_micro_batch_size(args.micro_batch_size, model, sizes, split, processes),
+        micro_batch_size=_micro_batch_size(
+            args.micro_batch_size, model, sizes, parallel.replicas(split, model, processes)
+        ),
         data=_checked_data(args.data or model.data),
         seed=SEED if args.seed is None else args.seed,
         save=args.save,
-        emulate=on_gpu and args.emulate,
+        emulate=on_gpu and bool(args.emulate),
         resume=_checked_resume(args.resume),
         run_dir=args.run_dir and args.run_dir.absolute(),
         cache_dir=args.cache_dir.absolute(),
-        num_layers=layers,
         **split,
+        tuned=_checked_tuned(args, model, on_gpu=on_gpu),
         overrides=tuple(f"{name}={value}" for name, value in sorted(changes.items())),
         config=args.config and args.config.absolute(),
         plugin=_checked_plugin(args.plugin),
@@ -215,8 +222,9 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     )
 
 
-# What belongs to a precision, and is no longer meant where another is asked for.
+# What belongs to a precision, or to a model, and is no longer meant where another is asked for.
 _OF_THE_PRECISION = ("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate")
+_OF_THE_MODEL = ("num_layers", "bf16_tail_layers", "tensor_parallel", "pipeline_parallel")
 
 
 def merged(args: argparse.Namespace) -> argparse.Namespace:
@@ -237,8 +245,10 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
         return argparse.Namespace(**above)
     below = _of_the_file(config_file.read(args.config))
     asked = "bf16" if args.disable_fp4 else args.precision
-    if asked is not None and asked != below["precision"]:
+    if below["precision"] is not None and asked not in (None, below["precision"]):
         below |= dict.fromkeys(_OF_THE_PRECISION)
+    if below["model"] is not None and args.model not in (None, below["model"]):
+        below |= dict.fromkeys(_OF_THE_MODEL)
     below["overrides"] = [*(below["overrides"] or ()), *(above["overrides"] or ())] or None
     keep = {name for name, value in above.items() if value is not None and value is not False} - {"overrides"}
     return argparse.Namespace(**{**above, **{name: value for name, value in below.items() if name not in keep}})
@@ -260,50 +270,25 @@ def of_the_file_alone(
     return resolve(args, on_gpu=on_gpu, processes=processes)
 
 
-def _num_layers(changes: dict[str, str], config: Path | None, model: Model) -> int:
-    """The model's layers, which an override or a config file may change."""
-    field = "model.num_layers"
-    found: Any = changes.get(field)
-    if found is None and config is not None:
-        found = config_file.flat(config_file.read(config).tree).get(field)
-    try:
-        layers = model.num_layers if found is None else int(found)
-    except (TypeError, ValueError):
-        raise UsageError(f"{field}={found}: {found!r} is not a whole number") from None
-    if layers < 1:
-        raise UsageError(f"{field}={layers}: a model has at least 1 layer")
-    return layers
-
-
 def processes_a_copy(args: argparse.Namespace, *, on_gpu: bool) -> int:
     """The fewest processes that hold the model a command line asks for."""
     args = merged(args)
     model = find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
-    return math.prod(
-        _split(args, model, find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")).values()
-    )
+    precision = find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")
+    return parallel.fewest_processes(parallel.split_of(args, model, precision), model)
 
 
-def _split(args: argparse.Namespace, model: Model, precision: Precision) -> dict[str, int]:
-    """Processes that one copy of the model is split over, by kind.
-
-    The sequence is not split unless asked for, although several recipes do (see NO_CONTEXT_PARALLEL): two precisions
-    are only compared when split alike.
-    """
-    split = {
-        "tensor_parallel": args.tensor_parallel or model.tensor_parallel,
-        "pipeline_parallel": args.pipeline_parallel or model.pipeline_parallel,
-        "context_parallel": args.context_parallel or 1,
-    }
-    for name, size in split.items():
-        if size < 1:
-            raise UsageError(f"{_flag(name)} is {size}; it must be at least 1")
-    if precision.name == "nvfp4" and split["context_parallel"] > 1:
-        raise UsageError(
-            f"--context-parallel {split['context_parallel']} with nvfp4: {NO_CONTEXT_PARALLEL}; leave it out, or split "
-            "the model with --tensor-parallel"
-        )
-    return split
+def _checked_tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
+    why = None
+    if not on_gpu:
+        why = "the CPU runtime has no CUDA graphs"
+    elif args.emulate:
+        why = "the reference quantizer of --emulate cannot be recorded in a CUDA graph"
+    elif model.expert_parallel > 1:
+        why = f"{model.name}'s experts get another number of tokens each time, which a CUDA graph cannot replay"
+    if args.tuned and why:
+        raise UsageError(f"--tuned: {why}; leave it out")
+    return args.tuned
 
 
 def _checked_plugin(path: Path | None) -> Path | None:
@@ -329,18 +314,7 @@ def _check_cpu(model: Model, precision: Precision) -> None:
         )
 
 
-def _micro_batch_size(
-    given: int | None, model: Model, sizes: dict[str, int], split: dict[str, int], processes: int
-) -> int:
-    copy = math.prod(split.values())
-    if processes % copy:
-        kinds = " x ".join(f"{name.removesuffix('_parallel')} {size}" for name, size in split.items())
-        raise UsageError(
-            f"{model.name} is split over {copy} processes ({kinds} parallel), and "
-            f"{processes} {'was' if processes == 1 else 'were'} started: use a multiple of it, NPROC={copy} "
-            f"(torchrun --nproc_per_node {copy})"
-        )
-    replicas = processes // copy
+def _micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], replicas: int) -> int:
     batch = sizes["global_batch_size"]
     if batch % replicas:
         raise UsageError(
@@ -388,6 +362,7 @@ def as_flags(settings: Settings) -> list[str]:
     flags: dict[str, Any] = {
         "--model": settings.model.name,
         "--precision": settings.precision.name,
+        "--num-layers": settings.num_layers,
         "--bf16-head-layers": settings.bf16_head_layers,
         "--bf16-tail-layers": settings.bf16_tail_layers,
         "--train-iters": settings.train_iters,
@@ -408,4 +383,5 @@ def as_flags(settings: Settings) -> list[str]:
         "--cache-dir": settings.cache_dir,
     }
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
-    return [*given, *(["--emulate"] if settings.emulate else []), *settings.overrides]
+    switched = [f"--{name}" for name in ("emulate", "tuned") if getattr(settings, name)]
+    return [*given, *switched, *settings.overrides]

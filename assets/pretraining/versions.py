@@ -53,6 +53,15 @@ def reference_quantizer() -> str:
     )
 
 
+def set_cuda_graphs(config: ConfigContainer) -> None:
+    """Replay each iteration as one CUDA graph: an implementation of its own in 0.6, a scope of "local" before."""
+    model = config.model
+    if "cuda_graph_modules" in type(model).__dataclass_fields__:
+        model.cuda_graph_impl = "full_iteration"
+    else:
+        model.cuda_graph_impl, model.cuda_graph_scope = "local", "full_iteration"
+
+
 def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
     """No FP4 parameter gather, which is on from 0.4.2: a custom quantizer would make the primary weights."""
     if hasattr(preset, "fp4_param_gather"):
@@ -71,12 +80,16 @@ def set_vocabulary(config: ConfigContainer, words: int, padded: int) -> None:
             section.use_tokenizer_vocab_size = False
 
 
-def set_evaluation(config: ConfigContainer, iters: int, interval: int) -> None:
-    """Evaluate `iters` batches every `interval` iterations and at the end (0 for never).
+def evaluation_section() -> str:
+    """Where the evaluation's fields live: in `train` in 0.3, from 0.4 in `validation`."""
+    from megatron.bridge.training.config import ConfigContainer
 
-    From 0.4 these fields live under `validation`; `train` keeps deprecated aliases.
-    """
-    section = getattr(config, "validation", None) or config.train
+    return "validation" if "validation" in ConfigContainer.__dataclass_fields__ else "train"
+
+
+def set_evaluation(config: ConfigContainer, iters: int, interval: int) -> None:
+    """Evaluate `iters` batches every `interval` iterations and at the end (0 for never)."""
+    section = getattr(config, evaluation_section())
     section.eval_iters = iters
     section.eval_interval = interval
 

@@ -8,16 +8,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, comparison, configs, place, plan, stats, table
+from playbook import PROJECT, catalogue, comparison, configs, place, plan, stats, table
 from playbook.launch import launch
 from playbook.place import Place, Wanted
 from playbook.progress import Progress
-from pretraining import record, settings
+from pretraining import record, settings, shares
 from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Run, Verdict
 
-JOBS = ("nvfp4", "bf16", "compare", "show-config", "shell", "attach", "stop")
+JOBS = ("nvfp4", "bf16", "compare", "show-config", "models", "precisions", "shell", "attach", "stop")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -28,6 +28,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--tag", help="tag of the NeMo image, or a whole image name")
     flags.add_argument("--dry-run", action="store_true", help="print the commands that would train, start nothing")
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
+    flags.add_argument("--auto-split", action="store_true", help="the smallest tensor and pipeline sizes that fit")
     flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
     flags.add_argument("--run", metavar="NAME", help="the run to attach to or to stop, where several run")
     flags.add_argument("--runs", type=Path, default=PROJECT / settings.RUNS, help="where run folders go")
@@ -47,6 +48,10 @@ def run(arguments: list[str] | None = None) -> int:
         raise UsageError(f"NPROC={args.nproc}: at least one process is needed")
     if args.job in ("attach", "stop"):
         return _follow_up(args)
+    if args.job == "models":
+        return catalogue.models(args)
+    if args.job == "precisions":
+        return catalogue.precisions()
     if args.job == "show-config":
         return configs.show(args)
     precisions = _precisions(args)
@@ -120,9 +125,36 @@ def wanted(args: argparse.Namespace) -> Wanted:
 def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     emulate = args.emulate and precision == "nvfp4"  # of a comparison, one side alone
     asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
+    why = _fit(asked, where) if args.auto_split else ""
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
     given = {name for name, value in vars(settings.merged(asked)).items() if value is not None}
-    return plan.make_plan(chosen, where, args.nproc, given)
+    job = plan.make_plan(chosen, where, args.nproc, given)
+    if why:
+        job.choices["split"] = replace(job.choices["split"], reason=why)
+    return job
+
+
+def _fit(asked: argparse.Namespace, where: Place) -> str:
+    """Set the sizes that TP=auto stands for, in place. Returns why these; "" where there is nothing to split."""
+    if where.gpu is None or where.gpu.memory is None:
+        raise UsageError("TP=auto needs a GPU whose memory is known; give TP= and PP= as numbers")
+    if asked.nproc == 1:
+        return ""
+    chosen = settings.resolve(
+        argparse.Namespace(**{**vars(asked), "tensor_parallel": 1, "pipeline_parallel": 1, "context_parallel": 1}),
+        on_gpu=True,
+        processes=asked.nproc,
+    )
+    fit = shares.smallest(
+        chosen.model,
+        chosen.precision,
+        processes=asked.nproc,
+        gpu_bytes=where.gpu.memory,
+        micro_batch=asked.micro_batch_size or chosen.micro_batch_size,
+        sequence=chosen.sequence_length,
+    )
+    asked.tensor_parallel, asked.pipeline_parallel = fit.tensor, fit.pipeline
+    return fit.reason
 
 
 def _show_dry(job: plan.Plan, runs: Path) -> None:

@@ -19,13 +19,15 @@ from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
 from pretraining import config_file, plugin, record
 from pretraining.models import MOCK, PYTHON_STDLIB
-from pretraining.settings import NO_CONTEXT_PARALLEL, Settings
+from pretraining.parallel import NO_CONTEXT_PARALLEL
+from pretraining.settings import Settings
 from pretraining.switches import NAMES as SWITCHES
 
 if TYPE_CHECKING:
     from playbook.runtimes.container import Container
 
 KEPT = {"bf16_head_layers", "bf16_tail_layers"}
+SPEED_ONLY = "asked for; speed only: without BF16 layers the loss is not the recipe's"
 BATCH = {"global_batch_size", "micro_batch_size", "seq_length"}
 
 
@@ -51,6 +53,7 @@ class Plan:
         asked = {
             "model": settings.model.name,
             "precision": settings.precision.name,
+            "num_layers": settings.num_layers,
             "bf16_head_layers": settings.bf16_head_layers,
             "bf16_tail_layers": settings.bf16_tail_layers,
             "train_iters": settings.train_iters,
@@ -72,6 +75,8 @@ class Plan:
             asked["data_files"] = _written(settings.data)
         if settings.emulate:
             asked["emulate"] = True
+        if settings.tuned:
+            asked["tuned"] = True
         if settings.overrides:
             asked["overrides"] = list(settings.overrides)
         for name, path in (("config", settings.config), ("plugin", settings.plugin)):
@@ -128,13 +133,17 @@ def make_plan(settings: Settings, place: Place, processes: int, given: set[str])
         "precision": Choice(precision.name, arithmetic),
     }
     if precision.name != "bf16":
-        choices["kept in BF16"] = choice(kept, KEPT, f"the default for {precision.name}")
+        speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
+        default = f"the default for {precision.name}"
+        choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, KEPT, default)
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"
     choices |= {
         "iterations": choice(settings.train_iters, {"train_iters"}, f"{model.name}'s default"),
         "batch": choice(f"{batch} {settings.micro_batch_size}", BATCH, f"{model.name}'s default"),
         "data": choice(settings.data, {"data"}, f"{model.name}'s default"),
     }
+    if settings.num_layers != model.num_layers:
+        choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
     choices |= {name: Choice(value, reason) for name, value, reason in _changes(settings, processes)}
     return Plan(settings, place, processes, choices)
 
@@ -150,6 +159,8 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
         theirs = settings.model.recipe_context_parallel
         whole = f"; sequences stay whole, where the recipe splits them by {theirs}: {NO_CONTEXT_PARALLEL}"
         yield "split", split, f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
+    if settings.tuned:
+        yield "tuned", "CUDA graphs, no NaN checks", "asked for; compares with tuned runs only"
     if settings.config:
         yield "config file", settings.config, "its edited fields; flags given beside it win"
     if settings.plugin:

@@ -84,6 +84,30 @@ def test_a_switch_of_the_nvfp4_recipe_is_in_the_request(monkeypatch, switch: str
     assert planned().request() != before
 
 
+def test_what_the_user_changes_is_in_the_request_and_shown(tmp_path: Path) -> None:
+    config, plugin = tmp_path / "c.yaml", tmp_path / "p.py"
+    config.write_text("optimizer: {lr: 1.0e-4}")
+    plugin.write_text("callbacks = []")
+    flags = ("--config", str(config), "--plugin", str(plugin), "model.num_layers=2", "optimizer.lr=1e-3")
+    made = planned(*flags)
+    assert made.request()["overrides"] == ["optimizer.lr=1e-3"]
+    assert made.choices["kept in BF16"].value == "first 0 and last 1 of 2 layers"
+    assert made.choices["plugin"].reason == "defines callbacks"
+    assert {"config file", "overrides"} <= set(made.choices)
+    before = made.request()
+    config.write_text("optimizer: {lr: 1.0e-5}")
+    assert planned(*flags).request() != before
+    config.write_text("optimizer: {lr: 1.0e-4}")
+    assert planned(*flags).request() == before
+    plugin.write_text("callbacks = [1]")
+    assert planned(*flags).request() != before
+
+
+def test_without_bf16_layers_it_is_called_speed_only() -> None:
+    assert "speed only" in planned("--bf16-tail-layers", "0").choices["kept in BF16"].reason
+    assert "speed only" not in planned("--bf16-tail-layers", "1").choices["kept in BF16"].reason
+
+
 def test_changed_data_is_other_work(tmp_path: Path) -> None:
     for ending in (".bin", ".idx"):
         (tmp_path / f"corpus{ending}").write_bytes(b"tokens")

@@ -34,7 +34,7 @@ def by_hand(config: dict) -> int:
 
 
 def test_the_table_has_these_models() -> None:
-    assert set(models.MODELS) == set(PARAMETERS)
+    assert set(models.MODELS) == {*PARAMETERS, "nemotron3-nano"}
     assert {name for name, model in models.MODELS.items() if model.on_cpu} == {"tiny", "small"}
     assert (models.DEFAULT_ON_GPU, models.DEFAULT_ON_CPU) == ("llama31-8b", "tiny")
 
@@ -87,7 +87,7 @@ def test_defaults_fit_together(model: models.Model) -> None:
 
 
 def test_gpu_models_have_the_settings_of_the_published_runs() -> None:
-    gpu = [model for model in models.MODELS.values() if not model.on_cpu]
+    gpu = [models.find_model(name) for name in PARAMETERS if not models.find_model(name).on_cpu]
     found = {
         (model.train_iters, model.warmup_iters, model.global_batch_size, model.micro_batch_size, model.sequence_length)
         for model in gpu
@@ -101,13 +101,16 @@ def test_every_recipe_exists(megatron) -> None:
 
 
 def test_splits_are_the_recipes_own(megatron) -> None:
-    found = {name: tuple(split) for name, split in megatron("splits").items()}
-    assert found == {name: model.split for name, model in models.MODELS.items()}
-
-
-def test_one_process_splits_nothing_that_fits_it() -> None:
-    assert [models.find_model(name).processes_a_copy(1) for name in ("llama31-8b", "llama31-70b", "tiny")] == [1, 32, 1]
-    assert [models.find_model(name).processes_a_copy(8) for name in ("llama31-8b", "llama31-70b", "tiny")] == [2, 32, 1]
+    assert megatron("splits") == {
+        name: {
+            "tensor": model.tensor_parallel,
+            "pipeline": model.pipeline_parallel,
+            "virtual": model.virtual_pipeline,
+            "expert": model.expert_parallel,
+            "context": model.recipe_context_parallel,
+        }
+        for name, model in models.MODELS.items()
+    }
 
 
 def test_what_would_train_on_gpus_is_the_hugging_face_config(megatron) -> None:
@@ -121,7 +124,7 @@ def test_what_would_train_on_gpus_is_the_hugging_face_config(megatron) -> None:
 
 def test_what_would_train_on_gpus_has_the_settings(megatron) -> None:
     found = megatron("gpu_configs")
-    assert set(found) == {name for name, model in models.MODELS.items() if not model.on_cpu}
+    assert set(found) == {name for name in PARAMETERS if not models.find_model(name).on_cpu}
     for name, each in found.items():
         run, layers = each["run"], models.find_model(name).num_layers
         assert run["sequence"] == [4096, 4096] and run["batch"] == [64, 4], name
@@ -134,7 +137,7 @@ def test_what_would_train_on_gpus_has_the_settings(megatron) -> None:
 
 def test_processes_that_are_not_those_of_the_settings(megatron) -> None:
     said = megatron("refusal_of_too_few_processes")
-    assert "over 32 processes (tensor 4 x pipeline 4 x context 2), and 8 were started: use NPROC=32" in said
+    assert said == "llama31-70b is split over 16 processes, and 8 were started"
 
 
 def test_an_unknown_model_is_told_the_nearest() -> None:

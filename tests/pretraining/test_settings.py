@@ -147,11 +147,61 @@ def test_batches_over_processes() -> None:
     assert resolve("--global-batch-size", "32", "--micro-batch-size", "16", processes=2).micro_batch_size == 16
 
 
-@pytest.mark.parametrize(("processes", "words"), [(1, "1 was"), (4, "4 were"), (16, "16 were"), (33, "33 were")])
+@pytest.mark.parametrize(("processes", "words"), [(1, "1 was"), (4, "4 were"), (8, "8 were"), (33, "33 were")])
 def test_processes_that_hold_no_whole_copy_of_the_model(processes: int, words: str) -> None:
     said = refusal("--model", "llama31-70b", on_gpu=True, processes=processes)
-    assert f"splits the model over 32 processes (tensor x pipeline x context parallel), and {words} started" in said
-    assert "NPROC=32" in said
+    sizes = "tensor 4 x pipeline 4 x context 1 parallel"
+    assert f"llama31-70b is split over 16 processes ({sizes}), and {words} started" in said
+    assert "NPROC=16" in said
+
+
+def test_nemotron_needs_its_tensor_and_expert_parallel_processes() -> None:
+    said = refusal("--model", "nemotron3-nano", on_gpu=True, processes=4)
+    assert "split over 8 processes (tensor 4 x pipeline 1 x context 1, expert 8 parallel), and 4 were started" in said
+    assert resolve("--model", "nemotron3-nano", on_gpu=True, processes=8).tensor_parallel == 4
+
+
+def test_nvfp4_is_not_split_by_context() -> None:
+    said = refusal("--context-parallel", "2", on_gpu=True, processes=2)
+    assert "NaN gradient norms (Megatron-Bridge issues 1865 and 2051)" in said and "--tensor-parallel" in said
+    assert resolve(on_gpu=True, processes=2).context_parallel == 1  # whatever the recipe says
+    assert resolve("--context-parallel", "2", "--disable-fp4", on_gpu=True, processes=2).context_parallel == 2
+
+
+def test_the_tuned_preset_wants_a_gpu_and_static_shapes() -> None:
+    assert resolve("--tuned", on_gpu=True).tuned and not resolve(on_gpu=True).tuned
+    assert "the CPU runtime has no CUDA graphs" in refusal("--tuned")
+    assert "reference quantizer" in refusal("--tuned", "--emulate", on_gpu=True)
+    assert "experts" in refusal("--tuned", "--model", "nemotron3-nano", on_gpu=True, processes=8)
+
+
+def test_an_override_that_a_flag_also_sets_is_that_flag() -> None:
+    chosen = resolve("train.train_iters=20", "model.seq_length=64", "optimizer.lr=1e-4", "model.num_layers=2")
+    assert (chosen.train_iters, chosen.sequence_length, chosen.num_layers) == (20, 64, 2)
+    assert chosen.overrides == ("optimizer.lr=1e-4",)
+    assert chosen.bf16_tail_layers == 1 and resolve(*settings.as_flags(chosen)) == chosen
+    assert resolve("--train-iters", "20", "train.train_iters=20").train_iters == 20
+    said = refusal("--train-iters", "50", "train.train_iters=20")
+    assert "--train-iters 50 and an override that says 20 are one setting with two values" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("optimizer.lr",), "unrecognized arguments: optimizer.lr; an override is section.field=value"),
+        (("lr=3",), "'lr=3' is not an override: write section.field=value"),
+        (("+model.x=3",), "without + or ~"),
+        (("train.train_iters=ten",), "train.train_iters=ten: 'ten' is not a whole number"),
+        (("model.num_layers=0",), "--num-layers is 0; it must be at least 1"),
+        (("model.seq_length=64", "dataset.seq_length=32"), "one setting with two values, --seq-length; drop one"),
+        (("dataset.blend=x",), "dataset.blend cannot be overridden: use --data"),
+        (("mixed_precision.fp4=null",), "--precision decides it"),
+        (("--config", "nowhere.yaml"), "--config nowhere.yaml cannot be read: No such file"),
+        (("--plugin", "nowhere.py"), "--plugin nowhere.py cannot be read: No such file"),
+    ],
+)
+def test_wrong_changes(flags: tuple[str, ...], words: str) -> None:
+    assert words in refusal(*flags)
 
 
 @pytest.mark.parametrize(
@@ -229,10 +279,13 @@ def test_as_flags_gives_the_same_settings_wherever_it_is_parsed(flags: tuple[str
 def test_as_flags_names_every_setting(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest_train_state.pt").touch()
-    given = ("--save", "2", "--resume", str(tmp_path), "--run-dir", str(tmp_path / "next"))
+    (tmp_path / "c.yaml").write_text("optimizer: {lr: 0.1}")
+    (tmp_path / "p.py").write_text("callbacks = []")
+    files = ("--config", str(tmp_path / "c.yaml"), "--plugin", str(tmp_path / "p.py"))
+    given = ("--save", "2", "--resume", str(tmp_path), "--run-dir", str(tmp_path / "next"), *files)
     flags = settings.as_flags(resolve(*given))
     known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
-    assert set(flags[::2]) == known - {"-h", "--help", "--disable-fp4", "--emulate"}
+    assert set(flags[::2]) == known - {"-h", "--help", "--disable-fp4", "--emulate", "--tuned"}
     assert resolve(*flags) == resolve(*given)
 
 
@@ -245,7 +298,7 @@ def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
 
 def test_the_launcher_may_leave_flags_out() -> None:
     args: Namespace = settings.parser("x").parse_args([])
-    left_out = {"disable_fp4", "emulate", "seed", "cache_dir"}
+    left_out = {"disable_fp4", "emulate", "tuned", "cache_dir"}
     assert all(value is None for name, value in vars(args).items() if name not in left_out)
 
 

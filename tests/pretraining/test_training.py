@@ -66,6 +66,26 @@ def resumed(train, runs, tmp_path_factory) -> dict[str, Path]:
     return in_both(second_half)
 
 
+TWICE = """\
+import torch
+from megatron.bridge.training.callbacks import Callback
+
+class Seen(Callback):
+    def on_train_step_end(self, context):
+        print("the plugin saw step", context.state.train_state.step)
+
+callbacks = [Seen()]
+
+def loss(loss_mask, output_tensor):
+    mask = loss_mask.view(-1).float()
+    total, tokens = 2 * (output_tensor.view(-1).float() * mask).sum(), mask.sum().int()
+    return total, tokens, {"lm loss": torch.stack([total.detach(), tokens.float()])}
+
+def configure(config):
+    config.optimizer.min_lr = 1e-3
+"""
+
+
 @pytest.fixture(scope="session")
 def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path, subprocess.CompletedProcess[str]]]:
     """Further runs, two at a time."""
@@ -73,11 +93,17 @@ def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path,
     (root / "data").mkdir()
     own = make_dataset(root / "data" / "corpus", tokens=20_000)
     short = make_dataset(root / "data" / "short", tokens=100)
+    plugin, failing = root / "twice.py", root / "failing.py"
+    plugin.write_text(TWICE)
+    failing.write_text(TWICE + "    1 / 0\n")
     flags = {
         "another seed": ("--seed", "7", "--train-iters", "2"),
         "own data": ("--data", f"{own}.bin", "--train-iters", "2"),
         "short data": ("--data", short),
         "at its end": ("--resume", str(runs["bf16"])),
+        "its config": ("--config", str(runs["bf16"] / record.CONFIG)),
+        "plugin": ("--plugin", str(plugin), "--train-iters", "2", "model.num_layers=2", "optimizer.adam_beta2=0.9"),
+        "failing plugin": ("--plugin", str(failing), "--train-iters", "2"),
     }
     with ThreadPoolExecutor(2) as pool:
         started = {
@@ -171,6 +197,32 @@ def test_the_same_seed_gives_the_same_run_to_the_last_digit(runs, repeats, preci
         assert [line[name] for line in first.train] == [line[name] for line in second.train]
     assert [line["loss"] for line in first.evaluations] == [line["loss"] for line in second.evaluations]
     assert first.parity == second.parity
+
+
+def test_a_runs_config_run_again_gives_the_same_losses(runs, others) -> None:
+    """Also the same facts: an unedited file changes nothing."""
+    folder, ended = others["its config"]
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    again, first = record.read_run(folder), record.read_run(runs["bf16"])
+    assert losses(again) == losses(first)
+    assert again.parity == first.parity and "overrides" not in again.parity
+
+
+def test_a_plugin_and_an_override_take_part_and_are_facts(runs, others) -> None:
+    folder, ended = others["plugin"]
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    run, plain = record.read_run(folder), record.read_run(runs["bf16"])
+    assert losses(run)[0] == pytest.approx(2 * losses(plain)[0], rel=0.05)  # its loss counts twice
+    assert (folder / record.LOG).read_text().count("the plugin saw step") == 2
+    assert run.parity["min_learning_rate"] == 1e-3 and run.parity["num_layers"] == 2
+    assert run.parity["overrides"] == {"optimizer.adam_beta2": "0.9"} and len(run.parity["plugin"]) == 12
+
+
+def test_a_failing_plugin_is_told_by_file_and_line(others) -> None:
+    folder, ended = others["failing plugin"]
+    assert ended.returncode == 2
+    cause = record.read_run(folder).outcome["cause"]
+    assert cause.endswith("failing.py:18: ZeroDivisionError: division by zero")
 
 
 def test_another_seed_gives_another_run(runs, others) -> None:

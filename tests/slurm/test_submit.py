@@ -12,6 +12,7 @@ import pytest
 from pretraining import record
 from pretraining.record import Verdict
 
+pytestmark = pytest.mark.slurm
 PROJECT = Path(__file__).resolve().parents[2]
 LONG = ("--train-iters", "100000", "--warmup-iters", "1", "--save", "5")
 DYING = """
@@ -198,7 +199,7 @@ def refused(head, words: str, *flags: str, code: int = 1, **fields: object) -> N
 
 def test_what_slurm_refuses(head) -> None:
     refused(head, "`sinfo` lists the partitions", partition="nowhere")
-    refused(head, "`sinfo` says how many nodes", "--nodes", "3", "--global-batch-size", "9", "--micro-batch-size", "3")
+    refused(head, "fewer NODES", "--nodes", "3", "--global-batch-size", "9", "--micro-batch-size", "3")
 
 
 def test_an_unreachable_head_node(head) -> None:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 SECONDS = 60
 CONNECT_SECONDS = 10
@@ -59,6 +60,10 @@ class Head:
         if check and ended.returncode:
             raise ClusterError(explain(_last(ended.stderr or ended.stdout) or f"{words[0]} failed"))
         return ended
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a file there. Raises ClusterError with the system's words."""
+        self.run("sh", "-c", 'cat > "$1"', "sh", str(path), text=text)
 
     def __str__(self) -> str:
         return self.host or "this machine"

@@ -131,7 +131,7 @@ def main() -> int:
         answer = {
             "job": (task.handle or "").rpartition("/")[2] or None,
             "state": str(task.state.name) if sys.argv[1] != "show" else None,
-            "script": str(folder / f"{executor.job_name}_sbatch.sh"),
+            "script": str(folder / f"{task.executor.job_name}_sbatch.sh"),
             "folder": str(folder),
         }
     with contextlib.suppress(OSError):

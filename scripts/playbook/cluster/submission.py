@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,16 @@ from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 
 NEMO = Path(__file__).resolve().with_name("nemo.py")
+SCHEDULED_SECONDS = 2.0
+# Reasons for which Slurm keeps a job waiting for ever, unless it is set up to refuse it at once.
+NEVER = {
+    "PartitionNodeLimit": "the partition has not as many nodes: fewer NODES; `sinfo -o '%P %D'` lists them",
+    "PartitionConfig": "the partition has no such nodes: fewer NODES or GPUs; `sinfo -o '%P %D %c %G'` lists them",
+    "PartitionTimeLimit": "the partition's time limit is lower: `sinfo -o '%P %l'` lists it; lower time in cluster.yaml",
+    "BadConstraints": "no node is like that: fewer NODES or GPUs, or another constraint in cluster.yaml",
+    "InvalidAccount": "that is no account of yours: `sacctmgr show assoc user=$USER` lists them",
+    "InvalidQOS": "that is no quality of service of yours: `sacctmgr show qos` lists them",
+}
 HOME = ".submitted"  # below the runs: NeMo-Run's scripts and logs, one folder a job
 
 
@@ -33,9 +44,7 @@ def planned(args: argparse.Namespace, cluster: Cluster) -> plan.Plan:
     if args.nodes < 1 or args.nproc < 1:
         raise UsageError(f"NODES={args.nodes} NPROC={args.nproc}: at least one of each is needed")
     if cluster.gpus and args.nproc > cluster.gpus:
-        raise UsageError(
-            f"NPROC={args.nproc} is over the {cluster.gpus} GPUs a node of cluster.yaml (gpus:)"
-        )
+        raise UsageError(f"NPROC={args.nproc} is over the {cluster.gpus} GPUs a node of cluster.yaml (gpus:)")
     processes = args.nodes * args.nproc
     chosen = settings.resolve(args, on_gpu=cluster.gpus > 0, processes=processes)
     folder = chosen.run_dir or cluster.runs_folder / record.run_name(chosen.precision.name, chosen.model.name)
@@ -91,14 +100,15 @@ def check(cluster: Cluster, folder: Path) -> None:
         head.run("sbatch", "--version")
         state = head.run("scontrol", "ping", check=False)
         if "is UP" not in state.stdout:
-            raise ClusterError(explain(state.stderr.strip() or state.stdout.strip() or "Slurm does not answer"))
+            said = (state.stderr.strip() or state.stdout.strip() or "nothing").splitlines()[0]
+            raise ClusterError(f"Slurm's controller does not answer: scontrol ping on {head} says {said!r}; try later")
     for name in (record.JOB, record.ENVIRONMENT, record.OUTCOME):
         if head.run("test", "-e", str(folder / name), check=False).returncode == 0:
             raise UsageError(f"--run-dir {folder} already holds a run or a submitted job; name another, or `make jobs`")
     beside = folder.parent / f".{folder.name}.{os.getpid()}"
     try:
         head.run("mkdir", "-p", str(folder.parent))
-        head.run("dd", f"of={beside}", "conv=fsync", text="x" * 4096)
+        head.write(beside, "x" * 4096)
     except ClusterError as error:
         raise ClusterError(
             f"{folder.parent} on {head} cannot be written to: {error}\n  "
@@ -169,10 +179,26 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
         "restarts": cluster.restarts,
     }
     _put(head, folder / record.JOB, submitted)
+    if cluster.executor == "slurm" and (never := _never_starts(head, answer["job"])):
+        head.run("scancel", answer["job"])
+        head.run("rm", "-rf", str(folder))
+        raise ClusterError(never)
     return submitted
 
 
+def _never_starts(head: Head, number: str) -> str:
+    """Why Slurm has taken the job and will not start it, "" where it may."""
+    deadline = time.monotonic() + SCHEDULED_SECONDS
+    while time.monotonic() < deadline:
+        said = head.run("squeue", "-h", "-j", number, "-o", "%T %r", check=False).stdout.split()
+        state, reason = (*said, "", "")[:2]
+        if state != "PENDING" or reason not in ("None", "Priority"):
+            return NEVER.get(reason, "") if state == "PENDING" else ""
+        time.sleep(0.2)
+    return ""
+
+
 def _put(head: Head, path: Path, content: dict[str, Any]) -> None:
-    beside = f"{path}.new"
-    head.run("dd", f"of={beside}", text=json.dumps(content, indent=2, default=str) + "\n")
-    head.run("mv", beside, str(path))
+    beside = path.with_name(f"{path.name}.new")
+    head.write(beside, json.dumps(content, indent=2, default=str) + "\n")
+    head.run("mv", str(beside), str(path))

@@ -1,0 +1,179 @@
+# ruff: noqa: E402 - cpu.enable() comes before the imports of Megatron
+"""Run by the tests with one version of Megatron-Bridge: every model in every precision, built, validated, read back.
+
+    python contract.py ANSWERS.json
+
+No weights are made. Transformer Engine is a stand-in that has a version and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pretraining import cpu
+
+cpu.enable()
+
+from megatron.bridge.training.config import ConfigContainer, runtime_config_update
+
+from pretraining import changes, models, precision, settings, versions
+
+RUN = Path("/nowhere/run")
+
+
+def settings_of(*flags: str) -> tuple[settings.Settings, int]:
+    """Settings of a command line on GPUs, on as few processes as hold the model."""
+    args = settings.parser("contract").parse_args(list(flags))
+    processes = settings.processes_a_copy(args, on_gpu=True)
+    return settings.resolve(args, on_gpu=True, processes=processes), processes
+
+
+def built(*flags: str) -> tuple[settings.Settings, ConfigContainer, int]:
+    """The config of a command line, and the processes it is for."""
+    chosen, processes = settings_of(*flags)
+    config, _ = changes.configured(chosen, RUN, None, builtin=None, on_gpu=True, processes=processes)
+    return chosen, config, processes
+
+
+def validated(config: ConfigContainer, processes: int) -> None:
+    """What `pretrain()` does to a config first."""
+    # Kernels of Transformer Engine's, and the stand-in has none.
+    config.model.apply_rope_fusion = config.model.moe_permute_fusion = False
+    os.environ["WORLD_SIZE"] = str(processes)
+    runtime_config_update(config)
+
+
+def asked(chosen: settings.Settings) -> dict[str, Any]:
+    """Each field that the playbook sets, and its value."""
+    model, row = chosen.model, chosen.precision
+    words = model.hf_config["vocab_size"]
+    eval_section = versions.evaluation_section()
+    wanted = {
+        "train.train_iters": chosen.train_iters,
+        "train.global_batch_size": chosen.global_batch_size,
+        "train.micro_batch_size": chosen.micro_batch_size,
+        "scheduler.lr_warmup_iters": chosen.warmup_iters,
+        "scheduler.lr_decay_iters": chosen.train_iters,
+        "model.seq_length": chosen.sequence_length,
+        "dataset.seq_length": chosen.sequence_length,
+        "rng.seed": chosen.seed,
+        "dataset.random_seed": chosen.seed,
+        "dataset.blend": None,
+        "dataset.blend_per_split": None,
+        "model.vocab_size": words,
+        "tokenizer.vocab_size": words,
+        "model.num_layers": chosen.num_layers,
+        "model.tensor_model_parallel_size": chosen.tensor_parallel,
+        "model.pipeline_model_parallel_size": chosen.pipeline_parallel,
+        "model.context_parallel_size": 1,
+        f"{eval_section}.eval_iters": 0,
+        f"{eval_section}.eval_interval": chosen.train_iters + 1,
+        "checkpoint.save": None,
+        "checkpoint.load": None,
+        "logger.log_interval": 1,
+        "logger.tensorboard_dir": None,
+        "model.bf16": True,
+        "model.fp4": "e2m1" if row.name == "nvfp4" else None,
+        "model.fp8": None if row.name in ("bf16", "nvfp4") else config_of_preset(row).fp8,
+    }
+    if row.name != "bf16":
+        kept = chosen.bf16_head_layers + chosen.bf16_tail_layers > 0
+        wanted |= {
+            "model.first_last_layers_bf16": kept,
+            "model.num_layers_at_start_in_bf16": chosen.bf16_head_layers,
+            "model.num_layers_at_end_in_bf16": chosen.bf16_tail_layers,
+        }
+    return wanted
+
+
+def config_of_preset(row: precision.Precision) -> Any:
+    """The preset, untouched."""
+    from megatron.bridge.training import mixed_precision
+
+    return getattr(mixed_precision, row.preset)()
+
+
+def lost(config: ConfigContainer, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The fields of which something else is read back, with that."""
+    from pretraining import fields
+
+    answer = {}
+    for name, value in wanted.items():
+        section, _, last = name.partition(".")
+        known = last in fields.field_names(getattr(config, section))
+        found = fields.read_field(config, name)
+        if not known or found != value:
+            answer[name] = {"wanted": value, "found": str(found) if known else "no such field"}
+    return answer
+
+
+def every_config() -> dict[str, Any]:
+    """For "model precision": the fields that were lost, {} where none was."""
+    answer: dict[str, Any] = {}
+    for name in models.MODELS:
+        for row in precision.PRECISIONS:
+            try:
+                chosen, config, processes = built("--model", name, "--precision", row, "--data", "mock")
+                validated(config, processes)
+                answer[f"{name} {row}"] = lost(config, asked(chosen))
+            except Exception:
+                answer[f"{name} {row}"] = {"error": traceback.format_exc()[-1500:]}
+    return answer
+
+
+def words() -> dict[str, int]:
+    """The vocabulary that mock-data models end up with: 0.6 would take a tokenizer's 32,000."""
+    answer = {}
+    for name in ("llama31-8b", "llama32-1b", "llama3-8b"):
+        _, config, processes = built("--model", name)
+        validated(config, processes)
+        answer[name] = config.model.vocab_size
+    return answer
+
+
+def gathers() -> dict[str, str]:
+    """In which format each preset stores and gathers weights."""
+    answer = {}
+    for name, row in precision.PRECISIONS.items():
+        preset = config_of_preset(row)
+        quantized = {"FP8": preset.fp8_param_gather, "FP4": getattr(preset, "fp4_param_gather", False)}
+        answer[name] = next((kind for kind, on in quantized.items() if on), "BF16")
+    return answer
+
+
+def tuned() -> dict[str, Any]:
+    """What the tuned preset comes to, after Megatron's own checks of it."""
+    _, config, processes = built("--tuned", "--precision", "nvfp4", "--model", "llama31-8b")
+    validated(config, processes)
+    scope = getattr(config.model, "cuda_graph_scope", None) or []
+    return {
+        "impl": config.model.cuda_graph_impl,
+        "scope": [each.name for each in scope],
+        "rng": (config.model.use_te_rng_tracker, config.rng.te_rng_tracker),
+        "checks": (config.rerun_state_machine.check_for_nan_in_loss, config.ddp.check_for_nan_in_grad),
+        "tail": config.model.num_layers_at_end_in_bf16,
+    }
+
+
+def main() -> None:
+    """Write the answers."""
+    answers: dict[str, Any] = {"versions": versions.installed(), "import_seconds": time.process_time()}
+    for question in (every_config, words, gathers, tuned):
+        try:
+            answers[question.__name__] = question()
+        except Exception:
+            answers[question.__name__] = {"error": traceback.format_exc()}
+    answers["cpu_seconds"] = time.process_time()
+    answers["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path(sys.argv[1]).write_text(json.dumps(answers, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()

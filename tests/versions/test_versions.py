@@ -1,0 +1,79 @@
+"""The contract with each Megatron-Bridge from 0.3 to 0.6: `make test-versions`, because the packages are gigabytes.
+
+One process a version answers all questions, see contract.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import version_environments as environments
+
+from pretraining.models import MODELS
+from pretraining.precision import PRECISIONS
+
+pytestmark = pytest.mark.versions
+
+VERSIONS = (environments.OWN, *environments.NEWER)
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def answers(request: pytest.FixtureRequest, environment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one version answers. Skipped, with the reason printed, where it cannot be had."""
+    version = request.param
+    try:
+        python, folders = environments.command_of(version)
+    except environments.Missing as missing:
+        print(f"\nnot tested: {missing}")
+        pytest.skip(str(missing))
+    path = tmp_path_factory.mktemp("versions") / "answers.json"
+    variables = environment()
+    variables["PYTHONPATH"] = os.pathsep.join([*folders, variables["PYTHONPATH"]])
+    contract = Path(__file__).with_name("contract.py")
+    ended = subprocess.run(
+        [python, str(contract), str(path)],
+        env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = json.loads(path.read_text())
+    print(f"\n{version}: {found['versions']}, {found['cpu_seconds']:.1f} s, {found['peak_bytes'] / 1e9:.2f} GB")
+    return {"version": version, **found}
+
+
+def test_the_version_is_the_one_asked_for(answers) -> None:
+    assert answers["versions"]["megatron-bridge"] == answers["version"]
+
+
+def test_every_model_in_every_precision_is_read_back_as_it_was_set(answers) -> None:
+    found = answers["every_config"]
+    assert set(found) == {f"{model} {precision}" for model in MODELS for precision in PRECISIONS}
+    assert {name: lost for name, lost in found.items() if lost} == {}
+
+
+def test_mock_data_changes_no_vocabulary(answers) -> None:
+    assert answers["words"] == {"llama31-8b": 128256, "llama32-1b": 128256, "llama3-8b": 128256}
+
+
+def test_how_presets_gather_weights_is_as_the_table_says(answers) -> None:
+    version = tuple(int(part) for part in answers["version"].split("."))
+    assert answers["gathers"] == {
+        name: row.gather if version >= row.gather_since else "BF16" for name, row in PRECISIONS.items()
+    }
+
+
+def test_the_tuned_preset_is_one_graph_an_iteration(answers) -> None:
+    found = answers["tuned"]
+    assert (found["impl"], found["scope"]) in (("local", ["full_iteration"]), ("full_iteration", []))
+    assert found["rng"] == [True, True] and found["checks"] == [False, False]
+    assert found["tail"] == 4  # tuned for speed, and still the recipe
+
+
+def test_a_config_is_built_in_seconds_and_without_weights(answers) -> None:
+    """All of them, the 405B model's too, imports included."""
+    assert answers["cpu_seconds"] < 15
+    assert answers["peak_bytes"] < 2e9

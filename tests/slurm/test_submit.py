@@ -113,15 +113,33 @@ def check_resumed(first: Path, second: Path) -> None:
             assert line["loss"] == again[line["iteration"]]
 
 
-def test_a_preempted_job_starts_again_and_resumes(head, until) -> None:
-    folder = head.submit("preempted", *LONG)
+def test_a_preempted_job_starts_again_and_resumes(head, until, make_dataset) -> None:
+    (head.shared / "data").mkdir()
+    prefix = make_dataset(head.shared / "data" / "corpus", tokens=200_000)
+    folder = head.submit("preempted", *LONG, "--data", prefix, "--cache-dir", str(head.shared / "cache"))
     second = folder.with_name("preempted-restart1")
     until(lambda: iterations(folder) >= 8)
     head.slurm.run("sbatch", "-p", "urgent", "-N2", "--wrap", "sleep 1", "--output=/dev/null")
     until(lambda: iterations(second) >= 3)
     check_resumed(folder, second)
+    index = {path.name: path.stat().st_mtime for path in (head.shared / "cache" / "index").iterdir()}
+    assert index and max(index.values()) < (second / record.ENVIRONMENT).stat().st_mtime  # built once, and used again
+    beside = {path.name for path in (head.shared / "data").iterdir()}
+    assert beside == {"corpus.bin", "corpus.idx"}
     assert "(restart 1)" in head.run("jobs").stdout
     assert head.run("cancel", "--run", "preempted").returncode == 0
+
+
+def test_data_that_a_node_does_not_see(head, until, make_dataset, tmp_path: Path) -> None:
+    prefix = make_dataset(tmp_path / "corpus", tokens=20_000)
+    folder = head.submit("blind", "--data", prefix, sbatch={"begin": "now+2"})
+    Path(f"{prefix}.idx").unlink()
+    until(lambda: (folder / record.OUTCOME).exists())
+    run = record.read_run(folder)
+    assert run.verdict is Verdict.FAILED and run.train == []
+    assert "cannot see --data" in run.outcome["cause"] and f"{prefix}.idx" in run.outcome["cause"]
+    assert head.run("logs", "--run", "blind").returncode == 1
+    assert not head.jobs()
 
 
 def test_a_lost_node_starts_the_job_again(head, until) -> None:

@@ -99,6 +99,6 @@ def _check(cluster: Cluster, path: Path) -> None:
     runs = str(cluster.runs_folder)
     if not cluster.runs_folder.is_absolute() or re.search(r"\s|/nemo_run\b", runs):
         raise UsageError(
-            f"{path}: runs is {runs!r}; it must be an absolute path, the same on every node, without spaces and without "
+            f"{path}: runs is {runs!r}; it must be an absolute path, the same on every node, without spaces or "
             "/nemo_run in it, which NeMo-Run's scripts do not stand"
         )

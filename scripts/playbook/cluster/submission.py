@@ -27,7 +27,7 @@ SCHEDULED_SECONDS = 2.0
 NEVER = {
     "PartitionNodeLimit": "the partition has not as many nodes: fewer NODES; `sinfo -o '%P %D'` lists them",
     "PartitionConfig": "the partition has no such nodes: fewer NODES or GPUs; `sinfo -o '%P %D %c %G'` lists them",
-    "PartitionTimeLimit": "the partition's time limit is lower: `sinfo -o '%P %l'` lists it; lower time in cluster.yaml",
+    "PartitionTimeLimit": "the partition's time limit (`sinfo -o '%P %l'`) is lower: lower time in cluster.yaml",
     "BadConstraints": "no node is like that: fewer NODES or GPUs, or another constraint in cluster.yaml",
     "InvalidAccount": "that is no account of yours: `sacctmgr show assoc user=$USER` lists them",
     "InvalidQOS": "that is no quality of service of yours: `sacctmgr show qos` lists them",

@@ -26,6 +26,7 @@ from pretraining.record import Verdict
 
 SCRIPT = Path(__file__).resolve().with_name("pretrain_llama.py")
 VERDICT_SECONDS = 3.0
+SHUTDOWN_SECONDS = "300"  # torch.distributed.run's patience with processes that save (PyTorch 2.12 and later)
 FIRST_PORT, PORTS = 20_000, 10_000
 
 
@@ -99,7 +100,8 @@ def _watch(command: list[str], folder: Path, where: str) -> int:
         asked_to_end.append(number)
         process.send_signal(signal.SIGTERM)
 
-    process = subprocess.Popen(command)
+    # What else ends a process that cannot save is in `ending.py`; one that can may take its time.
+    process = subprocess.Popen(command, env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SHUTDOWN_SECONDS, **os.environ})
     signal.signal(signal.SIGTERM, pass_on)
     code = process.wait()
     if asked_to_end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 REPEAT_SECONDS = 0.5
-STUCK_SECONDS = 8.0
+STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
 _TRACEBACK_LINES = 40
 # What gloo and NCCL say on the ranks that another one leaves behind.
 _LOST_PARTNER = re.compile(
@@ -48,11 +49,9 @@ def interrupt_on_sigterm() -> None:
     A thread that waits in C for a partner that is gone has no next bytecode: such a process ends without a verdict
     after STUCK_SECONDS.
     """
-    handled = threading.Event()
-    _end_where_stuck(handled)
+    _end_where_stuck()
 
     def handler(number: int, frame: FrameType | None) -> None:
-        handled.set()
         for each in (signal.SIGTERM, signal.SIGINT):  # one is enough: a second must not interrupt the verdict
             signal.signal(each, signal.SIG_IGN)
         name = signal.Signals(number).name
@@ -69,16 +68,19 @@ def interrupt_on_sigterm() -> None:
     signal.signal(signal.SIGINT, handler)  # also where the launcher was started in the background, which ignores it
 
 
-def _end_where_stuck(handled: threading.Event) -> None:
+def _end_where_stuck() -> None:
     """Watch for a signal that Python never comes to handle. The C half of its handler writes to a socket at once."""
     told, tell = socket.socketpair()
     tell.setblocking(False)
     signal.set_wakeup_fd(tell.detach(), warn_on_full_buffer=False)
+    alive = threading.Event()
+    answer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: alive.set() or 0)
 
     def watch() -> None:
         while told.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
             pass
-        if not handled.wait(STUCK_SECONDS):
+        ctypes.pythonapi.Py_AddPendingCall(answer, None)  # the main thread's next bytecode, whoever handles the signal
+        if not alive.wait(STUCK_SECONDS):
             os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()

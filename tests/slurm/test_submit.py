@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from playbook.cluster.config import Cluster
 from pretraining import record
 from pretraining.record import Verdict
 
@@ -273,3 +275,26 @@ def test_a_dry_run_for_a_container(head) -> None:
     mounts = next(line for line in ended.stdout.splitlines() if "--container-mounts" in line)
     assert "/data" in mounts and f"{head.runs}:{head.runs}" in mounts
     assert "export A_B='two words'" in ended.stdout
+
+
+@pytest.mark.parametrize("executor", ["kubeflow", "skypilot"])
+def test_the_other_executors_take_what_cluster_yaml_says(head, executor: str) -> None:
+    """They are made, and no more: there is neither a Kubernetes nor a cloud here."""
+    own = {"executor": executor, "image": "nvcr.io/nvidia/nemo:26.04", "gpus": 8, "skypilot": {"cloud": "aws"}}
+    code = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import nemo, nemo_run
+job = json.loads(sys.argv[2])
+made = nemo.executor_of(job)
+print(type(made).__name__, made.num_nodes, made.gpus_per_node, nemo.script_of(nemo_run, job).path)
+"""
+    cluster = {**asdict(Cluster()), **own}
+    job = {"project": str(PROJECT), "environment": {}, "nodes": 2, "nproc": 8, "flags": [], "run_dir": "/runs/x"}
+    folder = PROJECT / "scripts" / "playbook" / "cluster"
+    python = PROJECT / ".venv" / "cluster" / "bin" / "python"
+    made = subprocess.run(
+        [str(python), "-c", code, str(folder), json.dumps({**job, "cluster": cluster})], capture_output=True, text=True
+    )
+    name = {"kubeflow": "KubeflowExecutor", "skypilot": "SkypilotExecutor"}[executor]
+    assert made.stdout.split() == [name, "2", "8", "/nemo_run/code/assets/pretrain_llama.py"], made.stderr

@@ -27,7 +27,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-ENTRY = "/nemo_run/code/assets/cluster_node.py"
+CODE = "/nemo_run/code/assets"
 # Slurm does not requeue a job that comes to its time limit. The job asks for it itself where its attempt was
 # interrupted while it still runs; one that is being cancelled is not running any more.
 _SETUP = """
@@ -59,10 +59,11 @@ def executor_of(job: dict[str, Any]) -> Any:
             namespace=given.get("namespace", "default"),
             image=cluster["image"],
             num_nodes=job["nodes"],
-            nprocs_per_node=1,
+            nprocs_per_node=job["nproc"],
             gpus_per_node=cluster["gpus"] or None,
             workdir_pvc=given.get("volume_claim"),
             workdir_pvc_path=given.get("mounted_at", "/runs"),
+            launcher="torchrun",
             packager=packager,
             env_vars=job["environment"],
         )
@@ -73,6 +74,8 @@ def executor_of(job: dict[str, Any]) -> Any:
         gpus=given.pop("gpu", None),
         gpus_per_node=cluster["gpus"] or None,
         num_nodes=job["nodes"],
+        torchrun_nproc_per_node=job["nproc"],
+        launcher="torchrun",
         packager=packager,
         env_vars=job["environment"],
         **given,
@@ -109,6 +112,15 @@ def _slurm(run: Any, job: dict[str, Any], packager: Any, environment: dict[str, 
     )
 
 
+def script_of(run: Any, job: dict[str, Any]) -> Any:
+    """What the executor starts: on Slurm our own launcher once a node, elsewhere NeMo-Run's torchrun the training."""
+    if job["cluster"]["executor"] == "slurm":
+        words = [job["cluster"]["python"], f"{CODE}/cluster_node.py", job["run_dir"], str(job["nproc"]), *job["flags"]]
+        return run.Script(inline=f"exec {shlex.join(words)}\n")
+    arguments = [*job["flags"], "--run-dir", job["run_dir"]]
+    return run.Script(path=f"{CODE}/pretrain_llama.py", entrypoint="python", args=arguments)
+
+
 def main() -> int:
     """Submit or show. What NeMo-Run prints goes to stderr; the answer is one line on stdout."""
     answer_to = os.dup(1)
@@ -118,8 +130,7 @@ def main() -> int:
     import nemo_run as run
 
     executor = executor_of(job)
-    words = [job["cluster"]["python"], ENTRY, job["run_dir"], str(job["nproc"]), *job["flags"]]
-    script = run.Script(inline=f"exec {shlex.join(words)}\n")
+    script = script_of(run, job)
     with run.Experiment(job["name"], executor=executor, log_level="ERROR") as experiment:
         experiment.add(script, name=job["name"], tail_logs=False)
         if sys.argv[1] == "show":

@@ -279,12 +279,15 @@ def test_a_dry_run_for_a_container(head) -> None:
 
 @pytest.mark.parametrize("executor", ["kubeflow", "skypilot"])
 def test_the_other_executors_take_what_cluster_yaml_says(head, executor: str) -> None:
-    """They are made, and no more: there is neither a Kubernetes nor a cloud here."""
+    """They have the fields that are set, and no more: there is neither a Kubernetes nor a cloud here."""
     own = {"executor": executor, "image": "nvcr.io/nvidia/nemo:26.04", "gpus": 8, "skypilot": {"cloud": "aws"}}
     code = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import nemo, nemo_run
+from nemo_run.core.execution import kubeflow, skypilot
+kubeflow._KUBERNETES_AVAILABLE = skypilot._SKYPILOT_AVAILABLE = True
+kubeflow.KubeflowExecutor._load_kube_clients = lambda self: None
 job = json.loads(sys.argv[2])
 made = nemo.executor_of(job)
 print(type(made).__name__, made.num_nodes, made.gpus_per_node, nemo.script_of(nemo_run, job).path)

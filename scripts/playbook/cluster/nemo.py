@@ -76,7 +76,7 @@ def executor_of(job: dict[str, Any]) -> Any:
         num_nodes=job["nodes"],
         torchrun_nproc_per_node=job["nproc"],
         launcher="torchrun",
-        packager=packager,
+        packager=run.GitArchivePackager(),  # it takes no other: what is not committed stays here
         env_vars=job["environment"],
         **given,
     )

@@ -24,7 +24,7 @@ from playbook import PROJECT
 from playbook.comparison import FILE as COMPARISON
 from playbook.comparison import is_comparison
 from playbook.megatron_log import looks_like_log
-from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, PLAN
+from pretraining.record import CHECKPOINTS, ENVIRONMENT, JOB, LOG, METRICS, OUTCOME, PLAN
 from pretraining.settings import RUNS
 
 MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
@@ -147,6 +147,8 @@ def _running(folder: Path) -> str:
     """
     if (folder / OUTCOME).exists():
         return ""
+    if (folder / JOB).exists():  # it may wait for days; following it writes its end
+        return "a job of a cluster that may still wait or run: `make jobs` says so, and records its end"
     environment = _environment(folder)
     pid = environment.get("pid")
     if environment.get("host") == socket.gethostname() and isinstance(pid, int) and pid > 0:

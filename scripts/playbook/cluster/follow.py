@@ -171,9 +171,11 @@ def logs(cluster: Cluster, name: str | None) -> int:
                 print(f"-- restarted: {present.name}", flush=True)
             folder, shown = present, 0
         text = job.head.run("tail", "-c", f"+{shown + 1}", str(folder / record.LOG), check=False).stdout
-        sys.stdout.write(text)
+        read = text.encode("utf-8", "surrogateescape")
         sys.stdout.flush()
-        shown += len(text.encode())
+        sys.stdout.buffer.write(read)
+        sys.stdout.buffer.flush()
+        shown += len(read)
         if job.over:
             break
         if job.state == "PENDING" and job.why != waiting:

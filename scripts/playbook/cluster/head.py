@@ -46,7 +46,13 @@ class Head:
             )
         try:
             ended = subprocess.run(
-                command, input=text or "", capture_output=True, text=True, timeout=SECONDS, check=False
+                command,
+                input=text or "",
+                capture_output=True,
+                timeout=SECONDS,
+                check=False,
+                text=True,
+                errors="surrogateescape",
             )
         except subprocess.TimeoutExpired:
             raise ClusterError(f"{words[0]} on {self} did not answer within {SECONDS} s; try again") from None

@@ -126,7 +126,7 @@ def main() -> int:
     answer_to = os.dup(1)
     os.dup2(2, 1)
     job = json.load(sys.stdin)
-    os.environ["NEMORUN_HOME"] = job["home"]
+    os.environ["NEMORUN_HOME"] = job["local_home"]
     import nemo_run as run
 
     executor = executor_of(job)

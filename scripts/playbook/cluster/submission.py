@@ -79,6 +79,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
         "run_dir": str(folder),
         "project": str(PROJECT),
         "home": str(cluster.runs_folder / HOME),
+        "local_home": str(PROJECT / ".cache" / "nemo_run" if cluster.host else cluster.runs_folder / HOME),
         "nodes": nodes,
         "nproc": nproc,
         "flags": settings.as_flags(replace(chosen, run_dir=None)),
@@ -124,15 +125,31 @@ def nemo(job: dict[str, Any], what: str) -> dict[str, Any]:
     Raises:
         ClusterError: with what Slurm said; no job is left behind.
     """
-    python = ensure("cluster")
-    ended = subprocess.run(
-        [str(python), str(NEMO), what], input=json.dumps(job), capture_output=True, text=True, check=False
+    process = subprocess.Popen(
+        [str(ensure("cluster")), str(NEMO), what],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C waits until it is known whether there is a job to take back
     )
-    lines = ended.stdout.strip().splitlines()
-    answer = json.loads(lines[-1]) if ended.returncode == 0 and lines else {}
+    try:
+        said, errors = process.communicate(json.dumps(job))
+    except KeyboardInterrupt:
+        said, errors = process.communicate()
+        if what == "submit" and (number := _answer(said).get("job")):
+            Head(job["cluster"]["host"]).run("scancel", number, check=False)
+        raise
+    answer = _answer(said) if process.returncode == 0 else {}
     if not answer or (what == "submit" and not answer["job"]):
-        raise ClusterError(_why(ended.stderr))
+        raise ClusterError(_why(errors))
     return answer
+
+
+def _answer(said: str) -> dict[str, Any]:
+    """What `nemo.py` printed, {} where it came to no answer."""
+    lines = said.strip().splitlines()
+    return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
 
 
 def _why(said: str) -> str:
@@ -165,8 +182,7 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
         _put(head, folder / record.PLAN, with_plan)
         answer = nemo(told, "submit")
     except BaseException:
-        head.run("rm", "-f", str(folder / record.PLAN), check=False)
-        head.run("rmdir", str(folder), check=False)
+        _take_back(head, folder)
         raise
     submitted = {
         "schema": record.SCHEMA,
@@ -181,9 +197,15 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     _put(head, folder / record.JOB, submitted)
     if cluster.executor == "slurm" and (never := _never_starts(head, answer["job"])):
         head.run("scancel", answer["job"])
-        head.run("rm", "-rf", str(folder))
+        _take_back(head, folder)
         raise ClusterError(never)
     return submitted
+
+
+def _take_back(head: Head, folder: Path) -> None:
+    """Remove what a submission wrote, and the folder where nothing else is in it."""
+    head.run("rm", "-f", str(folder / record.PLAN), str(folder / record.JOB), check=False)
+    head.run("rmdir", str(folder), check=False)
 
 
 def _never_starts(head: Head, number: str) -> str:

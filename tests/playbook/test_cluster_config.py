@@ -38,7 +38,7 @@ def test_it_is_made_on_first_use(tmp_path: Path, monkeypatch) -> None:
     [
         ("partion: batch", "unknown field 'partion': did you mean partition?"),
         ("gpus: many", "gpus is 'many', which is no int"),
-        ("time: 04:00:00", "put it in quotes"),
+        ("time: 4:00:00", "put it in quotes"),
         ('time: "soon"', "time is 'soon'"),
         ("executor: pbs", "executor is 'pbs'; one of slurm"),
         ("environment: {HF_TOKEN: hf_x}", "export it in your shell"),

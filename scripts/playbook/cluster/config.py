@@ -82,7 +82,7 @@ def _check(cluster: Cluster, path: Path) -> None:
     for name, kind in kinds.items():
         value = getattr(cluster, name)
         if not isinstance(value, kind):
-            hint = " (put it in quotes: YAML reads 04:00:00 as a number)" if name == "time" else ""
+            hint = " (put it in quotes: YAML reads 4:00:00 as a number)" if name == "time" else ""
             raise UsageError(f"{path}: {name} is {value!r}, which is no {kind.__name__}{hint}")
     if cluster.executor not in EXECUTORS:
         raise UsageError(f"{path}: executor is {cluster.executor!r}; one of {', '.join(EXECUTORS)}")

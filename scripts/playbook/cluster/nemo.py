@@ -1,6 +1,6 @@
 """NeMo-Run's part: a job, as JSON on standard input, becomes an experiment with one script. Runs in .venv/cluster.
 
-    nemo.py submit|show       prints {"job": "17", "script": "/path/of/the/batch/script", "folder": "..."}
+    nemo.py submit|show       with NEMORUN_HOME set; prints {"job": "17", "script": "...", "folder": "..."}
 
 Nothing else of the project imports NeMo-Run, so that its 123 packages stay in an environment of their own. What it
 needs to be told, because its defaults would surprise:
@@ -125,10 +125,9 @@ def main() -> int:
     """Submit or show. What NeMo-Run prints goes to stderr; the answer is one line on stdout."""
     answer_to = os.dup(1)
     os.dup2(2, 1)
-    job = json.load(sys.stdin)
-    os.environ["NEMORUN_HOME"] = job["local_home"]
-    import nemo_run as run
+    import nemo_run as run  # before the job is known: it takes seconds, in which the launcher makes sure of the rest
 
+    job = json.load(sys.stdin)
     executor = executor_of(job)
     script = script_of(run, job)
     with run.Experiment(job["name"], executor=executor, log_level="ERROR") as experiment:

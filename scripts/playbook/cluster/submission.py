@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -119,20 +120,30 @@ def check(cluster: Cluster, folder: Path) -> None:
         head.run("rm", "-f", str(beside), check=False)
 
 
-def nemo(job: dict[str, Any], what: str) -> dict[str, Any]:
+def nemo(job: dict[str, Any], what: str, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Have NeMo-Run submit the job ("submit") or only write its script ("show").
+
+    Args:
+        meanwhile: done while NeMo-Run is imported, which takes seconds, and before it is told anything.
 
     Raises:
         ClusterError: with what Slurm said; no job is left behind.
     """
     process = subprocess.Popen(
         [str(ensure("cluster")), str(NEMO), what],
+        env={**os.environ, "NEMORUN_HOME": job["local_home"]},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C waits until it is known whether there is a job to take back
     )
+    try:
+        meanwhile()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
     try:
         said, errors = process.communicate(json.dumps(job))
     except KeyboardInterrupt:
@@ -169,20 +180,23 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     """
     folder = job.settings.run_dir
     assert folder is not None
-    check(cluster, folder)
     told = job_of(job, cluster, nodes, nproc)
     head = Head(cluster.host)
-    if (
-        head.run("mkdir", str(folder), check=False).returncode
-        and head.run("test", "-e", str(folder / record.PLAN), check=False).returncode == 0
-    ):
-        raise UsageError(f"{folder} was made by another submission just now: try again")
-    with_plan = job.described(["srun", cluster.python, "assets/cluster_node.py", *told["flags"]])
+    ours = []
+
+    def make_folder() -> None:
+        check(cluster, folder)
+        made = head.run("mkdir", str(folder), check=False).returncode == 0
+        if not made and head.run("test", "-e", str(folder / record.PLAN), check=False).returncode == 0:
+            raise UsageError(f"{folder} was made by another submission just now: try again")
+        ours.append(folder)
+        _put(head, folder / record.PLAN, job.described(["srun", cluster.python, "cluster_node.py", *told["flags"]]))
+
     try:
-        _put(head, folder / record.PLAN, with_plan)
-        answer = nemo(told, "submit")
+        answer = nemo(told, "submit", make_folder)
     except BaseException:
-        _take_back(head, folder)
+        if ours:
+            _take_back(head, folder)
         raise
     submitted = {
         "schema": record.SCHEMA,

@@ -2,7 +2,8 @@
 
 Ranks wait for one another in every step, so their whole step times are equal. Their own part is what comes before the
 gradients are reduced over the data-parallel ranks: forward and backward. It holds waiting for tensor- and
-pipeline-parallel partners, so within one copy of the model a slow rank shows in all of them.
+pipeline-parallel partners, so within one copy of the model a slow rank shows in all of them. Pipeline stages have
+unlike work: a rank is compared with those of its own stage.
 """
 
 from __future__ import annotations
@@ -55,11 +56,14 @@ class OwnTime:
             self._seconds.append(_between(self._began, self._computed))
 
     def slowest(self) -> dict[str, Any] | None:
-        """The slowest rank where it is more than 5 % over the median of all; every rank must ask.
+        """The slowest rank where it is more than 5 % over the median of its stage; every rank must ask.
 
         Returns:
-            `rank`, `host`, `local_rank`, `own_s` (its median, seconds a step) and `over_median` (0.12 is 12 %).
+            `rank`, `host`, `local_rank`, `stage`, `own_s` (its median, seconds a step) and
+            `over_median` (0.12 is 12 %).
         """
+        from megatron.core import parallel_state
+
         settled = self._seconds[SKIPPED:]
         processes = torch.distributed.get_world_size()
         if processes == 1:
@@ -68,6 +72,7 @@ class OwnTime:
             "rank": torch.distributed.get_rank(),
             "host": socket.gethostname(),
             "local_rank": int(os.environ.get("LOCAL_RANK", 0)),
+            "stage": parallel_state.get_pipeline_model_parallel_rank(),
             "own_s": statistics.median(settled) if settled else None,
         }
         ranks: list[Any] = [None] * processes
@@ -77,13 +82,15 @@ class OwnTime:
 
 def slowest_of(ranks: list[dict[str, Any]]) -> dict[str, Any] | None:
     """See `OwnTime.slowest`."""
-    timed = [rank for rank in ranks if rank["own_s"]]
-    if len(timed) < 2:
+    over = []
+    for rank in ranks:
+        alike = [other["own_s"] for other in ranks if other["stage"] == rank["stage"] and other["own_s"]]
+        if rank["own_s"] and len(alike) > 1:  # of two, the faster is the middle
+            over.append((rank["own_s"] / statistics.median_low(alike) - 1, rank))
+    if not over:
         return None
-    worst = max(timed, key=lambda rank: rank["own_s"])
-    middle = statistics.median_low(rank["own_s"] for rank in timed)  # of two, the faster
-    over = worst["own_s"] / middle - 1
-    return {**worst, "own_s": round(worst["own_s"], 6), "over_median": round(over, 4)} if over > NOTABLE else None
+    share, worst = max(over, key=lambda each: each[0])
+    return {**worst, "own_s": round(worst["own_s"], 6), "over_median": round(share, 4)} if share > NOTABLE else None
 
 
 def _now() -> Any:

@@ -92,6 +92,7 @@ def test_a_model_over_two_processes(one, start, on_two, kind: str) -> None:
     two = record.read_run(folder)
     check_the_same_work(two, one)
     assert two.parity[f"{kind}_parallel"] == 2
+    assert kind == "tensor" or "slowest_rank" not in two.outcome  # stages differ in work, and are not compared
     logs = {path.name for path in (folder / record.RANK_LOGS).iterdir()}
     assert logs == {"0000.log", "0001.log"}
     # Megatron prints iterations on the last rank; the rank's own log has them, the other's does not.

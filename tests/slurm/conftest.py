@@ -113,3 +113,13 @@ def until() -> Callable[..., None]:
             time.sleep(0.2)
 
     return wait
+
+
+@pytest.fixture(autouse=True)
+def an_empty_queue(head) -> Iterator[None]:
+    """No test leaves a job to the next."""
+    yield
+    head.slurm.run("scancel", "--user=root")
+    deadline = time.monotonic() + 30
+    while head.jobs() and time.monotonic() < deadline:
+        time.sleep(0.2)

@@ -100,17 +100,14 @@ class PrivateSlurm:
             return
         process = int(file.read_text())
         for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
-                deadline = time.monotonic() + seconds
-                while time.monotonic() < deadline:
-                    if self._database and self._database.pid == process:
-                        self._database.poll()
-                    os.kill(process, 0)
-                    time.sleep(0.05)
-            except ProcessLookupError:
-                file.unlink(missing_ok=True)
-                return
+            deadline = time.monotonic() + seconds
+            while _alive(process) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        file.unlink(missing_ok=True)
+        if self._database and self._database.pid == process:
+            self._database.wait()
 
     def kill_node(self, name: str) -> None:
         """End a node's daemon and everything that runs on it, as a power cut does."""
@@ -213,6 +210,14 @@ StoragePass=slurm
                 logs = "".join(path.read_text(errors="replace")[-600:] for path in (self.folder / "log").glob("*.log"))
                 raise Missing(f"{what} did not come up within {SECONDS} s:\n{logs}")
             time.sleep(0.1)
+
+
+def _alive(process: int) -> bool:
+    """Whether it runs; one that has ended and whose parent has not asked does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _descendants(ancestor: int) -> list[int]:

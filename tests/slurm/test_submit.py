@@ -122,7 +122,7 @@ def test_a_preempted_job_starts_again_and_resumes(head, until, make_dataset) -> 
     folder = head.submit("preempted", *LONG, "--data", prefix, "--cache-dir", str(head.shared / "cache"))
     second = folder.with_name("preempted-restart1")
     until(lambda: iterations(folder) >= 8)
-    head.slurm.run("sbatch", "-p", "urgent", "-N2", "--wrap", "sleep 1", "--output=/dev/null")
+    head.slurm.run("sbatch", "-p", "urgent", "-N2", "--exclusive", "--wrap", "sleep 1", "--output=/dev/null")
     until(lambda: iterations(second) >= 3)
     check_resumed(folder, second)
     index = {path.name: path.stat().st_mtime for path in (head.shared / "cache" / "index").iterdir()}

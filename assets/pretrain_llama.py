@@ -39,7 +39,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import changes, environment, recipes, text, versions
+    from pretraining import changes, config_file, environment, recipes, text, versions
     from pretraining.plugin import Plugin
     from pretraining.telemetry import Telemetry
 
@@ -50,11 +50,9 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         record.write_json(run.folder / record.ENVIRONMENT, described)
 
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
-    config, changed = changes.configured(
-        chosen, run.folder, plugin, builtin=builtin, on_gpu=on_gpu, processes=processes
-    )
+    config, changed = changes.configured(chosen, run.folder, plugin, builtin=builtin, processes=processes)
     if run.rank == 0:
-        (run.folder / record.CONFIG).write_text(changes.as_text(config, chosen, changed), encoding="utf-8")
+        config_file.save(run.folder / record.CONFIG, changes.as_text(config, chosen, changed))
     if not on_gpu:
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)

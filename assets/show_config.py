@@ -21,12 +21,12 @@ from pretraining import settings
 from pretraining.errors import UsageError
 
 
-def shown(chosen: settings.Settings, *, on_gpu: bool, processes: int) -> str:
+def shown(chosen: settings.Settings, processes: int) -> str:
     """The config file of a training.
 
     Args:
         chosen: the resolved command line.
-        on_gpu, processes: what it would have.
+        processes: that it would have.
     """
     from pretraining import cpu
 
@@ -38,7 +38,7 @@ def shown(chosen: settings.Settings, *, on_gpu: bool, processes: int) -> str:
     builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
     folder = chosen.run_dir or settings.PROJECT / settings.RUNS / "RUN"
-    config, changed = changes.configured(chosen, folder, plugin, builtin=builtin, on_gpu=on_gpu, processes=processes)
+    config, changed = changes.configured(chosen, folder, plugin, builtin=builtin, processes=processes)
     return changes.as_text(config, chosen, changed)
 
 
@@ -52,7 +52,7 @@ def main() -> int:
         chosen = settings.resolve(args, on_gpu=args.gpu, processes=args.processes)
         said = io.StringIO()  # by Megatron while it is imported: none of it is about this config
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            found = shown(chosen, on_gpu=args.gpu, processes=args.processes)
+            found = shown(chosen, args.processes)
     except UsageError as error:
         print(f"show_config.py: {error}", file=sys.stderr)
         return 2

@@ -29,7 +29,7 @@ CPU = "the CPU runtime"
 
 
 def configured(
-    chosen: Settings, run_dir: Path, plugin: Plugin | None, *, builtin: text.Text | None, on_gpu: bool, processes: int
+    chosen: Settings, run_dir: Path, plugin: Plugin | None, *, builtin: text.Text | None, processes: int
 ) -> tuple[ConfigContainer, dict[str, Change]]:
     """The config to train with: the playbook's, changed as the user asked for.
 
@@ -37,7 +37,6 @@ def configured(
         chosen: the resolved command line.
         run_dir, builtin, processes: see `recipes.build_config`.
         plugin: the loaded one, or None.
-        on_gpu: whether training runs on a GPU.
 
     Returns:
         The config, and each field that the file or an override set.
@@ -46,16 +45,20 @@ def configured(
         UsageError: from the plugin, or naming the field.
     """
 
-    def build(wanted: Settings) -> ConfigContainer:
+    def build(wanted: Settings, processes: int) -> ConfigContainer:
         config = recipes.build_config(wanted, run_dir, processes=processes, builtin=builtin)
         return plugin.configure(config) if plugin else config
 
-    config = build(chosen)
+    config = build(chosen, processes)
     changed = {}
     if chosen.config is not None:
         file = config_file.read(chosen.config)
-        saved_with = settings.of_the_file_alone(file, on_gpu=on_gpu, processes=processes, cache_dir=chosen.cache_dir)
-        for name, value in _edited(file, build(saved_with) if saved_with else config, saved_with).items():
+        saved_with = settings.of_the_file_alone(file, data=chosen.data, cache_dir=chosen.cache_dir)
+        base = build(saved_with, saved_with.processes_a_copy) if saved_with else config
+        skipped = overrides.OF_THE_PLACE if saved_with else set()
+        if file.data not in (None, chosen.data):
+            skipped = skipped | overrides.OF_THE_DATA
+        for name, value in _edited(file, base, saved_with, skipped).items():
             with _naming(file):
                 changed[name] = _change(config, name, value)
     for name, value in overrides.parse(chosen.overrides).items():
@@ -79,16 +82,17 @@ def _naming(file: config_file.ConfigFile) -> Iterator[None]:
         raise UsageError(f"--config {file.path}{other if file.version else ''}: {error}") from error
 
 
-def _edited(file: config_file.ConfigFile, base: ConfigContainer, saved_with: Settings | None) -> dict[str, Any]:
+def _edited(
+    file: config_file.ConfigFile, base: ConfigContainer, saved_with: Settings | None, skipped: set[str]
+) -> dict[str, Any]:
     """The fields of a file that are not as in `base`: in a saved one, those that somebody edited.
 
     Args:
         base: the config of `saved_with`; of a file written by hand, the one to change.
         saved_with: the settings of the run that saved it, or None.
+        skipped: fields that are not looked at.
     """
-    skipped: set[str] = set()
     if saved_with is not None:
-        skipped = overrides.OF_THE_PLACE
         for name, value in overrides.parse(saved_with.overrides).items():
             fields.set_field(base, name, value)
     with _naming(file):

@@ -12,6 +12,7 @@ Reading needs PyYAML alone: the host plans with the same settings.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,11 @@ class ConfigFile:
     arguments: list[str] | None
     version: str | None
     tree: dict[str, Any]
+
+    @property
+    def data(self) -> str | None:
+        """What the run that saved it trained on; None in a file written by hand."""
+        return None if self.arguments is None else self.arguments[self.arguments.index("--data") + 1]
 
     def edited_settings(self, arguments: dict[str, Any]) -> dict[str, int]:
         """The settings that the file's fields give, other than those its own arguments gave.
@@ -79,6 +85,7 @@ def read(path: Path) -> ConfigFile:
         )
     own = tree.pop(PLAYBOOK, None) or {}
     tree.pop("_target_", None)
+    tree = {name: section for name, section in tree.items() if section is not None}
     arguments = own.get(ARGUMENTS)
     return ConfigFile(path, None if arguments is None else [str(each) for each in arguments], own.get(VERSION), tree)
 
@@ -100,6 +107,16 @@ def text_of(config: ConfigContainer, arguments: list[str], version: str) -> str:
 
     own = {PLAYBOOK: {ARGUMENTS: arguments, VERSION: version}}
     return f"{yaml.safe_dump(own, width=120, default_flow_style=None)}{_dumped(config)}"
+
+
+def save(path: Path, text: str) -> None:
+    """Write a config file whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def tree_of(config: ConfigContainer) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def set_field(config: ConfigContainer, name: str, value: Any) -> Any:
         owner[last] = _parsed(value)
         return owner[last]
     _check_name(config, owner, last, name)
-    _check_preset(config, path[0], last)
+    _check_preset(config, path[0] if path else "", last)
     try:
         converted = convert(_annotation(type(owner), last), value, getattr(owner, last, None))
     except ValueError as error:
@@ -336,6 +336,8 @@ def _name(kind: Any) -> str:
         return "true or false"
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+    if typing.get_origin(kind) is Callable or kind in (Callable, typing.Callable):
+        return "the dotted name of a function"
     return {torch.dtype: "a torch type", int: "a whole number", float: "a number", str: "text"}.get(kind) or getattr(
         kind, "__name__", str(kind)
     )

@@ -13,7 +13,8 @@ from typing import Any
 
 from .errors import UsageError
 
-_FORM = re.compile(r"([A-Za-z_]\w*(?:\.\w+)+)=(.*)", re.DOTALL)
+# A section alone takes an object as a whole, as a config file holds it.
+_FORM = re.compile(r"([A-Za-z_]\w*(?:(?:\.\w+)+|(?==\{)))=(.*)", re.DOTALL)
 
 # field of the config: argument of settings.parser
 SETTINGS = {
@@ -55,6 +56,8 @@ OF_THE_PLACE = {
     "dist.local_rank",
     "model.hf_model_id",
 }
+# What follows from the kind of the data, where a saved config is run on another.
+OF_THE_DATA = {"dataset.split", "train.eval_iters", "validation.eval_iters"}
 
 
 def looks_like_one(word: str) -> bool:

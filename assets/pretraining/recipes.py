@@ -116,7 +116,7 @@ def _local_hf_config(folder: Path) -> Iterator[None]:
 
 def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:
     model = config.model
-    needed = settings.tensor_parallel * settings.pipeline_parallel * settings.context_parallel
+    needed = settings.processes_a_copy
     if processes % needed:
         raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
     model.context_parallel_size = settings.context_parallel

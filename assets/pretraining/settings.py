@@ -71,6 +71,11 @@ class Settings:
     plugin: Path | None
 
     @property
+    def processes_a_copy(self) -> int:
+        """Processes that share one copy of the model, but for its experts."""
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one iteration over all processes."""
         return self.global_batch_size * self.sequence_length
@@ -260,14 +265,16 @@ def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
     return {**arguments, **file.edited_settings(arguments), "cache_dir": None}
 
 
-def of_the_file_alone(
-    file: config_file.ConfigFile, *, on_gpu: bool, processes: int, cache_dir: Path
-) -> Settings | None:
-    """What a config file was saved with, before anybody edited it; None for one written by hand."""
+def of_the_file_alone(file: config_file.ConfigFile, *, data: str, cache_dir: Path) -> Settings | None:
+    """What a config file was saved with, before anybody edited it, but on `data`; None for one written by hand.
+
+    On as many GPUs as hold the model, wherever this runs: nothing is trained with these settings.
+    """
     if file.arguments is None:
         return None
-    args = parser(str(file.path)).parse_args([*file.arguments, "--cache-dir", str(cache_dir)])
-    return resolve(args, on_gpu=on_gpu, processes=processes)
+    here = ["--data", data, "--cache-dir", str(cache_dir)]
+    args = parser(str(file.path)).parse_args([*file.arguments, *here])
+    return resolve(args, on_gpu=True, processes=processes_a_copy(args, on_gpu=True))
 
 
 def processes_a_copy(args: argparse.Namespace, *, on_gpu: bool) -> int:

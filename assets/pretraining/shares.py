@@ -27,10 +27,9 @@ def check(model: Model, layers: int, split: dict[str, int], *, on_gpu: bool, seq
         sequence: tokens a sequence.
     """
     tensor, pipeline, context = (split[f"{kind}_parallel"] for kind in ("tensor", "pipeline", "context"))
-    for what, size in _cut_by_tensor(model).items():
-        if size % tensor:
-            fits = _below(tensor, size)
-            raise UsageError(f"TP={tensor} does not divide {model.name}'s {size} {what}; TP={fits} does")
+    if wrong := _not_cut(model, tensor):
+        fits = next(size for size in range(tensor, 0, -1) if not _not_cut(model, size))
+        raise UsageError(f"TP={tensor} does not divide {model.name}'s {wrong}; TP={fits} does")
     if not stages_fit(layers, pipeline):
         fits = next(size for size in range(pipeline, 0, -1) if stages_fit(layers, size))
         raise UsageError(f"PP={pipeline} does not divide {model.name}'s {layers} layers; PP={fits} does")
@@ -105,18 +104,21 @@ def _splits(model: Model, processes: int) -> list[tuple[int, int]]:
         for tensor in range(1, min(_NODE, processes) + 1)
         for pipeline in range(1, processes // tensor + 1)
         if processes % (tensor * pipeline) == 0
-        and all(size % tensor == 0 for size in _cut_by_tensor(model).values())
+        and not _not_cut(model, tensor)
         and stages_fit(model.num_layers, pipeline)
     ]
     return sorted(found, key=lambda split: (math.prod(split), split[1]))
 
 
-def _cut_by_tensor(model: Model) -> dict[str, int]:
+def _not_cut(model: Model, tensor: int) -> str:
+    """What of a model that many tensor parallel ranks cannot share, "" where they can.
+
+    Fewer key-value heads than ranks are held several times over, where that comes out even.
+    """
     config = model.hf_config
-    cut = {"attention heads": config["num_attention_heads"], "key-value heads": config["num_key_value_heads"]}
-    return {**cut, "units of the MLP": config["intermediate_size"]}
-
-
-def _below(size: int, whole: int) -> int:
-    """The largest divisor of `whole` up to `size`."""
-    return next(each for each in range(min(size, whole), 0, -1) if whole % each == 0)
+    sizes = {"attention heads": config["num_attention_heads"], "units of the MLP": config.get("intermediate_size", 0)}
+    for what, size in sizes.items():
+        if size % tensor:
+            return f"{size} {what}"
+    groups = config["num_key_value_heads"]
+    return f"{groups} key-value heads" if groups % tensor and tensor % groups else ""

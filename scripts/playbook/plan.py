@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,7 @@ class Plan:
         return written
 
 
-def make_plan(settings: Settings, place: Place, processes: int, given: set[str]) -> Plan:
+def make_plan(settings: Settings, place: Place, processes: int, given: Set[str], filed: Set[str] = frozenset()) -> Plan:
     """Collect the choices to show.
 
     Args:
@@ -116,10 +116,13 @@ def make_plan(settings: Settings, place: Place, processes: int, given: set[str])
         place: from `place.choose`.
         processes: the world size.
         given: the settings' names that the user chose.
+        filed: those that a config file has.
     """
 
     def choice(value: Any, names: set[str], otherwise: str) -> Choice:
-        return Choice(value, "asked for" if names & given else otherwise)
+        if names & given:
+            return Choice(value, "asked for")
+        return Choice(value, "as in the config file" if names & filed else otherwise)
 
     model, precision = settings.model, settings.precision
     runtime = place.runtime

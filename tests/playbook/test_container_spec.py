@@ -16,6 +16,7 @@ from docker.errors import APIError
 
 from playbook import engine, image, place, registry
 from playbook.runtimes import container
+from pretraining import settings
 from pretraining.errors import UsageError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -50,6 +51,21 @@ def test_never_privileged_no_socket_no_port_no_auto_removal() -> None:
     assert not host.get("Privileged") and not host.get("AutoRemove") and not host.get("PortBindings")
     assert "docker.sock" not in json.dumps(sent, default=str)
     assert "ports" not in sent
+
+
+def test_folders_of_a_config_file_and_a_plugin_are_mounted_read_only(tmp_path: Path) -> None:
+    config, plugin = tmp_path / "a" / "c.yaml", tmp_path / "b" / "p.py"
+    for path, text in ((config, "optimizer: {lr: 0.1}"), (plugin, "callbacks = []")):
+        path.parent.mkdir()
+        path.write_text(text)
+    args = settings.parser("x").parse_args(["--config", str(config), "--plugin", str(plugin)])
+    chosen = settings.resolve(args, on_gpu=True, processes=1)
+    flags = settings.as_flags(chosen)
+    place = {"image": "i", "image_path": "", "gpu": GPU, "request": "cdi", "rootless": False}
+    asked = container.training(chosen, tmp_path / "run", flags, **place)
+    mounted = {folder.path: folder.writable for folder in asked.folders}
+    assert mounted[config.parent] is mounted[plugin.parent] is False
+    assert f"--plugin {plugin}" in " ".join(asked.command)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from pretraining import cpu
 cpu.enable()
 
 import torch
+import yaml
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.training import mixed_precision
@@ -31,7 +32,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pretraining import changes, ending, fields, models, recipes, settings
+from pretraining import changes, ending, fields, models, overrides, recipes, settings
 from pretraining.errors import UsageError
 from pretraining.plugin import Plugin
 from pretraining.precision import PRECISIONS
@@ -84,7 +85,7 @@ def changed(*flags: str, on_gpu: bool = True) -> tuple[settings.Settings, Config
     args = settings.parser("probe").parse_args(["--data", "mock", *flags])
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=1)
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
-    config, found = changes.configured(chosen, FOLDER / "run", plugin, builtin=None, on_gpu=on_gpu, processes=1)
+    config, found = changes.configured(chosen, FOLDER / "run", plugin, builtin=None, processes=1)
     return chosen, config, found
 
 
@@ -134,6 +135,14 @@ def undone() -> str:
     return "accepted"
 
 
+OVERLAP = "{_target_: megatron.bridge.training.comm_overlap.CommOverlapConfig, tp_comm_overlap: true}"
+
+
+def changes_in(text: str) -> list[str]:
+    """The overrides among the arguments of a saved config."""
+    return [word for word in yaml.safe_load(text)["playbook"]["arguments"] if overrides.looks_like_one(word)]
+
+
 def config_files() -> dict[str, Any]:
     """A saved config, taken back as it is, edited, with other flags, and in another precision."""
     path, by_hand = FOLDER / "saved.yaml", FOLDER / "hand.yaml"
@@ -150,6 +159,8 @@ def config_files() -> dict[str, Any]:
             "layers": (chosen.num_layers, chosen.bf16_tail_layers),
             "beta": config.optimizer.adam_beta2,
             "fp4": config.mixed_precision.fp4,
+            "overlap": config.comm_overlap and config.comm_overlap.tp_comm_overlap,
+            "parsed": sorted(overrides.parse(changes_in(changes.as_text(config, chosen, found)))),
             "same": changes.as_text(config, chosen, found) == text,
         }
 
@@ -161,6 +172,8 @@ def config_files() -> dict[str, Any]:
         "edited setting": taken(edit=("train_iters: 50", "train_iters: 70")),
         "flags": taken("--train-iters", "90", "optimizer.lr=0.002"),
         "bf16": taken("--precision", "bf16"),
+        "whole section": taken(edit=("comm_overlap: null", f"comm_overlap: {OVERLAP}")),
+        "empty section": taken(edit=("comm_overlap: null", "comm_overlap:")),
         "another model": taken("--model", "llama32-1b"),
         "by hand": [{name: change.value for name, change in found.items()}, chosen.sequence_length],
     }

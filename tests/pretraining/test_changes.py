@@ -1,5 +1,6 @@
 """What the user changes in Megatron-Bridge's config: overrides, config files and plugins, on the real classes."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_value_gets_the_fields_type(overridden, word: str, value: str) -> None
 
 def test_a_function_by_its_name(overridden) -> None:
     assert "built-in function gelu" in overridden["model.activation_func=torch.nn.functional.gelu"]
-    assert "is not" in overridden["model.activation_func=torch.nn.functional.gelo"]
+    assert "is not the dotted name of a function" in overridden["model.activation_func=torch.nn.functional.gelo"]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,13 @@ def test_a_config_file_in_another_precision(megatron) -> None:
     assert found["bf16"]["changes"] == {"optimizer.lr": 0.001}
 
 
+def test_a_section_that_the_recipe_leaves_out_is_taken_as_a_whole(megatron) -> None:
+    found = megatron("config_files")
+    assert found["whole section"]["overlap"] is True
+    assert found["whole section"]["parsed"] == ["comm_overlap", "optimizer.lr"]
+    assert found["empty section"]["overlap"] is None and found["empty section"]["parsed"] == ["optimizer.lr"]
+
+
 def test_a_config_file_with_another_model(megatron) -> None:
     another = megatron("config_files")["another model"]
     assert another["layers"] == [16, 2] and another["changes"] == {"optimizer.lr": 0.001} and another["seed"] == 5
@@ -121,7 +129,7 @@ def test_a_plugins_errors_name_file_and_line(megatron) -> None:
 
 def test_a_loss_takes_the_place_of_the_usual_one() -> None:
     def usual(state: str, iterator: str, model: str, plan: bool) -> tuple[str, object]:
-        return f"output of {model}", __import__("functools").partial(print, "mask", check=True)
+        return f"output of {model}", functools.partial(print, "mask", check=True)
 
     output, loss = plugin.with_loss(usual, lambda mask, given: (mask, given))("state", "iterator", "model")
     assert loss(output) == ("mask", "output of model")

@@ -23,7 +23,7 @@ def test_sizes_that_divide() -> None:
     ("model", "sizes", "words"),
     [
         ("llama31-8b", (3, 1, 1), "TP=3 does not divide llama31-8b's 32 attention heads; TP=2 does"),
-        ("llama31-8b", (16, 1, 1), "TP=16 does not divide llama31-8b's 8 key-value heads; TP=8 does"),
+        ("llama32-3b", (12, 1, 1), "TP=12 does not divide llama32-3b's 8192 units of the MLP; TP=8 does"),
         ("llama31-8b", (1, 5, 1), "PP=5 does not divide llama31-8b's 32 layers; PP=4 does"),
         ("llama31-8b", (1, 1, 3), "SEQ=4096 is not divisible by 2 x CP = 6"),
     ],

@@ -38,7 +38,7 @@ def settings_of(*flags: str) -> tuple[settings.Settings, int]:
 def built(*flags: str) -> tuple[settings.Settings, ConfigContainer, int]:
     """The config of a command line, and the processes it is for."""
     chosen, processes = settings_of(*flags)
-    config, _ = changes.configured(chosen, RUN, None, builtin=None, on_gpu=True, processes=processes)
+    config, _ = changes.configured(chosen, RUN, None, builtin=None, processes=processes)
     return chosen, config, processes
 
 
@@ -162,10 +162,26 @@ def tuned() -> dict[str, Any]:
     }
 
 
+OVERRIDES = ("optimizer.lr=1e-4", "model.attention_backend=flash", "model.recompute_modules=[core_attn]",
+             "optimizer.exp_avg_dtype=bf16", "comm_overlap.tp_comm_overlap=true")  # fmt: skip
+
+
+def saved() -> dict[str, Any]:
+    """A config with overrides, saved and taken back: what the overrides came to, and whether both are the same."""
+    path = Path(sys.argv[1]).with_name("saved.yaml")
+    chosen, processes = settings_of("--model", "llama31-8b", *OVERRIDES)
+    config, changed = changes.configured(chosen, RUN, None, builtin=None, processes=processes)
+    text = changes.as_text(config, chosen, changed)
+    path.write_text(text)
+    again, processes = settings_of("--config", str(path))
+    config, changed = changes.configured(again, RUN, None, builtin=None, processes=processes)
+    return {"same": changes.as_text(config, again, changed) == text, "facts": changes.facts(again, changed)}
+
+
 def main() -> None:
     """Write the answers."""
     answers: dict[str, Any] = {"versions": versions.installed(), "import_seconds": time.process_time()}
-    for question in (every_config, words, gathers, tuned):
+    for question in (every_config, words, gathers, tuned, saved):
         try:
             answers[question.__name__] = question()
         except Exception:

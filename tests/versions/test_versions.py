@@ -73,6 +73,18 @@ def test_the_tuned_preset_is_one_graph_an_iteration(answers) -> None:
     assert found["tail"] == 4  # tuned for speed, and still the recipe
 
 
+def test_a_saved_config_with_overrides_is_taken_back(answers) -> None:
+    assert answers["saved"]["same"]
+    found = answers["saved"]["facts"]["overrides"]
+    assert {name: found[name] for name in ("optimizer.lr", "comm_overlap.tp_comm_overlap")} == {
+        "optimizer.lr": "0.0001", "comm_overlap.tp_comm_overlap": "true",
+    }  # fmt: skip
+    assert set(found) == {
+        "optimizer.lr", "model.attention_backend", "model.recompute_modules", "optimizer.exp_avg_dtype",
+        "comm_overlap.tp_comm_overlap",
+    }  # fmt: skip
+
+
 def test_a_config_is_built_in_seconds_and_without_weights(answers) -> None:
     """All of them, the 405B model's too, imports included."""
     assert answers["cpu_seconds"] < 15

@@ -122,11 +122,12 @@ class PrivateSlurm:
         control, accounting, database, first, second = self._ports
         self._database_port = database
         socket_path = folder / "run" / "munge.sock"
+        # A job that starts again waits until its credentials have expired: two minutes by default.
         (folder / "etc" / "slurm.conf").write_text(f"""\
 ClusterName=private
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={control}
-AuthInfo=socket={socket_path}
+AuthInfo=socket={socket_path},cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmUser=root
 SlurmdUser=root

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +229,7 @@ def test_a_process_that_waits_in_c_for_ever_ends_on_a_signal(environment, number
     process = subprocess.Popen([sys.executable, "-c", STUCK], env=environment(), stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout.readline() == "stuck\n"
+        time.sleep(0.5)  # from the print to the lock
         process.send_signal(number)
         assert process.wait(timeout=20) == 130
 

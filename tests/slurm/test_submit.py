@@ -160,7 +160,7 @@ def test_a_lost_node_starts_the_job_again(head, until) -> None:
 
 
 def test_a_job_at_its_time_limit_starts_again_and_resumes(head, until) -> None:
-    folder = head.submit("limited", *LONG, time="00:01:00", end_before_limit=20)
+    folder = head.submit("limited", *LONG, time="00:02:00", end_before_limit=20)
     second = folder.with_name("limited-restart1")
     until(lambda: iterations(second) >= 3, seconds=200)
     check_resumed(folder, second)

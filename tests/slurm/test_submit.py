@@ -18,6 +18,14 @@ from pretraining.record import Verdict
 pytestmark = pytest.mark.slurm
 PROJECT = Path(__file__).resolve().parents[2]
 LONG = ("--train-iters", "100000", "--warmup-iters", "1", "--save", "5")
+SLOW = """
+import time
+
+def forward_step(state, data_iterator, model, return_schedule_plan=False):
+    from megatron.bridge.training.gpt_step import forward_step
+    time.sleep(0.3)
+    return forward_step(state, data_iterator, model, return_schedule_plan)
+"""
 DYING = """
 import os
 
@@ -160,7 +168,10 @@ def test_a_lost_node_starts_the_job_again(head, until) -> None:
 
 
 def test_a_job_at_its_time_limit_starts_again_and_resumes(head, until) -> None:
-    folder = head.submit("limited", *LONG, time="00:02:00", end_before_limit=20)
+    slow = head.shared / "slow.py"
+    slow.write_text(SLOW)
+    # Slurm may ask a minute before it is told to: 40 to 100 s after the start.
+    folder = head.submit("limited", *LONG, "--plugin", str(slow), time="00:02:00", end_before_limit=20)
     second = folder.with_name("limited-restart1")
     until(lambda: iterations(second) >= 3, seconds=200)
     check_resumed(folder, second)

@@ -73,6 +73,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     needed = {str(cluster.runs_folder), str(folder.parent), str(chosen.cache_dir)}
     if chosen.data not in (MOCK, PYTHON_STDLIB):
         needed.add(str(Path(chosen.data).parent))
+    needed |= {str(path.parent) for path in (chosen.config, chosen.plugin) if path}
     if chosen.resume:
         needed.add(str(chosen.resume))
     return {

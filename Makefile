@@ -6,20 +6,25 @@ TEST   := .venv/cpu/bin/python
 
 RUNTIME ?= auto
 NPROC ?= 1
+NODES ?= 1
 export TORCH_INDEX
 
-OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) \
-          $(if $(MODEL),--model '$(MODEL)') $(if $(ITERS),--train-iters '$(ITERS)') \
+# What the training takes, wherever it runs; and where and how to run it.
+TRAINING = $(if $(MODEL),--model '$(MODEL)') $(if $(ITERS),--train-iters '$(ITERS)') \
           $(if $(WARMUP),--warmup-iters '$(WARMUP)') $(if $(GBS),--global-batch-size '$(GBS)') \
           $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(SEQ),--seq-length '$(SEQ)') \
           $(if $(DATA),--data '$(DATA)') $(if $(PRECISION),--precision '$(PRECISION)') \
-          $(if $(TAG),--tag '$(TAG)') $(if $(GPU),--gpu '$(GPU)') $(if $(EMULATE),--emulate $(filter-out 1,$(EMULATE))) \
-          $(if $(TENSORBOARD),--tensorboard) $(if $(WANDB),--wandb-project '$(WANDB)') \
-          $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') \
+          $(if $(EMULATE),--emulate $(filter-out 1,$(EMULATE))) \
           $(if $(BF16_TAIL),--bf16-tail-layers '$(BF16_TAIL)') $(if $(BF16_HEAD),--bf16-head-layers '$(BF16_HEAD)') \
-          $(if $(TUNED),--tuned) $(if $(CONFIG),--config '$(CONFIG)') $(if $(PLUGIN),--plugin '$(PLUGIN)') \
+          $(if $(filter-out auto,$(TP)),--tensor-parallel '$(TP)') $(if $(PP),--pipeline-parallel '$(PP)') \
+          $(if $(CP),--context-parallel '$(CP)') $(if $(TUNED),--tuned) \
+          $(if $(CONFIG),--config '$(CONFIG)') $(if $(PLUGIN),--plugin '$(PLUGIN)') \
           $(if $(SAVE),--save '$(SAVE)') $(if $(RESUME),--resume '$(RESUME)') $(if $(FROM),--from '$(FROM)') \
-          $(if $(DRY_RUN),--dry-run) $(ARGS)
+          $(if $(TENSORBOARD),--tensorboard) $(if $(WANDB),--wandb-project '$(WANDB)') \
+          $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') $(ARGS)
+OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) $(if $(TAG),--tag '$(TAG)') \
+          $(if $(GPU),--gpu '$(GPU)') $(if $(filter auto,$(TP)),--auto-split) $(if $(DRY_RUN),--dry-run) $(TRAINING)
+CLUSTER_FILE = $(if $(CLUSTER),--cluster '$(CLUSTER)')
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)
@@ -89,6 +94,26 @@ doctor: host-setup ## whether `make nvfp4` would work here, and what to do where
 image: ## build docker/Dockerfile, a thin layer over NeMo; then train in it with TAG=nvfp4-playbook:26.04
 	@docker build --build-arg NEMO_TAG='$(or $(TAG),26.04)' --tag 'nvfp4-playbook:$(or $(TAG),26.04)' docker
 
+submit: host-setup ## the same training on a cluster, by NeMo-Run: NODES=, cluster.yaml; PRECISION= (nvfp4)
+	@$(HOST) scripts/submit.py submit --nodes $(NODES) --nproc $(NPROC) $(CLUSTER_FILE) \
+	  $(if $(WAIT),--wait) $(if $(DRY_RUN),--dry-run) $(TRAINING)
+
+jobs: host-setup ## what was submitted, and how it stands
+	@$(HOST) scripts/submit.py jobs $(CLUSTER_FILE)
+
+logs: host-setup ## a submitted run's log to its end; fails where the run does; RUN=
+	@$(HOST) scripts/submit.py logs $(CLUSTER_FILE) $(if $(RUN),--run '$(RUN)')
+
+cancel: host-setup ## end a submitted run, waiting or running; RUN=
+	@$(HOST) scripts/submit.py cancel $(CLUSTER_FILE) $(if $(RUN),--run '$(RUN)')
+
+estimate: host-setup ## memory a GPU, step time and days: MODEL= GPUS= GPU_KIND= TOKENS= PRECISION= SEQ= GBS= MBS= TP= PP=
+	@$(HOST) scripts/estimate.py $(if $(MODEL),--model '$(MODEL)') $(if $(PRECISION),--precision '$(PRECISION)') \
+	  $(if $(GPUS),--gpus '$(GPUS)') $(if $(GPU_KIND),--gpu-kind '$(GPU_KIND)') $(if $(TOKENS),--tokens '$(TOKENS)') \
+	  $(if $(SEQ),--seq-length '$(SEQ)') $(if $(GBS),--global-batch-size '$(GBS)') \
+	  $(if $(MBS),--micro-batch-size '$(MBS)') $(if $(filter-out auto,$(TP)),--tensor-parallel '$(TP)') \
+	  $(if $(PP),--pipeline-parallel '$(PP)')
+
 clean: ## list and remove run folders and logs; CLEAN=all: also checkpoints of your own data
 	@$(PYTHON) scripts/clean.py $(if $(filter all,$(CLEAN)),--all)
 
@@ -111,6 +136,10 @@ test-engine: test-setup ## the container path on a real Docker engine: a private
 
 test-report: test-setup ## the report of a comparison in a headless Chromium, installed on Debian where root
 	@INSTALL_BROWSER=1 $(TEST) -m pytest tests/playbook/report
+
+test-slurm: test-setup ## make submit on a real, private Slurm of two nodes, installed on Debian where root
+	@$(PYTHON) scripts/setup.py cluster
+	@INSTALL_SLURM=1 $(TEST) -m pytest -m slurm tests/slurm
 
 lint: test-setup ## ruff, check and format
 	@$(TEST) -m ruff check . && $(TEST) -m ruff format --check .
@@ -145,11 +174,16 @@ test-setup:
 #>   TAG      of the NeMo image, or a whole image name   26.04
 #>   TENSORBOARD=1  WANDB=project  MLFLOW=experiment   log there too, into the run folder
 #>   DRY_RUN=1  print the commands that would train, start nothing
-#>   RUN      the run that eval and export mean; and attach and stop, where several run
+#>   RUN      the run that eval, export, logs and cancel mean; and attach and stop, where several run
 #>   SAVE     a checkpoint every so many iterations and at the end   none; own data on a GPU at the end
 #>   RESUME   the run to continue from its last checkpoint, in a new folder
 #>   FROM     weights to begin with: hf:NAME of Hugging Face, or a local folder   random
-#>   NPROC    processes              1
+#>   NPROC    processes, one a GPU (submit: a machine)   1
+#>   NODES    machines of a submitted run   1
+#>   CLUSTER  the file that says where to submit   cluster.yaml
+#>   WAIT=1   submit follows the run to its end, and fails where the run does
+#>   GPUS GPU_KIND TOKENS   what make estimate is about   512, gb300, 15.6e12
+#>   TP PP CP tensor, pipeline, context parallel sizes; TP=auto: the smallest that fit   the recipe's; context 1
 #>   BF16_TAIL BF16_HEAD  last and first layers kept in BF16   nvfp4: an eighth, at least 1, and 0
 #>   TUNED=1  CUDA graphs and fewer checks, on a GPU; compares with tuned runs only
 #>   CONFIG   a YAML file of config fields, such as a run's config.yaml

@@ -94,7 +94,7 @@ def main() -> int:
         print(f"pretrain_llama.py: {error}", file=sys.stderr)
         return 2
 
-    copier = tee.tee(folder / record.LOG)  # of every rank: Megatron prints iterations on the last one
+    copier = tee.tee(*record.logs_of(folder, rank, processes))
     print(f"{time.strftime('%H:%M:%S')} {chosen.model.name} in {chosen.precision.name}: {folder}", flush=True)
     run = ending.RunEnd(folder, rank, chosen.plugin)
     try:

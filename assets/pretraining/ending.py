@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -9,7 +10,9 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,6 +31,14 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 REPEAT_SECONDS = 0.5
+STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
+_TRACEBACK_LINES = 40
+# What gloo and NCCL say on the ranks that another one leaves behind.
+_LOST_PARTNER = re.compile(
+    r"Connection (closed|reset) by (remote )?peer|Broken pipe|Socket closed|remote process exited|"
+    r"NCCL communicator was aborted|TCPStore|Timed out waiting \d+ms|Connection refused",
+    re.IGNORECASE,
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,7 +46,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def interrupt_on_sigterm() -> None:
-    """End on SIGTERM as on Ctrl-C: with a verdict, in the main thread, at the next bytecode."""
+    """End on SIGTERM as on Ctrl-C: with a verdict, in the main thread, at the next bytecode.
+
+    A thread that waits in C for a partner that is gone has no next bytecode: such a process ends without a verdict
+    after STUCK_SECONDS.
+    """
+    _end_where_stuck()
 
     def handler(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):  # one is enough: a second must not interrupt the verdict
@@ -54,8 +70,28 @@ def interrupt_on_sigterm() -> None:
     signal.signal(signal.SIGINT, handler)  # also where the launcher was started in the background, which ignores it
 
 
+def _end_where_stuck() -> None:
+    """Watch for a signal that Python never comes to handle. The C half of its handler writes to a socket at once."""
+    told, tell = socket.socketpair()
+    tell.setblocking(False)
+    signal.set_wakeup_fd(tell.detach(), warn_on_full_buffer=False)
+    alive = threading.Event()
+    answer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: alive.set() or 0)
+
+    def watch() -> None:
+        while told.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass
+        ctypes.pythonapi.Py_AddPendingCall(answer, None)  # the main thread's next bytecode, whoever handles the signal
+        if not alive.wait(STUCK_SECONDS):
+            os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def caught() -> None:
     """An end has been caught: nothing raises from a signal any more."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
@@ -174,9 +210,15 @@ class RunEnd:
             # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
             print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)
             return code
+        if self.partners and _LOST_PARTNER.search(str(error)):
+            # Whoever left has a verdict of its own, or was killed, which torch.distributed.run sees.
+            print(f"pretrain_llama.py: rank {self.rank} lost a partner: {cause}", file=sys.stderr, flush=True)
+            return code
+        if self.partners and code not in (2, INTERRUPTED):
+            cause = f"rank {self.rank} on {socket.gethostname()}: {cause}"
         print(f"pretrain_llama.py: {verdict}: {cause}", file=sys.stderr, flush=True)
         try:
-            self._write(verdict, cause, code)
+            self._write(verdict, cause, code, error)
         except OSError as full:
             print(f"pretrain_llama.py: the outcome could not be written: {full}", file=sys.stderr, flush=True)
         return code
@@ -194,13 +236,18 @@ class RunEnd:
             INTERRUPTED,
         )
 
-    def _write(self, verdict: Verdict, cause: str, code: int) -> None:
+    def _write(self, verdict: Verdict, cause: str, code: int, error: BaseException | None = None) -> None:
         telemetry = self.telemetry
         details = {
             "seconds": round(time.monotonic() - self._began, 3),
             "iterations": telemetry.iterations if telemetry else 0,
             "peak_memory": self._peak_memory(),
         }
+        if telemetry and telemetry.slowest_rank:
+            details["slowest_rank"] = telemetry.slowest_rank
+        if error is not None and self.partners and code not in (2, INTERRUPTED):
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            details |= {"rank": self.rank, "host": socket.gethostname(), "traceback": lines[-_TRACEBACK_LINES:]}
         record.write_outcome(self.folder, verdict, cause=cause, exit_code=code, details=details)
 
     def _peak_memory(self) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import blends, finetuning, loggers, record, text, versions, weights
+from . import blends, finetuning, loggers, record, shares, text, versions, weights
 from .errors import UsageError
 from .models import MOCK, PYTHON_STDLIB, Model
 from .precision import Precision
@@ -81,7 +81,8 @@ def check_built(state: GlobalState, settings: Settings) -> None:
             f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
             f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
         )
-    wanted, built = settings.model.hf_config["vocab_size"], state.cfg.model.vocab_size
+    wanted = shares.padded_words(settings.model.hf_config["vocab_size"], settings.tensor_parallel)
+    built = state.cfg.model.vocab_size
     if built != wanted:
         raise UsageError(
             f"Megatron-Bridge built {settings.model.name} with {built} words instead of {wanted}; "
@@ -133,13 +134,18 @@ def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: 
     model.context_parallel_size = settings.context_parallel
     model.tensor_model_parallel_size = settings.tensor_parallel
     model.sequence_parallel = settings.tensor_parallel > 1
+    if settings.tensor_parallel != settings.model.tensor_parallel and config.comm_overlap is not None:
+        for overlap in (config.comm_overlap, getattr(config.comm_overlap, "user_comm_overlap_cfg", None)):
+            if overlap is not None:
+                overlap.tp_comm_overlap = False  # its buffers are laid out for the recipe's size
     if model.pipeline_model_parallel_size == settings.pipeline_parallel:
         return
     model.pipeline_model_parallel_size = settings.pipeline_parallel
     model.pipeline_dtype = torch.bfloat16 if settings.pipeline_parallel > 1 else None
     # These are the recipe's own split, and no other divides by them.
     model.virtual_pipeline_model_parallel_size = model.pipeline_model_parallel_layout = None
-    model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = False
+    counted = shares.counts_embedding(settings.num_layers, settings.pipeline_parallel)
+    model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = counted
 
 
 def _tune(config: ConfigContainer) -> None:
@@ -166,9 +172,10 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
 
 
 def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | None) -> None:
+    vocabulary = settings.model.hf_config["vocab_size"]
+    versions.set_vocabulary(config, vocabulary, shares.padded_words(vocabulary, settings.tensor_parallel))
     if settings.finetune:
         finetuning.set_up(config, settings)
-        versions.set_vocabulary(config, settings.model.hf_config["vocab_size"])
         versions.set_evaluation(config, finetuning.evaluation_batches(settings), interval=settings.train_iters + 1)
         return
     dataset = config.dataset
@@ -177,8 +184,6 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: text.Text | 
         eval_iters = eval_iters or EVALUATION_BATCHES  # the GPU models' own number is 0: their default data is mock
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
-    vocabulary = settings.model.hf_config["vocab_size"]
-    versions.set_vocabulary(config, vocabulary)
     if settings.data != MOCK:
         dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
     if settings.data == PYTHON_STDLIB:

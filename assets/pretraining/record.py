@@ -7,6 +7,8 @@
         device.jsonl      sampler    memory, power and energy of the devices, one line a second; of a second machine
                                      device-<its first rank>.jsonl
         train.log         training   everything that was printed
+        job.json          launcher   of a job on a cluster: its number, script and host
+        ranks/0003.log    training   the same of one process, where there are several
         config.yaml       training   the resolved Megatron-Bridge config
         outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
         tensorboard/ wandb/ mlruns/   Megatron-Bridge's own writers, each where asked for
@@ -32,10 +34,12 @@ from typing import Any
 SCHEMA = 1
 
 PLAN = "plan.json"
+JOB = "job.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "device.jsonl"
 LOG = "train.log"
+RANK_LOGS = "ranks"
 CONFIG = "config.yaml"
 OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
@@ -139,6 +143,22 @@ def samples_of(rank: int | str) -> str:
 def run_name(precision: str, model: str) -> str:
     """A new run folder's name: sorts by time, says what it holds."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{precision}-{model}"
+
+
+def logs_of(folder: Path, rank: int, processes: int) -> list[Path]:
+    """The log of all processes (Megatron prints iterations on the last one) and, of several, this one's own."""
+    if processes == 1:
+        return [folder / LOG]
+    (folder / RANK_LOGS).mkdir(exist_ok=True)
+    return [folder / LOG, folder / RANK_LOGS / f"{rank:04}.log"]
+
+
+def slowest_rank_sentence(slowest: dict[str, Any]) -> str:
+    """`slowest_rank` of an outcome (see `ranks.OwnTime.slowest`) as a person is told it."""
+    return (
+        f"rank {slowest['rank']} (host {slowest['host']}, local rank {slowest['local_rank']}) computed "
+        f"{slowest['over_median']:.0%} longer a step than the median rank; the others wait for it"
+    )
 
 
 def utc_now() -> str:

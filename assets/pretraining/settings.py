@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import blends, config_file, finetuning, overrides, parallel, plugin, record, switches, weights
+from . import blends, config_file, finetuning, overrides, parallel, plugin, record, shares, switches, weights
 from .data import manifest
 from .errors import UsageError, unknown
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
@@ -256,6 +256,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     data = _checked_instructions(args) if args.finetune else _checked_data(args.data or model.data, model)
     own_data = on_gpu and data not in (MOCK, PYTHON_STDLIB)
     split = parallel.split_of(args, model, precision)
+    shares.check(model, layers, split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
     quantized = precision.name != "bf16"
     head = precision.bf16_head if args.bf16_head_layers is None else args.bf16_head_layers
     tail = default_tail(precision, layers) if args.bf16_tail_layers is None else args.bf16_tail_layers

@@ -24,22 +24,22 @@ class Copier:
     told: int
 
 
-def tee(log: Path) -> Copier:
-    """Start copying this process's stdout and stderr to `log` too. Call before threads exist (before torch).
+def tee(*logs: Path) -> Copier:
+    """Start copying this process's stdout and stderr to `logs` too. Call before threads exist (before torch).
 
     Returns:
         What `finish` ends.
     """
     read_end, write_end = os.pipe()
     told, tell = os.pipe()
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    targets = [os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) for log in logs]
     child = os.fork()
     if child == 0:
         os.close(write_end)
         os.close(tell)
-        _copy(read_end, told, target)
+        _copy(read_end, told, targets)
         os._exit(0)
-    for end in (read_end, told, target):
+    for end in (read_end, told, *targets):
         os.close(end)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -64,10 +64,10 @@ def finish(copier: Copier) -> None:
         os.waitpid(copier.process, 0)
 
 
-def _copy(source: int, told: int, log: int) -> None:
+def _copy(source: int, told: int, logs: list[int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    targets = {log, 1}
+    targets = {*logs, 1}
     watched = {source, told}
     while True:
         if told in watched and told in select.select(watched, [], [])[0]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from megatron.bridge.training.callbacks import Callback
 
-from . import record
+from . import ranks, record
 from .errors import Diverged
 from .record import Peak
 
@@ -35,6 +35,7 @@ class Telemetry(Callback):
     Attributes:
         iterations: completed iterations, counted from the start of training and not of this process.
         peaks: the largest of all processes in bytes, filled in when training ends.
+        slowest_rank: see `ranks.OwnTime.slowest`, filled in when training ends.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Telemetry(Callback):
         self._on_end = on_end
         self._writer: record.MetricsWriter | None = None
         self._began = 0.0
+        self._own = ranks.OwnTime()
         self.iterations = 0
         self.peaks: dict[Peak, int] = {}
+        self.slowest_rank: dict[str, Any] | None = None
 
     def on_train_start(self, context: CallbackContext) -> None:
         """Open the metrics file on the writing process."""
@@ -58,10 +61,12 @@ class Telemetry(Callback):
         if writes:
             self._writer = record.MetricsWriter(self._run_dir / record.METRICS)
         self._on_start(context, writes)
+        self._own.watch(context)
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Start the clock of one step."""
         self._began = time.perf_counter()
+        self._own.begin()
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         """Write one iteration.
@@ -72,6 +77,7 @@ class Telemetry(Callback):
         """
         torch.cuda.synchronize()  # the one synchronisation a step: kernels are still running when the call returns
         step_time = time.perf_counter() - self._began
+        self._own.end()
         self.iterations = context.state.train_state.step + 1  # the counter moves after this callback
         if self._writer is None:
             return
@@ -96,6 +102,9 @@ class Telemetry(Callback):
         """Read the peaks while the process still has its device; the optimizer's state is among them."""
         self._on_end()
         self.peaks = _largest_of_all(peaks())
+        self.slowest_rank = self._own.slowest()
+        if self.slowest_rank and torch.distributed.get_rank() == 0:
+            print(f"pretrain_llama.py: {record.slowest_rank_sentence(self.slowest_rank)}", flush=True)
 
     def on_eval_end(self, context: CallbackContext) -> None:
         """Write a validation loss."""

@@ -113,10 +113,13 @@ def save_packed_weights(config: ConfigContainer) -> None:
     config.checkpoint.dist_ckpt_optim_fully_reshardable = True
 
 
-def set_vocabulary(config: ConfigContainer, words: int) -> None:
-    """The model's vocabulary. 0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it."""
+def set_vocabulary(config: ConfigContainer, words: int, padded: int) -> None:
+    """The data's vocabulary, and the model's, which may be padded.
+
+    0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it.
+    """
     config.tokenizer.vocab_size = words
-    config.model.vocab_size = words
+    config.model.vocab_size = padded
     for section in (config.model, config.tokenizer):
         if hasattr(section, "use_tokenizer_vocab_size"):
             section.use_tokenizer_vocab_size = False

@@ -26,7 +26,7 @@ from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE, is_comparison
 from playbook.log_facts import looks_like_log
 from playbook.repeats import BEGUN
 from playbook.watching import LOCK, watcher
-from pretraining.record import CHECKPOINTS, ENVIRONMENT, LOG, METRICS, OUTCOME, PLAN
+from pretraining.record import CHECKPOINTS, ENVIRONMENT, JOB, LOG, METRICS, OUTCOME, PLAN
 from pretraining.settings import RUNS
 
 MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
@@ -152,6 +152,8 @@ def _running(folder: Path) -> str:
         return ""
     if (launcher := watcher(folder)) is not None:
         return f"still running: process {launcher} watches it"
+    if (folder / JOB).exists():  # it may wait for days; following it writes its end
+        return "a job of a cluster that may still wait or run: `make jobs` says so, and records its end"
     environment = _environment(folder)
     pid = environment.get("pid")
     if environment.get("host") == socket.gethostname() and isinstance(pid, int) and pid > 0:

@@ -81,8 +81,6 @@ def examine(wanted: Wanted, precision: Precision, chosen: Settings, runtime: str
     yield Check("runtime", None, runtime)
     yield from _gpu_checks(inventory, wanted, precision, needed=runtime != "cpu")
     if runtime == "container":
-        if wanted.processes > 1:
-            yield Check("processes", False, f"NPROC={wanted.processes}", place.ONE_GPU)
         yield from _engine_checks(wanted, inventory, precision)
     elif runtime == "local":
         yield from _local_checks(precision)

@@ -27,6 +27,7 @@ REQUIREMENTS = PROJECT / "requirements"
 ENVIRONMENTS = {
     "host": ("host", ("host.txt",), "the launcher's packages"),
     "cpu": ("cpu", ("cpu.txt", "megatron.txt"), "PyTorch and Megatron-Bridge for the CPU, a minute or two"),
+    "cluster": ("cluster", ("cluster.txt",), "NeMo-Run and its packages, half a gigabyte, a minute or two"),
     "test": ("cpu", ("cpu.txt", "megatron.txt", "host.txt", "dev.txt"), "the CPU runtime and the test tools"),
 }
 _WITHOUT_DEPENDENCIES = {"megatron.txt"}

@@ -205,6 +205,15 @@ def choose(gpus: tuple[Gpu, ...], precision: Precision, asked: str | None, *, em
     return best, f"the largest of {len(able)} GPUs that train in {precision.name}"
 
 
+def alike(gpus: tuple[Gpu, ...], first: Gpu, count: int) -> tuple[Gpu, ...]:
+    """`first` and as many others of its kind as make `count`. Raises UsageError where the machine has fewer."""
+    kind = [gpu for gpu in gpus if (gpu.name, gpu.memory) == (first.name, first.memory)]
+    if count > len(kind):
+        others = f" (of {len(gpus)} GPUs; unlike ones do not train together)" if len(gpus) > len(kind) else ""
+        raise UsageError(f"NPROC={count}: this machine has {len(kind)} x {first.name}{others}")
+    return (first, *[gpu for gpu in kind if gpu != first][: count - 1])
+
+
 def _find(gpus: tuple[Gpu, ...], asked: str) -> Gpu:
     name = asked.strip().lower().removeprefix("gpu-")
     found = [gpu for gpu in gpus if name == str(gpu.index)]

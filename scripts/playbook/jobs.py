@@ -9,7 +9,7 @@ from pathlib import Path
 from playbook import PROJECT, catalogue, checkpoints, configs, place, plan
 from playbook.place import Place, Wanted
 from playbook.training import exit_code, new_folder, train
-from pretraining import settings
+from pretraining import settings, shares
 from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Verdict
@@ -28,6 +28,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--tag", help="tag of the NeMo image, or a whole image name")
     flags.add_argument("--dry-run", action="store_true", help="print the commands that would train, start nothing")
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
+    flags.add_argument("--auto-split", action="store_true", help="the smallest tensor and pipeline sizes that fit")
     flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
     flags.add_argument("--run", metavar="NAME", help="the run to attach to, to stop, to evaluate or to export")
     flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
@@ -150,14 +151,41 @@ def wanted(args: argparse.Namespace) -> Wanted:
 def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     emulate = args.emulate if precision == "nvfp4" else None  # of a comparison, one side alone
     asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
+    why = _fit(asked, where) if args.auto_split else ""
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
     given = _named(argparse.Namespace(**{**vars(args), "config": None}))
-    return plan.make_plan(chosen, where, args.nproc, given, _named(asked) - given)
+    job = plan.make_plan(chosen, where, args.nproc, given, _named(asked) - given)
+    if why:
+        job.choices["split"] = replace(job.choices["split"], reason=why)
+    return job
 
 
 def _named(args: argparse.Namespace) -> frozenset[str]:
     """The settings that a command line names: by flag, by override, or in its config file."""
     return frozenset(name for name, value in vars(settings.merged(args)).items() if value is not None)
+
+
+def _fit(asked: argparse.Namespace, where: Place) -> str:
+    """Set the sizes that TP=auto stands for, in place. Returns why these; "" where there is nothing to split."""
+    if where.gpu is None or where.gpu.memory is None:
+        raise UsageError("TP=auto needs a GPU whose memory is known; give TP= and PP= as numbers")
+    if asked.nproc == 1:
+        return ""
+    chosen = settings.resolve(
+        argparse.Namespace(**{**vars(asked), "tensor_parallel": 1, "pipeline_parallel": 1, "context_parallel": 1}),
+        on_gpu=True,
+        processes=asked.nproc,
+    )
+    fit = shares.smallest(
+        chosen.model,
+        chosen.precision,
+        processes=asked.nproc,
+        gpu_bytes=where.gpu.memory,
+        micro_batch=asked.micro_batch_size or chosen.micro_batch_size,
+        sequence=chosen.sequence_length,
+    )
+    asked.tensor_parallel, asked.pipeline_parallel = fit.tensor, fit.pipeline
+    return fit.reason
 
 
 def _show_dry(job: plan.Plan, runs: Path) -> None:

@@ -22,6 +22,7 @@ POLL_SECONDS = 0.25
 LAST_WORDS = 200
 # torch.distributed.run outlives its worker and ends with 1; its summary says how the worker ended.
 _WORKER_KILLED = re.compile(r"exitcode\s*: -9\b|Signal 9 \(SIGKILL\) received")
+_WORKERS_RANK = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: -9\b")
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,10 @@ def see_the_end(
     elif memory := [line for line in said if "CUDA out of memory" in line]:
         verdict, cause = Verdict.OUT_OF_MEMORY, f"{memory[-1]} Lower MBS or SEQ, or take a smaller MODEL"
     elif any(_WORKER_KILLED.search(line) for line in said):
+        rank = _WORKERS_RANK.search(" ".join(said))
+        which = f"the training process of rank {rank[1]}" if rank else "a training process"
         hint = "if nobody did that, the kernel ran out of memory (`dmesg | tail` says so)"
-        verdict, cause = Verdict.KILLED, f"a training process was killed (SIGKILL): {hint}"
+        verdict, cause = Verdict.KILLED, f"{which} was killed (SIGKILL): {hint}"
     else:
         when = "" if (folder / record.METRICS).exists() else " before it began"
         words = said[-1] if said else "it said nothing"

@@ -24,7 +24,7 @@ class Contained:
 
     Attributes:
         run: its folder.
-        gpu: UUID, "" without one.
+        gpu: UUIDs with commas between them, "" without one.
         running: it has not ended.
         own: of this project's folder, and not of another copy or user.
         launcher: the process that watches it, None where none does.
@@ -87,7 +87,9 @@ def _record_end(engine: Engine, ended: Contained) -> bool:
 
 def holder(left: list[Contained], gpu: str) -> Contained | None:
     """The run that holds a GPU."""
-    return next((each for each in left if each.gpu == gpu and (each.running or each.launcher is not None)), None)
+    return next(
+        (each for each in left if gpu in each.gpu.split(",") and (each.running or each.launcher is not None)), None
+    )
 
 
 def busy(held: Contained, gpu: str) -> str:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("auto", "container", "local", "cpu")
 WIDEST_VALUE = 46  # a longer one pushes its reason out of line
-ONE_GPU = "RUNTIME=container trains on one GPU; leave NPROC out"
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Place:
 
     Attributes:
         gpu: None on the CPU, and where a dry run has none to name.
+        partners: further GPUs of the same kind, for further processes.
         engine: of a container; None where a dry run has none.
         image: name and tag of a container's image.
         found: that image, once it is on the engine.
@@ -49,10 +49,16 @@ class Place:
 
     runtime: str
     gpu: Gpu | None = None
+    partners: tuple[Gpu, ...] = ()
     engine: Engine | None = None
     image: str = ""
     found: Image | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
+
+    @property
+    def uuids(self) -> str:
+        """Of every GPU, with commas between them; "" without one."""
+        return ",".join(gpu.uuid for gpu in (self.gpu, *self.partners) if gpu)
 
 
 @dataclass(frozen=True)
@@ -122,12 +128,11 @@ def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precision: 
             )
         choice = Choice("<GPU-UUID>", "no GPU here to name: put one that `nvidia-smi -L` lists in its place")
         return replace(place, choices={**place.choices, "GPU": choice})
-    if wanted.processes > 1:
-        if place.runtime == "container":
-            raise UsageError(f"NPROC={wanted.processes}: {ONE_GPU}")
-        gpus.choose(inventory.gpus, precision, None, emulate=emulate)  # the gate
-        return place
     gpu, why = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=emulate)
+    if wanted.processes > 1:
+        alike = gpus.alike(inventory.gpus, gpu, wanted.processes)
+        choice = Choice(", ".join(str(each.index) for each in alike), f"{len(alike)} x {gpu.name}: NPROC")
+        return replace(place, gpu=gpu, partners=alike[1:], choices={**place.choices, "GPUs": choice})
     if gpu.users:
         why += f"; in use by {', '.join(map(str, gpu.users))}"
     choice = Choice(f"{gpu.index}, {gpu.name}", f"{why}; {gpu.size}")
@@ -175,9 +180,9 @@ def prepare(place: Place, runs: Path, *, alone: bool = True) -> Place:
 
     assert place.engine is not None and place.gpu is not None
     left = orphans.settle(place.engine)
-    held = orphans.holder(left, place.gpu.uuid) if alone else None
-    if held:
-        raise EngineError(orphans.busy(held, f"GPU {place.gpu.index} {place.gpu.name}"))
+    for gpu in (place.gpu, *place.partners) if alone else ():
+        if held := orphans.holder(left, gpu.uuid):
+            raise EngineError(orphans.busy(held, f"GPU {gpu.index} {gpu.name}"))
     for each in left:
         if each.running and each.own and each.launcher is None:
             print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)

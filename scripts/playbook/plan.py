@@ -91,7 +91,7 @@ class Plan:
             if path is not None:
                 asked[name] = config_file.digest(path)
         if place.runtime == "container":
-            asked |= {"image": place.found and place.found.digest, "gpu": place.gpu and place.gpu.uuid}
+            asked |= {"image": place.found and place.found.digest, "gpu": place.uuids or None}
         return asked
 
     @property
@@ -101,6 +101,10 @@ class Plan:
 
     def write(self, folder: Path, command: list[str]) -> None:
         """Write `plan.json` into the run folder."""
+        record.write_json(folder / record.PLAN, self.described(command))
+
+    def described(self, command: list[str]) -> dict[str, Any]:
+        """What `plan.json` holds."""
         found = self.place.found
         written = {
             "schema": record.SCHEMA,
@@ -115,7 +119,7 @@ class Plan:
             written["gpu"] = asdict(self.place.gpu)
         if found:
             written["image"] = {"name": found.name, "digest": found.digest}
-        record.write_json(folder / record.PLAN, written)
+        return written
 
 
 def make_plan(settings: Settings, place: Place, processes: int, given: Set[str], filed: Set[str] = frozenset()) -> Plan:
@@ -238,7 +242,7 @@ def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
     if place.runtime == "cpu":
         words, environment = cpu.command(plan.processes, flags)
     else:
-        words, environment = local.command(plan.processes, flags, place.gpu and place.gpu.uuid)
+        words, environment = local.command(plan.processes, flags, place.uuids or None)
     saves = plan.grace_seconds is not None
     if saves:
         environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
@@ -257,7 +261,8 @@ def container_of(plan: Plan, folder: Path, flags: list[str]) -> Container:
         flags,
         image=place.image,
         image_path=place.found.path if place.found else "",
-        gpu=place.gpu.uuid if place.gpu else container.PLACEHOLDER,
+        gpu=place.uuids or container.PLACEHOLDER,
+        processes=plan.processes,
         request=(place.engine and place.engine.gpus) or "nvidia",
         rootless=bool(place.engine and place.engine.rootless),
     )

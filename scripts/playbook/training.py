@@ -51,11 +51,15 @@ def new_folder(runs: Path, chosen: settings.Settings) -> Path:
 
 
 def exit_code(ended: Run) -> int:
-    """Say why a run did not succeed, where it did not. Returns the exit code."""
+    """Say why a run did not succeed, where it did not, and which rank was slow. Returns the exit code."""
+    if slowest := ended.outcome.get("slowest_rank"):
+        print(f"  {record.slowest_rank_sentence(slowest)}")
     if ended.verdict is Verdict.SUCCEEDED:
         return 0
     cause = ended.outcome.get("cause", "no outcome was written")
     precision = ended.plan.get("request", {}).get("precision", ended.folder.name)
+    for line in ended.outcome.get("traceback", ()):  # of one rank among several
+        print(f"  | {line}", file=sys.stderr)
     print(f"{precision}: {ended.verdict}: {cause}\n  all of it: {ended.folder / record.LOG}", file=sys.stderr)
     code = ended.outcome.get("exit_code", 1)
     return code if code in (2, 130) else 1

@@ -303,3 +303,16 @@ def test_usage(clean, root: Path) -> None:
     assert "usage:" in clean("--al=x", code=2)
     assert "is not a folder" in clean("--root", str(root / "typo"), code=2)
     assert run.exists()
+
+
+def test_a_job_that_waits_on_a_cluster_stays_however_long(root: Path, clean) -> None:
+    waiting = root / "nemo_experiments" / "waiting"
+    waiting.mkdir()
+    for name in ("plan.json", "job.json"):
+        (waiting / name).write_text("{}")
+    make_old(waiting)
+    assert "`make jobs` says so" in clean()
+    assert waiting.exists()
+    (waiting / "outcome.json").write_text('{"verdict": "interrupted"}')
+    clean()
+    assert not waiting.exists()

@@ -252,3 +252,13 @@ def test_auto_without_a_gpu_and_with_a_broken_one() -> None:
     assert place._runtime("auto", gpus.Inventory())[0] == "cpu"
     with pytest.raises(UsageError, match="restart the machine"):
         place._runtime("auto", gpus.Inventory(problem="restart the machine"))
+
+
+def test_several_gpus_of_one_container() -> None:
+    asked = replace(PLAIN, gpu="GPU-a,GPU-b")
+    assert asked._device_request()["DeviceIDs"] == ["GPU-a", "GPU-b"]
+    words = asked.docker_run()
+    assert words[words.index("--gpus") + 1] == '"device=GPU-a,GPU-b"'
+    cdi = replace(asked, request="cdi")
+    assert cdi._device_request()["DeviceIDs"] == ["nvidia.com/gpu=GPU-a", "nvidia.com/gpu=GPU-b"]
+    assert [word for word in cdi.docker_run() if word.startswith("nvidia.com")] == cdi._device_request()["DeviceIDs"]

@@ -206,7 +206,7 @@ def test_setup_by_a_wrong_name(project: Path, arguments: tuple[str, ...]) -> Non
     ended = subprocess.run(
         [sys.executable, str(project / "scripts" / "setup.py"), *arguments], capture_output=True, text=True, check=False
     )
-    assert (ended.returncode, ended.stderr) == (2, "setup: name one of host, cpu, test\n")
+    assert (ended.returncode, ended.stderr) == (2, "setup: name one of host, cpu, cluster, test\n")
 
 
 def other_pythons() -> list[str]:

@@ -106,3 +106,13 @@ def test_a_gpu_without_a_driver_is_a_problem_and_never_a_cpu_run(tmp_path, monke
 
 def test_an_updated_driver_needs_a_restart() -> None:
     assert "restart the machine" in read(fails=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH).problem
+
+
+def test_gpus_of_one_kind_train_together() -> None:
+    def gpu(index: int, name: str) -> gpus.Gpu:
+        return gpus.Gpu(index, f"GPU-{index}", name, (10, 3), 288 * 10**9)
+
+    station = (gpu(0, "NVIDIA RTX PRO 6000"), gpu(1, "NVIDIA GB300"), gpu(2, "NVIDIA GB300"))
+    assert gpus.alike(station, station[2], 2) == (station[2], station[1])
+    with pytest.raises(UsageError, match=r"NPROC=3: this machine has 2 x NVIDIA GB300 \(of 3 GPUs; unlike ones"):
+        gpus.alike(station, station[1], 3)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,3 +208,39 @@ def test_an_interruption_swallowed_by_a_destructor_comes_again() -> None:
     found = {**os.environ, "PYTHONPATH": str(settings.PROJECT / "assets")}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=15, env=found)
     assert ended.stdout.splitlines() == ["went on", "caught SIGINT"] and ended.returncode == 0
+
+
+STUCK = """
+import ctypes, signal
+from pretraining import ending
+ending.STUCK_SECONDS = 0.5
+ending.interrupt_on_sigterm()
+mutex = (ctypes.c_char * 64)()  # zeros: an unlocked mutex of the C library
+lock = ctypes.CDLL(None).pthread_mutex_lock
+lock(mutex)
+print("stuck", flush=True)
+lock(mutex)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_in_c_for_ever_ends_on_a_signal(environment, number: int) -> None:
+    """As one does that waits for a partner which is gone: no Python handler ever runs."""
+    process = subprocess.Popen([sys.executable, "-c", STUCK], env=environment(), stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "stuck\n"
+        time.sleep(0.5)  # from the print to the lock
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 130
+
+
+def test_a_lost_partner_is_told_from_a_cause(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    lost, cause = ending.RunEnd(tmp_path, 0), ending.RunEnd(tmp_path, 1)
+    assert lost.failed(RuntimeError("[gloo] Read error: Connection closed by peer [127.0.0.1]:22")) == 1
+    assert not (tmp_path / record.OUTCOME).exists()
+    assert cause.failed(RuntimeError("a bug")) == 1
+    told = record.read_run(tmp_path).outcome
+    assert told["cause"].startswith("rank 1 on ") and told["rank"] == 1
+    assert told["traceback"][-1] == "RuntimeError: a bug"

@@ -6,7 +6,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -402,26 +401,6 @@ def test_data_shorter_than_a_sequence(others) -> None:
     assert run.verdict is Verdict.FAILED and run.outcome["exit_code"] == 2
     assert "--seq-length 128 is longer than the data" in run.outcome["cause"]
     assert run.outcome["cause"] in ended.stdout + ended.stderr
-
-
-def test_two_processes_do_the_same_work(runs, environment, tmp_path: Path, project: Path) -> None:
-    """Half the batch each: the same samples, so the same losses but for the order of sums."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(project / "assets" / "pretrain_llama.py"), "--model", "tiny", "--precision", "bf16", "--train-iters", "6",
-        "--global-batch-size", "8", "--run-dir", str(tmp_path / "two"),
-    ]  # fmt: skip
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
-    two, one = record.read_run(tmp_path / "two"), record.read_run(runs["bf16"])
-    assert two.verdict is Verdict.SUCCEEDED
-    assert [line["iteration"] for line in two.train] == [1, 2, 3, 4, 5, 6]  # one writer
-    assert losses(two) == pytest.approx(losses(one), abs=2e-3)
-    assert (two.parity["world_size"], two.environment["processes"]) == (2, 2)
-    peak = two.outcome["peak_memory"]
-    assert peak["processes"] == 2 and peak["all"][Peak.RESIDENT_OF_ALL] > 1.5 * peak["bytes"]  # of both, by one sampler
-    assert two.environment["sampling"]["rate_hz"] == 12.5
-    assert two.parity["parameters"] == one.parity["parameters"]
 
 
 def test_the_outcome_is_written_when_the_run_has_ended(runs) -> None:

@@ -10,6 +10,7 @@ from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.peft import utils as peft_utils
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.parallel_state import get_tensor_model_parallel_rank
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -20,6 +21,7 @@ from ..numerics.layers import BF16, LAYERS, layer_spec, set_arithmetic
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
     from megatron.core.models.gpt import GPTModel
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 # Fused kernels that exist only for CUDA. The arithmetic is the same without them.
@@ -54,6 +56,7 @@ def adapt(config: ConfigContainer) -> None:
     model = config.model
     model.transformer_impl = "local"
     model.use_cpu_initialization = True
+    model.sequence_parallel = False  # WrappedTorchNorm refuses it; the sums are the same
     for fusion in _CUDA_FUSIONS:
         setattr(model, fusion, False)
     model.transformer_layer_spec = partial(
@@ -62,7 +65,7 @@ def adapt(config: ConfigContainer) -> None:
         bf16_head=preset.num_layers_at_start_in_bf16 if preset.first_last_layers_bf16 else 0,
         bf16_tail=preset.num_layers_at_end_in_bf16 if preset.first_last_layers_bf16 else 0,
     )
-    model.register_pre_wrap_hook(round_output_layers)
+    model.register_pre_wrap_hook(partial(round_output_layers, words=config.tokenizer.vocab_size))
     config.mixed_precision = MixedPrecisionConfig(
         fp32=True, params_dtype=torch.float32, pipeline_dtype=torch.float32, autocast_enabled=False
     )
@@ -100,9 +103,23 @@ def layer_specs(
     )
 
 
-def round_output_layers(chunks: list[GPTModel]) -> list[GPTModel]:
-    """Give the vocabulary projection BF16 arithmetic, as every precision here has it."""
+def round_output_layers(chunks: list[GPTModel], *, words: int) -> list[GPTModel]:
+    """Give the vocabulary projection BF16 arithmetic, as every precision here has it; mask what pads `words`."""
     for chunk in chunks:
         if getattr(chunk, "post_process", False):
             set_arithmetic(chunk.output_layer, BF16())
+            _mask_padding(chunk.output_layer, words)
     return chunks
+
+
+def _mask_padding(layer: ColumnParallelLinear, words: int) -> None:
+    """No probability for words past `words`: tensor parallelism pads 257 to 258, and the loss stays that of 257.
+
+    Megatron leaves such words in the softmax, where they matter next to 257 and not next to 128,256.
+    """
+    share = layer.output_size_per_partition
+    kept = words - get_tensor_model_parallel_rank() * share
+    if kept < share:
+        mask = torch.zeros(share)
+        mask[max(kept, 0) :] = torch.finfo(torch.float32).min / 2
+        layer.register_forward_hook(lambda _, inputs, outputs: (outputs[0] + mask, *outputs[1:]))

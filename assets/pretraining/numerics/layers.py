@@ -36,6 +36,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from pretraining.numerics.nvfp4 import Recipe
 from pretraining.numerics.nvfp4_cpu import Operand, quantize_columns, quantize_rows, quantize_tiles, round_bf16
 
+_GOLDEN = 0x9E3779B97F4A7C15  # odd, its bits spread: ranks land far apart
+
 
 class Arithmetic(Protocol):
     """The three products of a linear layer, on matrices: x (tokens, K), weight (N, K), gradient (tokens, N).
@@ -97,7 +99,7 @@ class NVFP4:
         """See ``Arithmetic``. Tokens that do not fill the last block of wgrad are zeros, which add nothing."""
         rht, seed = self.recipe.rht, None
         if self.recipe.stochastic:
-            seed = int(torch.randint(2**62, ()))  # two are used: the quantizations must round independently
+            seed = own_seed(int(torch.randint(2**62, ())))  # two are used: the quantizations must round independently
 
         def dgrad(weight: tuple[Operand, Operand]) -> Tensor:
             return _product(quantize_rows(gradient, seed=seed), weight[1])
@@ -107,6 +109,18 @@ class NVFP4:
             return _product(_transposed(columns), quantize_columns(x, rht=rht))
 
         return dgrad, wgrad
+
+
+def own_seed(drawn: int) -> int:
+    """A seed below 2**62 of this process alone, from one that all of them drew.
+
+    Megatron seeds the processes of one pipeline stage alike, so data-parallel ranks would round different gradients
+    with the same random numbers, and the noise that should average out would not. Tensor-parallel ranks hold different
+    slices of a column-parallel layer's gradient, and so round independently too; of a row-parallel layer's, which they
+    all hold, each makes an unbiased rounding of its own. Process 0 keeps the seed as drawn.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return (drawn + rank * _GOLDEN) % 2**62
 
 
 def _product(a: Operand, b: Operand) -> Tensor:

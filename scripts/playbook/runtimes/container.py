@@ -59,7 +59,7 @@ class Container:
         command: program and arguments; the program replaces the image's entry point.
         environment: variables, none of them secret.
         secrets: names of variables whose values come from the caller's environment.
-        gpu: UUID, PLACEHOLDER, or None for a container without one.
+        gpu: UUIDs with commas between them, PLACEHOLDER, or None for a container without one.
         request: how the engine hands GPUs over, see `Engine.gpus`.
     """
 
@@ -99,8 +99,11 @@ class Container:
 
     def _device_request(self) -> DeviceRequest:
         if self.request == "cdi":
-            return DeviceRequest(driver="cdi", device_ids=[f"nvidia.com/gpu={self.gpu}"])
-        return DeviceRequest(device_ids=[self.gpu], capabilities=[["gpu"]])
+            return DeviceRequest(driver="cdi", device_ids=self._cdi_names())
+        return DeviceRequest(device_ids=self.gpu.split(","), capabilities=[["gpu"]])
+
+    def _cdi_names(self) -> list[str]:
+        return [f"nvidia.com/gpu={uuid}" for uuid in self.gpu.split(",")]
 
     def docker_run(self, *extra: str) -> list[str]:
         """The same as a `docker run` command. Secrets go by name: docker takes their values from the environment."""
@@ -109,7 +112,8 @@ class Container:
             words += ["--name", self.name]
         if self.gpu:
             classic = ["--gpus", f'"device={self.gpu}"']
-            words += ["--device", f"nvidia.com/gpu={self.gpu}"] if self.request == "cdi" else classic
+            cdi = [word for name in self._cdi_names() for word in ("--device", name)]
+            words += cdi if self.request == "cdi" else classic
         words += ["--ipc", "host", "--init"]
         for name, limit in LIMITS.items():
             words += ["--ulimit", f"{name}={limit}:{limit}"]
@@ -154,6 +158,7 @@ def training(
     gpu: str | None,
     request: str,
     rootless: bool,
+    processes: int = 1,
 ) -> Container:
     """The container of a training.
 
@@ -164,11 +169,12 @@ def training(
         image, image_path: its name and the PATH it sets ("" where unknown).
         gpu, request: see `Container`.
         rootless: the engine runs as the user.
+        processes: as many as GPUs.
 
     Raises:
         UsageError: a folder to mount would hide what the image needs.
     """
-    launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    launcher = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     written = (run_dir, settings.cache_dir, huggingface_home())
     folders = [Folder(ASSETS), *(Folder(path, True) for path in written)]
     own_data = settings.data not in (MOCK, PYTHON_STDLIB)
@@ -187,7 +193,7 @@ def training(
     folders += [Folder(path.parent) for path in (settings.config, settings.plugin) if path]
     return Container(
         image=image,
-        name=f"{LABEL}-{gpu or 'cpu'}" if gpu != PLACEHOLDER else None,
+        name=f"{LABEL}-{(gpu or 'cpu').partition(',')[0]}" if gpu != PLACEHOLDER else None,
         command=[*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
         environment=user_environment(settings.cache_dir, image_path)
         | ({saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS)} if settings.save else {}),

@@ -1,0 +1,26 @@
+"""Memory a GPU, step time and days of a training that is past the hardware here: what `make estimate` runs.
+
+    python scripts/estimate.py --model llama31-405b --gpus 512 --gpu-kind gb300 [--tokens 1e12] [--precision fp8]
+
+Exit codes: 0 estimated, 2 wrong usage or nothing that fits.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from playbook import estimate
+from pretraining.errors import UsageError
+
+
+def main() -> int:
+    """Run it; returns the exit code."""
+    try:
+        return estimate.main()
+    except UsageError as error:
+        print(f"estimate: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""`make jobs`, `make logs` and `make cancel`: what Slurm knows of the submitted runs, and their records."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playbook.cluster.config import Cluster
+from playbook.cluster.head import ClusterError, Head
+from pretraining import record
+from pretraining.errors import UsageError
+from pretraining.record import Verdict
+
+POLL_SECONDS = 1.0
+ACTIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED")
+# How Slurm says that a job ended: the verdict, and the cause where training could not write one.
+_ENDS = {
+    "COMPLETED": (Verdict.FAILED, "the job ended without a verdict"),
+    "CANCELLED": (Verdict.INTERRUPTED, "the job was cancelled"),
+    "TIMEOUT": (Verdict.INTERRUPTED, "the job came to its time limit; raise time in cluster.yaml, or let it restart"),
+    "PREEMPTED": (Verdict.INTERRUPTED, "the job was preempted"),
+    "NODE_FAIL": (Verdict.KILLED, "a node went down"),
+    "BOOT_FAIL": (Verdict.FAILED, "a node did not start"),
+    "DEADLINE": (Verdict.INTERRUPTED, "the job's deadline passed"),
+    "OUT_OF_MEMORY": (
+        Verdict.OUT_OF_MEMORY,
+        "a node's memory, not a GPU's, ran out: more with sbatch: {mem: }",
+    ),
+    "FAILED": (Verdict.FAILED, "the job failed before training began: its log says why"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted run.
+
+    Attributes:
+        run: its run folder.
+        told: what `job.json` says.
+        state: Slurm's word, "UNKNOWN" where Slurm knows it no more.
+        why: of a pending one, what it waits for.
+        restarts: how often Slurm has started it again.
+    """
+
+    run: Path
+    told: dict[str, Any]
+    state: str = "UNKNOWN"
+    why: str = ""
+    elapsed: str = ""
+    nodes: str = ""
+    restarts: int = 0
+
+    @property
+    def number(self) -> str:
+        """Slurm's number of it."""
+        return str(self.told["job"])
+
+    @property
+    def head(self) -> Head:
+        """Where to ask about it."""
+        return Head(self.told.get("host"))
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended for good."""
+        return self.state not in ACTIVE
+
+
+def submitted(cluster: Cluster) -> list[Job]:
+    """Every submitted run under the cluster's runs folder, newest last, with what Slurm says of it."""
+    head, runs = Head(cluster.host), cluster.runs_folder
+    found = head.run(
+        "sh", "-c", 'cd "$1" 2>/dev/null && for f in */job.json; do [ -f "$f" ] && echo "$f" && cat "$f"; done; true',
+        "sh", str(runs),
+    ).stdout  # fmt: skip
+    jobs = []
+    for name, text in re.findall(r"^(\S[^\n]*)/job\.json\n(\{.*?^\})", found, re.MULTILINE | re.DOTALL):
+        told = json.loads(text)
+        if told.get("executor") == "slurm":
+            jobs.append(Job(runs / name, told))
+    return [state_of(job) for job in sorted(jobs, key=lambda job: job.told["submitted"])]
+
+
+def state_of(job: Job) -> Job:
+    """The same with Slurm's present answer: scontrol's while it remembers the job, then accounting's."""
+    said = job.head.run("scontrol", "-o", "show", "job", job.number, check=False)
+    if said.returncode == 0:
+        facts = dict(re.findall(r"(\w+)=(\S*)", said.stdout))
+        return Job(
+            job.run, job.told, facts.get("JobState", "UNKNOWN"), facts.get("Reason", "").replace("None", ""),
+            facts.get("RunTime", ""), facts.get("NumNodes", ""), int(facts.get("Restarts", 0)),
+        )  # fmt: skip
+    if "Invalid job id" not in said.stderr:
+        raise ClusterError(said.stderr.strip() or "scontrol does not answer")
+    said = job.head.run("sacct", "-nXPD", "-j", job.number, "-o", "State,Elapsed,NNodes", check=False)
+    lines = [line.split("|") for line in said.stdout.splitlines() if line.count("|") == 2]
+    if not lines:
+        return job
+    state, elapsed, nodes = lines[-1]
+    return Job(job.run, job.told, state.split()[0], "", elapsed, nodes, len(lines) - 1)
+
+
+def attempt(job: Job) -> Path:
+    """The folder of the newest attempt that has begun."""
+    for restart in range(job.restarts, 0, -1):
+        folder = job.run.with_name(f"{job.run.name}-restart{restart}")
+        if job.head.run("test", "-d", str(folder), check=False).returncode == 0:
+            return folder
+    return job.run
+
+
+def settle(job: Job) -> None:
+    """Write the verdict of an ended job whose training could not: killed with its node, cancelled while waiting."""
+    if not job.over or job.state == "UNKNOWN" or job.head.host:
+        return
+    folder = attempt(job)
+    verdict, cause = _ENDS.get(job.state, (Verdict.FAILED, f"Slurm says {job.state}"))
+    code = 130 if verdict is Verdict.INTERRUPTED else 1
+    record.write_outcome(folder, verdict, cause=f"{cause} (job {job.number}, {job.state})", exit_code=code)
+
+
+def pick(cluster: Cluster, name: str | None) -> Job:
+    """The job called `name`, by run folder or number; without a name the newest. Raises UsageError."""
+    jobs = submitted(cluster)
+    if not jobs:
+        raise UsageError(f"no job was submitted from {cluster.runs_folder}: make submit")
+    found = [job for job in jobs if name is None or name in (job.number, job.run.name, str(job.run))]
+    if not found:
+        known = ", ".join(f"{job.run.name} ({job.number})" for job in jobs[-5:])
+        raise UsageError(f"RUN={name} is no submitted job; the newest are {known}")
+    return found[-1]
+
+
+def show(cluster: Cluster) -> int:
+    """Print a line a job."""
+    rows = [("JOB", "STATE", "TIME", "NODES", "RUN", "")]
+    for job in submitted(cluster):
+        settle(job)
+        rest = job.why
+        if job.over and not job.head.host:
+            outcome = record.read_run(attempt(job)).outcome
+            rest = f"{outcome.get('verdict', '')} {outcome.get('cause', '')}".strip()
+        again = f" (restart {job.restarts})" if job.restarts else ""
+        rows.append((job.number, job.state, job.elapsed, job.nodes, f"{job.run.name}{again}", rest))
+    if len(rows) == 1:
+        print(f"no job was submitted from {cluster.runs_folder}: make submit")
+        return 0
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        words = [f"{word:<{width}}" for word, width in zip(row, widths, strict=False)]
+        print("  ".join([*words, row[5]]).rstrip())
+    return 0
+
+
+def logs(cluster: Cluster, name: str | None) -> int:
+    """Print a job's log as it grows, until it ends. Returns 0 where it succeeded, else 1 or 130."""
+    job = pick(cluster, name)
+    shown, folder = 0, None
+    print(f"{job.run.name}: job {job.number} (Ctrl-C leaves it running)", flush=True)
+    waiting = ""
+    while True:
+        job = state_of(job)
+        present = attempt(job)
+        if present != folder:
+            if folder is not None:
+                print(f"-- restarted: {present.name}", flush=True)
+            folder, shown = present, 0
+        text = job.head.run("tail", "-c", f"+{shown + 1}", str(folder / record.LOG), check=False).stdout
+        read = text.encode("utf-8", "surrogateescape")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(read)
+        sys.stdout.buffer.flush()
+        shown += len(read)
+        if job.over:
+            break
+        if job.state == "PENDING" and job.why != waiting:
+            waiting = job.why
+            print(f"waiting: {waiting}", flush=True)
+        time.sleep(POLL_SECONDS)
+    settle(job)
+    folder = attempt(job) if not job.head.host else fetch(job)
+    ended = record.read_run(folder)
+    print(f"{folder.name}: {ended.verdict} {ended.outcome.get('cause', '')}".rstrip())
+    if not shown:
+        print(f"it never began to train; the job's own log: {job.told['folder']}")
+    if ended.verdict is Verdict.SUCCEEDED:
+        return 0
+    return 130 if ended.verdict is Verdict.INTERRUPTED else 1
+
+
+def fetch(job: Job) -> Path:
+    """Copy an ended run's record, without checkpoints, from the head node to the local runs. Returns where."""
+    from playbook import PROJECT
+    from pretraining.settings import RUNS
+
+    folder = attempt(job)
+    here = PROJECT / RUNS / folder.name
+    here.mkdir(parents=True, exist_ok=True)
+    for file in (record.PLAN, record.ENVIRONMENT, record.METRICS, record.SAMPLES, record.LOG, record.CONFIG,
+                 record.JOB, record.OUTCOME):  # fmt: skip
+        answer = job.head.run("cat", str(folder / file), check=False)
+        if answer.returncode == 0:
+            (here / file).write_text(answer.stdout, encoding="utf-8")
+    return here
+
+
+def cancel(cluster: Cluster, name: str | None) -> int:
+    """End a job, waiting or running, and wait until it has ended."""
+    job = pick(cluster, name)
+    if job.over:
+        print(f"{job.run.name}: job {job.number} has ended already ({job.state})")
+        return 0
+    job.head.run("scancel", job.number)
+    deadline = time.monotonic() + 60
+    while not job.over and time.monotonic() < deadline:
+        time.sleep(0.5)
+        job = state_of(job)
+    settle(job)
+    print(f"{job.run.name}: job {job.number} {job.state.lower()}")
+    return 0 if job.over else 1

@@ -208,9 +208,10 @@ class Run:
          "power_w": 612.0, "energy_j": 40211.5}
 
     `time` (Unix) is its end; `used_bytes` and `process_bytes` are the largest of that second, `power_w` its mean, and
-    `energy_j` what the device has used since sampling began. `device` is the rank that trains on it. `used_bytes` is
-    nvidia-smi's memory.used, whoever uses it, and `process_bytes` the training's share. On the CPU runtime `device` is
-    "cpu" and `process_bytes`, the resident memory of the training's processes on that machine, all that is told.
+    `energy_j`, in every fifth line and the last, what the device has used since sampling began. `device` is the rank
+    that trains on it. `used_bytes` is nvidia-smi's memory.used, whoever uses it, and `process_bytes` the training's
+    share. On the CPU runtime `device` is "cpu" and `process_bytes`, the resident memory of the training's processes on
+    that machine, all that is told.
     Whatever a device does not tell is null. The first second is start-up, the last may be shorter than one.
     `environment["sampling"]` has `rate_hz` and `energy_from` by device ("counter", "power": integrated over the
     samples, or null), or the `problem` that keeps it from sampling.

@@ -68,7 +68,7 @@ def compare(
     return Comparison(
         created=utc_now(),
         forced=bool(void),
-        verdict=verdicts.verdict(built, contrasts, base, forced=bool(void)),
+        verdict=verdicts.verdict(built, contrasts, base, forced=bool(void), mock=gaps.on_mock(everything)),
         arms=built,
         baseline=base.name,
         contrasts=contrasts,

@@ -9,7 +9,7 @@ import numpy as np
 from playbook.lines import Lines
 from pretraining.record import Run
 
-GAP = 2.5  # seconds that a window's ends may lie outside the samples, which come one a second
+GAP = 7.5  # seconds that a window's ends may lie outside the readings of energy, which come every five seconds
 
 
 def used(run: Run, lines: Lines, first: int) -> tuple[float, float] | None:
@@ -48,12 +48,14 @@ def _evaluations(run: Run, lines: Lines, first: int) -> list[tuple[float, float,
 
 
 def _cumulative(samples: list[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each device the times of its samples and the joules until then; none where one device does not tell."""
+    """For each device the times of its readings and the joules until then; none where one device does not tell."""
     by_device: dict[Any, list[tuple[float, float]]] = {}
     for sample in samples:
         if sample.get("device") == "cpu":
             continue  # the resident memory of the processes, without power
-        if sample.get("energy_j") is None or sample.get("time") is None:
-            return []
-        by_device.setdefault(sample.get("device"), []).append((sample["time"], sample["energy_j"]))
+        readings = by_device.setdefault(sample.get("device"), [])
+        if sample.get("energy_j") is not None and sample.get("time") is not None:
+            readings.append((sample["time"], sample["energy_j"]))
+    if not all(by_device.values()):
+        return []
     return [(array[:, 0], array[:, 1]) for array in map(np.array, by_device.values())]

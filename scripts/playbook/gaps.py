@@ -71,6 +71,8 @@ def placed(gap: Figure | None, runs: Sequence[Measured]) -> str:
     """One sentence that places a gap against the published band and says what to do; "" without one."""
     if gap is None:
         return ""
+    if on_mock(runs):
+        return "on mock data no gap between losses means anything, whatever its size."
     size = abs(gap.value)
     if gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high:
         where = "the gap cannot be told from zero"
@@ -94,11 +96,16 @@ def scope(runs: Sequence[Measured]) -> str:
     """One sentence on what a gap between these runs can and cannot show."""
     seen = tokens(runs)
     size = f"{iterations(runs):,} iterations" + (f" ({_short(seen)} tokens)" if seen else "")
-    if any(each.run.environment.get("mock_data") for each in runs):
+    if on_mock(runs):
         return f"{size} of mock data show whether the arithmetic trains; they say nothing about convergence."
     if seen >= SCALE_TOKENS:
         return f"{size} are within reach of the published trainings; the gap still moves with the learning rate."
     return f"{size} show whether the two learn alike at first; they say nothing about convergence at scale."
+
+
+def on_mock(runs: Sequence[Measured]) -> bool:
+    """Whether any of them trained on mock data."""
+    return any(each.run.environment.get("mock_data") for each in runs)
 
 
 def iterations(runs: Sequence[Measured]) -> int:

@@ -7,39 +7,45 @@ from playbook.results import Arm, Contrast, Ratio
 from playbook.stats import Figure
 
 
-def verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, forced: bool) -> str:
-    """What the comparison comes to."""
+def verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, forced: bool, mock: bool = False) -> str:
+    """What the comparison comes to. Losses on mock data are no part of it."""
     by_name = {arm.name: arm for arm in arms}
-    said = [part for each in contrasts for part in _of_contrast(each, by_name[each.candidate], base)]
+    said = [part for each in contrasts for part in _of_contrast(each, by_name[each.candidate], base, mock=mock)]
+    if mock and any(each.training_loss_gap for each in contrasts):
+        said.append("The data is mock: its losses say nothing about accuracy.")
     if forced:
         said.insert(0, "Forced: these runs did not do the same work.")
     return " ".join(said)
 
 
-def _of_contrast(contrast: Contrast, arm: Arm, base: Arm) -> list[str]:
+def _of_contrast(contrast: Contrast, arm: Arm, base: Arm, *, mock: bool) -> list[str]:
     said = []
     if contrast.step_time:
         said.append(_speed(contrast.step_time, arm, base))
-    if contrast.training_loss_gap:
+    if contrast.training_loss_gap and not mock:
         said.append(_loss(contrast.training_loss_gap, arm, base))
     return said
 
 
 def _speed(ratio: Ratio, arm: Arm, base: Arm) -> str:
     pair = f"{arm.name} ({arm.label}) and {base.name} ({base.label})"
-    interval = between(ratio.figure, 3 if ratio.what == "step-time ratio" else 2)
+    interval = between(ratio.figure)
     repeats = min(len(arm.runs), len(base.runs))
     more = "" if repeats >= FEWEST_REPEATS else f"; REPEAT={FEWEST_REPEATS} would show how runs differ"
     if ratio.what == "step-time ratio":
         if ratio.differs:
             return f"A difference in speed: {arm.name} takes {ratio.sentence} {interval}{more}."
-        least = f"above {ratio.smallest:.1%}"
+        least = f"above {100 * ratio.smallest:.1f} %"
         return f"No difference in speed {least}: {arm.name} takes {ratio.sentence} {interval}{more}."
     if ratio.what == "cost of emulation":
         return f"{arm.name} ({arm.label}) takes {ratio.sentence} {interval}."
     if not ratio.differs:
         return f"No difference in speed is shown between {pair}: {ratio.sentence} {interval}{more}."
-    return f"{arm.label.upper()} is {_faster(ratio.figure.value)} {base.label.upper()} {interval}{more}."
+    return f"{_called(arm)} is {_faster(ratio.figure.value)} {_called(base)} {interval}{more}."
+
+
+def _called(arm: Arm) -> str:
+    return arm.label.replace(arm.precision, arm.precision.upper(), 1)
 
 
 def _faster(value: float) -> str:
@@ -47,14 +53,14 @@ def _faster(value: float) -> str:
 
 
 def _loss(gap: Figure, arm: Arm, base: Arm) -> str:
-    new, old = (arm.name, base.name) if arm.label == base.label else (arm.label, base.label)
+    new, old = (arm.name, base.name) if arm.label == base.label else (_called(arm), _called(base))
     if gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high:
         return f"No difference in training loss is shown between {new} and {old} ({gap.value:+.2f} %)."
     return f"The training loss of {new} lies {gap.value:+.2f} % from {old} {between(gap)}."
 
 
-def between(figure: Figure, digits: int = 2) -> str:
-    """ "(95 % interval 1.62 to 1.74, 3 repeats)"; "" where there is none."""
+def between(figure: Figure) -> str:
+    """ "(95 % interval 1.62 to 1.74, 3 repeats)", with as many digits as tell its ends apart."""
     if figure.low is None or figure.high is None:
         return "(no interval: too few iterations)"
     if "repeats" in figure.spread:
@@ -62,4 +68,5 @@ def between(figure: Figure, digits: int = 2) -> str:
     else:
         over = "within these runs only" if "these runs" in figure.spread else "within this run only"
     sign = "+" if figure.unit == "%" else ""
+    digits = 2 if figure.high - figure.low >= 0.05 else 3
     return f"(95 % interval {figure.low:{sign}.{digits}f} to {figure.high:{sign}.{digits}f}, {over})"

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import blends, config_file, finetuning, overrides, parallel, plugin, record, shares, switches, weights
-from .data import manifest
-from .errors import UsageError, unknown
+from . import checks, config_file, finetuning, overrides, parallel, shares, switches, weights
+from .errors import UsageError
 from .models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from .precision import PRECISIONS, Precision, default_tail, find_precision
 
@@ -213,7 +212,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         raise UsageError(f"--disable-fp4 means --precision bf16, but --precision {args.precision} was given; drop one")
     precision = find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")
     if not on_gpu:
-        _check_cpu(model, precision)
+        checks.check_cpu(model, precision)
     on = switches.read()
     if on_gpu and args.emulate == "reference" and not all(on.values()):
         off = ", ".join(switches.SWITCHES[name][0] for name, value in on.items() if not value)
@@ -237,7 +236,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         sizes["warmup_iters"] = min(sizes["warmup_iters"], max(1, sizes["train_iters"] // 5))
     for name, least in (("train_iters", 1), ("warmup_iters", 0), ("global_batch_size", 1), ("sequence_length", 2)):
         if sizes[name] < least:
-            raise UsageError(f"{_flag(name)} is {sizes[name]}; it must be at least {least}")
+            raise UsageError(f"{checks.flag_of(name)} is {sizes[name]}; it must be at least {least}")
     if sizes["warmup_iters"] >= sizes["train_iters"] > 1:
         raise UsageError(
             f"--warmup-iters {sizes['warmup_iters']} is not below --train-iters {sizes['train_iters']}; lower it"
@@ -248,12 +247,12 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     if args.save is not None and args.save < 0:
         raise UsageError(f"--save is {args.save}; it is a number of iterations, or 0 for never")
     trains = not args.evaluate and args.export is None
-    resume = _checked_resume(args.resume, model, precision if trains else None, args.finetune)
+    resume = checks.resume(args.resume, model, precision if trains else None, args.finetune)
     if not trains:
-        sizes |= {"train_iters": _nothing_to_train(args, model), "warmup_iters": 0}
+        sizes |= {"train_iters": checks.iteration_of(args, model), "warmup_iters": 0}
     if args.weights and resume and not args.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
-    data = _checked_instructions(args) if args.finetune else _checked_data(args.data or model.data, model)
+    data = checks.instructions(args) if args.finetune else checks.data(args.data or model.data, model)
     own_data = on_gpu and data not in (MOCK, PYTHON_STDLIB)
     split = parallel.split_of(args, model, precision)
     shares.check(model, layers, split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
@@ -267,7 +266,9 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
             if min(head, tail) >= 0
             else f"--bf16-head-layers {head} --bf16-tail-layers {tail}: neither can be negative"
         )
-    micro_batch = _micro_batch_size(args.micro_batch_size, model, sizes, parallel.replicas(split, model, processes))
+    micro_batch = checks.micro_batch_size(
+        args.micro_batch_size, model, sizes, parallel.replicas(split, model, processes)
+    )
     tokens = micro_batch * sizes["sequence_length"]
     if on_gpu and precision.name == "nvfp4" and tokens % _NVFP4_BLOCK:
         longer = sizes["sequence_length"] + -sizes["sequence_length"] % _NVFP4_BLOCK
@@ -287,9 +288,9 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         save=(sizes["train_iters"] if args.save is None and own_data else args.save or None) if trains else None,
         emulate=args.emulate if on_gpu else None,
         resume=resume,
-        weights=_checked_weights(args.weights, model, finetune=bool(args.finetune)),
+        weights=checks.starting_weights(args.weights, model, finetune=bool(args.finetune)),
         finetune=args.finetune,
-        tokenizer=_checked_tokenizer(args),
+        tokenizer=checks.tokenizer(args),
         evaluate=args.evaluate,
         export=args.export and args.export.absolute(),
         run_dir=args.run_dir and args.run_dir.absolute(),
@@ -298,10 +299,10 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         wandb_project=args.wandb_project or None,
         mlflow_experiment=args.mlflow_experiment or None,
         **split,
-        tuned=_checked_tuned(args, model, on_gpu=on_gpu),
+        tuned=checks.tuned(args, model, on_gpu=on_gpu),
         overrides=tuple(f"{name}={value}" for name, value in sorted(changes.items())),
         config=args.config and args.config.absolute(),
-        plugin=_checked_plugin(args.plugin),
+        plugin=checks.plugin_file(args.plugin),
         **sizes,
     )
 
@@ -322,7 +323,8 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
         present = getattr(args, name)
         if present not in (None, value):
             raise UsageError(
-                f"{_flag(name)} {present} and an override that says {value} are one setting with two values; drop one"
+                f"{checks.flag_of(name)} {present} and an override that says {value} are one setting with two values; "
+                "drop one"
             )
     above = {**vars(args), **given, "overrides": [f"{name}={value}" for name, value in rest.items()] or None}
     if args.config is None:
@@ -362,149 +364,6 @@ def processes_a_copy(args: argparse.Namespace, *, on_gpu: bool) -> int:
     model = find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
     precision = find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")
     return parallel.fewest_processes(parallel.split_of(args, model, precision), model)
-
-
-def _checked_tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
-    why = None
-    if not on_gpu:
-        why = "the CPU runtime has no CUDA graphs"
-    elif args.emulate:
-        why = "the reference quantizer of --emulate cannot be recorded in a CUDA graph"
-    elif model.expert_parallel > 1:
-        why = f"{model.name}'s experts get another number of tokens each time, which a CUDA graph cannot replay"
-    if args.tuned and why:
-        raise UsageError(f"--tuned: {why}; leave it out")
-    return args.tuned
-
-
-def _checked_plugin(path: Path | None) -> Path | None:
-    if path is None:
-        return None
-    plugin.inspect(path)
-    return path.absolute()
-
-
-def _flag(name: str) -> str:
-    return overrides.flag_of({"sequence_length": "seq_length"}.get(name, name))
-
-
-def _check_cpu(model: Model, precision: Precision) -> None:
-    if not model.on_cpu:
-        small = [name for name, each in MODELS.items() if each.on_cpu]
-        raise UsageError(f"{model.name} needs a GPU and none was found; without one: --model {' or '.join(small)}")
-    if not precision.on_cpu:
-        here = [name for name, each in PRECISIONS.items() if each.on_cpu]
-        raise UsageError(
-            f"{precision.name} needs {precision.needs}, and no GPU was found; "
-            f"without one: --precision {' or '.join(here)}"
-        )
-
-
-def _micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], replicas: int) -> int:
-    batch = sizes["global_batch_size"]
-    if batch % replicas:
-        raise UsageError(
-            f"--global-batch-size {batch} does not divide over {replicas} model replicas; take a multiple of {replicas}"
-        )
-    share = batch // replicas
-    if given is None:  # the model's own, or the largest below it that divides
-        return next(size for size in range(min(model.micro_batch_size, share), 0, -1) if share % size == 0)
-    if given < 1 or share % given:
-        divisors = [size for size in range(1, share + 1) if share % size == 0]
-        near = max((size for size in divisors if size <= max(given, 1)), default=1)
-        raise UsageError(
-            f"--global-batch-size {batch} is not divisible by --micro-batch-size {given} x {replicas} "
-            f"model replica{'s' if replicas > 1 else ''}; --micro-batch-size {near} would be"
-        )
-    return given
-
-
-def _checked_data(data: str, model: Model) -> str:
-    if data in (MOCK, PYTHON_STDLIB):
-        return data
-    parsed = blends.parse(data)
-    words = model.hf_config["vocab_size"]
-    for prefix in dict.fromkeys(prefix for blend in parsed.values() for prefix in blend.prefixes):
-        try:
-            known = manifest.read(prefix)
-        except ValueError as error:
-            raise UsageError(f"--data {prefix}: {error}") from error
-        if known and known.vocabulary_size > words:
-            raise UsageError(
-                f"--data {prefix} was tokenized by {known.tokenizer} into {known.vocabulary_size} words, and "
-                f"{model.name} has {words}: `make data` with a tokenizer that fits the model"
-            )
-    return blends.as_words(parsed)
-
-
-def _checked_resume(run: Path | None, model: Model, precision: Precision | None, finetune: str | None) -> Path | None:
-    """The run to continue, refused by its facts before anything is loaded; `precision` None for any."""
-    if run is None:
-        return None
-    if not (run / record.CHECKPOINTS / "latest_train_state.pt").is_file():
-        raise UsageError(f"--resume {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
-    facts = record.read_run(run).environment if record.holds_run(run) else {}
-    if facts.get("model", model.name) != model.name:
-        raise UsageError(
-            f"--resume {run} is a checkpoint of {facts['model']}, and this is {model.name}: name that model"
-        )
-    if (facts.get("finetuned") or finetune) in finetuning.ADAPTERS and facts.get("finetuned") != finetune:
-        how = facts.get("finetuned")
-        holds = f"{how} adapters alone: --finetune {how}" if how else "no adapters"
-        raise UsageError(f"--resume {run} holds {holds}")
-    found = facts.get("precision", {}).get("name")
-    if precision and found not in (None, precision.name):
-        raise UsageError(
-            f"--resume {run} was trained in {found}, and this is {precision.name}: continue it in {found} "
-            "(--evaluate takes any precision)"
-        )
-    return run.absolute()
-
-
-def _nothing_to_train(args: argparse.Namespace, model: Model) -> int:
-    """The iteration of the checkpoint to evaluate or export: a run that ends there trains nothing."""
-    what = "--evaluate" if args.evaluate else "--export"
-    if args.resume is None:
-        raise UsageError(f"{what} needs the run whose checkpoint it means: --resume RUN (RUN=)")
-    if args.export is not None and args.export.exists():
-        raise UsageError(f"--export {args.export} exists, and nothing is overwritten: name another")
-    if args.evaluate and (args.data or model.data) == MOCK:
-        raise UsageError("--evaluate needs text: random tokens have no loss worth knowing; give --data")
-    return int((args.resume / record.CHECKPOINTS / "latest_checkpointed_iteration.txt").read_text())
-
-
-def _checked_instructions(args: argparse.Namespace) -> str:
-    if args.finetune not in finetuning.SCHEMES:
-        raise unknown("way to fine-tune", args.finetune, finetuning.SCHEMES)
-    if not args.weights:
-        raise UsageError(f"{args.finetune} tunes weights: name them with --from (FROM=), hf:NAME, a folder or a run")
-    if not args.data:
-        fields = " and ".join(finetuning.FIELDS)
-        raise UsageError(f"{args.finetune} needs instructions: --data FILE.jsonl (DATA=), with {fields} a line")
-    finetuning.files(args.data)
-    return str(Path(args.data).absolute())
-
-
-def _checked_tokenizer(args: argparse.Namespace) -> str | None:
-    if not args.finetune:
-        return None
-    if args.tokenizer:
-        return str(Path(args.tokenizer).absolute()) if Path(args.tokenizer).is_dir() else args.tokenizer
-    if finetuning.is_run(args.weights):
-        raise UsageError("a run folder has no tokenizer of its own: name it with --tokenizer (TOKENIZER=)")
-    return weights.source(args.weights)
-
-
-def _checked_weights(given: str | None, model: Model, *, finetune: bool) -> str | None:
-    if given is None:
-        return None
-    if finetuning.is_run(given):
-        if not finetune:
-            raise UsageError(f"--from {given} is a run of this playbook: --resume (RESUME=) continues it")
-        return str(_checked_resume(Path(given), model, None, None))
-    source = weights.source(given)
-    weights.check_folder(source, model)
-    return source
 
 
 def as_flags(settings: Settings) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import blends, record
+from pretraining import record
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.record import Verdict
 
@@ -53,20 +54,22 @@ def without(flags: list[str], name: str) -> list[str]:
     return flags[:at] + flags[at + 2 :]
 
 
-def _files(data: str) -> list[str]:
-    return [f"{prefix}{end}" for prefix in blends.prefixes(data) for end in (".bin", ".idx")]
-
-
 def unseen(flags: list[str]) -> str | None:
     """The path of a flag that this node cannot see, in words."""
     for flag, path in itertools.pairwise(flags):
         if flag == "--resume" and not Path(path).is_dir():
             return f"--resume {path}"
         if flag == "--data" and path not in (MOCK, PYTHON_STDLIB):
-            wanted = [path] if "--finetune" in flags else _files(path)
+            wanted = [path] if "--finetune" in flags else _datasets(path)
             if missing := [name for name in wanted if not Path(name).exists()]:
                 return f"--data: {', '.join(missing)}"
     return None
+
+
+def _datasets(data: str) -> list[str]:
+    """The files behind the words of `blends.py`, whose own reader would stop at the first that is missing."""
+    prefixes = [word.rpartition("=")[2] for word in shlex.split(data)]
+    return [f"{prefix}{end}" for prefix in prefixes if prefix.startswith("/") for end in (".bin", ".idx")]
 
 
 def main() -> int:

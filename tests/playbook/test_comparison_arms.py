@@ -102,7 +102,7 @@ def test_the_control_reports_no_difference(make_run) -> None:
     result = compare(make_run("bf16", name="one"), make_run("bf16", name="two", step=0.203))
     ratio = result.contrasts[0].step_time
     assert (ratio.differs, ratio.smallest) == (False, pytest.approx(0.02))
-    assert result.verdict.startswith("No difference in speed above 2.0%: B takes 1.01 times the step of A")
+    assert result.verdict.startswith("No difference in speed above 2.0 %: B takes 1.01 times the step of A")
     assert "No difference in training loss" in result.verdict
     slower = compare(make_run("bf16", name="three"), make_run("bf16", name="four", step=0.22))
     assert slower.contrasts[0].step_time.differs
@@ -134,7 +134,7 @@ def test_energy_memory_and_mfu(make_run) -> None:
     assert a.runs[0].mean_power.value == pytest.approx(1300)
     assert result.contrasts[0].joules_per_token.value == pytest.approx(1200 * 5.39 / 1300 / 9.05)
     assert (a.peak_memory.unit, a.peak_memory_kind) == ("GB", "device used")
-    assert set(a.runs[0].memory) == {"device used", "process on the device", "torch allocated"}
+    assert set(a.runs[0].memory) == {"device used", "device used by the training", "torch allocated"}
     assert a.mfu.value == pytest.approx(100 * 1397.6 / 2450, rel=1e-3)
     assert b.mfu.value == pytest.approx(100 * 2346.6 / 14700, rel=1e-3)
     assert b.mfu_peak == "14,700 TFLOP/s, dense NVFP4 of NVIDIA GB300 (NVIDIA dgxc-benchmarking)"

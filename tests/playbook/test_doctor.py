@@ -134,11 +134,6 @@ def test_a_python_that_does_not_start(bare_metal) -> None:
     assert checks["Python"]["ok"] is False and "first on PATH" in checks["Python"]["remedy"]
 
 
-def test_several_processes_in_a_container_are_refused_as_training_would(examine) -> None:
-    _, checks = examine(recorded.STATION, "--nproc", "2")
-    assert checks["processes"]["ok"] is False and "one GPU" in checks["processes"]["remedy"]
-
-
 @pytest.mark.parametrize(("limit", "ok"), [(resource.RLIM_INFINITY, True), (8 << 20, False)])
 def test_locked_memory_is_a_limit_of_this_user(limit, ok, monkeypatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))

@@ -443,9 +443,9 @@ def main() -> None:
 
     tensor_parallel.model_parallel_cuda_manual_seed(0)
     questions = (
-        presets, missing_recipes, splits, gpu_configs, refusal_of_too_few_processes, arithmetics, product_logits,
-        bridge_logits, copied_to_mlflow,
-        bridge_logits, megatrons_footprints, overridden, undone, config_files, plugins,
+        presets, missing_recipes, splits, gpu_configs, refusal_of_too_few_processes, arithmetics,
+        product_logits, bridge_logits, copied_to_mlflow, megatrons_footprints, overridden, undone,
+        config_files, plugins,
     )  # fmt: skip
     answers = {question.__name__: answered(question) for question in questions}
     (FOLDER / "answers.json").write_text(json.dumps(answers, indent=1, default=str))

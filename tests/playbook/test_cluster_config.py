@@ -94,8 +94,6 @@ def test_a_node_says_what_it_cannot_see(node, tmp_path: Path) -> None:
     assert node.unseen(["--data", str(prefix)]) == f"--data: {prefix}.bin, {prefix}.idx"
     two = node.unseen(["--data", f"0.7 {prefix} 0.3 {prefix}2"])
     assert two.endswith(f"{prefix}.idx, {prefix}2.bin, {prefix}2.idx")
-        f"{prefix}.idx, {prefix}2.bin, {prefix}2.idx"
-    )
     assert node.unseen(["--data", str(prefix), "--finetune", "sft"]) == f"--data: {prefix}"
     for end in (".bin", ".idx"):
         Path(f"{prefix}{end}").touch()

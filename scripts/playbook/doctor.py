@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from playbook import PROJECT, gpus, place
+from playbook import PROJECT, gpus, hub, place
 from playbook.environments import python_of
 from playbook.place import Wanted
 from playbook.runtimes import local
@@ -286,8 +286,12 @@ def _existing(folder: Path) -> Path:
 
 
 def _token_check(chosen: Settings) -> Iterator[Check]:
-    given = "set" if os.environ.get("HF_TOKEN") else "not set"
-    yield Check("Hugging Face token", None, f"{given}; {chosen.model.name} needs none, its config is in assets/")
+    wanted = [name for name in (chosen.weights, chosen.tokenizer) if name and not Path(name).exists()]
+    if not wanted:
+        given = "set" if os.environ.get("HF_TOKEN") else "not set"
+        yield Check("Hugging Face token", None, f"{given}; {chosen.model.name} needs none, its config is in assets/")
+    for name in dict.fromkeys(wanted):
+        yield Check("Hugging Face", *hub.access(name))
 
 
 def report(checks: list[Check], *, as_json: bool) -> int:

@@ -165,3 +165,10 @@ def test_what_does_not_fit_goes_below_and_commands_stay_whole(capsys, monkeypatc
     doctor.report([doctor.Check("one", False, "word " * 20, "sudo " + "x" * 80)], as_json=False)
     first, second, *_, remedy, _, _ = capsys.readouterr().out.splitlines()
     assert len(first) <= 60 and second.startswith(" " * 7 + "word") and remedy.endswith("x" * 80)
+
+
+def test_weights_of_hugging_face_are_asked_for(examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.hub, "access", lambda name: (False, f"{name} is gated", "accept its licence"))
+    code, checks = examine(None, "--from", "hf:meta-llama/Llama-3.2-1B")
+    assert code == 1 and checks["Hugging Face"]["found"] == "meta-llama/Llama-3.2-1B is gated"
+    assert "Hugging Face" not in examine(None)[1]

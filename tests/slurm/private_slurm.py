@@ -34,7 +34,9 @@ def install() -> None:
         raise Missing("Slurm is not installed, and only root on Debian or Ubuntu can install it here")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (("update", "-qq"), ("install", "-y", "-qq", "--no-install-recommends", *PACKAGES)):
-        subprocess.run(["apt-get", *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+        ended = subprocess.run(["apt-get", *words], env=environment, check=False, capture_output=True, text=True)
+        if ended.returncode:
+            raise Missing(f"Slurm could not be installed: {(ended.stderr.strip() or ended.stdout).splitlines()[-1]}")
 
 
 class PrivateSlurm:

@@ -37,7 +37,7 @@ class Scene:
 
     def worker(self) -> int:
         """The training process inside the container, as the host numbers it."""
-        processes = self.station.api.top(self.container)["Processes"]
+        processes = self.station.api.top(self.container, ps_args="-efww")["Processes"]  # whole lines
         return next(int(row[1]) for row in processes if "standin_training" in row[-1])
 
 

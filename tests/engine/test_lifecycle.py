@@ -48,7 +48,7 @@ def test_attach_follows_it_once_and_ctrl_c_stops_it(station) -> None:
 
 def test_an_end_that_nobody_saw_is_recorded_by_the_next_command(station) -> None:
     folder = killed_launcher(station)
-    processes = station.api.top(station.containers()[0]["Id"])["Processes"]
+    processes = station.api.top(station.containers()[0]["Id"], ps_args="-efww")["Processes"]
     os.kill(next(int(row[1]) for row in processes if "standin_training" in row[-1]), signal.SIGKILL)
     wait_for(lambda: station.containers()[0]["State"] == "exited")
     code, printed = station.run()

@@ -24,6 +24,10 @@ TRAINING = $(if $(MODEL),--model '$(MODEL)') $(if $(ITERS),--train-iters '$(ITER
           $(if $(MLFLOW),--mlflow-experiment '$(MLFLOW)') $(ARGS)
 OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) $(if $(TAG),--tag '$(TAG)') \
           $(if $(GPU),--gpu '$(GPU)') $(if $(filter auto,$(TP)),--auto-split) $(if $(DRY_RUN),--dry-run) $(TRAINING)
+# What the user said of a comparison, to tell how to make it again: these and nothing else, which may be a secret.
+SAID = MODEL ITERS WARMUP GBS MBS SEQ DATA PRECISION EMULATE BF16_TAIL BF16_HEAD TP PP CP TUNED CONFIG PLUGIN FROM \
+       ARGS RUNTIME NPROC GPU TAG A B REPEAT BASE RUNS
+TYPED = $(foreach name,$(SAID),$(if $(filter command environment,$(firstword $(origin $(name)))), $(name)='$($(name))'))
 CLUSTER_FILE = $(if $(CLUSTER),--cluster '$(CLUSTER)')
 
 .DEFAULT_GOAL := help
@@ -45,7 +49,7 @@ bf16: host-setup ## pretrain in BF16
 compare: host-setup ## both, reusing finished runs of the same work, then the comparison; RUNS="a b c": these
 	@$(HOST) $(if $(RUNS),scripts/compare.py --save $(RUNS),scripts/run.py compare $(OPTIONS) $(if $(A),--a '$(A)') \
 	  $(if $(B),--b '$(B)') $(if $(REPEAT),--repeat '$(REPEAT)')) $(if $(BASE),--base '$(BASE)') \
-	  --typed 'make compare $(MAKEOVERRIDES)'
+	  --typed "make compare$(TYPED)"
 
 history: host-setup ## all runs, newest first, with how each ended; JSON=1
 	@$(HOST) scripts/history.py $(if $(JSON),--json)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pretraining import ending, loggers, record, sampling, settings, switches, tee
-from pretraining.errors import UsageError
+from pretraining.errors import EndedEarly, UsageError
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
@@ -80,6 +80,8 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     run.telemetry = Telemetry(run.folder, on_start, run.saving.end if chosen.save else lambda: None)
     step = plugin.forward_step(forward_step) if plugin else forward_step
     pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ())])
+    if chosen.trains and run.telemetry.iterations < chosen.train_iters:
+        raise EndedEarly(run.telemetry.iterations, chosen.train_iters)
 
 
 def main() -> int:

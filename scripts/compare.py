@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\nWritten to" if path is written[0] else "       and", path)
         sys.stdout.flush()
     except comparison.NotComparable as refusal:
-        table.print_refusal(refusal, sys.stderr)
+        table.print_refusal(refusal, sys.stderr, last_way_out=table.FORCE_BY_HAND if given.typed else table.FORCE)
         return 1
     except UsageError as error:
         print("compare:", error, file=sys.stderr)

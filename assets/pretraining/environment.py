@@ -162,6 +162,8 @@ def parity_facts(
         "megatron_bridge": found.get("megatron-bridge"),
         "megatron_core": found.get("megatron-core"),
         "transformer_engine": found.get("transformer-engine"),
+        **({"weights": settings.weights} if settings.weights else {}),
+        **({"finetune": settings.finetune} if settings.finetune else {}),
     }
 
 

@@ -10,6 +10,16 @@ class UsageError(Exception):
     """The command asks for something that cannot be: a wrong name, a size that does not divide. Exit code 2."""
 
 
+class EndedEarly(Exception):
+    """Megatron-Bridge returned without an error before the last iteration."""
+
+    def __init__(self, done: int, wanted: int) -> None:
+        super().__init__(
+            f"Megatron-Bridge ended after iteration {done} of {wanted} without an error: the data is empty, or "
+            "train.exit_interval or train.exit_duration_in_mins is set"
+        )
+
+
 class Diverged(Exception):
     """The loss is no longer a finite number."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,9 +104,10 @@ def _laid_out(given: dict[str, Path], settings: Settings) -> Path:
     """A folder of links, because Megatron-Bridge wants these names and writes its index beside them."""
     folder = settings.cache_dir / "instructions" / identify(settings.data)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, file in given.items():
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(file)
+    for name, file in given.items():  # the same lines may have lain elsewhere before
+        beside = folder / f".{name}.{os.getpid()}"
+        beside.symlink_to(file)
+        beside.replace(folder / name)
     return folder
 
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol, TextIO
 
 PERIOD = 0.08  # seconds: 12.5 samples a second, so that one that comes late still leaves ten
 LINE = 1.0  # seconds
-ENERGY_EVERY = 5  # lines: an H200 takes 3.4 ms of a core to read its counter, the rest 0.05 ms
+ENERGY_EVERY = 5  # lines: an H200 takes 3.4 ms of a core to read its counter, and 0.05 ms for all the rest
 
 
 @dataclass(frozen=True)

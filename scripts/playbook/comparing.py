@@ -14,7 +14,7 @@ from pretraining.errors import UsageError
 from pretraining.record import Run
 
 
-def _check_long_enough(iterations: int) -> None:
+def check_long_enough(iterations: int) -> None:
     """Raise UsageError before two trainings whose comparison would be refused for too few timed iterations."""
     window = stats.timing_window(0, iterations)
     if window.last - window.first + 1 < parity.FEWEST_TIMED:
@@ -31,7 +31,6 @@ def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
         UsageError: too few iterations to time, or no arm is called what `--base` says.
         NotStarted, OSError, KeyboardInterrupt: as `training.train`.
     """
-    _check_long_enough(plans[-1].settings.train_iters)
     runs, begun = _gather(plans, args)
     if isinstance(runs, int):
         return runs
@@ -42,6 +41,8 @@ def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
     try:
         result = comparison.compare(groups, baseline=args.base or "", reproduce=_typed(args))
     except comparison.NotComparable as refusal:
+        if begun:
+            begun.done()  # or the next FRESH=1 would find the same runs
         table.print_refusal(refusal, sys.stderr, last_way_out="FRESH=1 trains all of them again.")
         return 1
     folder = begun.folder if begun else comparison_file.new_folder(args.runs, plans[-1].settings.model.name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from playbook import PROJECT, comparison_file
 from playbook.comparison_file import FILE
+from playbook.parity import ABSENT
 from pretraining.errors import UsageError, unknown
 from pretraining.settings import RUNS
 
@@ -50,19 +51,22 @@ def check(before: dict[str, Any], now: dict[str, Any], tolerances: dict[str, flo
         tolerances: per cent for each kind.
 
     Raises:
-        UsageError: they did not do the same work, or have no figure in common.
+        UsageError: they did not do the same work, one was forced, or the baseline has a figure that is gone.
     """
+    if before["forced"] or now["forced"]:
+        raise UsageError("a comparison that was forced is held against nothing: its runs did not do the same work")
     checks = []
     for old, new in _pairs(before["arms"], now["arms"]):
         _same_work(old, new)
-        same_memory = old["peak_memory_kind"] == new["peak_memory_kind"]
         for name, figure, kind in (
             ("step time", "step_time", "speed"),
-            ("peak memory", "peak_memory" if same_memory else "", "memory"),
+            ("peak memory", "peak_memory", "memory"),
             ("training loss", "training_loss", "loss"),
             ("validation loss", "validation_loss", "loss"),
         ):
-            if old.get(figure) and new.get(figure):
+            if old.get(figure) and not new.get(figure):
+                raise UsageError(f"the baseline's {_label(old)} has a {name}, and the comparison held against it none")
+            if old.get(figure):
                 checks.append(_check(old, name, kind, old[figure], new[figure], tolerances[kind]))
     if not checks:
         raise UsageError("the two comparisons have no figure in common; compare runs of the same work again")
@@ -93,9 +97,11 @@ def _label(arm: dict[str, Any]) -> str:
 
 def _same_work(old: dict[str, Any], new: dict[str, Any]) -> None:
     facts = [arm["runs"][0]["facts"] for arm in (old, new)]
-    names = [name for name in facts[0] if name in facts[1] and name not in SOFTWARE]
-    if differing := [name for name in names if facts[0][name] != facts[1][name]]:
-        said = ", ".join(f"{name} {facts[0][name]} then and {facts[1][name]} now" for name in differing)
+    facts = [{"memory": arm["peak_memory_kind"], **those} for arm, those in zip((old, new), facts, strict=True)]
+    then, today = ({name: fact for name, fact in those.items() if name not in SOFTWARE} for those in facts)
+    if differing := [name for name in {**then, **today} if then.get(name, ABSENT) != today.get(name, ABSENT)]:
+        values = {name: (then.get(name, ABSENT), today.get(name, ABSENT)) for name in differing}
+        said = ", ".join(f"{name} {was} then and {value} now" for name, (was, value) in values.items())
         raise UsageError(f"the two comparisons of {_label(old)} did not do the same work: {said}")
 
 

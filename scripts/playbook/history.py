@@ -63,7 +63,7 @@ def _entry(folder: Path) -> Entry:
     try:
         run = loading.load(folder)
         result = measure(run).result
-    except UsageError as error:
+    except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:  # the last four: edited
         written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(folder.stat().st_mtime))
         return Entry(folder.name, path, written, "", "", "", "unreadable", str(error))
     request = run.plan.get("request") or {}

@@ -75,6 +75,10 @@ def run(arguments: list[str] | None = None) -> int:
     if args.job == "compare" and args.run_dir is not None:
         raise UsageError("compare makes two runs, so it takes no --run-dir")
     plans = [_plan(args, precision, where) for precision in precisions]
+    if args.job == "compare":
+        from playbook import comparing  # whose libraries take a second to import
+
+        comparing.check_long_enough(plans[-1].settings.train_iters)
     if args.dry_run:
         for each in dict(zip(precisions, plans, strict=True)).values():
             _show_dry(each, args.runs)
@@ -83,8 +87,6 @@ def run(arguments: list[str] | None = None) -> int:
         where = place.prepare(where, args.runs)
         plans = [_plan(args, precision, where) for precision in precisions]
     if args.job == "compare":
-        from playbook import comparing  # whose libraries take a second to import
-
         return comparing.compare(plans, args)
     ended = train(plans[0], args.runs)
     if args.job == "eval" and ended.evaluations:

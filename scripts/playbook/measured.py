@@ -173,7 +173,8 @@ def _memory(run: Run) -> dict[str, Figure]:
         kind: max((line[name] for line in run.samples if line.get("device") != "cpu" and line.get(name)), default=0)
         for kind, name in ((Peak.USED, "used_bytes"), (Peak.HELD, "process_bytes"))
     }
-    found |= peak.get("all") or ({peak.get("kind", ""): peak["bytes"]} if peak.get("bytes") else {})
+    told = peak.get("all") or ({peak.get("kind", ""): peak["bytes"]} if peak.get("bytes") else {})
+    found |= {kind: max(size, found.get(kind, 0)) for kind, size in told.items()}  # of the first machine alone
     return {
         f"{kind}, largest of {processes} processes" if processes > 1 and kind in OF_ONE_PROCESS else str(kind): Figure(
             size / 1e9, "GB"

@@ -32,6 +32,8 @@ def verdict(run: Run, lines: Lines) -> tuple[Verdict, str]:
 def warnings(run: Run, lines: Lines) -> list[str]:
     """What a reader has to know of how the run went."""
     said = list(run.environment.get("notes", []))
+    if problem := (run.environment.get("sampling") or {}).get("problem"):
+        said.append(f"the device's memory and power were not sampled: {problem}")
     if start := run.parity.get("start_iteration"):
         said.append(f"resumed at iteration {start}")
     if len(lines) > 1 and (interval := int(lines.iterations[1] - lines.iterations[0])) > 1:

@@ -21,6 +21,7 @@ from playbook.stats import Figure
 WIDTH = 80  # numbers never wrap at this width; a narrower terminal wraps the lines itself
 CELL = 25  # characters; the table fits where no cell is longer
 FORCE = "Or add --force to compare them all the same; the result will say so."
+FORCE_BY_HAND = "Or compare them all the same with .venv/host/bin/python scripts/compare.py --force."
 NO_FIGURE = "-"  # one that would mean nothing; "not known" is one that is missing
 
 
@@ -95,7 +96,8 @@ def print_refusal(refusal: NotComparable, file: TextIO, *, last_way_out: str = F
     for way_out in dict.fromkeys(found.way_out for found in refusal.differences):
         names = ", ".join(dict.fromkeys(found.name for found in refusal.differences if found.way_out == way_out))
         out.line(f"To mend {names}: {way_out}.")
-    if last_way_out != FORCE or not any(found.name == NO_ITERATIONS for found in refusal.differences):
+    empty = any(found.name == NO_ITERATIONS for found in refusal.differences)
+    if not (empty and last_way_out in (FORCE, FORCE_BY_HAND)):
         out.line(last_way_out)
 
 

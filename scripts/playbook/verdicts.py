@@ -35,7 +35,8 @@ def _speed(ratio: Ratio, arm: Arm, base: Arm) -> str:
     if ratio.what == "step-time ratio":
         if ratio.differs:
             return f"A difference in speed: {arm.name} takes {ratio.sentence} {interval}{more}."
-        least = f"above {100 * ratio.smallest:.1f} %"
+        ends = [end for end in (ratio.figure.low, ratio.figure.high) if end is not None]
+        least = f"above {100 * max([ratio.smallest, *(abs(end - 1) for end in ends)]):.1f} %"
         return f"No difference in speed {least}: {arm.name} takes {ratio.sentence} {interval}{more}."
     if ratio.what == "cost of emulation":
         return f"{arm.name} ({arm.label}) takes {ratio.sentence} {interval}."

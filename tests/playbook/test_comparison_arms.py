@@ -116,7 +116,7 @@ def sampled(folder: Path, watts: float, seconds_a_step: float) -> Path:
         line["time"] = 1000 + seconds_a_step * line["iteration"]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     samples = [
-        {"time": 990.0 + at, "device": 0, "used_bytes": 150e9 + at, "process_bytes": 149e9, "energy_j": watts * at}
+        {"time": 990.0 + at, "device": 0, "used_bytes": 150e9 + at, "process_bytes": 149e9, "power_w": watts}
         for at in range(round(60 * seconds_a_step) + 20)
     ]
     (folder / "device.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))

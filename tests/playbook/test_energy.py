@@ -13,14 +13,12 @@ LINES = Lines.of([{"iteration": number, "time": START + 2.0 * number} for number
 
 
 def samples(watts: float, device: Any = 0, until: float = 110.0) -> list[dict[str, Any]]:
-    """One a second from 5 s before the training, the energy since then."""
-    return [
-        {"time": START + second, "device": device, "energy_j": watts * (second + 5)} for second in range(-5, int(until))
-    ]
+    """One a second from 5 s before the training."""
+    return [{"time": START + second, "device": device, "power_w": watts} for second in range(-5, int(until))]
 
 
-def run(*of: list[dict[str, Any]], evaluations: list[dict[str, Any]] | None = None) -> Run:
-    return Run(Path("x"), samples=[line for each in of for line in each], evaluations=evaluations or [])
+def run(*of: list[dict[str, Any]]) -> Run:
+    return Run(Path("x"), samples=[line for each in of for line in each])
 
 
 def test_energy_is_read_between_the_ends_of_the_window() -> None:
@@ -30,16 +28,28 @@ def test_energy_is_read_between_the_ends_of_the_window() -> None:
 
 
 def test_devices_are_summed_and_resident_memory_is_none() -> None:
-    no_power = [{"time": START, "device": "cpu", "process_bytes": 5, "energy_j": None}]
+    no_power = [{"time": START, "device": "cpu", "process_bytes": 5, "power_w": None}]
     joules, _ = energy.used(run(samples(600.0), samples(200.0, 1), no_power), LINES, first=19)
     assert joules == pytest.approx(800.0 * 62)
 
 
-def test_an_evaluation_in_the_window_is_left_out() -> None:
-    at_30 = {"kind": "eval", "iteration": 30, "time": START + 61.5}
-    at_the_end = {"kind": "eval", "iteration": 50, "time": START + 105}
-    joules, seconds = energy.used(run(samples(600.0), evaluations=[at_30, at_the_end]), LINES, first=19)
-    assert (joules, seconds) == pytest.approx((600.0 * 60.5, 60.5))
+def test_an_evaluation_or_checkpoint_in_the_window_is_left_out() -> None:
+    late = [0.0] * 30 + [7.5] * 20  # before iteration 31
+    lines = [
+        {"iteration": number, "time": START + 2.0 * number + late[number - 1], "step_time_s": 1.99}
+        for number in range(1, 51)
+    ]
+    idle = [{**line, "power_w": 60.0 if 60 < line["time"] - START <= 67 else 600.0} for line in samples(0.0)]
+    joules, seconds = energy.used(run(idle), Lines.of(lines), first=19)
+    assert seconds == pytest.approx(62.0, abs=0.02)
+    assert joules == pytest.approx(600.0 * 62, rel=0.01)
+
+
+def test_a_short_window_between_idle_seconds() -> None:
+    lines = Lines.of([{"iteration": number, "time": START + 10 + 0.1 * number} for number in range(1, 52)])
+    power = [{**line, "power_w": 600.0 if 8 < line["time"] - START < 18 else 80.0} for line in samples(0.0)]
+    joules, seconds = energy.used(run(power), lines, first=19)
+    assert joules / seconds == pytest.approx(600.0)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +57,7 @@ def test_an_evaluation_in_the_window_is_left_out() -> None:
     [
         run(),
         run(samples(600.0, until=90)),  # the sampler died
-        run(samples(600.0), [{"time": START, "device": 1, "energy_j": None}]),  # one device does not tell
+        run(samples(600.0), [{"time": START, "device": 1, "power_w": None}]),  # one device does not tell
     ],
 )
 def test_what_is_not_known_is_not_guessed(unknown: Run) -> None:

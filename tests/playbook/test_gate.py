@@ -73,7 +73,7 @@ def test_other_work_is_not_held_against_it_but_other_software_is(compared, capsy
     old = compared("old")
     written = json.loads((old / "comparison.json").read_text())
     for arm in written["arms"]:
-        arm["runs"][0]["facts"] |= {"torch": "3.0", "seed": 1}
+        arm["runs"][0]["facts"]["torch"] = "3.0"
     (old / "comparison.json").write_text(json.dumps(written))
     new = compared("new")
     assert said(capsys, old, "--current", new)[0] == 0
@@ -83,6 +83,35 @@ def test_other_work_is_not_held_against_it_but_other_software_is(compared, capsy
     code, text = said(capsys, old, "--current", new)
     assert code == 2
     assert "global_batch_size 64 then and 32 now" in text
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            lambda written: written["arms"][0]["runs"][0]["facts"].update(tuned=True),
+            "tuned True then and not recorded now",
+        ),
+        (lambda written: written.update(forced=True), "forced is held against nothing"),
+    ],
+)
+def test_what_only_one_of_them_has_is_seen(compared, capsys, edit, says: str) -> None:
+    old = compared("old")
+    written = json.loads((old / "comparison.json").read_text())
+    edit(written)
+    (old / "comparison.json").write_text(json.dumps(written))
+    code, text = said(capsys, old, "--current", compared("new"))
+    assert code == 2 and says in text
+
+
+def test_a_figure_that_is_gone_is_no_pass(compared, capsys) -> None:
+    old, new = compared("old"), compared("new")
+    written = json.loads((new / "comparison.json").read_text())
+    for arm in written["arms"]:
+        arm["training_loss"] = None
+    (new / "comparison.json").write_text(json.dumps(written))
+    code, text = said(capsys, old, "--current", new)
+    assert code == 2 and "has a training loss, and the comparison held against it none" in text
 
 
 def test_an_arm_that_is_gone_is_said(compared, capsys) -> None:

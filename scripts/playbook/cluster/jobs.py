@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from playbook import plan
+from playbook import checkpoints, plan
 from playbook.cluster import config, follow, submission
 from playbook.cluster.config import Cluster
 from pretraining import settings
@@ -40,6 +40,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _submit(args: argparse.Namespace, cluster: Cluster) -> int:
+    if args.resume:
+        checkpoints.like_run(args, checkpoints.folder_of(args.resume, cluster.runs_folder))
     job = submission.planned(args, cluster)
     folder = job.settings.run_dir
     assert folder is not None

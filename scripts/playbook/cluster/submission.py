@@ -18,7 +18,7 @@ from playbook.cluster.config import Cluster
 from playbook.cluster.head import ClusterError, Head, explain
 from playbook.environments import ensure
 from playbook.place import Choice, Place
-from pretraining import blends, finetuning, record, settings
+from pretraining import blends, finetuning, record, settings, switches
 from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 
@@ -68,6 +68,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     folder = chosen.run_dir
     assert folder is not None
     environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **cluster.environment}
+    environment |= {name: os.environ[name] for name in switches.NAMES if name in os.environ}
     if not cluster.gpus:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     needed = {str(cluster.runs_folder), str(folder.parent), str(chosen.cache_dir)}

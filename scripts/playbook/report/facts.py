@@ -68,7 +68,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str, str]]:
     for name, value in run.parity.items():
         if name not in shown:
             yield from _leaves("Work", name, value)
-    for name in ("tokens_per_step", "flops_per_token", "mock_data", "resumed_from"):
+    for name in ("tokens_per_step", "flops_per_token", "mock_data", "weights_from", "finetuned", "resumed_from"):
         yield from _leaves("Work", name, environment.get(name))
 
 

@@ -121,7 +121,7 @@ estimate: host-setup ## memory a GPU, step time and days: MODEL= GPUS= GPU_KIND=
 clean: ## list and remove run folders and logs; CLEAN=all: also checkpoints of your own data
 	@$(PYTHON) scripts/clean.py $(if $(filter all,$(CLEAN)),--all)
 
-test: test-setup ## all tests
+test: test-setup ## the tests, but for the slow suites below
 	@$(TEST) -m pytest --numprocesses 2 --dist loadgroup
 
 test-gpu: ## the tests that need a GPU, with the Python that has PyTorch and Transformer Engine

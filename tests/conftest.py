@@ -20,15 +20,6 @@ _NOT_INHERITED = ("MASTER_PORT", "RANK", "WORLD_SIZE", "TRITON_INTERPRET")
 SECONDS = 240  # for one training; ten times what it takes alone, because the machine may be busy
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each folder's tests run in one worker, because they share trainings and engines; the longest folder begins."""
-    folders = {item: item.path.relative_to(PROJECT / "tests").parts[0] for item in items}
-    items.sort(key=lambda item: folders[item] != "pretraining")
-    for item, folder in folders.items():
-        item.add_marker(pytest.mark.xdist_group(folder))
-
-
 def cpu_environment(**more: str) -> dict[str, str]:
     """The environment of a training: no GPU, one thread (the same sums in the same order on every machine)."""
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}

@@ -35,6 +35,7 @@ from pretraining.data.build import Build, State, plan_of
 from pretraining.data.manifest import Manifest
 from pretraining.data.sources import Piece
 from pretraining.errors import UsageError
+from pretraining.streams import outlive_readers
 
 PLAIN_EVERY_SECONDS = 15.0
 
@@ -242,4 +243,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with outlive_readers():  # a terabyte's tokenizing does not end with `| head`
+        code = main()
+    sys.exit(code)

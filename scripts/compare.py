@@ -11,7 +11,6 @@ Any Python 3 can parse this file, so that a wrong version gets a sentence and no
 
 import argparse
 import gc
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -21,8 +20,7 @@ import setup
 if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
-from playbook import PROJECT, arms, comparison, comparison_file, loading, report, table
-from pretraining.errors import UsageError
+from playbook import PROJECT, arms, comparison, comparison_file, entry, loading, report, table
 from pretraining.settings import RUNS
 
 
@@ -54,28 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
             report.check_target(target.parent)
         groups = arms.group(loading.load_all([_found(path) for path in given.runs]))
         result = comparison.compare(groups, baseline=given.base, force=given.force, reproduce=_command(given))
-        written = [comparison_file.write(result, target)] if target else []  # before a closed pipe can end it
+        written = [comparison_file.write(result, target)] if target else []
         if target and target.name == comparison_file.FILE:
             written += report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)[:1]
         table.print_comparison(result)
         for path in written:
             print("\nWritten to" if path is written[0] else "       and", path)
-        sys.stdout.flush()
     except comparison.NotComparable as refusal:
         table.print_refusal(refusal, sys.stderr, last_way_out=table.FORCE_BY_HAND if given.typed else table.FORCE)
         return 1
-    except UsageError as error:
-        print("compare:", error, file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print("compare: cannot write " + str(error.filename or given.json) + ":", error.strerror, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("compare: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -95,4 +80,4 @@ def _command(given):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run("compare", main))

@@ -10,25 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from playbook import data
-from playbook.environments import SetupError
-from pretraining.errors import UsageError
-
-
-def main() -> int:
-    """Run the job; returns its exit code."""
-    try:
-        return data.run()
-    except UsageError as error:
-        print(f"data: {error}", file=sys.stderr)
-        return 2
-    except (SetupError, OSError) as error:
-        print(f"data: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("data: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-
+from playbook import data, entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run("data", data.run, interrupted="interrupted; the same command goes on from here"))

@@ -7,28 +7,9 @@ Exit codes: 0 ready, 1 the chosen job would fail, 2 wrong usage, 130 interrupted
 
 from __future__ import annotations
 
-import os
 import sys
 
-from playbook import doctor
-from pretraining.errors import UsageError
-
-
-def main() -> int:
-    """Run the checks; returns the exit code."""
-    try:
-        code = doctor.main()
-        sys.stdout.flush()
-        return code
-    except UsageError as error:
-        print(f"doctor: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
-
+from playbook import doctor, entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run("doctor", doctor.main))

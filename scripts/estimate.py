@@ -9,18 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from playbook import estimate
-from pretraining.errors import UsageError
-
-
-def main() -> int:
-    """Run it; returns the exit code."""
-    try:
-        return estimate.main()
-    except UsageError as error:
-        print(f"estimate: {error}", file=sys.stderr)
-        return 2
-
+from playbook import entry, estimate
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run("estimate", estimate.main))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from playbook import gate
+from playbook import entry, gate
 
 if __name__ == "__main__":
-    sys.exit(gate.main())
+    sys.exit(entry.run("gate", gate.main))

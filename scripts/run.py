@@ -10,46 +10,9 @@ Exit codes: 0 done, 1 a run failed or two cannot be compared, 2 wrong usage, 130
 
 from __future__ import annotations
 
-import os
 import sys
 
-from playbook import jobs
-from playbook.environments import SetupError
-from playbook.launch import NotStarted
-from pretraining.errors import UsageError
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    try:
-        code = jobs.run(arguments)
-        sys.stdout.flush()
-        return code
-    except UsageError as error:
-        print(f"run: {error}", file=sys.stderr)
-        return 2
-    except SetupError as error:
-        print(f"setup: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (NotStarted, OSError) as error:
-        print(f"run: {_in_words(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"run: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
-
-
-def _in_words(error: Exception) -> str:
-    """What went wrong; an engine that goes away between two calls speaks HTTP."""
-    if type(error).__module__.partition(".")[0] not in ("docker", "requests"):
-        return str(error)
-    from playbook.engine import explain
-
-    return explain(error)
-
+from playbook import entry, jobs
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run("run", jobs.run))

@@ -10,26 +10,9 @@ from __future__ import annotations
 
 import sys
 
+from playbook import entry
 from playbook.cluster import jobs
-from playbook.cluster.head import ClusterError
-from playbook.environments import SetupError
-from pretraining.errors import UsageError
-
-
-def main() -> int:
-    """Run the command; returns its exit code."""
-    try:
-        return jobs.run()
-    except UsageError as error:
-        print(f"submit: {error}", file=sys.stderr)
-        return 2
-    except (ClusterError, SetupError, OSError) as error:
-        print(f"submit: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nsubmit: interrupted; what was submitted goes on: make jobs, make cancel", file=sys.stderr)
-        return 130
-
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupted = "interrupted; what was submitted goes on: make jobs, make cancel"
+    sys.exit(entry.run("submit", jobs.run, interrupted=interrupted))

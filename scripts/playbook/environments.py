@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playbook import PROJECT
+from playbook.failures import Failure
 
 VENVS = PROJECT / ".venv"
 REQUIREMENTS = PROJECT / "requirements"
@@ -36,8 +37,10 @@ _STAMP = ".installed.json"
 _TORCH_ANEW = ("--no-deps", "--force-reinstall")
 
 
-class SetupError(Exception):
-    """An environment could not be made: the cause and what to do."""
+class SetupError(Failure):
+    """An environment could not be made."""
+
+    who = "setup"
 
 
 def python_of(name: str) -> Path:

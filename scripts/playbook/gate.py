@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,11 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         current = given.current or newest(given.runs, other_than=baseline)
         checks = check(before, comparison_file.read(current), allowed)
     except (KeyError, TypeError, IndexError) as error:
-        print(f"gate: one of the two is not what make compare writes ({error!r}); was it edited?", file=sys.stderr)
-        return 2
-    except UsageError as error:
-        print(f"gate: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(f"one of the two is not what make compare writes ({error!r}); was it edited?") from error
     _show(checks, baseline, current)
     return 0 if all(each.passed for each in checks) else 1
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from playbook.failures import Failure
 from playbook.progress import Progress
 from pretraining import record
 from pretraining.record import Verdict
@@ -39,8 +40,8 @@ class End:
     cause: str = ""
 
 
-class NotStarted(Exception):
-    """A training could not be started: the cause and what to do. Nothing of it is left."""
+class NotStarted(Failure):
+    """A training could not be started. Nothing of it is left."""
 
 
 class Started(Protocol):
@@ -96,7 +97,7 @@ def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> re
             progress.say(f"stopping ...{long}")
             end = _stop(started, interruptions) if started else end
             recorded = see_the_end(folder, end, last_words, interrupted=True)
-            cause = record.read_run(folder).outcome.get("cause", "") if recorded else ""
+            cause = record.read_facts(folder).outcome.get("cause", "") if recorded else ""
             raise KeyboardInterrupt(cause) from None
         finally:
             if started:

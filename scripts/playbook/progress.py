@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -59,7 +57,7 @@ class Progress:
         if self._status is not None:
             self._status.update(words)
         else:
-            _print(words)
+            print(words, flush=True)
 
     def close(self) -> None:
         """Show the last state for good."""
@@ -67,7 +65,7 @@ class Progress:
         if self._status is not None:
             self._status.stop()
         if self._last:
-            _print(self._line(final=True))
+            print(self._line(final=True), flush=True)
 
     def _read(self) -> bool:
         try:
@@ -107,11 +105,3 @@ class Progress:
         else:
             parts.append("evaluating")
         return "  ".join(parts)
-
-
-def _print(words: str) -> None:
-    """A line for whoever reads; where that one has gone (`| head`), the training goes on and is watched to its end."""
-    try:
-        print(words, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from playbook import comparison, comparison_file, gate, loading
+from playbook import comparison, comparison_file, entry, gate, loading
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def compared(make_run, tmp_path: Path):
 
 
 def said(capsys, *arguments: object) -> tuple[int, str]:
-    code = gate.main([str(argument) for argument in arguments])
+    code = entry.run("gate", lambda: gate.main([str(argument) for argument in arguments]))
     printed = capsys.readouterr()
     return code, printed.out + printed.err
 

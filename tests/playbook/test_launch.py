@@ -105,12 +105,22 @@ def test_piped_progress_is_plain_lines(launch) -> None:
     assert re.search(r"kept in BF16 +first 0 and last 1 of 4 layers +the default for nvfp4", said)
 
 
-def test_a_reader_that_goes_away_does_not_end_the_training(launch) -> None:
+@pytest.mark.parametrize("lines", [0, 1, 15], ids=["at once", "in the plan", "in the progress"])
+def test_a_reader_that_goes_away_does_not_end_the_training(launch, lines: int) -> None:
     launched = launch("bf16", PLAIN_EVERY_SECONDS="0.05", FAKE_STEP="0.05")
-    launched.process.stdout.readline()
+    for _ in range(lines):
+        launched.process.stdout.readline()
     launched.process.stdout.close()
     assert launched.process.wait(timeout=60) == 0
     assert launched.read().verdict is Verdict.SUCCEEDED and launched.iterations() == 9
+
+
+def test_a_failure_is_one_although_nobody_reads_it(launch) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    launched = launch("bf16", FAKE="early", stdout=writes)
+    os.close(writes)
+    assert launched.process.wait(timeout=60) == 1
 
 
 def test_without_a_word_for_fifteen_seconds_unless_it_ends(launch) -> None:

@@ -8,12 +8,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from playbook.failures import Failure
+
 SECONDS = 60
 CONNECT_SECONDS = 10
 
 
-class ClusterError(Exception):
-    """Slurm, or the way to it, said no: the cause and what to do."""
+class ClusterError(Failure):
+    """Slurm, or the way to it, said no."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-import run
-from playbook import progress
+from playbook import entry, jobs, progress
 from playbook.runtimes import cpu
 
 cpu.SCRIPT = str(Path(__file__).with_name("training.py"))
 cpu.ensure = lambda name: Path(sys.executable)
 progress.PLAIN_EVERY_SECONDS = float(os.environ.get("PLAIN_EVERY_SECONDS", progress.PLAIN_EVERY_SECONDS))
-sys.exit(run.main())
+sys.exit(entry.run("run", jobs.run))

@@ -1,0 +1,42 @@
+"""How every command of the playbook ends: in words, and with its exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from playbook.failures import Failure
+from pretraining.errors import UsageError
+from pretraining.streams import outlive_readers
+
+
+def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted") -> int:
+    """Do the work; returns its exit code, 1 where it failed, 2 for wrong usage, 130 where it was interrupted.
+
+    Args:
+        name: of the command, which begins what it says of its end.
+        interrupted: what Ctrl-C means, where the work does not say.
+    """
+    with outlive_readers():
+        try:
+            return work()
+        except UsageError as error:
+            return _end(name, str(error), 2)
+        except (Failure, OSError) as error:
+            return _end(getattr(error, "who", "") or name, _in_words(error), 1)
+        except KeyboardInterrupt as error:
+            return _end(name, str(error) or interrupted, 130)
+
+
+def _end(name: str, words: str, code: int) -> int:
+    print(f"{name}: {words}", file=sys.stderr)
+    return code
+
+
+def _in_words(error: Exception) -> str:
+    """What went wrong; an engine that goes away between two calls speaks HTTP."""
+    if type(error).__module__.partition(".")[0] not in ("docker", "requests"):
+        return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    from playbook.engine import explain
+
+    return explain(error)

@@ -1,0 +1,11 @@
+"""What a job fails with. Only the standard library: setting up fails before anything is installed."""
+
+
+class Failure(Exception):
+    """The work could not be done: the cause and what to do, in words.
+
+    Attributes:
+        who: says so, where that is not the command that was given.
+    """
+
+    who = ""

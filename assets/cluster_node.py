@@ -22,13 +22,12 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import record
+from pretraining import record, saving
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.record import Verdict
 
 SCRIPT = Path(__file__).resolve().with_name("pretrain_llama.py")
 VERDICT_SECONDS = 3.0
-SHUTDOWN_SECONDS = "300"  # torch.distributed.run's patience with processes that save (PyTorch 2.12 and later)
 FIRST_PORT, PORTS = 20_000, 10_000
 
 
@@ -41,7 +40,7 @@ def last_checkpoint(first: Path, restarts: int) -> Path | None:
     """The newest earlier attempt that has a checkpoint."""
     for attempt in range(restarts - 1, -1, -1):
         folder = attempt_folder(first, attempt)
-        if (folder / record.CHECKPOINTS / "latest_train_state.pt").is_file():
+        if record.has_checkpoint(folder):
             return folder
     return None
 
@@ -109,7 +108,7 @@ def _watch(command: list[str], folder: Path, where: str) -> int:
         process.send_signal(signal.SIGTERM)
 
     # What else ends a process that cannot save is in `ending.py`; one that can may take its time.
-    process = subprocess.Popen(command, env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SHUTDOWN_SECONDS, **os.environ})
+    process = subprocess.Popen(command, env={saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS), **os.environ})
     signal.signal(signal.SIGTERM, pass_on)
     code = process.wait()
     if asked_to_end:

@@ -104,9 +104,9 @@ def resume(run: Path | None, model: Model, precision: Precision | None, finetune
     """The run to continue, refused by its facts before anything is loaded; `precision` None for any."""
     if run is None:
         return None
-    if not (run / record.CHECKPOINTS / "latest_train_state.pt").is_file():
+    if not record.has_checkpoint(run):
         raise UsageError(f"--resume {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
-    facts = record.read_run(run).environment if record.holds_run(run) else {}
+    facts = record.read_facts(run).environment if record.holds_run(run) else {}
     if facts.get("model", model.name) != model.name:
         raise UsageError(
             f"--resume {run} is a checkpoint of {facts['model']}, and this is {model.name}: name that model"

@@ -97,7 +97,7 @@ def evaluation_batches(settings: Settings) -> int:
 
 def is_run(weights: str | None) -> bool:
     """Whether weights are those of a run folder's checkpoint, and not Hugging Face's."""
-    return weights is not None and (Path(weights) / record.CHECKPOINTS / "latest_train_state.pt").is_file()
+    return weights is not None and record.has_checkpoint(Path(weights))
 
 
 def _laid_out(given: dict[str, Path], settings: Settings) -> Path:

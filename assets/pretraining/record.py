@@ -136,6 +136,11 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (METRICS, ENVIRONMENT, OUTCOME))
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the run folder holds a checkpoint to continue from."""
+    return (folder / CHECKPOINTS / "latest_train_state.pt").is_file()
+
+
 def samples_of(rank: int | str) -> str:
     """The file of samples that the machine writes whose first rank this is."""
     stem, ending = SAMPLES.split(".")

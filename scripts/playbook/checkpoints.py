@@ -45,7 +45,7 @@ def like_run(args: argparse.Namespace, folder: Path) -> None:
         UsageError: the folder is no run.
     """
     try:
-        run = record.read_run(folder)
+        run = record.read_facts(folder)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from error
     args.resume = folder

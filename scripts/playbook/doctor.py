@@ -20,6 +20,7 @@ from playbook import PROJECT, gpus, hub, place
 from playbook.environments import python_of
 from playbook.place import Wanted
 from playbook.runtimes import local
+from pretraining import footprint
 from pretraining.errors import UsageError
 from pretraining.precision import Precision
 from pretraining.settings import Settings
@@ -249,7 +250,7 @@ def _disk_checks(chosen: Settings, runs: Path) -> Iterator[Check]:
     needed = RUN_FOLDER_BYTES
     name = "disk for runs"
     if chosen.save:
-        needed += parameters(chosen.model.hf_config) * CHECKPOINT_BYTES_A_PARAMETER
+        needed += footprint.parameters(footprint.shape_of(chosen.model.hf_config)) * CHECKPOINT_BYTES_A_PARAMETER
         name = "disk for runs and a checkpoint"
     yield _space(name, _existing(runs), needed)
 
@@ -258,15 +259,6 @@ def _space(name: str, folder: Path, needed: float) -> Check:
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e9:.0f} GB free in {folder}, about {needed / 1e9:.0f} GB needed"
     return Check(name, free >= needed, found, "free some space; `make clean` removes old runs")
-
-
-def parameters(config: dict) -> int:
-    """Parameters of a Llama, from its Hugging Face config."""
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    groups = config["num_key_value_heads"] / config["num_attention_heads"]
-    layer = hidden * hidden * (2 + 2 * groups) + 3 * hidden * config["intermediate_size"] + 2 * hidden
-    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return round(layers * layer + embeddings + hidden)
 
 
 def _folder_checks(chosen: Settings, runs: Path, runtime: str) -> Iterator[Check]:

@@ -33,7 +33,7 @@ def attach(name: str | None) -> Run:
     found = orphans.pick(connected, name)
     if found.launcher is not None:
         raise UsageError(f"{found.run.name} is watched already, by process {found.launcher}")
-    request = record.read_run(found.run).plan.get("request", {})
+    request = record.read_facts(found.run).plan.get("request", {})
     label = f"{request.get('precision', '')} {request.get('model', '')}".strip() or found.run.name
     progress = Progress(found.run, label, request.get("train_iters", 0))
     try:
@@ -52,7 +52,7 @@ def stop(name: str | None) -> None:
     connected = engine.connect()
     found = orphans.pick(connected, name)
     api = connected.api
-    grace = record.read_run(found.run).plan.get("grace_seconds") or ContainerProcess.grace_seconds
+    grace = record.read_facts(found.run).plan.get("grace_seconds") or ContainerProcess.grace_seconds
     for signal in ("SIGINT", "SIGKILL"):
         try:
             api.kill(found.identity, signal=signal)
@@ -68,7 +68,7 @@ def stop(name: str | None) -> None:
             api.remove_container(found.identity, force=True, v=True)
     else:
         _wait_for_launcher(found)
-    verdict = record.read_run(found.run).verdict
+    verdict = record.read_facts(found.run).verdict
     print(f"stopped {found.run.name}: {verdict}")
     if verdict is Verdict.INCOMPLETE:
         raise engine.EngineError(f"its end could not be written into {found.run}; is the disk full?")

@@ -13,7 +13,7 @@ from playbook.runtimes import container_process
 from playbook.runtimes.container import LABEL
 from playbook.watching import watcher
 from pretraining.errors import UsageError
-from pretraining.record import read_run
+from pretraining.record import read_facts
 
 _RUNNING = ("running", "paused", "restarting")
 
@@ -80,7 +80,7 @@ def _record_end(engine: Engine, ended: Contained) -> bool:
             if not see_the_end(ended.run, end, said):
                 print(f"{ended}: its end cannot be written into {ended.run}; is the disk full?", flush=True)
                 return False
-            print(f"run {ended.run.name} ended while nobody watched: {read_run(ended.run).verdict}", flush=True)
+            print(f"run {ended.run.name} ended while nobody watched: {read_facts(ended.run).verdict}", flush=True)
         engine.api.remove_container(ended.identity, force=True, v=True)
     return True
 

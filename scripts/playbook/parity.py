@@ -103,7 +103,7 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
             differences.append(Difference(name, *values, way_out, of))
     if not a.run.parity and not b.run.parity:
         unchecked.append("all settings")
-    contexts = [each.run.environment.get("context") or {} for each in (a, b)]
+    contexts = [each.run.context for each in (a, b)]
     for name in contexts[0]:
         if name in contexts[1] and not _same(contexts[0][name], contexts[1][name]):
             differences.append(Difference(name, contexts[0][name], contexts[1][name], "", of, void=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -72,11 +72,12 @@ def run_warnings(arms: Iterable[Arm]) -> list[str]:
         for index, run in enumerate(arm.runs):
             for warning in run.warnings:
                 found.setdefault(warning, []).append(arm.run_label(index))
-    return [f"{_and(names)}: {warning}" for warning, names in found.items()]
+    return [f"{joined(names)}: {warning}" for warning, names in found.items()]
 
 
-def _and(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+def joined(texts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
 def print_refusal(refusal: NotComparable, file: TextIO, *, last_way_out: str = FORCE) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from playbook import doctor, gpus
+from pretraining import footprint
 from pretraining.errors import UsageError
 from pretraining.models import MODELS
 
@@ -82,7 +83,7 @@ def test_a_checkpoint_needs_about_105_gb(examine, monkeypatch) -> None:
 
 
 def test_parameters_are_the_published_ones() -> None:
-    assert doctor.parameters(MODELS["llama31-8b"].hf_config) == 8_030_261_248
+    assert footprint.parameters(footprint.shape_of(MODELS["llama31-8b"].hf_config)) == 8_030_261_248
 
 
 @pytest.fixture

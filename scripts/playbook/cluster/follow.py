@@ -143,7 +143,7 @@ def show(cluster: Cluster) -> int:
         settle(job)
         rest = job.why
         if job.over and not job.head.host:
-            outcome = record.read_run(attempt(job)).outcome
+            outcome = record.read_facts(attempt(job)).outcome
             rest = f"{outcome.get('verdict', '')} {outcome.get('cause', '')}".strip()
         again = f" (restart {job.restarts})" if job.restarts else ""
         rows.append((job.number, job.state, job.elapsed, job.nodes, f"{job.run.name}{again}", rest))
@@ -184,7 +184,7 @@ def logs(cluster: Cluster, name: str | None) -> int:
         time.sleep(POLL_SECONDS)
     settle(job)
     folder = attempt(job) if not job.head.host else fetch(job)
-    ended = record.read_run(folder)
+    ended = record.read_facts(folder)
     print(f"{folder.name}: {ended.verdict} {ended.outcome.get('cause', '')}".rstrip())
     if not shown:
         print(f"it never began to train; the job's own log: {job.told['folder']}")

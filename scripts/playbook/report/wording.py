@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from playbook.results import Arm, Comparison, Contrast
 from playbook.stats import Figure
-from playbook.table import run_warnings
+from playbook.table import joined, run_warnings
 
 NOT_KNOWN = "not known"
 NO_FIGURE = "–"  # one that would mean nothing
@@ -198,8 +197,3 @@ def mfu_peaks(comparison: Comparison) -> list[str]:
     peaks = dict.fromkeys(arm.mfu_peak for arm in arms)
     of = {peak: joined([arm.name for arm in arms if arm.mfu_peak == peak]) for peak in peaks}
     return [f"MFU of {names}: of {peak}." for peak, names in of.items()]
-
-
-def joined(texts: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))

@@ -18,8 +18,7 @@ from playbook.runtimes import container  # noqa: E402
 
 container.LABEL = os.environ["PLAYBOOK_TEST_NAMES"]  # before others take it from there
 
-import run  # noqa: E402
-from playbook import engine, gpus  # noqa: E402
+from playbook import engine, entry, gpus, jobs  # noqa: E402
 from playbook.runtimes import container_process, local  # noqa: E402
 
 described = json.loads(os.environ["PLAYBOOK_TEST_GPUS"])
@@ -44,5 +43,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "doctor":
         from playbook import doctor
 
-        sys.exit(doctor.main(sys.argv[2:]))
-    sys.exit(run.main())
+        sys.exit(entry.run("doctor", lambda: doctor.main(sys.argv[2:])))
+    sys.exit(entry.run("run", jobs.run))

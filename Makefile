@@ -95,6 +95,9 @@ stop: host-setup ## end a run in a container, watched or not
 doctor: host-setup ## whether `make nvfp4` would work here, and what to do where not; JSON=1
 	@$(HOST) scripts/doctor.py $(if $(JSON),--json) $(OPTIONS)
 
+selfcheck: host-setup ## native NVFP4 against this project's, bit by bit, on a GPU with FP4 tensor cores; a file to send
+	@$(HOST) scripts/run.py selfcheck $(OPTIONS)
+
 image: ## build docker/Dockerfile, a thin layer over NeMo; then train in it with TAG=nvfp4-playbook:26.04
 	@docker build --build-arg NEMO_TAG='$(or $(TAG),26.04)' --tag 'nvfp4-playbook:$(or $(TAG),26.04)' docker
 

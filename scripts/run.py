@@ -2,7 +2,7 @@
 
     python scripts/run.py nvfp4|bf16|compare [--runtime R] [--nproc N] [--fresh] [flags of assets/pretrain_llama.py]
     python scripts/run.py show-config [--precision P] [flags of assets/pretrain_llama.py]
-    python scripts/run.py models|precisions
+    python scripts/run.py models|precisions|selfcheck
     python scripts/run.py shell|attach|stop [--run NAME]
 
 Exit codes: 0 done, 1 a run failed or two cannot be compared, 2 wrong usage, 130 interrupted.

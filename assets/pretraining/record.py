@@ -44,6 +44,7 @@ RANK_LOGS = "ranks"
 CONFIG = "config.yaml"
 OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
+SELFCHECK = "selfcheck.json"  # alone in its folder: what `make selfcheck` found
 _LARGEST_SAMPLES = 1 << 23  # bytes: half a day at one device, a fifth of a second to read
 
 

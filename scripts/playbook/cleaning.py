@@ -26,7 +26,7 @@ from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE, is_comparison
 from playbook.log_facts import looks_like_log
 from playbook.repeats import BEGUN
 from playbook.watching import LOCK, watcher
-from pretraining.record import CHECKPOINTS, ENVIRONMENT, JOB, LOG, METRICS, OUTCOME, PLAN
+from pretraining.record import CHECKPOINTS, ENVIRONMENT, JOB, LOG, METRICS, OUTCOME, PLAN, SELFCHECK
 from pretraining.settings import RUNS
 
 MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
@@ -128,10 +128,10 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_result(path: Path) -> bool:
-    """A comparison.json of ours, or a folder with nothing but one and its report, or but the list of one begun."""
+    """A comparison.json of ours, or a folder of one and its report, of the list of one begun, or of a selfcheck."""
     if path.is_dir():
         names = {child.name for child in _children(path)}
-        return not names or names == {BEGUN} or (names <= RESULT and is_comparison(path / COMPARISON))
+        return not names or names in ({BEGUN}, {SELFCHECK}) or (names <= RESULT and is_comparison(path / COMPARISON))
     return is_comparison(path)
 
 

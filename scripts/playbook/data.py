@@ -47,7 +47,7 @@ def run(arguments: list[str] | None = None) -> int:
     else:
         python = str(ensure("cpu")) if runtime == "cpu" else local.python()
         command = [python, str(SCRIPT), *wanted]
-    return _in_foreground(command)
+    return in_foreground(command)
 
 
 def _name(patterns: str, tokenizer: str) -> str:
@@ -110,8 +110,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _in_foreground(command: list[str]) -> int:
-    """Run it on this terminal. Ctrl-C reaches it from there, so this process only waits for its end."""
+def in_foreground(command: list[str]) -> int:
+    """Run it on this terminal, from where Ctrl-C reaches it; this process only waits. Returns the exit code."""
     with subprocess.Popen(command) as process:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, catalogue, checkpoints, configs, place, plan
+from playbook import PROJECT, catalogue, checkpoints, configs, place, plan, selfcheck
 from playbook.place import Place, Wanted
 from playbook.training import exit_code, new_folder, train
 from pretraining import settings, shares
@@ -16,7 +16,7 @@ from pretraining.record import Verdict
 
 JOBS = (
     *("nvfp4", "bf16", "compare", "eval", "export", "sft", "lora"),
-    *("show-config", "models", "precisions", "shell", "attach", "stop"),
+    *("show-config", "models", "precisions", "selfcheck", "shell", "attach", "stop"),
 )
 
 
@@ -61,6 +61,8 @@ def run(arguments: list[str] | None = None) -> int:
         return catalogue.precisions()
     if args.job == "show-config":
         return configs.show(args)
+    if args.job == "selfcheck":
+        return selfcheck.run(args, wanted(args))
     if args.job in ("eval", "export"):
         checkpoints.of_run(args)
     elif args.resume:

@@ -209,13 +209,16 @@ def test_unknown_things_stay_and_are_named(clean, root: Path) -> None:
     assert [path.name for path in root.iterdir()] == ["server.log"]
 
 
-def test_comparisons_go(clean, root: Path) -> None:
+def test_comparisons_and_selfchecks_go(clean, root: Path) -> None:
     folder = root / "nemo_experiments" / "20261122T000000Z-comparison"
     folder.mkdir()
     (folder / "comparison.json").write_text('{"kind": "nvfp4-playbook-comparison"}')
     begun = folder.with_name("20261122T000001Z-comparison")  # and was cut short
     begun.mkdir()
     (begun / "repeats.json").write_text("{}")
+    selfcheck = folder.with_name("20261122T000002Z-nvfp4-selfcheck")
+    selfcheck.mkdir()
+    (selfcheck / "selfcheck.json").write_text("{}")
     clean()
     assert not (root / "nemo_experiments").exists()
 

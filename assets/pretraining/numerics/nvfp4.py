@@ -84,10 +84,7 @@ class NVFP4Tensor:
     @property
     def values(self) -> torch.Tensor:
         """Code value times block scale, float32 of shape (rows, K); every one is exact in BF16."""
-        codes = torch.stack((self.codes & 0xF, self.codes >> 4), dim=-1).flatten(1)
-        grid = torch.tensor(E2M1, device=codes.device)
-        elements = torch.cat((grid, -grid))[codes.int()]
-        return elements * self.scales.float().repeat_interleave(BLOCK, dim=1)
+        return decode(unpack(self.codes)) * self.scales.float().repeat_interleave(BLOCK, dim=1)
 
     @property
     def tensor_scale(self) -> torch.Tensor:
@@ -130,18 +127,13 @@ def quantize(
         raise ValueError(f"NVFP4 tiles are (1, 16) and (16, 16), found {tile}")
     x = (random_hadamard_transform(x) if rht else x).float()
     amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
-    encode = _divide(E4M3_MAX * E2M1_MAX, amax).clamp(max=FP32_MAX)
-    encode = torch.where(encode == 0, 1.0, encode)
-    amax_of_blocks = _block_amax(x, tile[0])
-    raw = amax_of_blocks * (encode * (1 / E2M1_MAX)) if folded else _divide(amax_of_blocks, E2M1_MAX) * encode
+    encode = encode_scale(amax)
+    of_blocks = block_amax(x, tile[0])
+    raw = of_blocks * (encode * (1 / E2M1_MAX)) if folded else _divide(of_blocks, E2M1_MAX) * encode
     scales = raw.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
-    multiplier = (1.0 / (scales.float() * (1.0 / encode))).clamp(max=FP32_MAX)
-    scaled = (x * multiplier.repeat_interleave(BLOCK, dim=1)).clamp(-E2M1_MAX, E2M1_MAX)
-    magnitude = scaled.abs()
-    codes = _stochastic_codes(magnitude, generator) if stochastic else _nearest_codes(magnitude)
-    codes = codes + 8 * (scaled < 0)
-    packed = (codes[:, ::2] + 16 * codes[:, 1::2]).to(torch.uint8)
-    return NVFP4Tensor(packed, scales, amax)
+    scaled = scale_elements(x, scales, encode)
+    codes = _stochastic_codes(scaled, generator) if stochastic else nearest_codes(scaled)
+    return NVFP4Tensor(pack(codes), scales, amax)
 
 
 def random_hadamard_transform(x: torch.Tensor) -> torch.Tensor:
@@ -160,6 +152,63 @@ def random_hadamard_transform(x: torch.Tensor) -> torch.Tensor:
         low, high = y.view(-1, BLOCK // (2 * stride), 2, stride).unbind(2)
         y = torch.stack((low + high, low - high), dim=2).view(-1, BLOCK)
     return y.to(x.dtype).view(x.shape)
+
+
+def encode_scale(amax: torch.Tensor) -> torch.Tensor:
+    """What a tensor is first scaled by, float32: 2688 / amax, finite; 1 where amax is infinite."""
+    encode = _divide(E4M3_MAX * E2M1_MAX, amax).clamp(max=FP32_MAX)
+    return torch.where(encode == 0, 1.0, encode)
+
+
+def block_amax(x: torch.Tensor, tile_rows: int) -> torch.Tensor:
+    """Largest magnitude of each tile of ``tile_rows`` x 16, repeated over its rows: shape (rows, K / 16)."""
+    rows, columns = x.shape
+    amax = x.abs().view(rows, columns // BLOCK, BLOCK).amax(dim=-1)
+    if tile_rows == 1:
+        return amax
+    amax = torch.nn.functional.pad(amax, (0, 0, 0, -rows % tile_rows))
+    amax = amax.view(-1, tile_rows, columns // BLOCK).amax(dim=1)
+    return amax.repeat_interleave(tile_rows, dim=0)[:rows]
+
+
+def scale_elements(x: torch.Tensor, scales: torch.Tensor, encode: torch.Tensor) -> torch.Tensor:
+    """What is rounded to E2M1: each element over its block's scale, clipped to [-6, 6], float32 of x's shape."""
+    multiplier = (1.0 / (scales.float() * (1.0 / encode))).clamp(max=FP32_MAX)
+    return (x * multiplier.repeat_interleave(BLOCK, dim=1)).clamp(-E2M1_MAX, E2M1_MAX)
+
+
+def nearest_codes(scaled: torch.Tensor) -> torch.Tensor:
+    """E2M1 codes 0 to 15 of elements in [-6, 6]; at a midpoint the even code."""
+    magnitude = scaled.abs()
+    up_from_even = sum((magnitude > midpoint).int() for midpoint in (0.25, 1.25, 2.5, 5.0))
+    up_from_odd = sum((magnitude >= midpoint).int() for midpoint in (0.75, 1.75, 3.5))
+    return up_from_even + up_from_odd + 8 * (scaled < 0)
+
+
+def neighbours(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of elements in [-6, 6]: the code, without its sign, of the E2M1 value next to them towards zero (their own where
+    they are one), and their distance from it, 0 to below 1, in steps to the next value."""
+    magnitude = scaled.abs()
+    below = sum((magnitude >= element).int() for element in E2M1[1:])
+    grid = torch.tensor((*E2M1, 8.0), device=scaled.device)
+    floor, ceiling = grid[below], grid[below + 1]
+    return below, (magnitude - floor) / (ceiling - floor)
+
+
+def pack(codes: torch.Tensor) -> torch.Tensor:
+    """Codes 0 to 15 of shape (rows, K), two a byte, the even column in the low nibble: uint8 of shape (rows, K / 2)."""
+    return (codes[:, ::2] + 16 * codes[:, 1::2]).to(torch.uint8)
+
+
+def unpack(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``pack``: uint8 of shape (rows, K)."""
+    return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(1)
+
+
+def decode(codes: torch.Tensor) -> torch.Tensor:
+    """The E2M1 values of codes 0 to 15, float32."""
+    grid = torch.tensor(E2M1, device=codes.device)
+    return torch.cat((grid, -grid))[codes.int()]
 
 
 def require_matrix(x: torch.Tensor) -> None:
@@ -185,28 +234,8 @@ def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
     )
 
 
-def _block_amax(x: torch.Tensor, tile_rows: int) -> torch.Tensor:
-    """Largest magnitude of each tile, repeated over its rows: shape (rows, K / 16)."""
-    rows, columns = x.shape
-    amax = x.abs().view(rows, columns // BLOCK, BLOCK).amax(dim=-1)
-    if tile_rows == 1:
-        return amax
-    amax = torch.nn.functional.pad(amax, (0, 0, 0, -rows % tile_rows))
-    amax = amax.view(-1, tile_rows, columns // BLOCK).amax(dim=1)
-    return amax.repeat_interleave(tile_rows, dim=0)[:rows]
-
-
-def _nearest_codes(magnitude: torch.Tensor) -> torch.Tensor:
-    """E2M1 codes 0-7 of magnitudes up to 6; at a midpoint the even code."""
-    up_from_even = sum((magnitude > midpoint).int() for midpoint in (0.25, 1.25, 2.5, 5.0))
-    up_from_odd = sum((magnitude >= midpoint).int() for midpoint in (0.75, 1.75, 3.5))
-    return up_from_even + up_from_odd
-
-
-def _stochastic_codes(magnitude: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """E2M1 codes 0-7: the neighbour below, or, with the probability of the distance to it, the one above."""
-    below = sum((magnitude >= element).int() for element in E2M1[1:])
-    grid = torch.tensor((*E2M1, 8.0), device=magnitude.device)
-    floor, ceiling = grid[below], grid[below + 1]
-    uniform = torch.rand(magnitude.shape, generator=generator, device=magnitude.device)
-    return below + (uniform < (magnitude - floor) / (ceiling - floor)).int()
+def _stochastic_codes(scaled: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """E2M1 codes: the neighbour nearer to zero, or, with the probability of the distance to it, the other one."""
+    below, distance = neighbours(scaled)
+    uniform = torch.rand(scaled.shape, generator=generator, device=scaled.device)
+    return below + (uniform < distance).int() + 8 * (scaled < 0)

@@ -1,0 +1,215 @@
+"""All that a selfcheck compares: the vectors and random tensors in every mode, stochastic rounding, a training step."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretraining.numerics import nvfp4
+from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor
+from pretraining.selfcheck import comparison, engines, rounding, step
+from pretraining.selfcheck.engines import SIDES, LayoutError, Mode, Native, Ours
+
+EXACT = (Mode(), Mode(tile=(BLOCK, BLOCK)), Mode(rht=True))
+STOCHASTIC = (Mode(stochastic=True), Mode(rht=True, stochastic=True))
+# Transformer Engine has kernels of its own for rows divisible by 64 beside columns divisible by 128; its scales are
+# padded for rows or blocks that do not fill 128 and 4, and it takes no other rows than multiples of 16.
+SHAPES = ((256, 512), (64, 128), (304, 272), (48, 80), (200, 384))
+DRAWN, DRAWS = (256, 512), 64
+NEAR = "equal but for the signs of zeros"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One comparison.
+
+    Attributes:
+        name: of the tensor, or of what was measured.
+        mode, side: "" where they mean nothing.
+        equal: False where something differs; a zero's other sign does not count.
+        problem: the first difference in words.
+        cause: what explains all of the differences, where something does.
+        details: for the file.
+    """
+
+    name: str
+    mode: str
+    side: str
+    equal: bool
+    problem: str = ""
+    cause: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file."""
+        return {name: value for name, value in asdict(self).items() if value not in ("", {})}
+
+
+def everything(
+    native: Native, ours: Ours, vectors: Path, device: str, *, shapes=SHAPES, drawn=DRAWN, draws: int = DRAWS
+) -> Iterator[Result]:
+    """Each comparison, as it is made.
+
+    Args:
+        native, ours: the two sides.
+        vectors: Transformer Engine's reference results, see tests/vectors.
+        device: where ours computes; the native side takes matrices from anywhere.
+        shapes, drawn, draws: of random matrices; of those for stochastic rounding, and how often.
+    """
+    for case in torch.load(vectors):
+        mode = Mode(tile=tuple(case["tile"]), rht=case["rht"])
+        yield from exact(f"vector {case['name']}", case["x"], mode, native, ours, device)
+    for name, x in random_tensors(shapes):
+        for mode in EXACT:
+            yield from exact(name, x, mode, native, ours, device)
+    x = torch.randn(drawn, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for mode in STOCHASTIC:
+        yield from stochastic(x, mode, native, ours, device, draws)
+    yield from training_step(native, ours, device)
+
+
+def random_tensors(shapes: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, Tensor]]:
+    """Names and BF16 matrices, the same on every machine."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in shapes:
+        normal = torch.randn(shape, generator=generator)
+        spread = torch.exp(4 * torch.randn(shape, generator=generator))
+        holes = torch.rand(shape[0], shape[1] // BLOCK, generator=generator).repeat_interleave(BLOCK, dim=1)
+        kinds = {
+            "normal": normal,
+            "heavy tails": normal * spread,
+            "tiny": normal * 1e-30,
+            "zeros among them": normal * (holes > 0.5) * (torch.rand(shape, generator=generator) > 0.2),
+        }
+        for kind, x in kinds.items():
+            yield f"{kind} {shape[0]}x{shape[1]}", x.bfloat16()
+    yield "zeros 32x64", torch.zeros(32, 64).bfloat16()
+
+
+def exact(name: str, x: Tensor, mode: Mode, native: Native, ours: Ours, device: str) -> Iterator[Result]:
+    """Native codes, block scales and amax of both sides against the specification, and our kernels against it."""
+    specified = engines.specified(x, mode)
+    try:
+        stored = native.quantize(engines.padded(x), mode)
+    except Exception as error:
+        yield failed(name, mode, "", error)
+        stored = {}
+    for side, matrix in zip(SIDES, engines.matrices(x), strict=True):
+        if side in stored:
+            yield _one_side(name, mode, side, stored[side], specified[side], matrix)
+    try:
+        for side, found in ours.kernels(x.to(device), mode).items():
+            yield _our_kernels(name, mode, side, found, specified[side])
+    except Exception as error:
+        yield failed(name, mode, "our kernels", error)
+
+
+def _one_side(
+    name: str, mode: Mode, side: str, stored: engines.Stored, specified: NVFP4Tensor, matrix: Tensor
+) -> Result:
+    columns = matrix.shape[1]
+    rows = len(matrix) if side == "columns" else len(matrix) + -len(matrix) % BLOCK
+    of_side = mode if side == "columns" else replace(mode, rht=False)
+    try:
+        native = engines.read(stored, rows, columns)
+    except LayoutError as error:
+        return Result(name, mode.name, side, False, f"layout: {error}")
+    native = NVFP4Tensor(native.codes[: len(matrix)], native.scales[: len(matrix)], native.amax)
+    found = comparison.differences(native, specified)
+    details: dict[str, Any] = {"differences": [each.as_json() for each in found]} if found else {}
+    if signs := comparison.zero_signs(native, specified):
+        details["zeros_of_other_sign"] = signs
+    if not found:
+        return Result(name, mode.name, side, True, NEAR if signs else "", details=details)
+    cause = comparison.cause_of(native, stored, specified, matrix, of_side) or ""
+    return Result(name, mode.name, side, False, "; ".join(map(str, found)), cause, details)
+
+
+def _our_kernels(name: str, mode: Mode, side: str, found: Any, specified: NVFP4Tensor) -> Result:
+    rows, columns = found.values.shape
+    values = specified.values[:rows, :columns].bfloat16()
+    unequal = found.values.contiguous().view(torch.int16) != values.contiguous().view(torch.int16)
+    first = comparison.first_difference("kernel values", found.values, values, unequal & (values.abs() > 0))
+    same = (
+        first is None
+        and not (found.values[values == 0] != 0).any()
+        and torch.equal(found.scale.float(), specified.tensor_scale)
+    )
+    problem = "" if same else str(first or "zeros or the tensor scale differ")
+    return Result(name, mode.name, f"our kernels, {side}", same, problem)
+
+
+def stochastic(x: Tensor, mode: Mode, native: Native, ours: Ours, device: str, draws: int) -> Iterator[Result]:
+    """Both ways of rounding stochastically, judged by `rounding`; scales and amax as when rounding to nearest."""
+    specified = engines.specified(x, mode)
+    name = f"{draws} draws of {x.shape[0]}x{x.shape[1]}"
+    scaled = {}
+    for side, matrix in zip(SIDES, engines.matrices(x), strict=True):
+        rotated = nvfp4.random_hadamard_transform(matrix) if mode.rht and side == "columns" else matrix
+        expected = specified[side]
+        scaled[side] = nvfp4.scale_elements(rotated.float(), expected.scales, nvfp4.encode_scale(expected.amax))
+    try:
+        drawn = [native.quantize(x, mode) for _ in range(draws)]
+        for side in SIDES:
+            read = [engines.read(each[side], *scaled[side].shape) for each in drawn]
+            yield _judged(name, mode, side, [nvfp4.decode(nvfp4.unpack(each.codes)) for each in read], scaled[side])
+            found = [d for each in read for d in comparison.differences(each, specified[side]) if d.part != "codes"]
+            yield Result(
+                name, mode.name, f"{side}: scales", not found, str(found[0]) if found else "",
+                details={"differences": [found[0].as_json()]} if found else {},
+            )  # fmt: skip
+    except LayoutError as error:
+        yield Result(name, mode.name, "", False, f"layout: {error}")
+    except Exception as error:
+        yield failed(name, mode, "", error)
+    try:
+        made = [ours.kernels(x.to(device), mode, seed) for seed in range(draws)]
+    except Exception as error:
+        yield failed(name, mode, "our kernels", error)
+        return
+    for side in SIDES:
+        scales = specified[side].scales.float().repeat_interleave(BLOCK, dim=1)
+        values = [each[side].values.float() / scales for each in made]
+        yield _judged(name, mode, f"our kernels, {side}", values, scaled[side])
+
+
+def _judged(name: str, mode: Mode, side: str, values: list[Tensor], scaled: Tensor) -> Result:
+    judgement = rounding.judge(values, scaled)
+    return Result(name, mode.name, side, not judgement.problem, judgement.problem, details=judgement.as_json())
+
+
+def training_step(native: Native, ours: Ours, device: str) -> Iterator[Result]:
+    """The relative difference of outputs, losses and gradients."""
+    try:
+        measured = step.measure(native.model, ours.model, device)
+    except Exception as error:
+        yield failed("training step", None, "", error)
+        return
+    for each in measured:
+        said = f"relative difference {each.difference:.2g}, tolerance {each.tolerance:.2g}"
+        yield Result(
+            f"training step, {each.name}", "", "", each.within, "" if each.within else said, details=asdict(each)
+        )
+
+
+def failed(name: str, mode: Mode | None, side: str, error: Exception) -> Result:
+    """A comparison that could not be made, without what would tell whose machine it was."""
+    return Result(name, mode.name if mode else "", side, False, f"failed: {type(error).__name__}: {anonymous(error)}")
+
+
+def anonymous(error: Exception) -> str:
+    """The first lines of an error, without paths and names of user and machine."""
+    text = "\n".join(str(error).strip().splitlines()[:5])
+    text = re.sub(r"(?<![\w.])(?:/[\w.@+~ -]*\w)+/", "", text)
+    for name in (socket.gethostname(), socket.gethostname().partition(".")[0], os.environ.get("USER", "")):
+        if name:
+            text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
+    return text[:500]

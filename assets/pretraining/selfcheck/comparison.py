@@ -1,0 +1,182 @@
+"""Where two quantizations of one matrix differ, and whether a known cause explains all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretraining.numerics import nvfp4
+from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, RHT_SIGNS, NVFP4Tensor
+from pretraining.selfcheck.engines import Mode, Stored
+
+# The orders in which a block's scale is computed. They are equal but for roundings of float32, which now and then
+# carry over to E4M3. Read in Transformer Engine's sources.
+ORDERS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "amax / 6 * encode": (
+        "Transformer Engine before 2.14, but for one kernel",
+        lambda amax, encode: amax / torch.tensor(E2M1_MAX) * encode,
+    ),
+    "amax * (1 / 6) * encode": (
+        "Transformer Engine's kernel without a transpose before 2.14",
+        lambda amax, encode: amax * (1 / E2M1_MAX) * encode,
+    ),
+    "amax * (encode * (1 / 6))": (
+        "Transformer Engine from 2.14",
+        lambda amax, encode: amax * (encode * (1 / E2M1_MAX)),
+    ),
+}
+BITS = {1: torch.uint8, 4: torch.int32}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs of one part of a quantized matrix.
+
+    Attributes:
+        part: "amax", "block scales", "codes" or "kernel values".
+        count, of: elements that differ, and all of them.
+        index: row and column of the first, in the side's own matrix.
+        native, ours: its two values, with their bits.
+    """
+
+    part: str
+    count: int
+    of: int
+    index: tuple[int, ...]
+    native: str
+    ours: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        where = "" if self.of == 1 else f" at {list(self.index)}, {self.count} of {self.of}"
+        return f"{self.part}{where}: {self.native} instead of {self.ours}"
+
+
+def differences(native: NVFP4Tensor, ours: NVFP4Tensor) -> list[Difference]:
+    """Every part whose bits differ, in the order in which one leads to the next; the sign of a zero is none."""
+    codes = nvfp4.unpack(native.codes), nvfp4.unpack(ours.codes)
+    unequal = (codes[0] != codes[1]) & ~_both_zero(*codes)
+    parts = (
+        ("amax", native.amax, ours.amax, _bits(native.amax) != _bits(ours.amax)),
+        ("block scales", native.scales, ours.scales, _bits(native.scales) != _bits(ours.scales)),
+        ("codes", *codes, unequal),
+    )
+    return [found for part in parts if (found := first_difference(*part))]
+
+
+def first_difference(part: str, native: Tensor, ours: Tensor, unequal: Tensor) -> Difference | None:
+    """The first of the places that are `unequal`, None where there is none."""
+    if not unequal.any():
+        return None
+    index = tuple(unequal.nonzero()[0].tolist())
+    found, expected = (_shown(part, each[index]) for each in (native, ours))
+    return Difference(part, int(unequal.sum()), unequal.numel(), index, found, expected)
+
+
+def zero_signs(native: NVFP4Tensor, ours: NVFP4Tensor) -> int:
+    """Zeros that have another sign. No product can tell them apart."""
+    codes = nvfp4.unpack(native.codes), nvfp4.unpack(ours.codes)
+    return int(((codes[0] != codes[1]) & _both_zero(*codes)).sum())
+
+
+def cause_of(native: NVFP4Tensor, stored: Stored, ours: NVFP4Tensor, matrix: Tensor, mode: Mode) -> str | None:
+    """A known cause that explains every difference, None where there is none.
+
+    Args:
+        native: what was found, as read from `stored`.
+        ours: what the specification gives.
+        matrix: that this side quantizes, before the Hadamard transform.
+        mode: its own; `rht` is False for rows.
+    """
+    for cause, found in _layouts(native, stored):
+        if not differences(found, ours):
+            return cause
+    for cause, expected in _others(matrix, mode):
+        if not differences(native, expected):
+            return cause
+    if [each.part for each in differences(native, ours)] == ["codes"] and _among_neighbours(native, matrix, mode):
+        return "every code is one of the element's two neighbours: the rounding to E2M1 is another than to nearest even"
+    return None
+
+
+def _layouts(native: NVFP4Tensor, stored: Stored) -> Iterator[tuple[str, NVFP4Tensor]]:
+    """Other orders of the same bytes: the cause, and the bytes put right."""
+    swapped = (native.codes << 4) | (native.codes >> 4)
+    yield "layout: the even column is in the high nibble", replace(native, codes=swapped)
+    rows, blocks = native.scales.shape
+    straight = _from_tiles(stored.scales.cpu())[:rows, :blocks].contiguous().view(torch.float8_e4m3fn)
+    yield "layout: block scales in the order of cuBLAS's tiles", replace(native, scales=straight)
+
+
+def _others(matrix: Tensor, mode: Mode) -> Iterator[tuple[str, NVFP4Tensor]]:
+    """What other arithmetic would have given."""
+    for order, (whose, _) in ORDERS.items():
+        yield f"block scale computed as {order}: {whose}", _in_order(matrix, mode, order)
+    if not mode.rht:
+        return
+    signs = torch.tensor(RHT_SIGNS).repeat(matrix.shape[1] // BLOCK)
+    # A sign changed in the transform is the same as the element's own sign changed before it.
+    transforms = {
+        "the Hadamard transform is left out": (matrix, False),
+        "the Hadamard transform's signs are left out": (matrix * signs, True),
+        "the Hadamard transform's sums are not rounded to BF16": (matrix.float(), True),
+    }
+    for number in range(BLOCK):
+        flipped = torch.ones(BLOCK, dtype=matrix.dtype)
+        flipped[number] = -1
+        name = f"sign {number} of the Hadamard transform is the other one"
+        transforms[name] = (matrix * flipped.repeat(matrix.shape[1] // BLOCK), True)
+    for name, (changed, rht) in transforms.items():
+        for order in ORDERS:
+            yield name, _in_order(changed, replace(mode, rht=rht), order)
+
+
+def _in_order(matrix: Tensor, mode: Mode, order: str) -> NVFP4Tensor:
+    """The specification with block scales computed in another order."""
+    x = (nvfp4.random_hadamard_transform(matrix) if mode.rht else matrix).float()
+    amax = x.abs().amax().reshape(1)
+    encode = nvfp4.encode_scale(amax)
+    raw = ORDERS[order][1](nvfp4.block_amax(x, mode.tile[0]), encode)
+    scales = raw.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
+    return NVFP4Tensor(nvfp4.pack(nvfp4.nearest_codes(nvfp4.scale_elements(x, scales, encode))), scales, amax)
+
+
+def _among_neighbours(native: NVFP4Tensor, matrix: Tensor, mode: Mode) -> bool:
+    x = (nvfp4.random_hadamard_transform(matrix) if mode.rht else matrix).float()
+    scaled = nvfp4.scale_elements(x, native.scales, nvfp4.encode_scale(native.amax))
+    below, distance = nvfp4.neighbours(scaled)
+    codes = nvfp4.unpack(native.codes).int()
+    signed = (codes >> 3).bool() == (scaled < 0)
+    above = (codes & 7) - below
+    return bool(((above == 0) | ((above == 1) & (distance > 0) & signed)).all())
+
+
+def _from_tiles(scales: Tensor) -> Tensor:
+    """Block scales row by row, from cuBLAS's tiles of 128 x 4: its documentation's 1D block scaling factors layout."""
+    rows, columns = scales.shape
+    tiles = scales.reshape(rows // 128, columns // 4, 32, 4, 4)  # tile row, tile column, row % 32, row // 32, column
+    return tiles.permute(0, 3, 2, 1, 4).reshape(rows, columns)
+
+
+def _both_zero(a: Tensor, b: Tensor) -> Tensor:
+    return ((a & 7) == 0) & ((b & 7) == 0)
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(BITS[x.element_size()])
+
+
+def _shown(part: str, value: Tensor) -> str:
+    if part == "codes":
+        return f"{nvfp4.decode(value.reshape(1)).item():g} (code {int(value)})"
+    width = 2 * value.element_size()
+    bits = int(_bits(value.reshape(1))) & (16**width - 1) if value.element_size() in BITS else None
+    number = f"{value.float().item():.9g}"
+    return number if bits is None else f"{number} (0x{bits:0{width}x})"

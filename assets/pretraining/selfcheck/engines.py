@@ -1,0 +1,215 @@
+"""The two sides of a selfcheck: Transformer Engine's native kernels, and this project's arithmetic.
+
+The native side is the small protocol `Native`, so that tests can put the specification in its place. Of Transformer
+Engine it uses what 2.8 to 2.18 have alike: `NVFP4Quantizer`'s keywords and the fields of the tensor it returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pretraining import versions
+from pretraining.numerics import nvfp4
+from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor, Recipe
+
+if TYPE_CHECKING:
+    from pretraining.numerics.nvfp4_triton import Operand
+
+SIDES = ("rows", "columns")
+SCALE_ROWS, SCALE_COLUMNS = 128, 4  # what Transformer Engine pads block scales to, for cuBLAS
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a matrix is quantized; `rht` is of its columns alone, as in the recipe."""
+
+    tile: tuple[int, int] = (1, BLOCK)
+    rht: bool = False
+    stochastic: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as "1x16 RHT stochastic"."""
+        return " ".join(["x".join(map(str, self.tile)), *["RHT"] * self.rht, *["stochastic"] * self.stochastic])
+
+
+class Stored(NamedTuple):
+    """One side of a quantized matrix as Transformer Engine keeps it (`NVFP4TensorStorage`).
+
+    Attributes:
+        codes: uint8 of shape (rows, K / 2), packed; of the columns' side, of the transpose.
+        scales: uint8, bits of E4M3, of shape (rows, K / 16) padded to multiples of 128 and 4.
+        amax: float32 of shape (1,).
+        swizzled: the scales are said to be in the order of cuBLAS's tiles.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    amax: Tensor
+    swizzled: bool = False
+
+
+class Native(Protocol):
+    """What is checked."""
+
+    def quantize(self, x: Tensor, mode: Mode) -> dict[str, Stored]:
+        """Both sides of a bfloat16 matrix whose rows and columns are multiples of 16."""
+
+    def model(self, weights: list[Tensor]) -> torch.nn.Module:
+        """Linear layers of the given weights (N, K), SiLU between them, in the recipe without stochastic rounding."""
+
+
+class LayoutError(Exception):
+    """A quantized tensor does not have the shape or order in which it can be read."""
+
+
+def read(stored: Stored, rows: int, columns: int) -> NVFP4Tensor:
+    """One side as the specification has it, on the CPU, without padding.
+
+    Args:
+        stored: from `Native.quantize`.
+        rows, columns: of the side's matrix, which for columns is the transpose.
+
+    Raises:
+        LayoutError: what was found, and what belongs there.
+    """
+    padded = _up(rows, SCALE_ROWS), _up(columns // BLOCK, SCALE_COLUMNS)
+    for name, found, wanted in (
+        ("codes", stored.codes, (rows, columns // 2)),
+        ("block scales", stored.scales, padded),
+        ("amax", stored.amax, (1,)),
+    ):
+        if tuple(found.shape) != wanted:
+            raise LayoutError(f"{name} of shape {tuple(found.shape)}, expected {wanted}")
+    if stored.swizzled:
+        raise LayoutError("block scales in the order of cuBLAS's tiles, expected row by row")
+    scales = stored.scales.cpu()[:rows, : columns // BLOCK].contiguous().view(torch.float8_e4m3fn)
+    return NVFP4Tensor(stored.codes.cpu(), scales, stored.amax.cpu().float())
+
+
+def _up(number: int, multiple: int) -> int:
+    return number + -number % multiple
+
+
+class TransformerEngine:
+    """Its kernels for Blackwell, and its NVFP4 recipe."""
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = device
+
+    def quantize(self, x: Tensor, mode: Mode) -> dict[str, Stored]:
+        """See `Native`."""
+        from transformer_engine.pytorch.tensor.nvfp4_tensor import NVFP4Quantizer
+
+        quantizer = NVFP4Quantizer(
+            rowwise=True,
+            columnwise=True,
+            with_rht=mode.rht,
+            with_post_rht_amax=mode.rht,
+            with_2d_quantization=mode.tile == (BLOCK, BLOCK),
+            stochastic_rounding=mode.stochastic,
+        )
+        made = quantizer(x.to(self._device))
+        swizzled = getattr(made, "_with_gemm_swizzled_scales", False)  # from 2.12
+        fields = {"rows": ("rowwise", "_amax_rowwise"), "columns": ("columnwise", "_amax_columnwise")}
+        return {
+            side: Stored(
+                getattr(made, f"_{usage}_data").view(torch.uint8),
+                getattr(made, f"_{usage}_scale_inv").view(torch.uint8),
+                getattr(made, amax),
+                swizzled,
+            )
+            for side, (usage, amax) in fields.items()
+        }
+
+    def model(self, weights: list[Tensor]) -> torch.nn.Module:
+        """See `Native`."""
+        from transformer_engine.common.recipe import NVFP4BlockScaling
+
+        recipe = NVFP4BlockScaling(disable_rht=False, disable_stochastic_rounding=True, disable_2d_quantization=False)
+        return _Layers(weights, recipe, self._device)
+
+
+class Ours:
+    """The Triton kernels, and Transformer Engine's layers with this project's quantizers."""
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = device
+
+    def kernels(self, x: Tensor, mode: Mode, seed: int = 0) -> dict[str, Operand]:
+        """Both sides of any matrix with K divisible by 16, columns transposed, as the kernels round them."""
+        from pretraining.numerics import nvfp4_triton
+
+        folded = versions.folds_block_scale()
+        if mode.tile == (BLOCK, BLOCK):
+            rows = columns = nvfp4_triton.quantize_tiles(x, folded=folded)
+        else:
+            seeds = torch.tensor([seed], device=x.device) if mode.stochastic else None
+            rows, columns = nvfp4_triton.quantize(x, rht=mode.rht, seed=seeds, folded=folded)
+        return {
+            "rows": nvfp4_triton.Operand(rows.values.cpu(), rows.scale.cpu()),
+            "columns": nvfp4_triton.Operand(columns.values.T.cpu(), columns.scale.cpu()),
+        }
+
+    def model(self, weights: list[Tensor]) -> torch.nn.Module:
+        """See `Native`."""
+        from transformer_engine.common.recipe import CustomRecipe
+
+        return _Layers(weights, CustomRecipe(qfactory=_nearest_quantizer), self._device)
+
+
+def specified(x: Tensor, mode: Mode) -> dict[str, NVFP4Tensor]:
+    """Both sides as the specification rounds them to nearest, on the CPU. Columns are padded to whole blocks."""
+    folded = versions.folds_block_scale()
+    rows, columns = matrices(x)
+    return {
+        "rows": nvfp4.quantize(rows, tile=mode.tile, folded=folded),
+        "columns": nvfp4.quantize(columns, tile=mode.tile, rht=mode.rht, folded=folded),
+    }
+
+
+def matrices(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the two sides quantize: x, and the transpose of x with its rows padded by zeros to a multiple of 16."""
+    x = x.cpu()
+    return x, padded(x).T.contiguous()
+
+
+def padded(x: Tensor) -> Tensor:
+    """x with zeros appended up to a multiple of 16 rows; Transformer Engine takes nothing else."""
+    return torch.nn.functional.pad(x, (0, 0, 0, -x.shape[0] % BLOCK))
+
+
+def _nearest_quantizer(role: Any) -> Any:
+    from pretraining.numerics import te_recipe
+
+    quantizer = te_recipe.quantizer_factory(role)
+    if quantizer is not None:
+        quantizer.recipe = Recipe(stochastic=False)
+    return quantizer
+
+
+class _Layers(torch.nn.Module):
+    """Transformer Engine's linear layers under one of its recipes."""
+
+    def __init__(self, weights: list[Tensor], recipe: Any, device: str) -> None:
+        super().__init__()
+        import transformer_engine.pytorch as te
+
+        self._recipe = recipe
+        self._autocast = te.fp8_autocast
+        self.layers = torch.nn.ModuleList(
+            te.Linear(weight.shape[1], weight.shape[0], bias=False, params_dtype=torch.bfloat16, device=device)
+            for weight in weights
+        )
+        for layer, weight in zip(self.layers, weights, strict=True):
+            layer.weight.data.copy_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self._autocast(enabled=True, fp8_recipe=self._recipe):
+            for number, layer in enumerate(self.layers):
+                x = layer(torch.nn.functional.silu(x) if number else x)
+        return x

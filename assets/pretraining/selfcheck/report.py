@@ -1,0 +1,88 @@
+"""What a selfcheck found: the file to send, the table, and the verdict."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from pretraining import environment, record, versions
+from pretraining.selfcheck.check import NEAR, Result
+
+FAST_MATH = "NVTE_USE_FAST_MATH"
+SHOWN = 6  # differences on screen; the file has all
+
+
+def fast_math() -> bool:
+    """Whether Transformer Engine's kernels skip the BF16 rounding after the Hadamard transform, and approximate."""
+    return os.environ.get(FAST_MATH, "0") not in ("", "0")
+
+
+def describe(results: Sequence[Result], commit: str) -> dict[str, Any]:
+    """The file: nothing in it says whose machine it was."""
+    device = environment.describe_device(True)
+    del device["uuid"]
+    return {
+        "schema": record.SCHEMA,
+        "made": record.utc_now(),
+        "commit": commit,
+        "verdict": verdict(results),
+        "equal": equal(results),
+        "versions": {"python": platform.python_version(), **versions.installed()},
+        "device": device,
+        "fast_math": fast_math(),
+        "block_scale": "amax * (encode / 6)" if versions.folds_block_scale() else "amax / 6 * encode",
+        "results": [each.as_json() for each in results],
+    }
+
+
+def equal(results: Sequence[Result]) -> bool:
+    """Whether nothing differs."""
+    return bool(results) and all(each.equal for each in results)
+
+
+def verdict(results: Sequence[Result]) -> str:
+    """One or a few sentences."""
+    wrong = [each for each in results if not each.equal]
+    native = [each for each in wrong if not each.side.startswith("our kernels")]
+    engine = versions.installed().get("transformer-engine", "of unknown version")
+    signs = sum(each.details.get("zeros_of_other_sign", 0) for each in results)
+    if not wrong:
+        but = f", but for the sign of {signs} zeros, which no product can tell" if signs else ""
+        return f"equal: Transformer Engine {engine} and this project round alike{but}."
+    said = f"differs: {len(wrong)} of {len(results)} comparisons with Transformer Engine {engine}."
+    if len(native) < len(wrong):
+        said += f" In {len(wrong) - len(native)} our own kernels are not what the specification says."
+    causes = Counter(each.cause for each in native)
+    for cause, count in causes.most_common():
+        if cause:
+            said += f" Explained in {count}: {cause}."
+    if native and fast_math():
+        said += (
+            f" {FAST_MATH} is on, which skips a rounding to BF16 after the Hadamard transform and approximates a "
+            f"reciprocal: `{FAST_MATH}=0 make selfcheck` says whether that is all."
+        )
+    elif causes[""]:
+        said += f" Not explained: {causes['']}."
+    return said
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print the table: a line a mode and side, then the first differences."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for each in results:
+        groups.setdefault((each.mode or "training step", each.side or "all"), []).append(each)
+    width = max(len(" ".join(key)) for key in groups) + 2
+    for (mode, side), found in groups.items():
+        right = sum(each.equal for each in found)
+        near = sum(each.problem == NEAR for each in found)
+        notes = f" ({near} but for signs of zeros)" if near else ""
+        print(f"  {mode + ', ' + side:<{width}}  {right:>3} of {len(found):>3} as they should be{notes}")
+    wrong = [each for each in results if not each.equal]
+    for each in wrong[:SHOWN]:
+        where = ", ".join(filter(None, (each.name, each.mode, each.side)))
+        print(f"  {where}:\n    {each.problem}" + (f"\n    cause: {each.cause}" if each.cause else ""))
+    if len(wrong) > SHOWN:
+        print(f"  and {len(wrong) - SHOWN} more, in the file")

@@ -1,0 +1,109 @@
+"""`make selfcheck`: assets/selfcheck.py in the foreground of the place where trainings on a GPU run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from playbook import ASSETS, PROJECT, gpus, place, plan
+from playbook.data import in_foreground
+from playbook.place import Place, Wanted
+from playbook.runtimes import local
+from pretraining import record
+from pretraining.errors import UsageError
+from pretraining.precision import find_precision
+
+if TYPE_CHECKING:
+    from playbook.runtimes.container import Container
+
+SCRIPT = ASSETS / "selfcheck.py"
+VECTORS = PROJECT / "tests" / "vectors"
+FAST_MATH = "NVTE_USE_FAST_MATH"  # of Transformer Engine; the result says how it was set
+# Of what this proves, what can be done without such a GPU.
+ELSEWHERE = """\
+  would work here: make test       this project's arithmetic against 24 results of Transformer Engine's reference
+  on another GPU:  make test-gpu   its kernels and its training against that reference, in the engine's own layers"""
+
+
+def run(args: argparse.Namespace, wanted: Wanted) -> int:
+    """Check on the GPU that has FP4 tensor cores. Returns the script's exit code: 0 equal, 1 differs, 2 not possible.
+
+    Raises:
+        UsageError: no such GPU here: what is needed, what was found and what can be done without.
+        EngineError: no engine that can hand it over.
+    """
+    where = _place(wanted)
+    folder = (args.run_dir or args.runs / record.run_name("nvfp4", "selfcheck")).absolute()
+    words = ["--folder", str(folder), "--commit", plan.git_commit() or ""]
+    if where.runtime == "container":
+        return _in_container(words, where, folder, args)
+    visible = [f"CUDA_VISIBLE_DEVICES={where.uuids}"] if where.uuids else []
+    command = ["env", *visible, local.python(), str(SCRIPT), *words]
+    if args.dry_run:
+        print(shlex.join(command))
+        return 0
+    return in_foreground(command)
+
+
+def _place(wanted: Wanted) -> Place:
+    """Where trainings in NVFP4 run. Raises UsageError where none could."""
+    precision = find_precision("nvfp4")
+    found = gpus.read()
+    if not wanted.dry_run and (wanted.runtime == "cpu" or not any(gpu.trains_in(precision) for gpu in found.gpus)):
+        listed = found.problem or ", ".join(map(str, found.gpus)) or "no NVIDIA GPU"
+        raise UsageError(
+            f"Transformer Engine's native NVFP4 kernels need {precision.needs}.\n  found: {listed}\n{ELSEWHERE}"
+        )
+    runtime = "container" if wanted.dry_run and wanted.runtime == "auto" and not found.gpus else wanted.runtime
+    return place.choose(Wanted(runtime, wanted.gpu, wanted.tag, dry_run=wanted.dry_run), precision)
+
+
+def _in_container(words: list[str], where: Place, folder: Path, args: argparse.Namespace) -> int:
+    """Run it there, through the docker command, as `make data` does."""
+    from playbook import engine
+    from playbook.runtimes import container
+
+    if not args.dry_run:
+        where = place.prepare(where, args.runs)
+    asked = _container(words, where, folder, args.cache_dir.absolute())
+    command = asked.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
+    if args.dry_run:
+        print(container.script(asked, command))
+        return 0
+    if shutil.which("docker") is None:
+        raise engine.EngineError("make selfcheck needs the docker command here: install docker-ce-cli")
+    for path in container.written_folders(asked):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        return in_foreground(command)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _container(words: list[str], where: Place, folder: Path, cache: Path) -> Container:
+    """What a training gets, but for data and secrets, and the vectors."""
+    from playbook.runtimes import container
+
+    variables = container.user_environment(cache, where.found.path if where.found else "")
+    if FAST_MATH in os.environ:
+        variables[FAST_MATH] = os.environ[FAST_MATH]
+    readable = (container.Folder(path) for path in (ASSETS, VECTORS))
+    written = (container.Folder(path, True) for path in (folder, cache, container.huggingface_home()))
+    return container.Container(
+        image=where.image,
+        name=None,
+        command=["python", str(SCRIPT), *words],
+        environment=variables,
+        secrets=(),
+        folders=container.checked([*readable, *written]),
+        user="0:0" if where.engine and where.engine.rootless else f"{os.getuid()}:{os.getgid()}",
+        workdir=str(folder),
+        gpu=where.uuids or container.PLACEHOLDER,
+        request=(where.engine and where.engine.gpus) or "nvidia",
+    )

@@ -1,0 +1,87 @@
+"""The specification in Transformer Engine's storage layout, in the native kernels' place, whole or tampered with."""
+
+import torch
+
+from pretraining.numerics import nvfp4
+from pretraining.numerics.layers import NVFP4, PreparedWeight, linear
+from pretraining.numerics.nvfp4 import Recipe
+from pretraining.numerics.nvfp4_triton import Operand
+from pretraining.selfcheck import engines
+from pretraining.selfcheck.engines import Stored
+
+
+def stored(q):
+    """A quantized matrix as Transformer Engine keeps it; what it leaves unwritten is not zero."""
+    rows, blocks = q.scales.shape
+    scales = torch.full((rows + -rows % 128, blocks + -blocks % 4), 0xAA, dtype=torch.uint8)
+    scales[:rows, :blocks] = q.scales.view(torch.uint8)
+    return Stored(q.codes.clone(), scales, q.amax.clone())
+
+
+class Layers(torch.nn.Module):
+    """Linear layers in the CPU runtime's arithmetic, SiLU between them."""
+
+    def __init__(self, weights, arithmetic):
+        super().__init__()
+        self.arithmetic = arithmetic
+        self.weights = torch.nn.ParameterList(weight.float() for weight in weights)
+
+    def forward(self, x):
+        x = x.float()
+        for number, weight in enumerate(self.weights):
+            x = torch.nn.functional.silu(x).bfloat16().float() if number else x
+            x = linear(x, weight, None, False, False, False, arithmetic=self.arithmetic, memory=PreparedWeight())
+        return x
+
+
+class Reference:
+    """The specification, where the native kernels belong.
+
+    `tamper(side, Stored)` may change what is stored, `before(matrix)` what the columns quantize, `folded` the order in
+    which a block's scale is computed.
+    """
+
+    def __init__(self, tamper=None, before=None, folded=False, recipe=None, rounded=None):
+        self.tamper = tamper or (lambda side, kept: kept)
+        self.before, self.folded, self.rounded = before, folded, rounded
+        self.recipe = recipe or Recipe(stochastic=False)
+        self.generator = torch.Generator().manual_seed(5)
+
+    def quantize(self, x, mode):
+        assert x.dtype == torch.bfloat16 and x.shape[0] % 16 == 0
+        made = {}
+        for side, matrix in zip(engines.SIDES, (x, x.T.contiguous()), strict=True):
+            rht = mode.rht and side == "columns"
+            matrix = self.before(matrix) if self.before and rht else matrix
+            q = nvfp4.quantize(
+                matrix, tile=mode.tile, rht=rht, stochastic=mode.stochastic and self.rounded is None,
+                generator=self.generator, folded=self.folded,
+            )  # fmt: skip
+            if mode.stochastic and self.rounded:
+                rotated = nvfp4.random_hadamard_transform(matrix) if rht else matrix
+                scaled = nvfp4.scale_elements(rotated.float(), q.scales, nvfp4.encode_scale(q.amax))
+                codes = self.rounded(scaled, torch.rand(scaled.shape, generator=self.generator))
+                q = nvfp4.NVFP4Tensor(nvfp4.pack(codes), q.scales, q.amax)
+            made[side] = self.tamper(side, stored(q))
+        return made
+
+    def model(self, weights):
+        return Layers(weights, NVFP4(self.recipe))
+
+
+class Specified:
+    """Our side, with the specification where the GPU's kernels belong."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(9)
+
+    def kernels(self, x, mode, seed=0):
+        made = {}
+        for side, matrix in zip(engines.SIDES, engines.matrices(x), strict=True):
+            rht = mode.rht and side == "columns"
+            q = nvfp4.quantize(matrix, tile=mode.tile, rht=rht, stochastic=mode.stochastic, generator=self.generator)
+            made[side] = Operand(q.values.bfloat16(), q.tensor_scale)
+        return made
+
+    def model(self, weights):
+        return Layers(weights, NVFP4(Recipe(stochastic=False)))

@@ -1,0 +1,345 @@
+"""`make selfcheck` with the specification in the native kernels' place: equality, and every kind of tampering."""
+
+import importlib.util
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="no Triton for this machine")
+
+from pretraining import versions
+from pretraining.numerics import nvfp4
+from pretraining.numerics.nvfp4 import RHT_SIGNS, Recipe
+from pretraining.selfcheck import check, engines, report, rounding
+from pretraining.selfcheck.engines import Mode
+
+_spec = importlib.util.spec_from_file_location("selfcheck_stand_ins", Path(__file__).with_name("stand_ins.py"))
+stand_ins = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(stand_ins)
+Reference, Specified = stand_ins.Reference, stand_ins.Specified
+
+VECTORS = Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt"
+DRAWS = 16
+RHT = Mode(rht=True)
+
+
+@pytest.fixture(autouse=True)
+def an_old_engine(monkeypatch):
+    """The order of operations of the vectors, whatever is installed."""
+    monkeypatch.setattr(versions, "folds_block_scale", lambda: False)
+    monkeypatch.delenv(report.FAST_MATH, raising=False)
+
+
+def matrix(rows=48, columns=80):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(2)).bfloat16()
+
+
+def exact(native, mode, x=None):
+    """Native results by side; our kernels must be right, whatever the native ones are."""
+    found = list(check.exact("x", matrix() if x is None else x, mode, native, Specified(), "cpu"))
+    ours = [each for each in found if each.side.startswith("our kernels")]
+    assert len(ours) == 2 and all(each.equal for each in ours)
+    return {each.side: each for each in found if each not in ours}
+
+
+def first(result):
+    return {each["part"]: each for each in result.details["differences"]}
+
+
+def tampered(side, change):
+    """A native side whose `side` is what `change(Stored)` makes of it."""
+    return Reference(lambda of, kept: change(kept) if of == side else kept)
+
+
+def changed(tensor, index, value):
+    tensor = tensor.clone()
+    tensor[index] = value
+    return tensor
+
+
+def test_equality_is_reported_as_equality():
+    sizes = {"shapes": ((48, 80),), "drawn": (32, 64), "draws": DRAWS}
+    found = list(check.everything(Reference(), Specified(), VECTORS, "cpu", **sizes))
+    assert report.equal(found), [each for each in found if not each.equal]
+    assert report.verdict(found).startswith("equal: ")
+    sides = {(each.mode, each.side) for each in found}
+    assert len(found) > 150 and len(sides) == 3 * 4 + 2 * 6 + 1
+    assert {name for each in found if (name := each.name).startswith("vector")} == {
+        f"vector {case['name']}" for case in torch.load(VECTORS)
+    }
+
+
+@pytest.mark.parametrize("mode", check.EXACT, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("side", engines.SIDES)
+def test_one_code(mode, side):
+    def change(kept):
+        return kept._replace(codes=changed(kept.codes, (3, 5), kept.codes[3, 5] ^ 0x20))
+
+    found = exact(tampered(side, change), mode)
+    (other,) = set(engines.SIDES) - {side}
+    assert found[other].equal and not found[side].equal and found[side].cause in ("", rounded_otherwise())
+    (code,) = found[side].details["differences"]
+    assert code["part"] == "codes" and code["count"] == 1 and code["index"] == (3, 11)
+    assert f"at [3, 11], 1 of {48 * 80}" in found[side].problem
+
+
+def rounded_otherwise():
+    return "every code is one of the element's two neighbours: the rounding to E2M1 is another than to nearest even"
+
+
+@pytest.mark.parametrize("mode", check.EXACT, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("side", engines.SIDES)
+def test_one_block_scale(mode, side):
+    def change(kept):
+        return kept._replace(scales=changed(kept.scales, (7, 2), kept.scales[7, 2] + 1))
+
+    found = exact(tampered(side, change), mode)[side]
+    (scale,) = found.details["differences"]
+    assert scale["part"] == "block scales" and scale["count"] == 1 and scale["index"] == (7, 2) and not found.cause
+
+
+@pytest.mark.parametrize("side", engines.SIDES)
+def test_the_amax(side):
+    def change(kept):
+        return kept._replace(amax=torch.nextafter(kept.amax, torch.tensor(torch.inf)))
+
+    found = exact(tampered(side, change), RHT)[side]
+    assert list(first(found)) == ["amax"] and not found.cause
+    assert first(found)["amax"]["native"] != first(found)["amax"]["ours"]
+
+
+@pytest.mark.parametrize("number", [0, 7, 15])
+def test_a_sign_of_the_hadamard_transform(number):
+    signs = torch.ones(16, dtype=torch.bfloat16)
+    signs[number] = -1
+    found = exact(Reference(before=lambda x: x * signs.repeat(x.shape[1] // 16)), RHT)
+    assert found["rows"].equal and not found["columns"].equal
+    assert found["columns"].cause == f"sign {number} of the Hadamard transform is the other one"
+
+
+def test_no_signs_and_no_rounding_of_the_hadamard_transform():
+    signs = torch.tensor(RHT_SIGNS, dtype=torch.bfloat16)
+    found = exact(Reference(before=lambda x: x * signs.repeat(x.shape[1] // 16)), RHT)
+    assert found["columns"].cause == "the Hadamard transform's signs are left out"
+    found = exact(Reference(before=lambda x: x.float()), RHT)
+    assert found["columns"].cause == "the Hadamard transform's sums are not rounded to BF16"
+
+
+def test_no_hadamard_transform():
+    class Without(Reference):
+        def quantize(self, x, mode):
+            return super().quantize(x, Mode(tile=mode.tile))
+
+    found = exact(Without(), RHT)
+    assert found["rows"].equal and found["columns"].cause == "the Hadamard transform is left out"
+    assert exact(Without(), Mode())["columns"].equal
+
+
+def test_another_order_of_the_block_scale_is_named_with_its_version():
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(20)).bfloat16()  # one in 15 of such matrices
+    found = exact(Reference(folded=True), Mode(), x)["rows"]
+    assert not found.equal and 0 < first(found)["block scales"]["count"] < 30
+    assert found.cause == "block scale computed as amax * (encode * (1 / 6)): Transformer Engine from 2.14"
+    assert "Not explained" not in report.verdict([found]) and found.cause in report.verdict([found])
+
+
+@pytest.mark.parametrize("side", engines.SIDES)
+def test_wrong_layouts(side):
+    def nibbles(kept):
+        return kept._replace(codes=(kept.codes << 4) | (kept.codes >> 4))
+
+    def tiles(kept):
+        rows, columns = kept.scales.shape
+        swizzled = torch.empty_like(kept.scales).view(-1)
+        for row in range(rows):
+            for column in range(columns):
+                tile = row // 128 * (columns // 4) + column // 4
+                swizzled[tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4] = kept.scales[row, column]
+        return kept._replace(scales=swizzled.view(rows, columns))
+
+    causes = {change: exact(tampered(side, change), Mode())[side] for change in (nibbles, tiles)}
+    assert causes[nibbles].cause == "layout: the even column is in the high nibble"
+    assert list(first(causes[nibbles])) == ["codes"]
+    assert causes[tiles].cause == "layout: block scales in the order of cuBLAS's tiles"
+    assert list(first(causes[tiles])) == ["block scales"]
+    for change, said in (
+        (lambda kept: kept._replace(codes=kept.codes.T), "layout: codes of shape"),
+        (lambda kept: kept._replace(scales=kept.scales[:48]), "layout: block scales of shape"),
+        (lambda kept: kept._replace(amax=kept.amax.repeat(48)), "layout: amax of shape (48,), expected (1,)"),
+        (lambda kept: kept._replace(swizzled=True), "layout: block scales in the order of cuBLAS's tiles"),
+    ):
+        assert said in exact(tampered(side, change), Mode())[side].problem
+
+
+def test_the_sign_of_a_zero_is_told_and_does_not_count():
+    def change(kept):
+        return kept._replace(codes=torch.where(kept.codes == 0, 0x80, kept.codes).to(torch.uint8))
+
+    x = matrix() * (torch.arange(80) % 3 > 0)
+    found = exact(tampered("rows", change), Mode(), x)["rows"]
+    assert found.equal and found.details["zeros_of_other_sign"] > 0
+    assert "but for the sign of" in report.verdict([found])
+
+
+def test_rows_that_are_no_multiple_of_the_tile():
+    x = matrix(40)
+    assert all(each.equal for mode in check.EXACT for each in exact(Reference(), mode, x).values())
+
+    def change(kept):
+        return kept._replace(codes=changed(kept.codes, (39, 39), kept.codes[39, 39] ^ 0x20))
+
+    assert first(exact(tampered("rows", change), Mode(), x)["rows"])["codes"]["index"] == (39, 79)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:overflow", "ignore:invalid value", "ignore:underflow")
+@pytest.mark.parametrize("mode", check.EXACT, ids=lambda mode: mode.name)
+def test_our_kernels_are_held_against_the_specification(mode):
+    x = matrix(20, 64)
+    found = list(check.exact("x", x, mode, Reference(), engines.Ours(), "cpu"))
+    assert len(found) == 4 and all(each.equal for each in found), found
+
+    class Wrong(Specified):
+        def kernels(self, x, mode, seed=0):
+            made = super().kernels(x, mode)
+            made["rows"].values[3, 5] *= 2
+            return made | {"columns": made["columns"]._replace(scale=made["columns"].scale * 2)}
+
+    found = {each.side: each for each in check.exact("x", x, mode, Reference(), Wrong(), "cpu")}
+    assert found["rows"].equal and found["columns"].equal
+    assert "kernel values at [3, 5], 1 of 1280" in found["our kernels, rows"].problem
+    assert "tensor scale" in found["our kernels, columns"].problem
+    assert "our own kernels are not what the specification says" in report.verdict(list(found.values()))
+
+
+def drawn(native, mode=RHT):
+    mode = Mode(rht=mode.rht, stochastic=True)
+    found = list(check.stochastic(matrix(32, 64), mode, native, Specified(), "cpu", DRAWS))
+    assert all(each.equal for each in found if each.side.startswith("our kernels"))
+    return {each.side: each for each in found}
+
+
+def away_from_zero(scaled, uniform):
+    below, distance = nvfp4.neighbours(scaled)
+    return below + (distance > 0).int() + 8 * (scaled < 0)
+
+
+def to_nearest(scaled, uniform):
+    return nvfp4.nearest_codes(scaled)
+
+
+def a_tenth_more(scaled, uniform):
+    below, distance = nvfp4.neighbours(scaled)
+    return below + ((uniform < 1.1 * distance) & (distance > 0)).int() + 8 * (scaled < 0)
+
+
+def two_steps(scaled, uniform):
+    codes = a_tenth_more(scaled, uniform)
+    codes[5, 17] = (int(codes[5, 17]) & 8) | ((int(codes[5, 17]) + 4) & 7)
+    return codes
+
+
+def same_numbers(scaled, uniform):
+    below, distance = nvfp4.neighbours(scaled)
+    uniform = torch.rand(scaled.shape, generator=torch.Generator().manual_seed(1))
+    return below + (uniform < distance).int() + 8 * (scaled < 0)
+
+
+@pytest.mark.parametrize(
+    ("rounded", "said"),
+    [
+        (away_from_zero, "all of 16 draws are the same"),
+        (to_nearest, "all of 16 draws are the same"),
+        (same_numbers, "all of 16 draws are the same"),
+        (a_tenth_more, "biased by +0.0"),
+        (two_steps, "16 roundings to no neighbour, the first at [5, 17]"),
+    ],
+)
+def test_wrong_stochastic_rounding(rounded, said):
+    found = drawn(Reference(rounded=rounded))
+    assert all(said in found[side].problem for side in engines.SIDES)
+    assert all(found[f"{side}: scales"].equal for side in engines.SIDES)
+
+
+def test_rounding_to_nearest_is_biased_although_right_on_average():
+    scaled = torch.rand(64, 128, generator=torch.Generator().manual_seed(1)) * 12 - 6
+    nearest = nvfp4.decode(nvfp4.nearest_codes(scaled))
+    judged = rounding.judge([nearest, nearest], scaled)
+    assert abs(sum(judged.biases)) / rounding.GROUPS < judged.limits[0] < abs(judged.biases[judged.worst])
+
+
+def test_a_block_scale_that_changes_with_stochastic_rounding():
+    def change(kept):
+        return kept._replace(scales=changed(kept.scales, (7, 1), kept.scales[7, 1] + 1))
+
+    found = drawn(tampered("columns", change))
+    assert found["rows: scales"].equal and found["columns"].equal
+    assert "block scales at [7, 1], 1 of 128" in found["columns: scales"].problem
+
+
+@pytest.mark.parametrize("without", ["rht", "two_d"])
+def test_a_training_step_in_another_recipe(without):
+    native = Reference(recipe=Recipe(stochastic=False, **{without: False}))
+    found = {each.name: each for each in check.training_step(native, Specified(), "cpu")}
+    wrong = {name.removeprefix("training step, ") for name, each in found.items() if not each.equal}
+    one_layer = {"rht": {"1 layer: weight gradient"}, "two_d": {"1 layer: output", "1 layer: input gradient"}}[without]
+    assert {name for name in wrong if name.startswith("1 layer")} == one_layer
+    assert {f"2 layers: weight gradient {n}" for n in (1, 2)} <= wrong
+
+
+def test_what_fails_is_told_without_whose_machine_it_is(monkeypatch):
+    monkeypatch.setenv("USER", "wilhelmina")
+
+    class Broken(Reference):
+        def quantize(self, x, mode):
+            raise RuntimeError(f"/home/wilhelmina/te/cast.cu:12: no kernel on {socket.gethostname()}, wilhelmina\n" * 9)
+
+    found = list(check.exact("x", matrix(), Mode(), Broken(), Specified(), "cpu"))
+    assert not found[0].equal and found[0].problem.startswith("failed: RuntimeError: cast.cu:12: no kernel on")
+    assert "wilhelmina" not in found[0].problem and socket.gethostname() not in found[0].problem
+    assert found[1].equal, "our kernels are checked all the same"
+
+
+@pytest.fixture
+def script(monkeypatch, project):
+    """assets/selfcheck.py with the stand-ins on both sides, on a GPU that is said to be there."""
+    spec = importlib.util.spec_from_file_location("selfcheck_script", project / "assets" / "selfcheck.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "require_native", lambda: None)
+
+    def small(native, ours, vectors, device):
+        for mode in check.EXACT:
+            yield from check.exact("x", matrix(), mode, script.native, Specified(), "cpu")
+
+    device = {"kind": "gpu", "name": "NVIDIA GB300", "capability": [10, 3], "uuid": "GPU-1234", "driver": "580.1"}
+    monkeypatch.setattr(check, "everything", small)
+    monkeypatch.setattr(report.environment, "describe_device", lambda on_gpu: dict(device))
+    script.native = Reference()
+    return script
+
+
+def test_the_file_and_the_verdict(script, tmp_path, capsys, monkeypatch):
+    assert script.run(tmp_path / "equal", "abc") == 0
+    said = capsys.readouterr().out
+    assert "\nequal: " in said and str(tmp_path / "equal" / "selfcheck.json") in said and "send" in said
+    text = (tmp_path / "equal" / "selfcheck.json").read_text()
+    file = json.loads(text)
+    assert file["equal"] and file["commit"] == "abc" and file["device"]["name"] == "NVIDIA GB300"
+    assert not file["fast_math"] and file["versions"]["torch"] and len(file["results"]) == 12
+    for secret in (socket.gethostname(), "GPU-1234", str(tmp_path), os.path.expanduser("~/")):
+        assert secret not in text
+    assert [each.name for each in (tmp_path / "equal").iterdir()] == ["selfcheck.json"]
+
+    monkeypatch.setenv(report.FAST_MATH, "1")
+    script.native = Reference(before=lambda x: x.float())
+    assert script.run(tmp_path / "fast", "abc") == 1
+    said = capsys.readouterr().out
+    file = json.loads((tmp_path / "fast" / "selfcheck.json").read_text())
+    assert file["fast_math"] and not file["equal"] and file["verdict"] in said
+    assert said.startswith("NVTE_USE_FAST_MATH is on")
+    for words in ("sums are not rounded to BF16", "NVTE_USE_FAST_MATH=0 make selfcheck"):
+        assert words in file["verdict"]

@@ -38,7 +38,7 @@ def load_all(paths: Sequence[Path]) -> list[Run]:
 
 
 def _size(path: Path) -> int:
-    file = path / record.METRICS if path.is_dir() else path
+    file = record.there(path / record.METRICS) if path.is_dir() else path
     return file.stat().st_size if file.is_file() else 0
 
 
@@ -62,7 +62,7 @@ def load(path: Path) -> Run:
         raise UsageError(f"{path} is not a run folder. {hint}") from error
     except NotAMegatronLog as error:
         raise UsageError(f"{error}. Give a run folder, or what training printed.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 

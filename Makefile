@@ -57,6 +57,9 @@ history: host-setup ## all runs, newest first, with how each ended; JSON=1
 gate: host-setup ## fail where the newest comparison left an earlier one's figures: BASELINE=its folder
 	@$(HOST) scripts/gate.py '$(BASELINE)' $(if $(CURRENT),--current '$(CURRENT)') --tolerance '$(TOLERANCE)'
 
+results: host-setup ## rebuild the published tables and pictures from their records; ADD="runs" TO=name: publish runs
+	@$(HOST) scripts/results.py $(if $(ADD),--add $(ADD)) $(if $(TO),--to '$(TO)')
+
 models: host-setup ## what can be trained: parameters, FLOPs, memory; MODEL= for one in detail
 	@$(HOST) scripts/run.py models $(OPTIONS)
 
@@ -200,5 +203,6 @@ test-setup:
 #>   RUNS     run folders, their names or logs to compare, instead of training
 #>   BASELINE CURRENT   comparisons that gate holds against each other   CURRENT: the newest
 #>   TOLERANCE  of gate, per cent    "speed=3 memory=2 loss=1"
+#>   ADD TO   runs, or the folder of a comparison, to publish, and the folder in assets/results that they go to
 #>   TORCH_INDEX  a package index for torch alone, such as PyTorch's CPU index
 #>   PYTHON   the Python to set up with   python3

@@ -1,7 +1,7 @@
 """A copy of a run folder that anybody may see: the one list of what names a machine, a user or a secret.
 
     KEPT      files that are copied, and nothing else: no log, checkpoint, trace or writer's folder
-    _KEY      fields whose value goes, whatever it is
+    _KEY      fields whose value goes, unless it is a number
     _PATTERNS what goes wherever it stands in a text
     paths     from the project's folder on where they lead into it, else their last part
 
@@ -35,7 +35,7 @@ _PATTERNS = {
     "pci": r"\b(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b",
     "address": rf"(?<![\d.])(?:{_BYTE}\.){{3}}{_BYTE}(?![\d.])|\bfe80:[\da-f:]+|\b(?:{_GROUP}::?){{4,7}}{_GROUP}\b",
     "mail": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
-    "secret": rf"\b(?:hf_|sk-|gh[pousr]_|nvapi-)[\w-]{{16,}}|(?<=://)[^/\s@]+(?=@)|\b{_SECRETS}=\S+",
+    "secret": rf"\b(?:hf_|gh[pousr]_)[a-z\d]{{16,}}|\b(?:sk|nvapi)-[\w-]{{16,}}|(?<=://)[^/\s@]+(?=@)|\b{_SECRETS}=\S+",
 }
 _PATTERN = re.compile("|".join(f"(?P<{name}>{each})" for name, each in _PATTERNS.items()), re.IGNORECASE)
 _PATH = re.compile(r"(?<![\w.:/<~)-])(?:/|~/|file:///)[\w.+@%~-]+(?:/[\w.+@%~-]+)*/?")
@@ -104,14 +104,14 @@ def _cleaned(name: str, text: str, names: Sequence[str]) -> str:
     return "".join(clean_text(_YAML_LINE.sub(r"\1: null", line), names) for line in text.splitlines(keepends=True))
 
 
-def _cleaned_value(value: Any, names: Sequence[str]) -> Any:
+def _cleaned_value(value: Any, names: Sequence[str], key: str = "") -> Any:
+    """A value of JSON; of a field that names or is a secret nothing is left, but for a number (FLOPs a token)."""
+    if _KEY.fullmatch(key) and isinstance(value, str | list | dict):
+        return type(value)() if not isinstance(value, str) else None
     if isinstance(value, dict):
-        return {
-            key: ([] if isinstance(inner, list) else None) if _KEY.fullmatch(key) else _cleaned_value(inner, names)
-            for key, inner in value.items()
-        }
+        return {inner: _cleaned_value(each, names, inner) for inner, each in value.items()}
     if isinstance(value, list):
-        return [_cleaned_value(inner, names) for inner in value]
+        return [_cleaned_value(each, names) for each in value]
     return clean_text(value, names) if isinstance(value, str) else value
 
 

@@ -94,6 +94,7 @@ def test_the_copy_is_the_same_record(planted: Path, tmp_path: Path) -> None:
     }
     original, copy = loading.load(planted), loading.load(tmp_path / "copy")
     assert copy.parity == original.parity and copy.precision == original.precision
+    assert copy.environment["flops_per_token"] == original.environment["flops_per_token"]
     assert list(copy.train) == list(original.train) and copy.evaluations == original.evaluations
     assert [line["used_bytes"] for line in copy.samples] == [71000000000] * 2
     anonymous.copy_run(tmp_path / "copy", tmp_path / "again")  # a copy of a copy is the copy
@@ -114,6 +115,7 @@ def test_the_copy_is_the_same_record(planted: Path, tmp_path: Path) -> None:
         ("2026-11-22T17:39:32Z", "2026-11-22T17:39:32Z"),
         ("901224c35720fb3dd5c5868a3b65fa0a043139af-dirty", "901224c35720fb3dd5c5868a3b65fa0a043139af-dirty"),
         ("add_extra_token_to_sequence: true", "add_extra_token_to_sequence: true"),
+        ("hf_tokenizer_kwargs: {}", "hf_tokenizer_kwargs: {}"),
         ("mlflow https://me:word@host.example/x", "mlflow https://(secret)@host.example/x"),
     ],
 )

@@ -51,6 +51,9 @@ compare: host-setup ## both, reusing finished runs of the same work, then the co
 	  $(if $(B),--b '$(B)') $(if $(REPEAT),--repeat '$(REPEAT)')) $(if $(BASE),--base '$(BASE)') \
 	  --typed "make compare$(TYPED)"
 
+profile: host-setup ## where the time of a step goes, with a trace for a viewer: PRECISION= (nvfp4); RUN=: of that run
+	@$(HOST) scripts/run.py profile $(if $(RUN),--run '$(RUN)') $(OPTIONS)
+
 history: host-setup ## all runs, newest first, with how each ended; JSON=1
 	@$(HOST) scripts/history.py $(if $(JSON),--json)
 
@@ -181,7 +184,7 @@ test-setup:
 #>   TAG      of the NeMo image, or a whole image name   26.04
 #>   TENSORBOARD=1  WANDB=project  MLFLOW=experiment   log there too, into the run folder
 #>   DRY_RUN=1  print the commands that would train, start nothing
-#>   RUN      the run that eval, export, logs and cancel mean; and attach and stop, where several run
+#>   RUN      the run that eval, export, profile, logs and cancel mean; and attach and stop, where several run
 #>   SAVE     a checkpoint every so many iterations and at the end   none; own data on a GPU at the end
 #>   RESUME   the run to continue from its last checkpoint, in a new folder
 #>   FROM     weights to begin with: hf:NAME of Hugging Face, or a local folder   random

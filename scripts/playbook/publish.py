@@ -52,14 +52,12 @@ class Published:
     Attributes:
         name: of the folder.
         runs: all of them, in the order in which they ran.
-        command: what made them, "" where not known.
         groups: the succeeded ones by arm's name; empty where fewer than two succeeded.
-        result: their comparison, or None.
+        result: their comparison, or None; its `reproduce` is what made the runs, "" where not known.
     """
 
     name: str
     runs: list[Run]
-    command: str
     groups: dict[str, list[Run]]
     result: Comparison | None
 
@@ -79,7 +77,7 @@ def read(folder: Path) -> Published:
     groups, result = _compared(runs)
     if result:
         result = _portable(result, runs, about.get("command", ""))
-    return Published(folder.name, runs, about.get("command", ""), groups, result)
+    return Published(folder.name, runs, groups, result)
 
 
 def _in_order(runs: Sequence[Run]) -> list[Run]:

@@ -51,11 +51,17 @@ compare: host-setup ## both, reusing finished runs of the same work, then the co
 	  $(if $(B),--b '$(B)') $(if $(REPEAT),--repeat '$(REPEAT)')) $(if $(BASE),--base '$(BASE)') \
 	  --typed "make compare$(TYPED)"
 
+profile: host-setup ## where the time of a step goes, with a trace for a viewer: PRECISION= (nvfp4); RUN=: of that run
+	@$(HOST) scripts/run.py profile $(if $(RUN),--run '$(RUN)') $(OPTIONS)
+
 history: host-setup ## all runs, newest first, with how each ended; JSON=1
 	@$(HOST) scripts/history.py $(if $(JSON),--json)
 
 gate: host-setup ## fail where the newest comparison left an earlier one's figures: BASELINE=its folder
 	@$(HOST) scripts/gate.py '$(BASELINE)' $(if $(CURRENT),--current '$(CURRENT)') --tolerance '$(TOLERANCE)'
+
+results: host-setup ## rebuild the published tables and pictures from their records; ADD="runs" TO=name: publish runs
+	@$(HOST) scripts/results.py $(if $(ADD),--add $(ADD)) $(if $(TO),--to '$(TO)')
 
 models: host-setup ## what can be trained: parameters, FLOPs, memory; MODEL= for one in detail
 	@$(HOST) scripts/run.py models $(OPTIONS)
@@ -181,7 +187,7 @@ test-setup:
 #>   TAG      of the NeMo image, or a whole image name   26.04
 #>   TENSORBOARD=1  WANDB=project  MLFLOW=experiment   log there too, into the run folder
 #>   DRY_RUN=1  print the commands that would train, start nothing
-#>   RUN      the run that eval, export, logs and cancel mean; and attach and stop, where several run
+#>   RUN      the run that eval, export, profile, logs and cancel mean; and attach and stop, where several run
 #>   SAVE     a checkpoint every so many iterations and at the end   none; own data on a GPU at the end
 #>   RESUME   the run to continue from its last checkpoint, in a new folder
 #>   FROM     weights to begin with: hf:NAME of Hugging Face, or a local folder   random
@@ -203,5 +209,6 @@ test-setup:
 #>   RUNS     run folders, their names or logs to compare, instead of training
 #>   BASELINE CURRENT   comparisons that gate holds against each other   CURRENT: the newest
 #>   TOLERANCE  of gate, per cent    "speed=3 memory=2 loss=1"
+#>   ADD TO   runs, or the folder of a comparison, to publish, and the folder in assets/results that they go to
 #>   TORCH_INDEX  a package index for torch alone, such as PyTorch's CPU index
 #>   PYTHON   the Python to set up with   python3

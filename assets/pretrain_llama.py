@@ -43,6 +43,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
 
     from pretraining import changes, config_file, corpus, environment, recipes, text, versions, weights
     from pretraining.plugin import Plugin
+    from pretraining.profiling import Profiler
     from pretraining.telemetry import Telemetry
 
     builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
@@ -79,7 +80,8 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
 
     run.telemetry = Telemetry(run.folder, on_start, run.saving.end if chosen.save else lambda: None)
     step = plugin.forward_step(forward_step) if plugin else forward_step
-    pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ())])
+    profiler = [Profiler(chosen, run.folder, on_gpu=on_gpu)] if chosen.profile and run.rank == 0 else []
+    pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ()), *profiler])
     if chosen.trains and run.telemetry.iterations < chosen.train_iters:
         raise EndedEarly(run.telemetry.iterations, chosen.train_iters)
 

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         target = comparison_file.check_target(given.json) if given.json else None
         if target and target.name == comparison_file.FILE:
             report.check_target(target.parent)
-        groups = arms.group(loading.load_all([_found(path) for path in given.runs]))
+        groups = arms.group(loading.load_all([loading.named(path) for path in given.runs]))
         result = comparison.compare(groups, baseline=given.base, force=given.force, reproduce=_command(given))
         written = [comparison_file.write(result, target)] if target else []
         if target and target.name == comparison_file.FILE:
@@ -62,12 +62,6 @@ def main(arguments: list[str] | None = None) -> int:
         table.print_refusal(refusal, sys.stderr, last_way_out=table.FORCE_BY_HAND if given.typed else table.FORCE)
         return 1
     return 0
-
-
-def _found(path):
-    """The path, or the run folder of that name where there is no such path."""
-    named = PROJECT / RUNS / path
-    return named if not path.exists() and len(path.parts) == 1 and named.exists() else path
 
 
 def _command(given):

@@ -118,7 +118,7 @@ def check_kept(config: ConfigContainer, changed: dict[str, Change], by: str) -> 
 def as_text(config: ConfigContainer, chosen: Settings, changed: dict[str, Change]) -> str:
     """The run's `config.yaml`: the config and the arguments that give it again, with every change as an override."""
     words = tuple(f"{name}={fields.as_override(change.value)}" for name, change in sorted(changed.items()))
-    portable = replace(chosen, config=None, overrides=words, run_dir=None, resume=None, cache_dir=None)
+    portable = replace(chosen, config=None, overrides=words, run_dir=None, resume=None, cache_dir=None, profile=None)
     return config_file.text_of(config, settings.as_flags(portable), versions.installed()["megatron-bridge"])
 
 

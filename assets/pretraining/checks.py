@@ -26,6 +26,15 @@ def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
     return args.tuned
 
 
+def profile(last: int | None, iterations: int, *, trains: bool) -> int | None:
+    """How many iterations to profile. Raises UsageError where they are not there, with one to warm up before them."""
+    if last is not None and not trains:
+        raise UsageError("--profile looks at training, and this run trains nothing; leave it out")
+    if last is not None and not 1 <= last < iterations:
+        raise UsageError(f"--profile {last}: at least 1, and fewer than the {iterations} of --train-iters")
+    return last
+
+
 def plugin_file(path: Path | None) -> Path | None:
     """The user's file. Raises UsageError where it is none."""
     if path is None:

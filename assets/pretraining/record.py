@@ -12,6 +12,9 @@
         config.yaml       training   the resolved Megatron-Bridge config
         outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
         tensorboard/ wandb/ mlruns/   Megatron-Bridge's own writers, each where asked for
+        trace.json.gz     training   what PyTorch's profiler saw, where it was asked to look
+
+Of a published run (`assets/results`) the two `.jsonl` files are compressed, and end in `.jsonl.gz`.
 
 One writer for each file. JSON files are written beside their place and renamed into it, so a reader never
 meets half of one; `metrics.jsonl` loses at most its last line to a power cut. A folder without
@@ -22,6 +25,7 @@ Only the standard library is used here: the host reads records without torch.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import time
@@ -30,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SCHEMA = 1
 
@@ -45,6 +49,8 @@ CONFIG = "config.yaml"
 OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
 SELFCHECK = "selfcheck.json"  # alone in its folder: what `make selfcheck` found
+TRACE = "trace.json.gz"
+PACKED = ".gz"  # ends the name of a file of lines that was compressed
 _LARGEST_SAMPLES = 1 << 23  # bytes: half a day at one device, a fifth of a second to read
 
 
@@ -134,7 +140,19 @@ def write_outcome(
 
 def holds_run(folder: Path) -> bool:
     """Whether a training has written to `folder`. Such a folder is never trained into again."""
-    return any((folder / name).exists() for name in (METRICS, ENVIRONMENT, OUTCOME))
+    return any(there(folder / name).exists() for name in (METRICS, ENVIRONMENT, OUTCOME))
+
+
+def there(path: Path) -> Path:
+    """The file of that name, or its compressed copy where only that is there."""
+    packed = path.with_name(path.name + PACKED)
+    return packed if packed.exists() and not path.exists() else path
+
+
+def open_lines(path: Path) -> BinaryIO:
+    """Open `metrics.jsonl` or samples to read, compressed or not. Raises OSError."""
+    path = there(path)
+    return gzip.open(path) if path.suffix == PACKED else path.open("rb")
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -257,7 +275,10 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read a run folder, finished or not. Raises as `read_facts` does."""
     run = read_facts(folder)
-    lines = _read_lines(folder / METRICS)
+    lines = []
+    if there(folder / METRICS).exists():
+        with open_lines(folder / METRICS) as file:
+            lines = _parsed(file)
     return replace(
         run,
         train=[line for line in lines if line.get("kind") == "train"],
@@ -273,7 +294,7 @@ def read_facts(folder: Path) -> Run:
         FileNotFoundError: the folder holds no file of a record.
         ValueError: one of the JSON files is not a record's (they are renamed into place whole, so somebody edited it).
     """
-    if not any((folder / name).exists() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME)):
+    if not any(there(folder / name).exists() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME)):
         raise FileNotFoundError(f"{folder} is not a run folder: it has none of {PLAN}, {ENVIRONMENT}, {METRICS}")
     outcome = _read_json(folder / OUTCOME)
     if outcome.get("verdict", Verdict.INCOMPLETE) not in list(Verdict):
@@ -293,10 +314,10 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     outcome.
     """
     found = []
-    for path in (folder / SAMPLES, *folder.glob(samples_of("*"))):
+    for path in (there(folder / SAMPLES), *folder.glob(samples_of("*")), *folder.glob(samples_of("*") + PACKED)):
         if path.exists():
             every = 1 + path.stat().st_size // _LARGEST_SAMPLES
-            with path.open("rb") as file:
+            with open_lines(path) as file:
                 found += _parsed(islice(file, 0, None, every))
     return found
 
@@ -313,13 +334,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return _parsed(path.read_text(encoding="utf-8", errors="replace").splitlines())
-
-
-def _parsed(texts: Iterable[str | bytes]) -> list[dict[str, Any]]:
+def _parsed(texts: Iterable[bytes]) -> list[dict[str, Any]]:
     lines = []
     for text in texts:
         try:

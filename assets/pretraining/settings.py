@@ -52,6 +52,7 @@ class Settings:
         export: train nothing, only write `resume`'s weights to this folder for Hugging Face, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
+        profile: record so many of the last iterations with PyTorch's profiler, see `profiling`, or None.
         tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `loggers`.
         tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
         tuned: with CUDA graphs and fewer checks.
@@ -82,6 +83,7 @@ class Settings:
     export: Path | None
     run_dir: Path | None
     cache_dir: Path
+    profile: int | None
     tensorboard: bool
     wandb_project: str | None
     mlflow_experiment: str | None
@@ -188,6 +190,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="fields of a YAML file, such as a run's config.yaml")
     add("--plugin", type=Path, metavar="FILE", help="Python code: configure(config), callbacks, forward_step, loss")
     add("--cache-dir", type=Path, metavar="DIR", default=PROJECT / ".cache", help="text and index cache")
+    add("--profile", type=int, metavar="N", help="record the last N iterations for a trace viewer; no measurement")
     add("--tensorboard", action="store_true", help="also write TensorBoard events, into the run folder")
     add("--wandb-project", metavar="NAME", help="also log to W&B, offline in the run folder unless WANDB_MODE is set")
     add("--mlflow-experiment", metavar="NAME", help="also log to MLflow, in the run folder or MLFLOW_TRACKING_URI")
@@ -295,6 +298,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         export=args.export and args.export.absolute(),
         run_dir=args.run_dir and args.run_dir.absolute(),
         cache_dir=args.cache_dir.absolute(),
+        profile=checks.profile(args.profile, sizes["train_iters"], trains=trains),
         tensorboard=args.tensorboard,
         wandb_project=args.wandb_project or None,
         mlflow_experiment=args.mlflow_experiment or None,
@@ -395,6 +399,7 @@ def as_flags(settings: Settings) -> list[str]:
         "--config": settings.config,
         "--plugin": settings.plugin,
         "--cache-dir": settings.cache_dir,
+        "--profile": settings.profile,
         "--wandb-project": settings.wandb_project,
         "--mlflow-experiment": settings.mlflow_experiment,
     }

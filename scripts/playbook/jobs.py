@@ -15,9 +15,10 @@ from pretraining.precision import find_precision
 from pretraining.record import Verdict
 
 JOBS = (
-    *("nvfp4", "bf16", "compare", "eval", "export", "sft", "lora"),
+    *("nvfp4", "bf16", "compare", "profile", "eval", "export", "sft", "lora"),
     *("show-config", "models", "precisions", "selfcheck", "shell", "attach", "stop"),
 )
+PROFILED, BEFORE_PROFILED = 5, 10  # iterations of make profile
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -30,7 +31,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
     flags.add_argument("--auto-split", action="store_true", help="the smallest tensor and pipeline sizes that fit")
     flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
-    flags.add_argument("--run", metavar="NAME", help="the run to attach to, to stop, to evaluate or to export")
+    flags.add_argument("--run", metavar="NAME", help="the run to attach to, stop, evaluate, export or look into")
     flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
     flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
     flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
@@ -63,6 +64,12 @@ def run(arguments: list[str] | None = None) -> int:
         return configs.show(args)
     if args.job == "selfcheck":
         return selfcheck.run(args, wanted(args))
+    if args.job == "profile":
+        if args.run:
+            return _show_profile(checkpoints.folder_of(args.run, args.runs))
+        args.profile = args.profile or PROFILED
+        if args.train_iters is None and args.config is None:
+            args.train_iters = BEFORE_PROFILED + args.profile
     if args.job in ("eval", "export"):
         checkpoints.of_run(args)
     elif args.resume:
@@ -93,9 +100,18 @@ def run(arguments: list[str] | None = None) -> int:
     ended = train(plans[0], args.runs)
     if args.job == "eval" and ended.evaluations:
         checkpoints.show_evaluation(ended)
+    if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
+        return _show_profile(ended.folder)
     if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
         print(f"exported to {args.export}")
     return exit_code(ended)
+
+
+def _show_profile(folder: Path) -> int:
+    from playbook import tracing  # whose libraries take a second to import
+
+    tracing.show(folder)
+    return 0
 
 
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
@@ -105,6 +121,8 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
         raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
     if args.job in ("eval", "export", "sft", "lora"):
         return (asked,)
+    if args.job == "profile":
+        return ("bf16" if args.disable_fp4 else find_precision(asked or "nvfp4").name,)
     quantized = "nvfp4" if asked in (None, "bf16") else asked
     if (asked not in (None, "bf16") and args.job == "bf16") or (asked == "bf16" and args.job != "bf16"):
         raise UsageError(f"this target trains in {args.job}; leave --precision and --disable-fp4 out of ARGS")

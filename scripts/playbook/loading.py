@@ -11,11 +11,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import metrics
+from playbook import PROJECT, metrics
 from playbook.megatron_log import NotAMegatronLog, read_log
 from pretraining import record
 from pretraining.errors import UsageError
 from pretraining.record import ENVIRONMENT, Run
+from pretraining.settings import RUNS
 
 LARGE = 1 << 25  # bytes of log or metrics, from which processes of their own pay
 
@@ -38,8 +39,14 @@ def load_all(paths: Sequence[Path]) -> list[Run]:
 
 
 def _size(path: Path) -> int:
-    file = path / record.METRICS if path.is_dir() else path
+    file = record.there(path / record.METRICS) if path.is_dir() else path
     return file.stat().st_size if file.is_file() else 0
+
+
+def named(path: Path) -> Path:
+    """The path, or the run folder of that name where there is no such path."""
+    folder = PROJECT / RUNS / path
+    return folder if not path.exists() and len(path.parts) == 1 and folder.exists() else path
 
 
 def load(path: Path) -> Run:
@@ -62,7 +69,7 @@ def load(path: Path) -> Run:
         raise UsageError(f"{path} is not a run folder. {hint}") from error
     except NotAMegatronLog as error:
         raise UsageError(f"{error}. Give a run folder, or what training printed.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 

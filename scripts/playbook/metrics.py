@@ -1,4 +1,4 @@
-"""Reads `metrics.jsonl` into columns, a million iterations in some seconds.
+"""Reads `metrics.jsonl`, compressed or not, into columns: a million iterations in some seconds.
 
 The lines are `pretraining.record.MetricsWriter`'s, which are all alike: one pattern takes them, and `json` whatever is
 not as the pattern expects it.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from playbook.lines import Lines, floats, whole_lines
+from pretraining import record
 
 _NUMBER = rb"(-?[0-9]++(?:\.[0-9]++)?+(?:e[+-]?[0-9]++)?+|null)"
 _COLUMNS = ("iteration", "loss", "step_time_s", "grad_norm", "skipped", "time")
@@ -31,12 +32,12 @@ def read(path: Path) -> tuple[Lines, list[dict[str, Any]]]:
     A line that is no JSON, such as the last one of a run that lost its power, is left out.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError, EOFError: the file cannot be read, or is half of a compressed one.
     """
     parts: list[Lines] = []
     evaluations: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open("rb") as file:
+    if record.there(path).exists():
+        with record.open_lines(path) as file:
             for text in whole_lines(file):
                 _take(text, parts, evaluations)
     return Lines.joined(parts), evaluations

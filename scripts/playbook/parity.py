@@ -63,7 +63,7 @@ def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
 
 def _between(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:
     facts, unchecked = _facts(a, b, of)
-    differences = [*_not_succeeded(a, b, of), *facts]
+    differences = [*_not_succeeded(a, b, of), *_profiled(a, b, of), *facts]
     flops = _flops(a, b, of)
     if flops is None:
         unchecked.append("flops_per_token")
@@ -80,6 +80,15 @@ def _not_succeeded(a: Measured, b: Measured, of: tuple[str, str]) -> list[Differ
     said = [f"{verdict} ({cause})" if cause else str(verdict) for verdict, cause in ends]
     again = dict.fromkeys(_command(each.run.precision.get("name")) for each in bad)
     return [Difference("verdict", *said, f"mend the cause, then {' and '.join(again)} again", of)]
+
+
+def _profiled(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    """A profiler slows what it watches: no run that had one is compared, not even with another such run."""
+    found = [soundness.profiled(each.run) for each in (a, b)]
+    if not any(found):
+        return []
+    said = ["iterations {} to {}".format(*each) if each else "no" for each in found]
+    return [Difference("profiled", *said, "train again without the profiler, which slows the steps it watches", of)]
 
 
 def _command(precision: str | None) -> str:

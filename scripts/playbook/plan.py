@@ -83,6 +83,8 @@ class Plan:
             asked["emulate"] = settings.emulate
         if settings.writers:
             asked["writers"] = settings.writers
+        if settings.profile:
+            asked["profile"] = settings.profile  # no comparison asks for it, and so none reuses such a run
         if settings.tuned:
             asked["tuned"] = True
         if settings.overrides:
@@ -189,6 +191,8 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
         theirs = settings.model.recipe_context_parallel
         whole = f"; sequences stay whole, where the recipe splits them by {theirs}: {NO_CONTEXT_PARALLEL}"
         yield "split", split, f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
+    if settings.profile:
+        yield "profiled", f"the last {settings.profile} iterations", "asked for; its step times are no measurement"
     if settings.tuned:
         yield "tuned", "CUDA graphs, no NaN checks", "asked for; compares with tuned runs only"
     if settings.config:

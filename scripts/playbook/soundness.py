@@ -34,6 +34,8 @@ def warnings(run: Run, lines: Lines) -> list[str]:
     said = list(run.environment.get("notes", []))
     if problem := (run.environment.get("sampling") or {}).get("problem"):
         said.append(f"the device's memory and power were not sampled: {problem}")
+    if found := profiled(run):
+        said.append("iterations {} to {} were profiled: their step times are no measurement".format(*found))
     if start := run.parity.get("start_iteration"):
         said.append(f"resumed at iteration {start}")
     if len(lines) > 1 and (interval := int(lines.iterations[1] - lines.iterations[0])) > 1:
@@ -45,6 +47,11 @@ def warnings(run: Run, lines: Lines) -> list[str]:
         if 0 < missing < len(lines):
             said.append(f"{name.replace('_', ' ')} is missing or not finite in {missing} of {len(lines)} lines")
     return said
+
+
+def profiled(run: Run) -> list[int] | None:
+    """The first and the last iteration that a profiler watched, None where it watched none."""
+    return run.environment.get("profiled")
 
 
 def skipped(lines: Lines) -> int:

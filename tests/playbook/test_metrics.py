@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 from pathlib import Path
@@ -5,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from playbook import metrics
+from playbook import loading, metrics
 from playbook.lines import COLUMNS, Lines
 from pretraining import record
+from pretraining.errors import UsageError
 
 
 @pytest.fixture
@@ -71,3 +73,17 @@ def test_lines_are_a_sequence_of_dictionaries() -> None:
         lines[10]
     assert set(COLUMNS) >= set(lines[0]) and not math.isnan(lines[3]["loss"])
     assert json.dumps(lines[3])
+
+
+def test_a_compressed_file_reads_the_same(written) -> None:
+    path = written(train(1), train(2), {"kind": "eval", "split": "test", "iteration": 2, "loss": 2.0})
+    plain = metrics.read(path)
+    packed = path.with_name(path.name + record.PACKED)
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    lines, evaluations = metrics.read(path)
+    assert list(lines) == list(plain[0]) and evaluations == plain[1] and len(lines) == 2
+    assert record.holds_run(path.parent) and record.read_run(path.parent).train == [train(1), train(2)]
+    packed.write_bytes(packed.read_bytes()[:-10])
+    with pytest.raises(UsageError, match="cannot read"):
+        loading.load(path.parent)

@@ -48,6 +48,11 @@ def test_whichever_flag_made_a_choice_it_was_asked_for(flag: tuple[str, str], na
     assert planned(*flag).choices[name].reason == "asked for"
 
 
+def test_a_profiled_run_is_asked_for_by_no_comparison() -> None:
+    assert planned("--profile", "5").request()["profile"] == 5
+    assert "profile" not in planned().request()
+
+
 def test_bf16_keeps_no_layers_apart() -> None:
     assert "kept in BF16" not in planned(precision="bf16").choices
 

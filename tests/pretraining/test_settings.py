@@ -361,7 +361,7 @@ def test_as_flags_names_every_setting(tmp_path: Path) -> None:
     given += ("--wandb-project", "p", "--mlflow-experiment", "e", "--run-dir", str(tmp_path / "next"))
     continued = settings.as_flags(resolve("--save", "2", "--resume", str(tmp_path), *given))
     exported = settings.as_flags(resolve("--resume", str(tmp_path), "--export", str(tmp_path / "out")))
-    begun = settings.as_flags(resolve("--from", "hf:my/llama"))
+    begun = settings.as_flags(resolve("--from", "hf:my/llama", "--profile", "2"))
     flags = [*continued, *exported, *begun]
     known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
     on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard"}

@@ -63,7 +63,7 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         UsageError: see `check_target`.
         OSError: it cannot be written.
     """
-    _prepare_matplotlib()
+    prepare_matplotlib()
     from playbook.report import export, page, plots, svg  # half a second that a refused one need not wait
 
     check_target(folder)
@@ -83,20 +83,20 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         **pictures,
     }
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    _write(files)
+    write_files(files)
     for stale in set((folder / PLOTS).glob("*.png")) - files.keys():
         stale.unlink()
     return list(files)
 
 
-def _prepare_matplotlib() -> None:
+def prepare_matplotlib() -> None:
     """Keep its list of fonts in the project, because a home may be read-only, and its remarks off the terminal."""
     os.environ.setdefault("MPLCONFIGDIR", str(PROJECT / ".cache" / "matplotlib"))
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def _write(files: Mapping[Path, bytes]) -> None:
-    """All or none: beside their places, synced, then moved into them."""
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """All or none: beside their places, synced, then moved into them. Raises OSError where one cannot be written."""
     beside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
         for path, content in files.items():

@@ -10,7 +10,7 @@ from dataclasses import fields
 
 from playbook.report import wording
 from playbook.report.page import title
-from playbook.results import Comparison, RunResult
+from playbook.results import Comparison, Contrast, RunResult
 from playbook.stats import Figure
 
 HEADER = ("arm", "label", "run", "figure", "value", "unit", "low", "high", "spread", "count")
@@ -22,16 +22,16 @@ def as_csv(comparison: Comparison) -> str:
     Values are not rounded, memory is in GB (1e9 bytes), and what is not known has no row.
     """
     file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(HEADER)
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(HEADER)
     for arm in comparison.arms:
-        table.writerows(_rows(arm.name, arm.label, "", _figures(arm)))
+        rows.writerows(_rows(arm.name, arm.label, "", _figures(arm)))
         for number, run in enumerate(arm.runs, 1):
-            table.writerows(_rows(arm.name, arm.label, number, _of_run(run)))
+            rows.writerows(_rows(arm.name, arm.label, number, _of_run(run)))
     for contrast in comparison.contrasts:
         who = f"{contrast.candidate} against {comparison.baseline}"
         found = [(each.label.lower(), each.figure) for each in wording.against(contrast)]
-        table.writerows(_rows(who, comparison.arm(contrast.candidate).label, "", found))
+        rows.writerows(_rows(who, comparison.arm(contrast.candidate).label, "", found))
     return file.getvalue()
 
 
@@ -66,25 +66,41 @@ def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str
         comparison: the result.
         plots: title and path of each picture, the path relative to the file.
     """
-    names = [_text(wording.name(arm)) for arm in comparison.arms]
-    parts = [f"<!-- {comparison.kind} -->\n# {_text(title(comparison))}", f"**{_text(comparison.verdict)}**"]
+    parts = [f"<!-- {comparison.kind} -->\n# {text(title(comparison))}", f"**{text(comparison.verdict)}**"]
     if comparison.forced:
         parts.append("## Forced: these runs did not do the same work")
-        parts.append("\n".join(f"- {_text(found)}" for found in comparison.differences if found.void))
+        parts.append("\n".join(f"- {text(found)}" for found in comparison.differences if found.void))
     for contrast in comparison.contrasts:
-        who = wording.name(comparison.arm(contrast.candidate))
-        parts.append(f"## {_text(who)} against {_text(wording.name(comparison.arm(comparison.baseline)))}")
-        parts.append(_table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]))
-        placed = filter(None, (contrast.placed, contrast.published_gap))
-        parts += [_text(wording.sentence(text)) for text in placed]
-    parts += ["## What this can and cannot show", *map(_text, (comparison.scope, *comparison.bands))]
+        parts += [f"## {against(comparison, contrast)}", *contrasted(contrast)]
+    parts += ["## What this can and cannot show", *map(text, (comparison.scope, *comparison.bands))]
     if warnings := wording.warnings(comparison):
-        parts += ["## Warnings", "\n".join(f"- {_text(warning)}" for warning in warnings)]
-    parts += ["## Figures", _table(["", *names], [_row(row) for row in wording.rows(comparison)])]
-    parts += [f"![{_text(name)}]({path})" for name, path in plots]
+        parts += ["## Warnings", "\n".join(f"- {text(warning)}" for warning in warnings)]
+    parts += ["## Figures", figures(comparison)]
+    parts += [f"![{text(name)}]({path})" for name, path in plots]
     if comparison.reproduce:
         parts += ["## Reproduce", f"    {comparison.reproduce}"]
     return "\n\n".join(parts) + "\n"
+
+
+def against(comparison: Comparison, contrast: Contrast) -> str:
+    """ "B nvfp4 against A bf16"."""
+    arms = (comparison.arm(name) for name in (contrast.candidate, comparison.baseline))
+    return " against ".join(text(wording.name(arm)) for arm in arms)
+
+
+def contrasted(contrast: Contrast) -> list[str]:
+    """An arm against the baseline: the table, then what places its loss gap."""
+    placed = filter(None, (contrast.placed, contrast.published_gap))
+    return [
+        table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]),
+        *(text(wording.sentence(each)) for each in placed),
+    ]
+
+
+def figures(comparison: Comparison, more: Sequence[wording.Row] = ()) -> str:
+    """The table of figures, a column an arm; `more` rows below."""
+    names = [wording.name(arm) for arm in comparison.arms]
+    return table(["", *names], [_row(row) for row in (*wording.rows(comparison), *more)])
 
 
 def _against(each: wording.Against) -> list[str]:
@@ -97,15 +113,16 @@ def _row(row: wording.Row) -> list[str]:
     return [f"{row.label} ({row.unit})" if row.unit else row.label, *cells]
 
 
-def _table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+def table(header: Sequence[object], rows: Sequence[Sequence[object]], *, left: bool = False) -> str:
+    """A Markdown table of plain texts; all columns but the first stand right, unless they are to stand left."""
     lines = [
-        list(map(_text, header)),
-        ["---"] + ["---:"] * (len(header) - 1),
-        *([_text(cell) for cell in row] for row in rows),
+        list(map(text, header)),
+        ["---"] + ["---" if left else "---:"] * (len(header) - 1),
+        *([text(cell) for cell in row] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
     """As it is, nothing of it Markdown or HTML, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(value).split()))

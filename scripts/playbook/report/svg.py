@@ -106,6 +106,18 @@ def svg(figure: Figure, name: str, title: str, description: str) -> str:
     )
 
 
+def as_file(element: str) -> str:
+    """An `<svg>` element of `svg` as a file: on white, with the colours and the font that a page gives it."""
+    x, y, width, height = re.search(r'viewBox="([^"]*)"', element)[1].split()
+    colours = {name: colour for colour, name in VARIABLES.items()}
+    element = re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], element)
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    paper = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{PAPER}"/>'
+    opening, rest = element.removeprefix("<svg").split("</desc>", 1)
+    size = f'width="{width}" height="{height}" font-family="system-ui, sans-serif"'
+    return f"<svg {spaces} {size}{opening}</desc>{paper}{rest}\n"
+
+
 def _plain(tag: str) -> str:
     """A tag with the page's font and colours, without what changes nothing; a hundredth of a point is enough."""
     tag = re.sub(r" ?font-family: [^;\"]*;?| transform=\"rotate\(-0 [^\"]*\"|stroke-linecap: square;? ?", "", tag)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from playbook.results import Arm, Comparison, Contrast
 from playbook.stats import Figure
 from playbook.table import joined, run_warnings
+from pretraining.record import Peak
 
 NOT_KNOWN = "not known"
 NO_FIGURE = "–"  # one that would mean nothing
@@ -79,6 +80,15 @@ def rows(comparison: Comparison) -> list[Row]:
         if any(figure and means for figure, means in zip(figures, said, strict=True)):
             found.append(_row(label, figures, said))
     return found
+
+
+def allocator_rows(comparison: Comparison) -> list[Row]:
+    """The peaks of PyTorch's allocator where all runs have them: of each arm that of its first run."""
+    first = [arm.runs[0] for arm in comparison.arms]
+    of = " of the first run" if any(len(arm.runs) > 1 for arm in comparison.arms) else ""
+    kinds = [kind for kind in first[0].memory if kind.startswith((Peak.ALLOCATED, Peak.RESERVED))]
+    shown = [kind for kind in kinds if all(kind in run.memory for run in first)]
+    return [_row(f"Peak{of}, {kind}", [run.memory[kind] for run in first], [True] * len(first)) for kind in shown]
 
 
 def _row(label: str, figures: list[Figure | None], said: list[bool]) -> Row:

@@ -1,0 +1,123 @@
+"""A published comparison as the project's own pages show it: what it ran on, its figures, and a line of a list."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from playbook.report import export, wording
+from playbook.report.canvas import Runs
+from playbook.results import Comparison
+from playbook.table import joined
+from pretraining.record import Run, Verdict
+
+_PRODUCTS = {
+    "torch": "PyTorch",
+    "megatron-bridge": "Megatron-Bridge",
+    "megatron-core": "Megatron-Core",
+    "transformer-engine": "Transformer Engine",
+    "triton": "Triton",
+}
+
+
+def section(comparison: Comparison, runs: Runs, *, records: str, pictures: Sequence[tuple[str, str]]) -> str:
+    """The comparison for a page, without a heading.
+
+    Args:
+        comparison: the result; its `reproduce` is the command that makes the runs again.
+        runs: of each arm by name.
+        records: the folder of its records, as the page says it.
+        pictures: title and path of each, the path relative to the page.
+    """
+    everything = [run for arm in comparison.arms for run in runs[arm.name]]
+    timed = dict.fromkeys(f"{run.timed.first} to {run.timed.last}" for arm in comparison.arms for run in arm.runs)
+    counts = ", ".join(f"{arm.name} {len(arm.runs)}" for arm in comparison.arms)
+    parts = [
+        _wrapped(
+            f"{export.text(machine(everything))}. {export.text(work(everything))}; timed: iterations "
+            f"{joined(list(timed))}; runs: {counts}. Records: `{records}`."
+        ),
+        _wrapped(f"**{export.text(comparison.verdict)}**"),
+        export.figures(comparison, wording.allocator_rows(comparison)),
+        *map(export.text, wording.mfu_peaks(comparison)),
+    ]
+    for contrast in comparison.contrasts:
+        parts += [f"{export.against(comparison, contrast)}:", *export.contrasted(contrast)]
+    parts += [_wrapped(export.text(wording.sentence(each))) for each in (comparison.scope, *comparison.bands)]
+    if warnings := wording.warnings(comparison):
+        parts.append("\n".join(f"- {export.text(warning)}" for warning in warnings))
+    parts += [f"![{export.text(name)}]({path})" for name, path in pictures]
+    if comparison.reproduce:
+        parts += ["To repeat it:", f"    {comparison.reproduce}"]
+    return "\n\n".join(parts)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | None]]) -> str:
+    """A table with a row for each folder of records: its name, its runs in order, and their comparison."""
+    rows = []
+    for name, runs, result in published:
+        failed = [f"{run.folder.name}: {run.verdict}" for run in runs if run.verdict is not Verdict.SUCCEEDED]
+        said = [result.verdict if result else "", "; ".join(failed)]
+        rows.append([name, machine(runs), work(runs), len(runs), " ".join(filter(None, said))])
+    return export.table(["folder", "on", "what", "runs", "result"], rows, left=True)
+
+
+def machine(runs: Sequence[Run]) -> str:
+    """Device, driver, versions, date and commit: "1x NVIDIA H200, driver 580.159.04, ..., 22 November 2026"."""
+    return ", ".join(filter(None, (_each(runs, part) for part in (_device, _versions, _date, _commit))))
+
+
+def work(runs: Sequence[Run]) -> str:
+    """What was trained, in one clause."""
+    return _each(runs, _work)
+
+
+def _each(runs: Sequence[Run], part: Callable[[Run], str]) -> str:
+    """What a function says of the runs, once where they are alike."""
+    return " / ".join(filter(None, dict.fromkeys(map(part, runs))))
+
+
+def _device(run: Run) -> str:
+    device = run.environment.get("device") or {}
+    driver = [f"driver {device['driver']}"] if device.get("driver") else []
+    cuda = [f"CUDA {device['cuda']}"] if device.get("cuda") else []
+    threads = [f"{device['threads']} threads"] if device.get("threads") else []
+    count = run.parity.get("world_size") or 1
+    name = device.get("name", "an unknown device")
+    return ", ".join([f"{count}x {name}" if device.get("kind") == "gpu" else name, *driver, *cuda, *threads])
+
+
+def _versions(run: Run) -> str:
+    found = run.environment.get("versions") or {}
+    said = [f"{name} {found[package]}" for package, name in _PRODUCTS.items() if package in found]
+    return ", ".join([f"Python {found['python']}", *said] if "python" in found else said)
+
+
+def _date(run: Run) -> str:
+    started = run.environment.get("started")
+    if not started:
+        return ""
+    day = datetime.fromisoformat(started)
+    return f"{day.day} {day:%B %Y}"
+
+
+def _commit(run: Run) -> str:
+    commit, dirty, _ = str(run.plan.get("git_commit") or "").partition("-dirty")
+    return f"commit {commit[:12]}{' and uncommitted changes' if dirty else ''}" if commit else ""
+
+
+def _work(run: Run) -> str:
+    facts = run.parity
+    names = ("num_layers", "sequence_length", "global_batch_size", "micro_batch_size", "train_iters")
+    if any(name not in facts for name in names):
+        return str(run.environment.get("model") or "an unknown model")
+    layers, sequence, batch, micro, iterations = (facts[name] for name in names)
+    return (
+        f"{run.environment.get('model')}, {layers} layers, sequence {sequence}, global batch {batch}, micro batch "
+        f"{micro}, {iterations} iterations of {facts.get('data', 'unknown')} data"
+    )

@@ -1,0 +1,140 @@
+"""`make results`: what is published follows from the records, byte for byte, and runs are published by one command."""
+
+import gzip
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from playbook import comparison, comparison_file, loading, publish
+from playbook.failures import Failure
+from pretraining import record
+from pretraining.errors import UsageError
+
+MARK = re.compile(r"(<!-- results: \S+ -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+@pytest.fixture
+def copy(project: Path, tmp_path: Path) -> Path:
+    """What is committed: the records, what was made from them, and the pages."""
+    folder = tmp_path / "copy"
+    shutil.copytree(project / publish.RESULTS, folder / publish.RESULTS)
+    shutil.copy(project / "overview.md", folder)
+    return folder
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A project that has published nothing."""
+    folder = tmp_path / "empty"
+    (folder / publish.RESULTS).mkdir(parents=True)
+    for page in publish.PAGES:
+        (folder / page).write_text("before\n<!-- results: all -->\n<!-- end of results -->\nafter\n")
+    return folder
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_everything_committed_is_what_its_records_make(copy: Path) -> None:
+    committed = files(copy)
+    made = [*copy.rglob(comparison_file.FILE), *copy.rglob("*.svg")]
+    assert made
+    for path in made:
+        path.unlink()
+    for page in publish.PAGES:
+        emptied, marks = MARK.subn(r"\1\2", (copy / page).read_text())
+        (copy / page).write_text(emptied)
+        assert marks
+    publish.rebuild(copy)
+    assert files(copy) == committed
+    assert publish.rebuild(copy) == []
+
+
+def test_what_is_made_says_no_path_and_no_clock(copy: Path, project: Path) -> None:
+    for path in [*copy.rglob(comparison_file.FILE), *copy.rglob("*.svg")]:
+        text = path.read_text()
+        assert str(project) not in text and str(copy) not in text and "<metadata>" not in text
+    for path in copy.rglob(comparison_file.FILE):
+        written = json.loads(path.read_text())
+        runs = {child.name: child for child in path.parent.iterdir() if child.is_dir()}
+        assert {run["path"] for arm in written["arms"] for run in arm["runs"]} < set(runs)
+        assert written["created"] in {record.read_facts(runs[run["path"]]).outcome["ended"]
+                                      for arm in written["arms"] for run in arm["runs"]}  # fmt: skip
+
+
+def test_another_record_makes_other_tables_and_pictures(copy: Path) -> None:
+    before = files(copy)
+    folder = sorted((copy / publish.RESULTS).glob("*/"))[0]
+    metrics = sorted(folder.glob(f"*/{record.METRICS}.gz"))[0]
+    slower = re.sub(r'"step_time_s": 1\.', '"step_time_s": 2.', gzip.decompress(metrics.read_bytes()).decode())
+    metrics.write_bytes(gzip.compress(slower.encode()))
+    (folder / publish.PICTURES / "of-yesterday.svg").write_text("<svg/>")
+    publish.rebuild(copy)
+    after = files(copy)
+    changed = {path for path in after if after[path] != before.get(path)}
+    name = folder.relative_to(copy)
+    assert {Path("overview.md"), name / comparison_file.FILE, name / publish.PICTURES / "step-times.svg"} <= changed
+    assert not (folder / publish.PICTURES / "of-yesterday.svg").exists()
+
+
+def test_runs_are_published_by_their_comparison(empty: Path, make_run, tmp_path: Path) -> None:
+    pair = [make_run("bf16", environment={"host": "node17"}), make_run("nvfp4", step=0.1)]
+    groups = [[loading.load(path)] for path in pair]
+    result = comparison.compare(groups, reproduce="make compare ITERS=60")
+    comparison_file.write(result, tmp_path / "compared" / comparison_file.FILE)
+    added = publish.add(empty, [tmp_path / "compared"], "gb300-tiny")
+    folder = empty / publish.RESULTS / "gb300-tiny"
+    assert added == [folder / "bf16", folder / "nvfp4"]
+    assert json.loads((folder / publish.ABOUT).read_text()) == {"command": "make compare ITERS=60"}
+    publish.rebuild(empty)
+    written = comparison_file.read(folder)
+    assert written["reproduce"] == "make compare ITERS=60" and "node17" not in json.dumps(written)
+    assert written["contrasts"][0]["step_time"]["figure"]["value"] == pytest.approx(2.0, rel=1e-3)
+    page = (empty / "overview.md").read_text()
+    assert page.startswith("before\n") and page.endswith("after\n") and "| gb300-tiny |" in page
+    assert publish.add(empty, pair, "gb300-tiny") == []  # they are there
+    assert publish.add(empty, [make_run("bf16", name="again", step=0.201)], "gb300-tiny") == [folder / "bf16-2"]
+    publish.rebuild(empty)
+    assert [len(arm["runs"]) for arm in comparison_file.read(folder)["arms"]] == [2, 1]
+    assert not [path for path in (empty / publish.RESULTS).iterdir() if path.name.startswith(".")]
+
+
+def test_a_failed_run_is_listed_and_not_compared(empty: Path, make_run) -> None:
+    memory = {"verdict": "out_of_memory", "cause": "CUDA out of memory on node17"}
+    publish.add(empty, [make_run("bf16"), make_run("nvfp4", outcome=memory)], "one")
+    publish.rebuild(empty)
+    page = (empty / "overview.md").read_text()
+    assert "| 2 | nvfp4: out\\_of\\_memory |" in page
+    assert not (empty / publish.RESULTS / "one" / comparison_file.FILE).exists()
+
+
+def test_what_cannot_be_published_is_refused_and_nothing_is_written(empty: Path, make_run, tmp_path: Path) -> None:
+    before = files(empty)
+    bf16, other = make_run("bf16"), make_run("nvfp4", parity={"seed": 2})
+    with pytest.raises(comparison.NotComparable):
+        publish.add(empty, [bf16, other], "one")
+    with pytest.raises(UsageError, match="has no outcome"):
+        publish.add(empty, [make_run("bf16", name="running", outcome={"verdict": "incomplete"})], "one")
+    with pytest.raises(UsageError, match="names no folder"):
+        publish.add(empty, [bf16], "../one")
+    with pytest.raises(UsageError, match="not a run folder"):
+        publish.add(empty, [tmp_path / "nowhere"], "one")
+    assert files(empty) == before and [path.name for path in (empty / publish.RESULTS).iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [
+        ("<!-- results: no-such -->\n<!-- end of results -->\n", "holds no comparison to show"),
+        ("<!-- results: all -->\n", "has no <!-- end of results -->"),
+    ],
+)
+def test_a_wrong_mark_is_told(empty: Path, mark: str, words: str) -> None:
+    (empty / "overview.md").write_text(mark)
+    with pytest.raises(Failure, match=words):
+        publish.rebuild(empty)
+    assert (empty / "overview.md").read_text() == mark

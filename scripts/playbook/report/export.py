@@ -66,22 +66,22 @@ def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str
         comparison: the result.
         plots: title and path of each picture, the path relative to the file.
     """
-    names = [_text(wording.name(arm)) for arm in comparison.arms]
-    parts = [f"<!-- {comparison.kind} -->\n# {_text(title(comparison))}", f"**{_text(comparison.verdict)}**"]
+    names = [escaped(wording.name(arm)) for arm in comparison.arms]
+    parts = [f"<!-- {comparison.kind} -->\n# {escaped(title(comparison))}", f"**{escaped(comparison.verdict)}**"]
     if comparison.forced:
         parts.append("## Forced: these runs did not do the same work")
-        parts.append("\n".join(f"- {_text(found)}" for found in comparison.differences if found.void))
+        parts.append("\n".join(f"- {escaped(found)}" for found in comparison.differences if found.void))
     for contrast in comparison.contrasts:
         who = wording.name(comparison.arm(contrast.candidate))
-        parts.append(f"## {_text(who)} against {_text(wording.name(comparison.arm(comparison.baseline)))}")
-        parts.append(_table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]))
+        parts.append(f"## {escaped(who)} against {escaped(wording.name(comparison.arm(comparison.baseline)))}")
+        parts.append(as_table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]))
         placed = filter(None, (contrast.placed, contrast.published_gap))
-        parts += [_text(wording.sentence(text)) for text in placed]
-    parts += ["## What this can and cannot show", *map(_text, (comparison.scope, *comparison.bands))]
+        parts += [escaped(wording.sentence(text)) for text in placed]
+    parts += ["## What this can and cannot show", *map(escaped, (comparison.scope, *comparison.bands))]
     if warnings := wording.warnings(comparison):
-        parts += ["## Warnings", "\n".join(f"- {_text(warning)}" for warning in warnings)]
-    parts += ["## Figures", _table(["", *names], [_row(row) for row in wording.rows(comparison)])]
-    parts += [f"![{_text(name)}]({path})" for name, path in plots]
+        parts += ["## Warnings", "\n".join(f"- {escaped(warning)}" for warning in warnings)]
+    parts += ["## Figures", as_table(["", *names], [_row(row) for row in wording.rows(comparison)])]
+    parts += [f"![{escaped(name)}]({path})" for name, path in plots]
     if comparison.reproduce:
         parts += ["## Reproduce", f"    {comparison.reproduce}"]
     return "\n\n".join(parts) + "\n"
@@ -97,15 +97,16 @@ def _row(row: wording.Row) -> list[str]:
     return [f"{row.label} ({row.unit})" if row.unit else row.label, *cells]
 
 
-def _table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+def as_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, its first column flush left."""
     lines = [
-        list(map(_text, header)),
+        list(map(escaped, header)),
         ["---"] + ["---:"] * (len(header) - 1),
-        *([_text(cell) for cell in row] for row in rows),
+        *([escaped(cell) for cell in row] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _text(value: object) -> str:
+def escaped(value: object) -> str:
     """As it is, nothing of it Markdown or HTML, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(value).split()))

@@ -147,7 +147,8 @@ class Ablation:
     Attributes:
         verdict: some sentences to put on top.
         tokens: of each run.
-        spread: how far a variant's seeds lie apart as a rule: the median over the variants, per cent of the loss.
+        spread: what seeds alone make of a gap, per cent: how far those of a variant lie apart, the median over the
+            variants, or those of the whole recipe where that is more.
         scope: one sentence on what these runs can and cannot show.
         reproduce: the command that makes it again.
     """
@@ -182,8 +183,8 @@ def build(found: dict[Variant, list[Trained]], base: Run, tail: int, *, created:
     """
     plain = [_row(variant, runs, tail) for variant, runs in found.items()]
     spreads = [float(np.ptp(row.gaps)) for row in plain if len(row.gaps) >= FEWEST_SEEDS]
-    usual = float(np.median(spreads)) if spreads else 0.0
     (whole,) = (row for row in plain if row.name == WHOLE.name)
+    usual = max(float(np.median(spreads)), float(np.ptp(whole.gaps or [0.0]))) if spreads else 0.0
     rows = [_placed(row, whole, usual) for row in plain]
     of_base = measured.measure(base)
     facts = base.environment
@@ -229,8 +230,8 @@ def _placed(row: Row, whole: Row, usual: float) -> Row:
 def _place(row: Row, others: list[float], usual: float) -> str:
     """Where the row's gaps lie from others: nothing is called a difference that seeds alone may make.
 
-    The two must lie farther apart than the seeds of either, and than seeds do as a rule: with two seeds a pair that
-    happens to be close would otherwise be a discovery.
+    The two must lie farther apart than the seeds of either, than those of the whole recipe and than seeds do as a rule:
+    of several pairs of seeds one always happens to be close, and would otherwise be a discovery.
     """
     if ended := list(dict.fromkeys(each.verdict for each in row.runs if each.verdict != Verdict.SUCCEEDED)):
         return joined(ended)
@@ -264,8 +265,8 @@ def _verdict(rows: list[Row], usual: float, *, mock: bool) -> str:
         said.append("One seed shows no spread, so nothing is said to differ.")
     else:
         said.append(
-            f"The seeds of one variant lie {usual:.2f} % apart as a rule; {seeds} of them show how far luck goes, and "
-            "prove no difference."
+            f"Seeds alone put gaps {usual:.2f} % apart; {seeds} of them show how far luck goes, and prove no "
+            "difference."
         )
     return " ".join(said)
 

@@ -180,7 +180,7 @@ def test_gaps_are_those_of_the_same_seed(ablated) -> None:
 
 def test_within_the_spread_of_seeds_nothing_differs(ablated) -> None:
     of = ablated({WHOLE: [0.2, -0.2], RHT: [0.3, 0.7], SR: [5.0, 5.5], TWO_D: [-4.0, -4.1], NO_TAIL: [0.1, 0.11]})
-    assert of.spread == pytest.approx(0.4)  # of 0.4, 0.4, 0.5, 0.1 and 0.01
+    assert of.spread == pytest.approx(0.4)  # of 0.4, 0.4, 0.5, 0.1 and 0.01, and the whole recipe's own
     places = {each.name: (each.to_bf16, each.to_whole) for each in of.rows}
     assert places == {
         "BF16": ("", ""),
@@ -194,6 +194,12 @@ def test_within_the_spread_of_seeds_nothing_differs(ablated) -> None:
     assert "Below the whole recipe by more than seeds differ: without 2D scaling (-4.05 %)." in of.verdict
     assert "Not told from the whole recipe: without Hadamard transform and last 0 in BF16." in of.verdict
     assert "2 of them show how far luck goes, and prove no difference." in of.verdict
+
+
+def test_a_pair_of_seeds_that_happens_to_be_close_is_no_discovery(ablated) -> None:
+    of = ablated({WHOLE: [-0.37, 1.64], RHT: [0.06, -0.12], SR: [0.81, 1.35]})
+    assert of.spread == pytest.approx(2.01)
+    assert row(of, SR).to_bf16 == row(of, SR).to_whole == "not told apart"
 
 
 def test_one_seed_tells_nothing(ablated) -> None:

@@ -12,7 +12,7 @@ from playbook import ablation
 from playbook.ablation import Ablation
 from playbook.ablation_file import FILE, KIND, MARKDOWN, PICTURE
 from playbook.report import svg
-from playbook.report.canvas import BOTTOM, LEFT, TOP, WIDTH, numbers, single
+from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, numbers, single
 from playbook.report.export import as_table, escaped
 from pretraining.record import write_json
 
@@ -46,7 +46,7 @@ def as_markdown(of: Ablation) -> str:
     parts.append(
         "Gaps are relative to BF16 with the same seed, over the last tenth of the iterations, on the same tokens; the "
         "figures of several seeds stand in their order. A variant is above or below where its seeds lie farther from "
-        "the other's than the seeds of either lie apart, and than seeds do as a rule."
+        "the other's than the seeds of either lie apart, than the whole recipe's do, and than a variant's do as a rule."
     )
     parts += [f"- {escaped(problem)}" for problem in ablation.problems(of)]
     parts += [f"![Loss gap to BF16]({PICTURE})", escaped(of.scope), escaped(of.published)]
@@ -66,32 +66,34 @@ def _split(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
 def picture(of: Ablation) -> Canvas:
     """Every variant's gaps, a mark a seed. To be used inside `svg.style`."""
     shown = [row for row in of.rows if row.to_bf16]
-    height = TOP + LEGEND + BOTTOM + ROW * len(shown) + 4
+    below = BOTTOM + LEGEND
+    height = TOP + LEGEND + ROW * len(shown) + below
     canvas, axes = single("Training loss gap to BF16 with the same seed, per cent", height=height)
-    axes.set_position((axes.get_position().x0, BOTTOM / height, axes.get_position().width, ROW * len(shown) / height))
+    axes.set_position((LEFT / WIDTH, below / height, 1 - (LEFT + RIGHT) / WIDTH, ROW * len(shown) / height))
     axes.grid(visible=False)
     whole = next((row.gap for row in shown if not row.to_whole and row.gap), None)
-    if whole and whole.low is not None:
-        axes.axvspan(whole.low, whole.high, color=svg.BAND, linewidth=0, zorder=0)
-    axes.axvline(0, color=svg.INK, linewidth=1.2)
+    for at in range(len(shown)):  # below the names alone
+        if whole and whole.low is not None:
+            axes.fill_between([whole.low, whole.high], at - 0.14, at + 0.42, color=svg.BAND, linewidth=0)
+        axes.plot([0, 0], [at - 0.14, at + 0.42], color=svg.INK, linewidth=1.2)
     count = len(svg.ARMS) - 1  # the first is a baseline's
     looks = {seed: (svg.ARMS[1 + at % count], svg.MARKERS[1 + at % count]) for at, seed in enumerate(of.seeds)}
     for at, row in enumerate(shown):
         known = [each for each in row.runs if each.training_loss_gap]
         for place, each in enumerate(known):
-            gap, y = each.training_loss_gap, at + 0.2 * (place - (len(known) - 1) / 2) + 0.12
+            gap, y = each.training_loss_gap, at + 0.2 * (place - (len(known) - 1) / 2) + 0.14
             colour, marker = looks[each.seed]
             if gap.low is not None:
                 axes.plot([gap.low, gap.high], [y, y], color=colour, linewidth=1.8)
                 for end in (gap.low, gap.high):
                     axes.plot([end, end], [y - WHISKER, y + WHISKER], color=colour, linewidth=1.8)
             axes.plot(gap.value, y, marker=marker, color=colour, markersize=6)
-        axes.annotate(_said(row), (0, at), xycoords=("axes fraction", "data"), xytext=(-LEFT + 3, 15),
+        axes.annotate(_said(row), (0, at), xycoords=("axes fraction", "data"), xytext=(-LEFT + 3, 13),
                       textcoords="offset points", va="center")  # fmt: skip
-    axes.set_ylim(len(shown) - 0.55, -0.55)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("%; 0 is BF16")
+    axes.set_xlabel("0 is BF16; shaded: between the whole recipe's seeds\nbar: 95 % interval within the run")
     numbers(axes.xaxis, 6)
     marks = [
         Line2D([], [], color=colour, marker=marker, markersize=6, linestyle="none") for colour, marker in looks.values()

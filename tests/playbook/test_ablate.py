@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from playbook import ablation, jobs, loading
+from playbook import ablating, ablation, jobs, loading
 from playbook.ablation import BF16, WHOLE, Variant
+from playbook.gpus import Gpu
+from playbook.place import Place
 from playbook.report import ablation_report
 from pretraining import switches
 from pretraining.errors import UsageError
@@ -134,6 +136,20 @@ def test_the_variants_of_a_model() -> None:
     assert said(12, 0, 1) == ["BF16", "whole recipe", "last 0 in BF16", *without, "last 2 in BF16"]
     assert said(32, 0, 4) == ["BF16", "whole recipe", "last 0 in BF16", *without, "last 1 in BF16", "last 2 in BF16"]
     assert said(2, 0, 1) == ["BF16", "whole recipe", "last 0 in BF16", *without]
+
+
+def test_on_a_gpu_it_takes_its_own_model_unless_told_otherwise() -> None:
+    where = Place("local", choices={}, gpu=Gpu(0, "GPU-0", "NVIDIA H200", (9, 0), 150 * 10**9))
+
+    def steps_of(*flags: str) -> list[ablating.Step]:
+        args = jobs.parser("x").parse_args(["--emulate", *flags])
+        return ablating._steps(args, [1, 2], where, jobs._plan)
+
+    steps = steps_of()
+    assert len(steps) == 14 and {each.plan.settings.model.name for each in steps} == {"llama-120m"}
+    assert steps[0].plan.choices["model"].reason == "make ablate's default with a GPU"
+    assert [each.plan.settings.emulate for each in steps[:2]] == [None, "triton"]
+    assert {each.plan.settings.model.name for each in steps_of("--model", "llama32-1b")} == {"llama32-1b"}
 
 
 @pytest.fixture

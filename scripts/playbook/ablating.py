@@ -74,9 +74,9 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         try:
             run = past or _train(step, args.runs)
         except KeyboardInterrupt:
-            left = len(steps) - len({*range(at), *done})
+            ready = len({*range(at), *done})
             again = "the same command, without FRESH=1," if args.fresh else "the same command"
-            print(f"{len(steps) - left} of {len(steps)} runs are done; {again} goes on there", file=sys.stderr)
+            print(f"{ready} of {len(steps)} runs are done; {again} goes on there", file=sys.stderr)
             raise
         ended = 0 if past else exit_code(run)
         if run.verdict not in RESULTS:

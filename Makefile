@@ -26,7 +26,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) $(if $(TA
           $(if $(GPU),--gpu '$(GPU)') $(if $(filter auto,$(TP)),--auto-split) $(if $(DRY_RUN),--dry-run) $(TRAINING)
 # What the user said of a comparison, to tell how to make it again: these and nothing else, which may be a secret.
 SAID = MODEL ITERS WARMUP GBS MBS SEQ DATA PRECISION EMULATE BF16_TAIL BF16_HEAD TP PP CP TUNED CONFIG PLUGIN FROM \
-       ARGS RUNTIME NPROC GPU TAG A B REPEAT BASE RUNS
+       ARGS RUNTIME NPROC GPU TAG A B REPEAT BASE RUNS SEEDS
 TYPED = $(foreach name,$(SAID),$(if $(filter command environment,$(firstword $(origin $(name)))), $(name)='$($(name))'))
 CLUSTER_FILE = $(if $(CLUSTER),--cluster '$(CLUSTER)')
 
@@ -53,6 +53,9 @@ compare: host-setup ## both, reusing finished runs of the same work, then the co
 
 profile: host-setup ## where the time of a step goes, with a trace for a viewer: PRECISION= (nvfp4); RUN=: of that run
 	@$(HOST) scripts/run.py profile $(if $(RUN),--run '$(RUN)') $(OPTIONS)
+
+ablate: host-setup ## NVFP4 whole, without each ingredient, with other BF16 layers: loss gaps over seeds; SEEDS=
+	@$(HOST) scripts/run.py ablate $(OPTIONS) $(if $(SEEDS),--seeds '$(SEEDS)') --typed "make ablate$(TYPED)"
 
 history: host-setup ## all runs, newest first, with how each ended; JSON=1
 	@$(HOST) scripts/history.py $(if $(JSON),--json)
@@ -169,7 +172,7 @@ test-setup:
 	@$(PYTHON) scripts/setup.py test
 
 #> Options, as in `make compare MODEL=small ITERS=100`:
-#>   MODEL    what to train          llama31-8b on a GPU, tiny without one
+#>   MODEL    what to train (make ablate on a GPU: llama-120m)   llama31-8b on a GPU, tiny without one
 #>   ITERS    iterations             50; tiny 120
 #>   WARMUP   warm-up iterations     2; tiny 20
 #>   GBS MBS  global, micro batch    64 and 4; tiny 32 and 32
@@ -204,6 +207,7 @@ test-setup:
 #>   ARGS     flags for assets/pretrain_llama.py as they are, and section.field=value of the config
 #>   FRESH=1  train again            compare reuses finished runs
 #>   REPEAT   runs of each precision that compare takes turns with   1; 3 show how runs differ
+#>   SEEDS    of make ablate         "1234 1235"
 #>   A B      what to compare        bf16 and nvfp4; the same twice is the control
 #>   BASE     the baseline of a comparison: A, B, a precision or a run   bf16
 #>   RUNS     run folders, their names or logs to compare, instead of training

@@ -1,6 +1,7 @@
-"""Pretrain in one precision, or compare two: what `make nvfp4`, `make bf16` and `make compare` run.
+"""Pretrain in one precision, compare two, or ablate one: what `make nvfp4`, `bf16`, `compare` and `ablate` run.
 
     python scripts/run.py nvfp4|bf16|compare [--runtime R] [--nproc N] [--fresh] [flags of assets/pretrain_llama.py]
+    python scripts/run.py ablate [--seeds 'N M'] [the same]
     python scripts/run.py show-config [--precision P] [flags of assets/pretrain_llama.py]
     python scripts/run.py models|precisions|selfcheck
     python scripts/run.py shell|attach|stop [--run NAME]

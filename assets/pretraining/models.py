@@ -125,11 +125,27 @@ MODELS: dict[str, Model] = {
             eval_iters=8,
             learning_rate=(2e-3, 2e-4),
         ),
+        # For ablations: bytes need next to no embedding, so what it has is in the layers that a precision is about.
+        # Its 1.2e17 FLOPs are ten minutes at a fifth of an H200's dense BF16 peak (estimated; it has not been run). It
+        # reads the text 16 times: DATA= names a longer one. Rate and warm-up as is usual at this size.
+        Model(
+            "llama-120m",
+            "llama32_1b_pretrain_config",
+            train_iters=1200,
+            warmup_iters=120,
+            global_batch_size=128,
+            micro_batch_size=32,
+            sequence_length=1024,
+            data=PYTHON_STDLIB,
+            eval_iters=8,
+            learning_rate=(6e-4, 6e-5),
+        ),
     )
 }
 
 DEFAULT_ON_GPU = "llama31-8b"
 DEFAULT_ON_CPU = "tiny"
+ABLATED_ON_GPU = "llama-120m"
 
 
 def find_model(name: str) -> Model:

@@ -37,7 +37,7 @@ def models(args: argparse.Namespace) -> int:
                 *(_gigabytes(_memory(model, row, split, args).total) for row in PRECISIONS.values()),
             ]
         )
-    _print_table(rows, left=1)
+    print_table(rows, left=1)
     print(
         "\nMemory is that of the fullest GPU, estimated, at the model's default micro batch and sequence, without\n"
         "recomputation; keep a tenth free. `make models MODEL=NAME` says what it is made of; MBS and SEQ change it,\n"
@@ -65,7 +65,7 @@ def precisions() -> int:
                 _capabilities(row),
             ]
         )
-    _print_table(rows, left=len(rows[0]))
+    print_table(rows, left=len(rows[0]))
     print(
         "\nBF16_HEAD= and BF16_TAIL= keep other numbers of layers in BF16, in every precision but bf16.\n"
         f"Without a GPU {' and '.join(name for name, row in PRECISIONS.items() if row.on_cpu)} train, with exact "
@@ -103,7 +103,7 @@ def _print_one(model: Model, args: argparse.Namespace) -> None:
         found = _memory(model, row, split, args)
         kinds = (found.weights, found.gradients, found.optimizer, found.activations, found.total)
         rows.append([row.name, *map(_gigabytes, kinds)])
-    _print_table(rows, left=1)
+    print_table(rows, left=1)
 
 
 def _split(model: Model, args: argparse.Namespace) -> tuple[int, footprint.Split]:
@@ -133,8 +133,8 @@ def _gigabytes(size: float) -> str:
     return f"{size / GB:.1f}" if size > GB else f"{size / GB:.3f}"
 
 
-def _print_table(rows: Sequence[Sequence[str]], *, left: int) -> None:
-    """Columns two spaces apart, the first `left` of them flush left, the others right."""
+def print_table(rows: Sequence[Sequence[str]], *, left: int) -> None:
+    """Print columns two spaces apart, the first `left` of them flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playbook import PROJECT
+from playbook import PROJECT, ablation_file
 from playbook.comparison_file import FILE as COMPARISON
 from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE, is_comparison
 from playbook.log_facts import looks_like_log
@@ -31,6 +31,7 @@ from pretraining.settings import RUNS
 
 MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
 RESULT = {COMPARISON, PAGE, TABLE, MARKDOWN, PLOTS}
+ABLATION = {ablation_file.FILE, ablation_file.MARKDOWN, ablation_file.PICTURE}
 STARTING_S = 15 * 60  # a run without a process we can ask counts as running this long after its last write
 UNWATCHED_S = 24 * 3600  # one in a container whose launcher was killed, which may step slowly and end unseen
 
@@ -128,9 +129,11 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_result(path: Path) -> bool:
-    """A comparison.json of ours, or a folder of one and its report, of the list of one begun, or of a selfcheck."""
+    """A comparison.json of ours, or a folder of a comparison, an ablation, what is begun, or a selfcheck, and nothing else."""
     if path.is_dir():
         names = {child.name for child in _children(path)}
+        if names <= ABLATION and is_comparison(path / ablation_file.FILE, ablation_file.KIND):
+            return True
         return not names or names in ({BEGUN}, {SELFCHECK}) or (names <= RESULT and is_comparison(path / COMPARISON))
     return is_comparison(path)
 

@@ -39,7 +39,7 @@ def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
     loaded = loading.load_all([run.folder for run in runs])
     groups = [[run for run, arm in zip(loaded, order, strict=True) if arm == wanted] for wanted in (0, 1)]
     try:
-        result = comparison.compare(groups, baseline=args.base or "", reproduce=_typed(args))
+        result = comparison.compare(groups, baseline=args.base or "", reproduce=typed(args))
     except comparison.NotComparable as refusal:
         if begun:
             begun.done()  # or the next FRESH=1 would find the same runs
@@ -93,8 +93,8 @@ def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run]
     return [run for run in found if run is not None], begun
 
 
-def _typed(args: argparse.Namespace) -> str:
-    """The command that makes this comparison again, with the switches of the recipe that were set."""
+def typed(args: argparse.Namespace) -> str:
+    """The command that makes this comparison or ablation again, with the switches of the recipe that were set."""
     switched = [f"{name}={os.environ[name]}" for name in switches.NAMES if name in os.environ]
     command = args.typed or shlex.join([".venv/host/bin/python", "scripts/run.py", *sys.argv[1:]])
     return " ".join([*switched, command])

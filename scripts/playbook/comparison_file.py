@@ -17,13 +17,13 @@ FILE = "comparison.json"
 PAGE, TABLE, MARKDOWN, PLOTS = "report.html", "comparison.csv", "comparison.md", "plots"  # what `report` writes beside
 
 
-def is_comparison(path: Path) -> bool:
-    """Whether `path` is a file written by `write`, of any schema."""
+def is_comparison(path: Path, kind: str = KIND) -> bool:
+    """Whether `path` is a file written by `write`, of any schema; or another result, of that `kind`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("kind") == KIND
+    return isinstance(content, dict) and content.get("kind") == kind
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def new_folder(runs: Path, of: str) -> Path:
-    """The path of a folder for a new comparison, beside the runs; it does not exist yet."""
-    while (folder := runs / run_name("comparison", of)).exists():
-        time.sleep(0.2)  # two comparisons within one second
+def new_folder(runs: Path, of: str, kind: str = "comparison") -> Path:
+    """The path of a folder for a new comparison or ablation, beside the runs; it does not exist yet."""
+    while (folder := runs / run_name(kind, of)).exists():
+        time.sleep(0.2)  # two within one second
     return folder
 
 

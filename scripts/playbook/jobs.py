@@ -15,7 +15,7 @@ from pretraining.precision import find_precision
 from pretraining.record import Verdict
 
 JOBS = (
-    *("nvfp4", "bf16", "compare", "profile", "eval", "export", "sft", "lora"),
+    *("nvfp4", "bf16", "compare", "profile", "ablate", "eval", "export", "sft", "lora"),
     *("show-config", "models", "precisions", "selfcheck", "shell", "attach", "stop"),
 )
 PROFILED, BEFORE_PROFILED = 5, 10  # iterations of make profile
@@ -35,6 +35,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
     flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
     flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
+    flags.add_argument("--seeds", metavar="'N M'", help="of an ablation: a run of each variant with each")
     flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
     flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     flags.add_argument("--runs", type=Path, default=PROJECT / settings.RUNS, help="where run folders go")
@@ -81,6 +82,10 @@ def run(arguments: list[str] | None = None) -> int:
     where = place.choose(wanted(args), max(map(find_precision, precisions), key=lambda each: bool(each.capabilities)))
     if args.job == "shell":
         return _shell(args, where)
+    if args.job == "ablate":
+        from playbook import ablating  # whose libraries take a second to import
+
+        return ablating.ablate(args, where, _plan, _show_dry)
     if args.job == "compare" and args.run_dir is not None:
         raise UsageError("compare makes two runs, so it takes no --run-dir")
     plans = [_plan(args, precision, where) for precision in precisions]
@@ -119,6 +124,10 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     asked = args.precision
     if (args.a or args.b) and args.job != "compare":
         raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
+    if args.seeds is not None and args.job != "ablate":
+        raise UsageError("SEEDS= are those of make ablate; of another target ARGS='--seed N' is the one")
+    if args.job == "ablate":
+        return ("bf16", "nvfp4")
     if args.job in ("eval", "export", "sft", "lora"):
         return (asked,)
     if args.job == "profile":

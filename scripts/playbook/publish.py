@@ -5,11 +5,13 @@
         NAME/
             about.json              {"command": what made the runs}, where that is known
             bf16/ nvfp4/ bf16-2/    run folders, see `anonymous.py` for what is left of them
-            comparison.json         made from the runs, where two or more of them succeeded
+            comparison.json         made from the runs, where two or more of them succeeded; or, of an ablation,
+            ablation.json           whose runs keep their names, by which it knows them
             pictures/*.svg          made from the runs
 
-A page shows a comparison between `<!-- results: NAME -->` and `<!-- end of results -->`; `make results` fills that in,
-and leaves the rest of the page alone. Nothing that is made holds a clock, a path or a name of the machine that made it.
+A page shows a comparison or an ablation between `<!-- results: NAME -->` and `<!-- end of results -->`; `make results`
+fills that in, and leaves the rest of the page alone. Nothing that is made holds a clock, a path or a name of the
+machine that made it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from playbook import PROJECT, anonymous, arms, comparison, comparison_file, loading, report, table
+from playbook import (
+    PROJECT,
+    ablation,
+    ablation_file,
+    anonymous,
+    arms,
+    comparison,
+    comparison_file,
+    loading,
+    report,
+    table,
+)
+from playbook.ablation import Ablation
 from playbook.failures import Failure
 from playbook.results import Arm, Comparison
 from pretraining import record
@@ -53,17 +67,17 @@ class Published:
         name: of the folder.
         runs: all of them, in the order in which they ran.
         groups: the succeeded ones by arm's name; empty where fewer than two succeeded.
-        result: their comparison, or None; its `reproduce` is what made the runs, "" where not known.
+        result: their comparison or ablation, or None; its `reproduce` is what made the runs, "" where not known.
     """
 
     name: str
     runs: list[Run]
     groups: dict[str, list[Run]]
-    result: Comparison | None
+    result: Comparison | Ablation | None
 
 
 def read(folder: Path) -> Published:
-    """Read a folder of records and compare what succeeded.
+    """Read a folder of records and compare what succeeded, or make its ablation anew.
 
     Raises:
         UsageError: it holds no run, or one that cannot be read.
@@ -73,6 +87,9 @@ def read(folder: Path) -> Published:
     if not found:
         raise UsageError(f"{folder} holds no run; `make results ADD=... TO={folder.name}` puts some there")
     runs = _in_order(loading.load_all(found))
+    if (folder / ablation_file.FILE).exists():
+        said = json.loads((folder / ablation_file.FILE).read_text(encoding="utf-8"))
+        return Published(folder.name, runs, {}, ablation.reread(said, {run.folder.name: run for run in runs}))
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).exists() else {}
     groups, result = _compared(runs)
     if result:
@@ -121,7 +138,8 @@ def made_from(project: Path) -> dict[Path, bytes]:
         pictures[name] = _pictures(each, folder / PICTURES)
         files |= {picture.path: picture.text.encode() for picture in pictures[name]}
         if each.result:
-            files[folder / comparison_file.FILE] = _json(each.result)
+            is_ablation = isinstance(each.result, Ablation)
+            files[folder / (ablation_file if is_ablation else comparison_file).FILE] = _json(each.result)
     for page in PAGES:
         files[project / page] = _filled(project / page, published, pictures).encode()
     return files
@@ -137,12 +155,17 @@ class Picture:
 
 
 def _pictures(published: Published, folder: Path) -> list[Picture]:
-    """What the pages show of the comparison; [] where there is none."""
+    """What the pages show of the result; [] where there is none."""
     if not published.result:
         return []
     report.prepare_matplotlib()
-    from playbook.report import plots, svg
+    from playbook.report import ablation_report, plots, svg
 
+    if isinstance(published.result, Ablation):
+        with svg.style():
+            drawing = ablation_report.picture(published.result)
+            element = svg.svg(drawing, "gaps", ablation_report.TITLE, published.result.verdict)
+        return [Picture(ablation_report.TITLE, folder / "gaps.svg", svg.as_file(element))]
     with svg.style():
         drawn = [plot for plot in plots.draw(published.result, published.groups) if plot.name in SHOWN]
         elements = [svg.svg(plot.canvas, plot.name, plot.title, plot.description) for plot in drawn]
@@ -167,7 +190,11 @@ def _filled(page: Path, published: dict[str, Published], pictures: dict[str, lis
         elif name in published and (result := published[name].result):
             folder = pictures[name][0].path.parent.parent
             shown = [(picture.title, relative(picture.path)) for picture in pictures[name]]
-            inside = excerpt.section(result, published[name].groups, records=f"{relative(folder)}/", pictures=shown)
+            records = f"{relative(folder)}/"
+            if isinstance(result, Ablation):
+                inside = excerpt.ablated(result, published[name].runs, records=records, pictures=shown)
+            else:
+                inside = excerpt.section(result, published[name].groups, records=records, pictures=shown)
         else:
             there = ", ".join(name for name, each in published.items() if each.result)
             raise Failure(f"{page}: {RESULTS / name} holds no comparison to show; there are: {there}")
@@ -179,7 +206,7 @@ def _filled(page: Path, published: dict[str, Published], pictures: dict[str, lis
     return _MARKED.sub(fill, text)
 
 
-def _json(result: Comparison) -> bytes:
+def _json(result: Comparison | Ablation) -> bytes:
     content = {"kind": result.kind, "schema": result.schema} | asdict(result)
     return (json.dumps(_rounded(content), indent=2, default=str) + "\n").encode()
 
@@ -216,7 +243,8 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
     A run that is there already is left out. The runs are compared first, with those that are there.
 
     Args:
-        sources: run folders, or folders of comparisons, which stand for their runs and how they were made.
+        sources: run folders, or folders of comparisons, which stand for their runs and how they were made; or the
+            folder of an ablation alone.
 
     Raises:
         UsageError: a name that is none, a source that is neither, or a run that has not ended.
@@ -226,6 +254,8 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
     if not _NAME.fullmatch(name):
         raise UsageError(f"TO={name!r} names no folder of {RESULTS}: small letters, digits, dots and hyphens")
     folder = project / RESULTS / name
+    if any((loading.named(path) / ablation_file.FILE).exists() for path in sources):
+        return _add_ablation(folder, [loading.named(path) for path in sources])
     paths, command = _sources(sources)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=project / RESULTS) as beside:
         there = [path for path in folder.glob("*/") if record.holds_run(path)]
@@ -243,6 +273,25 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
         if command and not (folder / ABOUT).exists():
             record.write_json(folder / ABOUT, {"command": anonymous.clean_text(command)})
     return added
+
+
+def _add_ablation(folder: Path, sources: list[Path]) -> list[Path]:
+    """Publish an ablation, whole, in a new folder. Returns the folders of its runs."""
+    if len(sources) > 1 or folder.exists():
+        raise UsageError("an ablation is published by itself, in a folder that is not there yet")
+    (source,) = sources
+    said = json.loads((source / ablation_file.FILE).read_text(encoding="utf-8"))
+    paths = [source.parent / run["run"] for row in said["rows"] for run in row["runs"]]
+    if gone := [path for path in paths if not record.holds_run(path)]:
+        raise UsageError(f"{gone[0]} is not there any more; an ablation is published with all of its runs")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        made = Path(beside) / folder.name
+        for path in paths:
+            anonymous.copy_run(path, made / path.name)
+        record.write_json(made / ablation_file.FILE, said | {"reproduce": anonymous.clean_text(said["reproduce"])})
+        read(made)
+        made.rename(folder)
+    return [folder / path.name for path in paths]
 
 
 def _sources(given: Sequence[Path]) -> tuple[list[Path], str]:

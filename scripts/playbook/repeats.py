@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ def reusable(requests: list[Request], repeats: int, runs: Path) -> list[Run | No
     two arms of one request are two runs.
     """
     order = turns(repeats)
-    finished = [run for run in _finished(runs) if run.plan.get("request") in requests]
+    found = [run for run in finished(runs) if run.plan.get("request") in requests]
     by_facts: dict[str, list[Run]] = defaultdict(list)
-    for run in finished:  # newest first
+    for run in found:  # newest first
         by_facts[json.dumps(run.parity, sort_keys=True, default=str)].append(run)
     sets = [_taken(found, requests, order) for found in by_facts.values()]
     whole = [found for found in sets if None not in found]
@@ -52,23 +53,23 @@ def _taken(newest_first: list[Run], requests: list[Request], order: list[int]) -
     return [waiting[arm].pop() if waiting[arm] else None for arm in order]
 
 
-def _finished(runs: Path) -> list[Run]:
-    """The runs that succeeded, newest first."""
+def finished(runs: Path, verdicts: Collection[Verdict] = (Verdict.SUCCEEDED,)) -> list[Run]:
+    """The runs that ended with one of the verdicts, newest first."""
     found = []
     for folder in sorted(runs.glob("*/"), reverse=True):
-        if run := _succeeded(folder):
+        if run := _ended(folder, verdicts):
             found.append(run)
     return found
 
 
-def _succeeded(folder: Path) -> Run | None:
+def _ended(folder: Path, verdicts: Collection[Verdict] = (Verdict.SUCCEEDED,)) -> Run | None:
     if not (folder / record.OUTCOME).exists():
         return None
     try:
         run = record.read_facts(folder)
     except (ValueError, OSError):
         return None
-    return run if run.verdict is Verdict.SUCCEEDED else None
+    return run if run.verdict in verdicts else None
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Begun:
         """Those of its runs that are still there, up to the first that is not."""
         found = []
         for name in self.names:
-            run = _succeeded(self.folder.parent / name)
+            run = _ended(self.folder.parent / name)
             if run is None:
                 break
             found.append(run)

@@ -216,10 +216,19 @@ def test_comparisons_and_selfchecks_go(clean, root: Path) -> None:
     begun = folder.with_name("20261122T000001Z-comparison")  # and was cut short
     begun.mkdir()
     (begun / "repeats.json").write_text("{}")
-    selfcheck = folder.with_name("20261122T000002Z-nvfp4-selfcheck")
+    selfcheck = folder.with_name("20261122T000003Z-nvfp4-selfcheck")
     selfcheck.mkdir()
     (selfcheck / "selfcheck.json").write_text("{}")
-    clean()
+    ablation = folder.with_name("20261122T000002Z-ablation")
+    ablation.mkdir()
+    (ablation / "ablation.json").write_text('{"kind": "nvfp4-playbook-ablation"}')
+    (ablation / "ablation.png").write_text("")
+    somebodys = folder.with_name("ablation")
+    somebodys.mkdir()
+    (somebodys / "ablation.json").write_text("{}")
+    assert "keeping nemo_experiments/ablation: not" in clean()
+    assert [path.name for path in (root / "nemo_experiments").iterdir()] == ["ablation"]
+    clean("--all")
     assert not (root / "nemo_experiments").exists()
 
 

@@ -1,43 +1,14 @@
 """`make compare`: which finished runs it reuses, and what ends it. The training script is a stand-in."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pretraining import record
-
-LAUNCHER = Path(__file__).parent / "fakes" / "launcher.py"
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Where run folders go."""
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def job(environment, project: Path, runs: Path):
-    """`job("compare", "--seed", "3", code=0)`: what it said on stdout and on stderr."""
-
-    def start(name: str, *flags: str, code: int = 0, **more: str) -> tuple[str, str]:
-        paths = os.pathsep.join([str(project / "assets"), str(project / "scripts")])
-        standard = ("--runtime", "cpu", "--model", "tiny", "--train-iters", "40", "--runs", str(runs))
-        ended = subprocess.run(
-            [sys.executable, str(LAUNCHER), name, *standard, *flags],
-            env=environment(PYTHONPATH=paths, FAKE_STEP="0", **more), stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert ended.returncode == code, ended.stdout + ended.stderr
-        assert "Traceback" not in ended.stderr
-        return ended.stdout, ended.stderr
-
-    return start
 
 
 def reused(said: str) -> dict[str, str]:

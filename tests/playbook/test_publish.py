@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from playbook import comparison, comparison_file, loading, publish
+from playbook import ablation, ablation_file, comparison, comparison_file, loading, publish
 from playbook.failures import Failure
 from pretraining import record
 from pretraining.errors import UsageError
@@ -68,7 +68,7 @@ def test_what_is_made_says_no_path_and_no_clock(copy: Path, project: Path) -> No
 
 def test_another_record_makes_other_tables_and_pictures(copy: Path) -> None:
     before = files(copy)
-    folder = sorted((copy / publish.RESULTS).glob("*/"))[0]
+    folder = copy / publish.RESULTS / "h200-llama3-8b-8-layers"
     metrics = sorted(folder.glob(f"*/{record.METRICS}.gz"))[0]
     slower = re.sub(r'"step_time_s": 1\.', '"step_time_s": 2.', gzip.decompress(metrics.read_bytes()).decode())
     metrics.write_bytes(gzip.compress(slower.encode()))
@@ -138,3 +138,37 @@ def test_a_wrong_mark_is_told(empty: Path, mark: str, words: str) -> None:
     with pytest.raises(Failure, match=words):
         publish.rebuild(empty)
     assert (empty / "overview.md").read_text() == mark
+
+
+def test_an_ablation_is_published_whole_and_made_anew_from_its_runs(copy: Path, empty: Path) -> None:
+    kept = copy / publish.RESULTS / "cpu-tiny-ablation"
+    source = kept / "made-as-make-ablate-makes-it"  # beside its runs
+    source.mkdir()
+    wrong = json.loads((kept / ablation_file.FILE).read_text())
+    gaps = [
+        run["training_loss_gap"] and run["training_loss_gap"]["value"] for row in wrong["rows"] for run in row["runs"]
+    ]
+    for row in wrong["rows"]:
+        row["gap"] = None
+    (source / ablation_file.FILE).write_text(json.dumps(wrong))
+    added = publish.add(empty, [source], "tiny")
+    assert len(added) == 14 and all(path.is_dir() for path in added)
+    with pytest.raises(UsageError, match="by itself"):
+        publish.add(empty, [source], "tiny")
+    publish.rebuild(empty)
+    made = json.loads((empty / publish.RESULTS / "tiny" / ablation_file.FILE).read_text())
+    assert [
+        run["training_loss_gap"] and run["training_loss_gap"]["value"] for row in made["rows"] for run in row["runs"]
+    ] == gaps
+    assert [row["name"] for row in made["rows"]] == [each.name for each in ablation.variants(4, 0, 1)]
+    assert (
+        made["rows"][1]["gap"]["value"] == pytest.approx(0.635, abs=0.001)
+        and "| tiny |" in (empty / "overview.md").read_text()
+    )
+    for row in made["rows"]:
+        for run in row["runs"]:
+            facts = record.read_facts(empty / publish.RESULTS / "tiny" / run["run"])
+            ingredients = {name: name != row["without"] for name in ("rht", "stochastic", "two_d")}
+            assert facts.parity["seed"] == run["seed"]
+            assert facts.precision.get("ingredients", ingredients) == ingredients
+            assert facts.precision["bf16_tail_layers"] == (row["bf16_tail_layers"] or 0)

@@ -221,7 +221,8 @@ def gpu_configs() -> dict[str, Any]:
             continue
         if "hybrid_override_pattern" in model.hf_config:
             continue
-        chosen, config = resolved("--model", name, on_gpu=True, processes=fewest("--model", name))
+        flags = ("--model", name, "--data", models.MOCK)  # the built-in text need not be there to be sized
+        chosen, config = resolved(*flags, on_gpu=True, processes=fewest(*flags))
         provider, preset = config.model, config.mixed_precision
         answer[name] = {
             "num_hidden_layers": provider.num_layers,

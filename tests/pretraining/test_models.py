@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pretraining import models
+from pretraining import footprint, models
 from pretraining.errors import UsageError
 
 # As published for the weights on Hugging Face (405B: the checkpoint with 8 key/value heads).
@@ -20,7 +20,10 @@ PARAMETERS = {
     "llama32-3b": 3_212_749_824,
     "tiny": 853_376,
     "small": 6_427_392,
+    "llama-120m": 120_738_048,
 }
+ON_GPU = [name for name in PARAMETERS if not models.find_model(name).on_cpu]
+PUBLISHED = [name for name in ON_GPU if name != models.ABLATED_ON_GPU]  # those with published runs
 
 
 def by_hand(config: dict) -> int:
@@ -87,13 +90,21 @@ def test_defaults_fit_together(model: models.Model) -> None:
 
 
 def test_gpu_models_have_the_settings_of_the_published_runs() -> None:
-    gpu = [models.find_model(name) for name in PARAMETERS if not models.find_model(name).on_cpu]
+    gpu = [models.find_model(name) for name in PUBLISHED]
     found = {
         (model.train_iters, model.warmup_iters, model.global_batch_size, model.micro_batch_size, model.sequence_length)
         for model in gpu
     }
     assert found == {(50, 2, 64, 4, 4096)}
-    assert {model.learning_rate for model in gpu} == {None}  # the recipe's own
+    assert {(model.learning_rate, model.data) for model in gpu} == {(None, models.MOCK)}  # the recipe's own rate
+
+
+def test_the_model_of_the_ablation_trains_ten_minutes_at_the_utilization_that_its_comment_names() -> None:
+    model = models.find_model(models.ABLATED_ON_GPU)
+    tokens = model.train_iters * model.global_batch_size * model.sequence_length
+    flops = tokens * footprint.flops_per_token(footprint.shape_of(model.hf_config), model.sequence_length)
+    assert flops == pytest.approx(1.2e17, rel=0.05)
+    assert flops / (0.2 * 989e12) == pytest.approx(600, rel=0.05)
 
 
 def test_every_recipe_exists(megatron) -> None:
@@ -124,9 +135,12 @@ def test_what_would_train_on_gpus_is_the_hugging_face_config(megatron) -> None:
 
 def test_what_would_train_on_gpus_has_the_settings(megatron) -> None:
     found = megatron("gpu_configs")
-    assert set(found) == {name for name in PARAMETERS if not models.find_model(name).on_cpu}
-    for name, each in found.items():
-        run, layers = each["run"], models.find_model(name).num_layers
+    assert set(found) == set(ON_GPU)
+    small = found[models.ABLATED_ON_GPU]["run"]
+    assert small["sequence"] == [1024, 1024] and small["batch"] == [128, 32] and small["iterations"] == [1200, 120]
+    assert small["rate"] == [6e-4, 6e-5] and small["fp4"] == "e2m1" and small["tail"] == [True, 1, 1]
+    for name in PUBLISHED:
+        run, layers = found[name]["run"], models.find_model(name).num_layers
         assert run["sequence"] == [4096, 4096] and run["batch"] == [64, 4], name
         assert run["iterations"] == [50, 2] and run["decay"] == 50, name
         assert run["rate"] == [3e-4, 3e-5], name

@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from playbook.report import export, wording
+from playbook import ablation
+from playbook.ablation import Ablation
+from playbook.report import ablation_report, export, wording
 from playbook.report.canvas import Runs
 from playbook.results import Comparison
 from playbook.table import joined
@@ -35,21 +37,38 @@ def section(comparison: Comparison, runs: Runs, *, records: str, pictures: Seque
     counts = ", ".join(f"{arm.name} {len(arm.runs)}" for arm in comparison.arms)
     parts = [
         _wrapped(
-            f"{export.text(machine(everything))}. {export.text(work(everything))}; timed: iterations "
+            f"{export.escaped(machine(everything))}. {export.escaped(work(everything))}; timed: iterations "
             f"{joined(list(timed))}; runs: {counts}. Records: `{records}`."
         ),
-        _wrapped(f"**{export.text(comparison.verdict)}**"),
+        _wrapped(f"**{export.escaped(comparison.verdict)}**"),
         export.figures(comparison, wording.allocator_rows(comparison)),
-        *map(export.text, wording.mfu_peaks(comparison)),
+        *map(export.escaped, wording.mfu_peaks(comparison)),
     ]
     for contrast in comparison.contrasts:
         parts += [f"{export.against(comparison, contrast)}:", *export.contrasted(contrast)]
-    parts += [_wrapped(export.text(wording.sentence(each))) for each in (comparison.scope, *comparison.bands)]
+    parts += [_wrapped(export.escaped(wording.sentence(each))) for each in (comparison.scope, *comparison.bands)]
     if warnings := wording.warnings(comparison):
-        parts.append("\n".join(f"- {export.text(warning)}" for warning in warnings))
-    parts += [f"![{export.text(name)}]({path})" for name, path in pictures]
+        parts.append("\n".join(f"- {export.escaped(warning)}" for warning in warnings))
+    parts += [f"![{export.escaped(name)}]({path})" for name, path in pictures]
     if comparison.reproduce:
         parts += ["To repeat it:", f"    {comparison.reproduce}"]
+    return "\n\n".join(parts)
+
+
+def ablated(of: Ablation, runs: Sequence[Run], *, records: str, pictures: Sequence[tuple[str, str]]) -> str:
+    """An ablation for a page, without a heading; arguments as of `section`."""
+    what = f"{machine(runs)}. {ablation.about(of)}"
+    parts = [
+        _wrapped(f"{export.escaped(what)}. Records: `{records}`."),
+        _wrapped(f"**{export.escaped(of.verdict)}**"),
+        export.as_table(*ablation_report.split(ablation.table(of))),
+        _wrapped(ablation_report.HOW),
+        *(f"- {export.escaped(problem)}" for problem in ablation.problems(of)),
+        *(_wrapped(export.escaped(wording.sentence(each))) for each in (of.scope, of.published)),
+        *(f"![{export.escaped(name)}]({path})" for name, path in pictures),
+    ]
+    if of.reproduce:
+        parts += ["To repeat it:", f"    {of.reproduce}"]
     return "\n\n".join(parts)
 
 
@@ -57,14 +76,14 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | None]]) -> str:
-    """A table with a row for each folder of records: its name, its runs in order, and their comparison."""
+def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | Ablation | None]]) -> str:
+    """A table with a row for each folder of records: its name, its runs in order, and what they come to."""
     rows = []
     for name, runs, result in published:
         failed = [f"{run.folder.name}: {run.verdict}" for run in runs if run.verdict is not Verdict.SUCCEEDED]
         said = [result.verdict if result else "", "; ".join(failed)]
         rows.append([name, machine(runs), work(runs), len(runs), " ".join(filter(None, said))])
-    return export.table(["folder", "on", "what", "runs", "result"], rows, left=True)
+    return export.as_table(["folder", "on", "what", "runs", "result"], rows, left=True)
 
 
 def machine(runs: Sequence[Run]) -> str:

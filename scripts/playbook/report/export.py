@@ -66,17 +66,17 @@ def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str
         comparison: the result.
         plots: title and path of each picture, the path relative to the file.
     """
-    parts = [f"<!-- {comparison.kind} -->\n# {text(title(comparison))}", f"**{text(comparison.verdict)}**"]
+    parts = [f"<!-- {comparison.kind} -->\n# {escaped(title(comparison))}", f"**{escaped(comparison.verdict)}**"]
     if comparison.forced:
         parts.append("## Forced: these runs did not do the same work")
-        parts.append("\n".join(f"- {text(found)}" for found in comparison.differences if found.void))
+        parts.append("\n".join(f"- {escaped(found)}" for found in comparison.differences if found.void))
     for contrast in comparison.contrasts:
         parts += [f"## {against(comparison, contrast)}", *contrasted(contrast)]
-    parts += ["## What this can and cannot show", *map(text, (comparison.scope, *comparison.bands))]
+    parts += ["## What this can and cannot show", *map(escaped, (comparison.scope, *comparison.bands))]
     if warnings := wording.warnings(comparison):
-        parts += ["## Warnings", "\n".join(f"- {text(warning)}" for warning in warnings)]
+        parts += ["## Warnings", "\n".join(f"- {escaped(warning)}" for warning in warnings)]
     parts += ["## Figures", figures(comparison)]
-    parts += [f"![{text(name)}]({path})" for name, path in plots]
+    parts += [f"![{escaped(name)}]({path})" for name, path in plots]
     if comparison.reproduce:
         parts += ["## Reproduce", f"    {comparison.reproduce}"]
     return "\n\n".join(parts) + "\n"
@@ -85,22 +85,22 @@ def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str
 def against(comparison: Comparison, contrast: Contrast) -> str:
     """ "B nvfp4 against A bf16"."""
     arms = (comparison.arm(name) for name in (contrast.candidate, comparison.baseline))
-    return " against ".join(text(wording.name(arm)) for arm in arms)
+    return " against ".join(escaped(wording.name(arm)) for arm in arms)
 
 
 def contrasted(contrast: Contrast) -> list[str]:
     """An arm against the baseline: the table, then what places its loss gap."""
     placed = filter(None, (contrast.placed, contrast.published_gap))
     return [
-        table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]),
-        *(text(wording.sentence(each)) for each in placed),
+        as_table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]),
+        *(escaped(wording.sentence(each)) for each in placed),
     ]
 
 
 def figures(comparison: Comparison, more: Sequence[wording.Row] = ()) -> str:
     """The table of figures, a column an arm; `more` rows below."""
     names = [wording.name(arm) for arm in comparison.arms]
-    return table(["", *names], [_row(row) for row in (*wording.rows(comparison), *more)])
+    return as_table(["", *names], [_row(row) for row in (*wording.rows(comparison), *more)])
 
 
 def _against(each: wording.Against) -> list[str]:
@@ -113,16 +113,16 @@ def _row(row: wording.Row) -> list[str]:
     return [f"{row.label} ({row.unit})" if row.unit else row.label, *cells]
 
 
-def table(header: Sequence[object], rows: Sequence[Sequence[object]], *, left: bool = False) -> str:
+def as_table(header: Sequence[object], rows: Sequence[Sequence[object]], *, left: bool = False) -> str:
     """A Markdown table of plain texts; all columns but the first stand right, unless they are to stand left."""
     lines = [
-        list(map(text, header)),
+        list(map(escaped, header)),
         ["---"] + ["---" if left else "---:"] * (len(header) - 1),
-        *([text(cell) for cell in row] for row in rows),
+        *([escaped(cell) for cell in row] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def text(value: object) -> str:
+def escaped(value: object) -> str:
     """As it is, nothing of it Markdown or HTML, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(value).split()))

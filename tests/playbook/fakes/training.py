@@ -2,9 +2,11 @@
 
 FAKE says how it ends: "" as told by its flags, "slow" not by itself, "stubborn" neither by SIGINT, "killed" by
 SIGKILL, "early" before it has a log, "diverged", "disk" on a full disk that takes no outcome.
-FAKE_ONLY names the one precision that does so.
+FAKE_ONLY names the one precision that does so, FAKE_SWITCH the switch that is off where it does so, FAKE_LOSS, as
+{"nvfp4 1234": 1.01}, what to multiply losses with by precision and seed.
 """
 
+import json
 import os
 import signal
 import sys
@@ -22,6 +24,9 @@ chosen = settings.resolve(args, on_gpu=False, processes=1)
 folder, precision = chosen.run_dir, chosen.precision.name
 if os.environ.get("FAKE_ONLY", precision) != precision:
     how = ""
+if "FAKE_SWITCH" in os.environ and os.environ.get(os.environ["FAKE_SWITCH"], "1") != "0":
+    how = ""
+scale = json.loads(os.environ.get("FAKE_LOSS", "{}")).get(f"{precision} {chosen.seed}", 1.0)
 folder.mkdir(parents=True, exist_ok=True)
 (folder / record.LOG).write_text("fake\n")
 if how == "stubborn":
@@ -54,7 +59,7 @@ iterations = chosen.train_iters
 try:
     for iteration in range(1, 10**6 if how in ("slow", "stubborn") else iterations + 1):
         writer.write({
-            "kind": "train", "iteration": iteration, "loss": 5.0 - iteration / 1000, "step_time_s": 0.1,
+            "kind": "train", "iteration": iteration, "loss": scale * (5.0 - iteration / 1000), "step_time_s": 0.1,
             "grad_norm": 1.0, "learning_rate": 1e-3, "skipped": False, "finite": True, "time": time.time(),
         })  # fmt: skip
         time.sleep(float(os.environ.get("FAKE_STEP", "0.1")))

@@ -1,0 +1,113 @@
+"""What an ablation leaves for people and for programs: `ablation.json`, Markdown, and a picture of the gaps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from playbook import ablation
+from playbook.ablation import Ablation
+from playbook.ablation_file import FILE, KIND, MARKDOWN, PICTURE
+from playbook.report import svg
+from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, numbers, single
+from playbook.report.export import as_table, escaped
+from pretraining.record import write_json
+
+TITLE = "Training loss gap to BF16 with the same seed, per cent"
+HOW = (
+    "Gaps are relative to BF16 with the same seed, over the last tenth of the iterations, on the same tokens; the "
+    "figures of several seeds stand in their order. A variant is above or below where its seeds lie farther from the "
+    "other's than the seeds of either lie apart, than the whole recipe's do, and than a variant's do as a rule."
+)
+LEGEND = 18  # points
+ROW = 40
+WHISKER = 0.09
+
+
+def write(of: Ablation, folder: Path) -> list[Path]:
+    """Write all three into a new folder; ablation.json last, so that a folder with it is whole. Returns the paths.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True)
+    with svg.style():
+        (folder / PICTURE).write_bytes(svg.png(picture(of), KIND))
+    (folder / MARKDOWN).write_text(as_markdown(of), encoding="utf-8")
+    write_json(folder / FILE, asdict(of))
+    return [folder / name for name in (FILE, MARKDOWN, PICTURE)]
+
+
+def as_markdown(of: Ablation) -> str:
+    """The ablation as GitHub shows it, every run named."""
+    runs = [["variant", "seed", "run", "ended", "commit"]]
+    runs += [
+        [row.name, str(each.seed), each.run, each.verdict, each.git_commit[:12]] for row in of.rows for each in row.runs
+    ]
+    parts = [f"<!-- {of.kind} -->\n# Ablation of NVFP4: {escaped(of.model)}", f"**{escaped(of.verdict)}**"]
+    parts += [escaped(ablation.about(of)), as_table(*split(ablation.table(of)))]
+    parts.append(HOW)
+    parts += [f"- {escaped(problem)}" for problem in ablation.problems(of)]
+    parts += [f"![Loss gap to BF16]({PICTURE})", escaped(of.scope), escaped(of.published)]
+    versions = ", ".join(f"{name} {version}" for name, version in of.versions.items() if version)
+    parts += ["## Runs", escaped(versions), as_table(*split(runs))]
+    pair = [next((each.run for each in row.runs), "") for row in of.rows[:2]]
+    parts.append(f'Any two of them compare: `make compare RUNS="{" ".join(pair)}"`.')
+    if of.reproduce:
+        parts += ["## Reproduce", f"    {of.reproduce}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def split(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The header, and what is below it."""
+    return rows[0], rows[1:]
+
+
+def picture(of: Ablation) -> Canvas:
+    """Every variant's gaps, a mark a seed. To be used inside `svg.style`."""
+    shown = [row for row in of.rows if row.to_bf16]
+    below = BOTTOM + LEGEND
+    height = TOP + LEGEND + ROW * len(shown) + below
+    canvas, axes = single(TITLE, height=height)
+    axes.set_position((LEFT / WIDTH, below / height, 1 - (LEFT + RIGHT) / WIDTH, ROW * len(shown) / height))
+    axes.grid(visible=False)
+    whole = next((row.gap for row in shown if not row.to_whole and row.gap), None)
+    for at in range(len(shown)):  # below the names alone
+        if whole and whole.low is not None:
+            axes.fill_between([whole.low, whole.high], at - 0.14, at + 0.42, color=svg.BAND, linewidth=0)
+        axes.plot([0, 0], [at - 0.14, at + 0.42], color=svg.INK, linewidth=1.2)
+    count = len(svg.ARMS) - 1  # the first is a baseline's
+    looks = {seed: (svg.ARMS[1 + at % count], svg.MARKERS[1 + at % count]) for at, seed in enumerate(of.seeds)}
+    for at, row in enumerate(shown):
+        known = [each for each in row.runs if each.training_loss_gap]
+        for place, each in enumerate(known):
+            gap, y = each.training_loss_gap, at + 0.2 * (place - (len(known) - 1) / 2) + 0.14
+            colour, marker = looks[each.seed]
+            if gap.low is not None:
+                axes.plot([gap.low, gap.high], [y, y], color=colour, linewidth=1.8)
+                for end in (gap.low, gap.high):
+                    axes.plot([end, end], [y - WHISKER, y + WHISKER], color=colour, linewidth=1.8)
+            axes.plot(gap.value, y, marker=marker, color=colour, markersize=6)
+        axes.annotate(_said(row), (0, at), xycoords=("axes fraction", "data"), xytext=(-LEFT + 3, 13),
+                      textcoords="offset points", va="center")  # fmt: skip
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("0 is BF16; shaded: between the whole recipe's seeds\nbar: 95 % interval within the run")
+    numbers(axes.xaxis, 6)
+    marks = [
+        Line2D([], [], color=colour, marker=marker, markersize=6, linestyle="none") for colour, marker in looks.values()
+    ]
+    canvas.legend(marks, [f"seed {seed}" for seed in looks], ncols=len(looks), loc="upper left", handlelength=1,
+                  bbox_to_anchor=(2 / WIDTH, 1 - 21 / height), borderaxespad=0, columnspacing=1.5)  # fmt: skip
+    return canvas
+
+
+def _said(row: ablation.Row) -> str:
+    """The variant, its mean, and what became of the seeds that have no gap."""
+    without = dict.fromkeys(each.verdict for each in row.runs if not each.training_loss_gap)
+    said = [f"{row.gap.value:+.2f} %".replace("-", "−")] if row.gap else []
+    return "   ".join([row.name, *said, *without])

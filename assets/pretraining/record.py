@@ -4,7 +4,7 @@
         plan.json         launcher   before the start: each choice with its reason, git commit
         environment.json  training   versions, device, precision, and the parity facts
         metrics.jsonl     training   one line an iteration or evaluation, flushed as it goes
-        device.jsonl      sampler    memory, power and energy of the devices, one line a second; of a second machine
+        device.jsonl      sampler    memory and power of the devices, one line a second; of a second machine
                                      device-<its first rank>.jsonl
         train.log         training   everything that was printed
         job.json          launcher   of a job on a cluster: its number, script and host
@@ -212,16 +212,15 @@ class Run:
     A line of `samples` is a second of sampling at 10 Hz or more of one device:
 
         {"time": 1763806530.2, "device": 0, "samples": 12, "used_bytes": 71000000000, "process_bytes": 70500000000,
-         "power_w": 612.0, "energy_j": 40211.5}
+         "power_w": 612.0}
 
-    `time` (Unix) is its end; `used_bytes` and `process_bytes` are the largest of that second, `power_w` its mean, and
-    `energy_j`, in every fifth line and the last, what the device has used since sampling began. `device` is the rank
-    that trains on it. `used_bytes` is nvidia-smi's memory.used, whoever uses it, and `process_bytes` the training's
-    share. On the CPU runtime `device` is "cpu" and `process_bytes`, the resident memory of the training's processes on
-    that machine, all that is told.
+    `time` (Unix) is its end; `used_bytes` and `process_bytes` are the largest of that second, `power_w` its mean, from
+    which energy is summed. `device` is the rank that trains on it. `used_bytes` is nvidia-smi's memory.used, whoever
+    uses it, and `process_bytes` the training's share. On the CPU runtime `device` is "cpu" and `process_bytes`, the
+    resident memory of the training's processes on that machine, all that is told.
     Whatever a device does not tell is null. The first second is start-up, the last may be shorter than one.
-    `environment["sampling"]` has `rate_hz` and `energy_from` by device ("counter", "power": integrated over the
-    samples, or null), or the `problem` that keeps it from sampling.
+    `environment["sampling"]` has `rate_hz`, or the `problem` that keeps it from sampling. Earlier records also have the
+    device's own counter, `energy_j`, and `energy_from`; nothing reads these.
     """
 
     folder: Path

@@ -102,12 +102,10 @@ def make_run(
 
 def make_samples(seconds: float, device: dict[str, Any], used: float, watts: float | None, noise: np.random.Generator):
     """One sample a second, at most some hours of them."""
-    joules = 0.0
     for second in range(min(20_000, int(seconds) + 3)):
         grown = used * min(1.0, 0.35 + second / 12)
         drawn = watts and watts * (0.35 if second < 6 else 1) + float(noise.normal(0, 12))
-        joules += drawn or 0
-        known = {"time": START - 1 + second, "samples": 10, "power_w": drawn, "energy_j": joules if watts else None}
+        known = {"time": START - 1 + second, "samples": 10, "power_w": drawn}
         if device["kind"] == "cpu":
             yield known | {"device": "cpu", "used_bytes": None, "process_bytes": grown}
         else:

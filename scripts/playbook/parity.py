@@ -107,6 +107,12 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
     for name in contexts[0]:
         if name in contexts[1] and not _same(contexts[0][name], contexts[1][name]):
             differences.append(Difference(name, contexts[0][name], contexts[1][name], "", of, void=False))
+    if all(each.run.precision.get("arithmetic") == "emulated" for each in (a, b)):
+        emulators = [each.run.precision.get("emulator", ABSENT) for each in (a, b)]
+        if ABSENT in emulators and (a.is_log or b.is_log):
+            unchecked.append("emulator")
+        elif emulators[0] != emulators[1]:  # the same work, rounded otherwise and at another speed
+            differences.append(Difference("emulator", *emulators, "", of, void=False))
     return differences, unchecked
 
 

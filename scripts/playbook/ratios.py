@@ -36,7 +36,9 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
     if same:
         kind, sentence = "step-time ratio", f"{times} times the step of {base.name}"
         if new.ingredients != base.ingredients or _tail(new) != _tail(base):
-            sentence += f", another {base.label} recipe"
+            sentence += f", another {base.precision} recipe"
+        if new.emulator != base.emulator:
+            sentence += ", another emulator"
     elif emulated:
         kind = "cost of emulation"
         name = base.precision.upper() if new.precision != base.precision else f"native {base.precision.upper()}"

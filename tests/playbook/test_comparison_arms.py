@@ -54,6 +54,19 @@ def test_runs_of_one_configuration_are_repeats(repeats: list[Path]) -> None:
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines() if not line[:2].strip()[1:].isdigit())
 
 
+def test_runs_of_two_emulators_are_no_repeats_of_one_another(make_run) -> None:
+    facts = {"name": "nvfp4", "arithmetic": "emulated", "bf16_head_layers": 0, "bf16_tail_layers": 1}
+    runs = [
+        make_run("nvfp4", name=f"{emulator}-{index}", environment={"precision": facts | {"emulator": emulator}})
+        for index in (1, 2)
+        for emulator in ("triton", "reference")
+    ]
+    arms_of = compare(make_run("bf16"), *runs).arms
+    assert [(arm.label, len(arm.runs)) for arm in arms_of] == [
+        ("bf16", 1), ("nvfp4, triton-emulated", 2), ("nvfp4, reference-emulated", 2),
+    ]  # fmt: skip
+
+
 def test_fewer_repeats_are_labelled_within_these_runs_only(repeats: list[Path]) -> None:
     result = compare(*repeats[:2], *repeats[3:5])
     assert "within these runs only" in result.contrasts[0].step_time.figure.spread

@@ -174,6 +174,17 @@ def long(iterations: int = 1_000_000) -> Case:
     return compared([bf16], [nvfp4], reproduce="make compare")
 
 
+def emulators() -> Case:
+    """NVFP4's two emulators on one GPU, beside BF16."""
+    bf16 = make_run("bf16", 1.65, seed=1, used=83e9)
+    groups = [[bf16]]
+    for at, (emulator, step) in enumerate((("triton", 1.66), ("reference", 19.2)), 2):
+        run = make_run("nvfp4", step, seed=at, used=90e9)
+        run.environment["precision"] |= {"arithmetic": "emulated", "emulator": emulator}
+        groups.append([run])
+    return compared(*groups, reproduce="make compare RUNS='a b c'")
+
+
 CASES = {
     "gb300": gb300,
     "cpu": on_cpu,
@@ -181,4 +192,5 @@ CASES = {
     "forced": forced,
     "three-arms": three_arms,
     "raw-logs": raw_logs,
+    "emulators": emulators,
 }

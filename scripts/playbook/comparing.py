@@ -63,7 +63,7 @@ def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run]
     order = repeats.turns(args.repeat)
     begun = None
     if args.fresh:
-        begun = repeats.begin(requests, args.repeat, plan.git_commit(), args.runs, plans[-1].settings.model.name)
+        begun = repeats.begin(requests, args.repeat, plan.code_state(), args.runs, plans[-1].settings.model.name)
         done = begun.runs()
         found: list[Run | None] = [*done, *[None] * (len(order) - len(done))]
         if done:

@@ -117,9 +117,10 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
 
 
 def _image(of: Measured) -> dict[str, Any]:
-    """The container's image, which the launcher knows and training does not."""
+    """The container's image, which the launcher knows and training does not; on a cluster its name alone."""
     image = of.run.plan.get("image") or {}
-    return {"image": image["digest"]} if image.get("digest") else {}
+    known = image.get("digest") or image.get("name")
+    return {"image": known} if known else {}
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -25,12 +25,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SCHEMA = 1
 
@@ -44,7 +43,7 @@ RANK_LOGS = "ranks"
 CONFIG = "config.yaml"
 OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
-_LARGEST_SAMPLES = 1 << 23  # bytes: half a day at one device, a fifth of a second to read
+_PIECES, _PIECE = 2048, 4096  # of samples, bytes: half a day at one device, a fifth of a second to read
 
 
 class Verdict(StrEnum):
@@ -287,16 +286,27 @@ def read_facts(folder: Path) -> Run:
 def read_samples(folder: Path) -> list[dict[str, Any]]:
     """The samples of the devices of all its machines, [] where there are none; see `Run`.
 
-    A run of months has a line for each of its seconds: of a large file every n-th is read, and its peaks are in the
-    outcome.
+    A run of months has a line for each of its seconds: of a large file some neighbouring lines are read here and there,
+    from the first to the last, and its peaks are in the outcome.
     """
     found = []
     for path in (folder / SAMPLES, *folder.glob(samples_of("*"))):
         if path.exists():
-            every = 1 + path.stat().st_size // _LARGEST_SAMPLES
             with path.open("rb") as file:
-                found += _parsed(islice(file, 0, None, every))
+                found += _parsed(_some_lines(file, path.stat().st_size))
     return found
+
+
+def _some_lines(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Every line of a small file; of a large one those of evenly spaced pieces, which hold a line of every device."""
+    if size <= _PIECES * _PIECE:
+        yield from file
+        return
+    for at in range(_PIECES):
+        start = at * (size - _PIECE) // (_PIECES - 1)
+        file.seek(start)
+        lines = file.read(_PIECE).split(b"\n")
+        yield from lines[1 if start else 0 : -1]  # what is cut at either end is none
 
 
 def _read_json(path: Path) -> dict[str, Any]:

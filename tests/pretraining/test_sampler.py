@@ -255,3 +255,18 @@ def test_a_record_has_the_samples_of_all_its_machines(tmp_path: Path) -> None:
     (tmp_path / record.METRICS).touch()
     assert [line["device"] for line in record.read_run(tmp_path).samples] == [0, 8]
     assert (tmp_path / "device.jsonl").exists() and (tmp_path / "device-8.jsonl").exists()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_of_months_of_samples_some_of_every_device_are_read(monkeypatch, tmp_path: Path, devices: int) -> None:
+    monkeypatch.setattr(record, "_PIECES", 8)
+    monkeypatch.setattr(record, "_PIECE", 1024)
+    whole = [{"time": 1000.0 + second, "device": each} for second in range(4000 // devices) for each in range(devices)]
+    (tmp_path / record.SAMPLES).write_text("".join(json.dumps(line) + "\n" for line in whole))
+    found = record.read_samples(tmp_path)
+    assert (found[0], found[-1]) == (whole[0], whole[-1])
+    assert 8 * devices <= len(found) <= len(whole) / 10
+    assert found == [line for line in whole if line in found]  # in order, none twice
+    assert {line["device"] for line in found} == set(range(devices))
+    gaps = [later["time"] - earlier["time"] for earlier, later in pairwise(found)]
+    assert max(gaps) < (whole[-1]["time"] - whole[0]["time"]) / 6

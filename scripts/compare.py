@@ -52,11 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
             report.check_target(target.parent)
         groups = arms.group(loading.load_all([loading.named(path) for path in given.runs]))
         result = comparison.compare(groups, baseline=given.base, force=given.force, reproduce=_command(given))
-        written = [comparison_file.write(result, target)] if target else []
+        written = []
         if target and target.name == comparison_file.FILE:
-            written += report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)[:1]
+            written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)
+        elif target:
+            written = [comparison_file.write(result, target)]
         table.print_comparison(result)
-        for path in written:
+        for path in written[:2]:
             print("\nWritten to" if path is written[0] else "       and", path)
     except comparison.NotComparable as refusal:
         table.print_refusal(refusal, sys.stderr, last_way_out=table.FORCE_BY_HAND if given.typed else table.FORCE)

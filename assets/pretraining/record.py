@@ -4,7 +4,7 @@
         plan.json         launcher   before the start: each choice with its reason, git commit
         environment.json  training   versions, device, precision, and the parity facts
         metrics.jsonl     training   one line an iteration or evaluation, flushed as it goes
-        device.jsonl      sampler    memory, power and energy of the devices, one line a second; of a second machine
+        device.jsonl      sampler    memory and power of the devices, one line a second; of a second machine
                                      device-<its first rank>.jsonl
         train.log         training   everything that was printed
         job.json          launcher   of a job on a cluster: its number, script and host
@@ -29,10 +29,9 @@ import gzip
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,7 +50,7 @@ CHECKPOINTS = "checkpoints"
 SELFCHECK = "selfcheck.json"  # alone in its folder: what `make selfcheck` found
 TRACE = "trace.json.gz"
 PACKED = ".gz"  # ends the name of a file of lines that was compressed
-_LARGEST_SAMPLES = 1 << 23  # bytes: half a day at one device, a fifth of a second to read
+_PIECES, _PIECE = 2048, 4096  # of samples, bytes: half a day at one device, a fifth of a second to read
 
 
 class Verdict(StrEnum):
@@ -231,16 +230,15 @@ class Run:
     A line of `samples` is a second of sampling at 10 Hz or more of one device:
 
         {"time": 1763806530.2, "device": 0, "samples": 12, "used_bytes": 71000000000, "process_bytes": 70500000000,
-         "power_w": 612.0, "energy_j": 40211.5}
+         "power_w": 612.0}
 
-    `time` (Unix) is its end; `used_bytes` and `process_bytes` are the largest of that second, `power_w` its mean, and
-    `energy_j`, in every fifth line and the last, what the device has used since sampling began. `device` is the rank
-    that trains on it. `used_bytes` is nvidia-smi's memory.used, whoever uses it, and `process_bytes` the training's
-    share. On the CPU runtime `device` is "cpu" and `process_bytes`, the resident memory of the training's processes on
-    that machine, all that is told.
+    `time` (Unix) is its end; `used_bytes` and `process_bytes` are the largest of that second, `power_w` its mean, from
+    which energy is summed. `device` is the rank that trains on it. `used_bytes` is nvidia-smi's memory.used, whoever
+    uses it, and `process_bytes` the training's share. On the CPU runtime `device` is "cpu" and `process_bytes`, the
+    resident memory of the training's processes on that machine, all that is told.
     Whatever a device does not tell is null. The first second is start-up, the last may be shorter than one.
-    `environment["sampling"]` has `rate_hz` and `energy_from` by device ("counter", "power": integrated over the
-    samples, or null), or the `problem` that keeps it from sampling.
+    `environment["sampling"]` has `rate_hz`, or the `problem` that keeps it from sampling. Earlier records also have the
+    device's own counter, `energy_j`, and `energy_from`; nothing reads these.
     """
 
     folder: Path
@@ -310,16 +308,28 @@ def read_facts(folder: Path) -> Run:
 def read_samples(folder: Path) -> list[dict[str, Any]]:
     """The samples of the devices of all its machines, [] where there are none; see `Run`.
 
-    A run of months has a line for each of its seconds: of a large file every n-th is read, and its peaks are in the
-    outcome.
+    A run of months has a line for each of its seconds: of a large file some neighbouring lines are read here and there,
+    from the first to the last, and its peaks are in the outcome.
     """
     found = []
     for path in (there(folder / SAMPLES), *folder.glob(samples_of("*")), *folder.glob(samples_of("*") + PACKED)):
         if path.exists():
-            every = 1 + path.stat().st_size // _LARGEST_SAMPLES
             with open_lines(path) as file:
-                found += _parsed(islice(file, 0, None, every))
+                size = 0 if path.name.endswith(PACKED) else path.stat().st_size  # what is published is short
+                found += _parsed(_some_lines(file, size))
     return found
+
+
+def _some_lines(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Every line of a small file; of a large one those of evenly spaced pieces, which hold a line of every device."""
+    if size <= _PIECES * _PIECE:
+        yield from file
+        return
+    for at in range(_PIECES):
+        start = at * (size - _PIECE) // (_PIECES - 1)
+        file.seek(start)
+        lines = file.read(_PIECE).split(b"\n")
+        yield from lines[1 if start else 0 : -1]  # what is cut at either end is none
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Samples memory, power and energy of a run's devices, in a small process of its own that never holds training up.
+"""Samples memory and power of a run's devices, in a small process of its own that never holds training up.
 
     python -P sampler.py FILE PARENT              resident memory of the training's processes
-    python -P sampler.py FILE PARENT 0=GPU-5d3c   device memory, power and energy, by rank and UUID
+    python -P sampler.py FILE PARENT 0=GPU-5d3c   device memory and power, by rank and UUID
 
 It appends to FILE, a line a second and device (`record.Run` says what one holds), until SIGTERM or until PARENT, the
 training that started it, is gone. On its standard output it says two things, a line of JSON each: first what it
@@ -25,7 +25,6 @@ from typing import Any, Protocol, TextIO
 
 PERIOD = 0.08  # seconds: 12.5 samples a second, so that one that comes late still leaves ten
 LINE = 1.0  # seconds
-ENERGY_EVERY = 5  # lines: an H200 takes 3.4 ms of a core to read its counter, and 0.05 ms for all the rest
 
 
 @dataclass(frozen=True)
@@ -42,42 +41,36 @@ class Device(Protocol):
 
     Attributes:
         label: the rank that trains on it, or "cpu".
-        energy_from: "counter", "power" (integrated over the samples), or None where there is neither.
     """
 
     label: int | str
-    energy_from: str | None
 
     def sample(self) -> Sample: ...
-
-    def energy(self) -> float | None:
-        """Joules since some fixed moment, where the device counts them."""
 
 
 class Cpu:
     """The host's memory, as the training's processes have it resident; pages that they share count in each."""
 
     label = "cpu"
-    energy_from = None
 
     def __init__(self, processes: Callable[[], list[int]]) -> None:
         self._processes = processes
         self._page = os.sysconf("SC_PAGE_SIZE")
 
     def sample(self) -> Sample:
-        """Resident bytes."""
+        """Resident bytes alone: a CPU's energy counters (RAPL) are root's."""
         resident = 0
         for process in self._processes():
             with contextlib.suppress(OSError), open(f"/proc/{process}/statm", "rb") as file:  # it may have just ended
                 resident += int(file.read().split()[1]) * self._page
         return Sample(None, resident or None, None)
 
-    def energy(self) -> None:
-        """A CPU's counters (RAPL) are root's."""
-
 
 class Gpu:
     """One NVIDIA GPU through NVML; whatever it does not answer is None.
+
+    Its energy counter is left alone: an H200 takes 3.4 ms of a core to read it, 0.05 ms for all the rest, and its mean
+    power over each second comes to the same joules.
 
     Args:
         nvml: the `pynvml` module, initialised.
@@ -97,9 +90,6 @@ class Gpu:
         self._memory_version = getattr(nvml, "nvmlMemory_v2", None)
         if self._memory_version and self._ask("nvmlDeviceGetMemoryInfo", self._memory_version) is None:
             self._memory_version = None  # a driver before 510 counts what it keeps for itself as used
-        self.energy_from = "counter" if self.energy() is not None else None
-        if self.energy_from is None and self.sample().power is not None:
-            self.energy_from = "power"
 
     def sample(self) -> Sample:
         """Memory as nvidia-smi's memory.used, power as its power.draw."""
@@ -111,11 +101,6 @@ class Gpu:
             self._process_memory(),
             None if milliwatts is None else milliwatts / 1000,
         )
-
-    def energy(self) -> float | None:
-        """Joules since the driver was loaded."""
-        millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
-        return None if millijoules is None else millijoules / 1000
 
     def _process_memory(self) -> int | None:
         """What the training's processes hold of it.
@@ -148,24 +133,14 @@ class Second:
         self.largest: dict[str, int] = {}
         self._device = device
         self._samples: list[Sample] = []
-        self._counted_from = device.energy()
-        self._lines = 0
-        self._joules = 0.0  # power, integrated
-        self._before: float | None = None
 
-    def add(self, now: float) -> None:
-        """Look once. `now` is a clock in seconds, for the integral of power."""
-        taken = self._device.sample()
-        if self._before is not None and taken.power is not None:
-            self._joules += taken.power * (now - self._before)
-        self._before = now
-        self._samples.append(taken)
+    def add(self) -> None:
+        """Look once."""
+        self._samples.append(self._device.sample())
 
-    def line(self, at: float, *, last: bool = False) -> dict[str, Any]:
+    def line(self, at: float) -> dict[str, Any]:
         """What the samples since the last line come to; `at` is their end, Unix time."""
         taken, self._samples = self._samples, []
-        counted = last or self._lines % ENERGY_EVERY == 0
-        self._lines += 1
         peaks = {name: _largest(getattr(each, name) for each in taken) for name in ("used", "process")}
         for name, value in peaks.items():
             if value is not None:
@@ -178,14 +153,7 @@ class Second:
             "used_bytes": peaks["used"],
             "process_bytes": peaks["process"],
             "power_w": round(sum(power) / len(power), 1) if power else None,
-            "energy_j": self._energy() if counted else None,
         }
-
-    def _energy(self) -> float | None:
-        if self._device.energy_from == "power":
-            return round(self._joules, 1)
-        now = self._device.energy()
-        return None if now is None or self._counted_from is None else round(now - self._counted_from, 1)
 
 
 def _largest(values: Iterable[int | None]) -> int | None:
@@ -209,12 +177,12 @@ def run(devices: list[Device], file: TextIO, wait: Callable[[float], bool]) -> d
     while going:
         now = time.monotonic()
         for each in seconds:
-            each.add(now)
+            each.add()
         due = max(due + PERIOD, now)  # what was missed is not made up for in a burst
         going = wait(max(0.0, due - time.monotonic()))
         if not going or time.monotonic() - began >= LINE:
             began = max(began + LINE, time.monotonic() - LINE)
-            file.write("".join(json.dumps(each.line(time.time(), last=not going)) + "\n" for each in seconds))
+            file.write("".join(json.dumps(each.line(time.time())) + "\n" for each in seconds))
             file.flush()
     found = {name: _largest(each.largest.get(name) for each in seconds) for name in ("used", "process")}
     return {name: value for name, value in found.items() if value is not None}
@@ -272,7 +240,7 @@ def main() -> int:
     try:
         devices = open_gpus(uuids, processes) if uuids else [Cpu(processes)]
         with path.open("a", encoding="utf-8") as file:
-            _say({"rate_hz": 1 / PERIOD, "energy_from": {str(each.label): each.energy_from for each in devices}})
+            _say({"rate_hz": 1 / PERIOD})
             _say(run(devices, file, wait))
     except OSError as error:
         _say({"problem": str(error)})

@@ -34,7 +34,7 @@ class Sampler:
             self._said = json.dumps({"problem": f"the sampler did not start: {error}"}).encode() + b"\n"
 
     def describe(self) -> dict[str, Any]:
-        """Its rate and where its energy comes from, or the `problem` that keeps it from sampling."""
+        """Its rate, or the `problem` that keeps it from sampling."""
         lines = self._answers()
         return lines[0] if lines else {"problem": "the sampler has not answered yet"}
 

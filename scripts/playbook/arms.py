@@ -55,6 +55,7 @@ def make_arm(name: str, runs: list[Measured], memory_kind: str) -> Arm:
         name=name,
         precision=precision.get("name", "unknown precision"),
         arithmetic=precision.get("arithmetic", "native"),
+        emulator=precision.get("emulator") or "",
         bf16_head_layers=precision.get("bf16_head_layers"),
         bf16_tail_layers=precision.get("bf16_tail_layers"),
         ingredients=precision.get("ingredients") or {},

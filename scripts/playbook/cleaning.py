@@ -129,7 +129,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_result(path: Path) -> bool:
-    """A comparison.json of ours, or a folder of a comparison, an ablation, what is begun, or a selfcheck, and nothing else."""
+    """A comparison.json of ours, or a folder of a comparison, an ablation, a begun one or a selfcheck, and no more."""
     if path.is_dir():
         names = {child.name for child in _children(path)}
         if names <= ABLATION and is_comparison(path / ablation_file.FILE, ablation_file.KIND):

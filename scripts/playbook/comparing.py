@@ -46,13 +46,13 @@ def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
         table.print_refusal(refusal, sys.stderr, last_way_out="FRESH=1 trains all of them again.")
         return 1
     folder = begun.folder if begun else comparison_file.new_folder(args.runs, plans[-1].settings.model.name)
-    written = comparison_file.write(result, folder / comparison_file.FILE)  # first: the table may go to a closed pipe
-    page, *_ = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), folder)
+    # Before the table, which may go to a closed pipe.
+    written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), folder)
     if begun:
         begun.done()
     table.print_comparison(result)
     print("\nWritten:")
-    for path in (*(run.folder for run in runs), written, page):
+    for path in (*(run.folder for run in runs), *written[:2]):
         print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
     return 0
 
@@ -63,7 +63,7 @@ def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run]
     order = repeats.turns(args.repeat)
     begun = None
     if args.fresh:
-        begun = repeats.begin(requests, args.repeat, plan.git_commit(), args.runs, plans[-1].settings.model.name)
+        begun = repeats.begin(requests, args.repeat, plan.code_state(), args.runs, plans[-1].settings.model.name)
         done = begun.runs()
         found: list[Run | None] = [*done, *[None] * (len(order) - len(done))]
         if done:

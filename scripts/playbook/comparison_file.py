@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from pretraining.errors import UsageError
 from pretraining.record import run_name, write_json
 
 FILE = "comparison.json"
-PAGE, TABLE, MARKDOWN, PLOTS = "report.html", "comparison.csv", "comparison.md", "plots"  # what `report` writes beside
+PAGE, TABLE, MARKDOWN, PLOTS = "report.html", "comparison.csv", "comparison.md", "plots"  # written by `report`, with it
 
 
 def is_comparison(path: Path, kind: str = KIND) -> bool:
@@ -65,11 +66,15 @@ def check_target(path: Path) -> Path:
 
     Raises:
         UsageError: there is a file that is not a comparison of ours; it is never overwritten.
+        NotADirectoryError: it would lie below a file.
     """
     if path.is_dir() or (path.suffix != ".json" and not os.path.lexists(path)):
         path = path / FILE
     if path.is_symlink() or (path.exists() and not is_comparison(path)):
         raise UsageError(f"{path} exists and is not a comparison; it is not overwritten. Choose another --json path.")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     return path
 
 

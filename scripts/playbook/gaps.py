@@ -16,7 +16,6 @@ PUBLISHED = (
 )
 STABLE, LARGEST_PUBLISHED = 1.0, 1.5  # %
 SCALE_TOKENS = 1e11  # below a tenth of the smallest published training, a gap says nothing about convergence
-WITHIN = "95 % interval within this run only, block bootstrap over iterations"
 
 
 def training(new: Sequence[Measured], base: Sequence[Measured]) -> Figure | None:
@@ -36,10 +35,10 @@ def training(new: Sequence[Measured], base: Sequence[Measured]) -> Figure | None
         over = intervals.mean_over_repeats(means)
         # Repeats share seed and tokens: how they differ is the noise of last bits, not that of another seed.
         if found is None or over.high - over.low > found.high - found.low:
-            return Figure(over.value, "%", over.low, over.high, f"95 % t-interval over {len(means)} repeats", length)
+            return Figure(over.value, "%", over.low, over.high, intervals.OVER_REPEATS.format(len(means)), length)
     if found is None:
         return Figure(float(pooled.mean()), "%", count=length)
-    return Figure(found.value, "%", found.low, found.high, WITHIN, length)
+    return Figure(found.value, "%", found.low, found.high, intervals.within(len(gaps)), length)
 
 
 def _gaps(new: Measured, base: Measured) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playbook import PROJECT, comparison_file
+from playbook import PROJECT, comparison_file, results
 from playbook.comparison_file import FILE
 from playbook.parity import ABSENT
 from pretraining.errors import UsageError, unknown
@@ -87,11 +87,15 @@ def _pairs(before: list[dict], now: list[dict]) -> list[tuple[dict, dict]]:
 
 def _configuration(arm: dict[str, Any]) -> tuple:
     kept = arm["bf16_head_layers"], arm["bf16_tail_layers"]
-    return arm["precision"], arm["arithmetic"], kept, tuple(sorted(arm["ingredients"].items()))
+    return arm["precision"], arm["arithmetic"], _emulator(arm), kept, tuple(sorted(arm["ingredients"].items()))
 
 
 def _label(arm: dict[str, Any]) -> str:
-    return f"{arm['precision']}, emulated" if arm["arithmetic"] == "emulated" else arm["precision"]
+    return results.label(arm["precision"], arm["arithmetic"], _emulator(arm))
+
+
+def _emulator(arm: dict[str, Any]) -> str:
+    return arm.get("emulator", "")  # an earlier comparison does not name it
 
 
 def _same_work(old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -117,6 +117,6 @@ def earlier_digest(runs: Path, name: str) -> tuple[str, str] | None:
     for file in sorted(runs.glob(f"*/{record.PLAN}"), reverse=True):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             image = json.loads(file.read_text(encoding="utf-8")).get("image") or {}
-            if image.get("name") == name:
+            if image.get("name") == name and image.get("digest"):
                 return file.parent.name, image["digest"]
     return None

@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 CONFIDENCE = 0.95
 DRAWS = 2000
 SEED = 20250929  # the same data give the same interval
+OVER_REPEATS = "95 % t-interval over {} repeats"
 FEWEST_REPEATS = 3  # fewer say too little of how runs differ
 MOST_BLOCKS = 1000  # more change nothing but the time it takes
 FEWEST_ITERATIONS = 5  # fewer cannot be cut into blocks
@@ -28,6 +29,12 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def within(repeats: int) -> str:
+    """What an interval is called that sees how iterations differ, and not how runs do."""
+    runs = "this run" if repeats == 1 else "these runs"
+    return f"95 % interval within {runs} only, block bootstrap over iterations"
 
 
 def ratio_over_repeats(top: Sequence[float], bottom: Sequence[float]) -> Interval:

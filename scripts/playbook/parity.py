@@ -116,13 +116,20 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
     for name in contexts[0]:
         if name in contexts[1] and not _same(contexts[0][name], contexts[1][name]):
             differences.append(Difference(name, contexts[0][name], contexts[1][name], "", of, void=False))
+    if all(each.run.precision.get("arithmetic") == "emulated" for each in (a, b)):
+        emulators = [each.run.precision.get("emulator", ABSENT) for each in (a, b)]
+        if ABSENT in emulators and (a.is_log or b.is_log):
+            unchecked.append("emulator")
+        elif emulators[0] != emulators[1]:  # the same work, rounded otherwise and at another speed
+            differences.append(Difference("emulator", *emulators, "", of, void=False))
     return differences, unchecked
 
 
 def _image(of: Measured) -> dict[str, Any]:
-    """The container's image, which the launcher knows and training does not."""
+    """The container's image, which the launcher knows and training does not; on a cluster its name alone."""
     image = of.run.plan.get("image") or {}
-    return {"image": image["digest"]} if image.get("digest") else {}
+    known = image.get("digest") or image.get("name")
+    return {"image": known} if known else {}
 
 
 def _same(a: Any, b: Any) -> bool:

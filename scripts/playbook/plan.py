@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -121,6 +122,8 @@ class Plan:
             written["gpu"] = asdict(self.place.gpu)
         if found:
             written["image"] = {"name": found.name, "digest": found.digest}
+        elif self.place.runtime == "cluster" and self.place.image:
+            written["image"] = {"name": self.place.image}  # the nodes pull it, and tell no digest
         return written
 
 
@@ -289,17 +292,25 @@ def _in_container(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
 
 def git_commit() -> str | None:
     """The project's commit, with "-dirty" where files differ from it; None outside a git checkout."""
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").decode().strip() or None
+
+
+def code_state() -> str | None:
+    """The same, with a digest of how files differ: two states of one dirty commit are two."""
+    commit = git_commit()
+    if commit is None or not commit.endswith("-dirty"):
+        return commit
+    return f"{commit}-{hashlib.sha256(_git('diff', '--no-ext-diff', '--binary', 'HEAD')).hexdigest()[:16]}"
+
+
+def _git(*words: str) -> bytes:
+    """What git prints of the project, nothing where it fails."""
     try:
-        described = subprocess.run(
-            ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
+        return subprocess.run(
+            ["git", "-C", str(PROJECT), *words], capture_output=True, check=False, timeout=10
+        ).stdout  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
+        return b""
 
 
 def show(plan: Plan, folder: Path, *, margin: str = "  ") -> None:

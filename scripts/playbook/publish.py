@@ -42,6 +42,7 @@ from playbook import (
 )
 from playbook.ablation import Ablation
 from playbook.failures import Failure
+from playbook.report import placing
 from playbook.results import Arm, Comparison
 from pretraining import record
 from pretraining.errors import UsageError
@@ -230,7 +231,7 @@ def rebuild(project: Path) -> list[Path]:
     changed = {path: text for path, text in files.items() if not path.is_file() or path.read_bytes() != text}
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
-    report.write_files(changed)
+    placing.write_files(changed)
     stale = [path for path in (project / RESULTS).glob(f"*/{PICTURES}/*.svg") if path not in files]
     for path in stale:
         path.unlink()

@@ -13,9 +13,6 @@ from playbook.measured import Measured
 from playbook.results import Arm, Ratio
 from playbook.stats import Figure
 
-WITHIN = "95 % interval within {} only, block bootstrap over iterations"
-OVER = "95 % t-interval over {} repeats"
-
 # Relative. Two runs of the same differ by some tenths of a per cent; half of one is no reason to choose.
 SMALLEST = 0.005
 # Without enough repeats how runs differ is not seen at all. 2 % is four times what well-kept GPUs show; on a machine
@@ -36,7 +33,9 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
     if same:
         kind, sentence = "step-time ratio", f"{times} times the step of {base.name}"
         if new.ingredients != base.ingredients or _tail(new) != _tail(base):
-            sentence += f", another {base.label} recipe"
+            sentence += f", another {base.precision} recipe"
+        if new.emulator != base.emulator:
+            sentence += ", another emulator"
     elif emulated:
         kind = "cost of emulation"
         name = base.precision.upper() if new.precision != base.precision else f"native {base.precision.upper()}"
@@ -69,12 +68,11 @@ def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float]
     if repeats >= intervals.FEWEST_REPEATS:
         found = intervals.ratio_over_repeats(*medians)
         smallest = max(SMALLEST, math.sqrt(within.high / within.low) - 1 if within else 0.0)
-        return _with(found, OVER.format(repeats), repeats), smallest
+        return _with(found, intervals.OVER_REPEATS.format(repeats), repeats), smallest
     smallest = max(SMALLEST_WITHIN, *(_spread(times) for times in (*tops, *bottoms)))
     if within is None:
         return Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x"), smallest
-    which = "this run" if len(top) == len(bottom) == 1 else "these runs"
-    return _with(within, WITHIN.format(which), min(map(len, (*tops, *bottoms)))), smallest
+    return _with(within, intervals.within(max(len(top), len(bottom))), min(map(len, (*tops, *bottoms)))), smallest
 
 
 def _with(found: Interval, spread: str, count: int) -> Figure:

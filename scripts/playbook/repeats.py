@@ -111,14 +111,14 @@ class Begun:
         return found
 
 
-def begin(requests: list[Request], repeats: int, commit: str | None, runs: Path, name: str) -> Begun:
+def begin(requests: list[Request], repeats: int, code: str | None, runs: Path, name: str) -> Begun:
     """The comparison to train anew: one of the same work and the same code that was cut short, else a new one.
 
     Args:
-        commit: of the project; a run of other code is not gone on with.
+        code: its state; a run of other code is not gone on with.
         name: of the model, for the folder's.
     """
-    asked = json.loads(json.dumps({"requests": requests, "repeats": repeats, "git_commit": commit}, default=str))
+    asked = json.loads(json.dumps({"requests": requests, "repeats": repeats, "code": code}, default=str))
     for file in sorted(runs.glob(f"*/{BEGUN}"), reverse=True):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))

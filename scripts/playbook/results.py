@@ -20,6 +20,12 @@ INGREDIENTS = {"rht": "Hadamard transform", "stochastic": "stochastic rounding",
 KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
 
 
+def label(precision: str, arithmetic: str, emulator: str = "") -> str:
+    """The precision as a person says it: "nvfp4", "nvfp4, emulated", "nvfp4, triton-emulated"."""
+    emulated = f"{emulator}-emulated" if emulator else "emulated"
+    return f"{precision}, {emulated}" if arithmetic == "emulated" else precision
+
+
 @dataclass(frozen=True)
 class Distribution:
     """Step times over the timed iterations, in seconds.
@@ -88,6 +94,7 @@ class Arm:
     Attributes:
         name: "A", "B", ... in the order given.
         arithmetic: "native" or "emulated".
+        emulator: which one on a GPU; "" on the CPU, which has its own, of a raw log, and where it is native.
         ingredients: of the NVFP4 recipe, whether each is on; empty where not known or another precision.
         runs: in the order in which they ran.
     """
@@ -95,6 +102,7 @@ class Arm:
     name: str
     precision: str
     arithmetic: str
+    emulator: str
     bf16_head_layers: int | None
     bf16_tail_layers: int | None
     ingredients: dict[str, bool]
@@ -115,8 +123,8 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The precision as a person says it, "nvfp4, emulated"."""
-        return f"{self.precision}, emulated" if self.arithmetic == "emulated" else self.precision
+        """The precision as a person says it, see `label`."""
+        return label(self.precision, self.arithmetic, self.emulator)
 
     @property
     def recipe(self) -> str:

@@ -39,7 +39,8 @@ def _speed(ratio: Ratio, arm: Arm, base: Arm) -> str:
         least = f"above {100 * max([ratio.smallest, *(abs(end - 1) for end in ends)]):.1f} %"
         return f"No difference in speed {least}: {arm.name} takes {ratio.sentence} {interval}{more}."
     if ratio.what == "cost of emulation":
-        return f"{arm.name} ({arm.label}) takes {ratio.sentence} {interval}."
+        took, _, remark = ratio.sentence.partition("; ")
+        return f"{arm.name} ({arm.label}) takes {took} {interval}; {remark}."
     if not ratio.differs:
         return f"No difference in speed is shown between {pair}: {ratio.sentence} {interval}{more}."
     return f"{_called(arm)} is {_faster(ratio.figure.value)} {_called(base)} {interval}{more}."

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -192,13 +191,20 @@ def test_a_reader_that_closes_the_pipe_costs_no_result(make_run, tmp_path: Path)
     assert json.loads((tmp_path / "c.json").read_text())["schema"] == 2
 
 
-def test_ctrl_c_says_one_line(tmp_path: Path) -> None:
+def test_ctrl_c_says_one_line(tmp_path: Path, until) -> None:
     slow = tmp_path / "slow.log"
     with slow.open("w") as file:
         for number in range(400_000):
             file.write(f" iteration {number}/ 400000 | elapsed time per iteration (ms): 1.0 | lm loss: 1.0 |\n")
     process = subprocess.Popen([sys.executable, SCRIPT, slow, slow], stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)  # past the imports, well before the end
+    own = Path(f"/proc/{process.pid}")
+
+    def reads() -> bool:
+        """Whether it is past its imports: it has the file open, or processes that read it."""
+        opened = [os.readlink(each) for each in own.glob("fd/*") if each.is_symlink()]
+        return str(slow) in opened or bool((own / f"task/{process.pid}/children").read_text())
+
+    until(reads, 60)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "compare: interrupted\n")

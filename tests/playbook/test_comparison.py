@@ -102,6 +102,42 @@ def test_emulated_against_native_of_one_precision(make_run) -> None:
     assert "3.00 times the native NVFP4 step" in result.contrasts[0].step_time.sentence
 
 
+def emulated(emulator: str | None) -> dict:
+    """What `environment.json` says of an emulated NVFP4 run."""
+    facts = {"name": "nvfp4", "arithmetic": "emulated", "bf16_head_layers": 0, "bf16_tail_layers": 1}
+    return {"precision": facts | ({"emulator": emulator} if emulator else {})}
+
+
+def test_two_emulators_are_told_apart(make_run) -> None:
+    triton = make_run("nvfp4", name="triton", environment=emulated("triton"), step=0.1)
+    reference = make_run("nvfp4", name="reference", environment=emulated("reference"), step=3.0)
+    result = compare(reference, triton)
+    assert [arm.emulator for arm in result.arms] == ["reference", "triton"]
+    (differs,) = result.differences
+    assert (str(differs), differs.void) == ("emulator: A reference, B triton", False)
+    assert result.contrasts[0].step_time.sentence == "0.03 times the step of A, another emulator"
+    text = printed(result)
+    assert "A: nvfp4, reference-emulated" in text and "B: nvfp4, triton-emulated" in text
+    assert "emulator: A reference, B triton; it does not void the comparison" in " ".join(text.split())
+    native = compare(make_run("nvfp4", name="native"), triton)
+    assert [arm.label for arm in native.arms] == ["nvfp4", "nvfp4, triton-emulated"]
+    assert not native.differences
+
+
+def test_an_emulator_that_was_not_recorded_is_another(make_run) -> None:
+    unknown = make_run("nvfp4", name="unknown", environment=emulated(None))
+    result = compare(unknown, make_run("nvfp4", environment=emulated("triton")))
+    assert [str(found) for found in result.differences] == ["emulator: A not recorded, B triton"]
+    assert not compare(unknown, unknown).differences
+
+
+def test_the_emulator_of_a_raw_log_is_not_known() -> None:
+    log = LOGS / "h200-nvfp4-emulated-0.4.0.log"
+    result = compare(log, log, force=True)
+    assert "emulator" in result.unchecked
+    assert "emulator" not in [found.name for found in result.differences]
+
+
 def test_two_runs_of_one_precision_are_a_repeat(make_run) -> None:
     result = compare(make_run("bf16", name="one"), make_run("bf16", name="two", step=0.21))
     assert result.contrasts[0].step_time.what == "step-time ratio"

@@ -54,9 +54,26 @@ def test_runs_of_one_configuration_are_repeats(repeats: list[Path]) -> None:
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines() if not line[:2].strip()[1:].isdigit())
 
 
+def test_runs_of_two_emulators_are_no_repeats_of_one_another(make_run) -> None:
+    facts = {"name": "nvfp4", "arithmetic": "emulated", "bf16_head_layers": 0, "bf16_tail_layers": 1}
+    runs = [
+        make_run("nvfp4", name=f"{emulator}-{index}", environment={"precision": facts | {"emulator": emulator}})
+        for index in (1, 2)
+        for emulator in ("triton", "reference")
+    ]
+    arms_of = compare(make_run("bf16"), *runs).arms
+    assert [(arm.label, len(arm.runs)) for arm in arms_of] == [
+        ("bf16", 1), ("nvfp4, triton-emulated", 2), ("nvfp4, reference-emulated", 2),
+    ]  # fmt: skip
+
+
 def test_fewer_repeats_are_labelled_within_these_runs_only(repeats: list[Path]) -> None:
     result = compare(*repeats[:2], *repeats[3:5])
     assert "within these runs only" in result.contrasts[0].step_time.figure.spread
+    assert "within these runs only" in result.contrasts[0].training_loss_gap.spread
+    alone = compare(repeats[0], repeats[3]).contrasts[0]
+    assert "within this run only" in alone.step_time.figure.spread
+    assert "within this run only" in alone.training_loss_gap.spread
     assert "REPEAT=3 would show how runs differ" in result.verdict
 
 
@@ -172,6 +189,15 @@ def test_the_images_of_containers_are_compared(make_run) -> None:
     with pytest.raises(NotComparable) as refusal:
         compare(*paths)
     assert [str(found) for found in refusal.value.differences] == ["image: A sha256:1, B sha256:2"]
+
+
+def test_the_images_of_a_cluster_are_compared_by_name(make_run) -> None:
+    paths = make_run("bf16"), make_run("nvfp4")
+    for path, name in zip(paths, ("nemo:26.02", "nemo:26.04"), strict=True):
+        (path / "plan.json").write_text(json.dumps({"schema": 1, "image": {"name": name}}))
+    with pytest.raises(NotComparable) as refusal:
+        compare(*paths)
+    assert [str(found) for found in refusal.value.differences] == ["image: A nemo:26.02, B nemo:26.04"]
 
 
 def test_context_is_listed_and_voids_nothing(make_run) -> None:

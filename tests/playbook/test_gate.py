@@ -114,6 +114,30 @@ def test_a_figure_that_is_gone_is_no_pass(compared, capsys) -> None:
     assert code == 2 and "has a training loss, and the comparison held against it none" in text
 
 
+def test_an_emulator_is_not_held_against_another(compared, capsys) -> None:
+    facts = {"name": "nvfp4", "arithmetic": "emulated", "bf16_head_layers": 0, "bf16_tail_layers": 1}
+    triton, again, reference, unknown = (
+        compared(name, environment={"precision": facts | emulator})
+        for name, emulator in (
+            ("triton", {"emulator": "triton"}), ("again", {"emulator": "triton"}),
+            ("reference", {"emulator": "reference"}), ("unknown", {}),
+        )
+    )  # fmt: skip
+    assert said(capsys, triton, "--current", again)[0] == 0
+    for other, label in ((reference, "reference-emulated"), (unknown, "emulated")):
+        assert said(capsys, triton, "--current", other) == (
+            2,
+            "gate: the baseline has nvfp4, triton-emulated, and the comparison held against it only bf16, "
+            f"nvfp4, {label}\n",
+        )
+    written = json.loads((unknown / "comparison.json").read_text())
+    for arm in written["arms"]:
+        del arm["emulator"]  # as comparisons were before it was recorded
+    (unknown / "comparison.json").write_text(json.dumps(written))
+    assert said(capsys, unknown, "--current", unknown)[0] == 0
+    assert said(capsys, unknown, "--current", triton)[0] == 2
+
+
 def test_an_arm_that_is_gone_is_said(compared, capsys) -> None:
     old = compared("old")
     written = json.loads((old / "comparison.json").read_text())

@@ -1,4 +1,10 @@
-"""Do the 95 % intervals hold? 1,000 simulated comparisons of known truth each, with a fixed seed."""
+"""Do the 95 % intervals hold? 1,000 simulated comparisons of known truth each, with a fixed seed.
+
+The seeds here are one draw of a share whose standard deviation is 0.7 %. Of fresh seeds (101 to 106, 1,000 trials each)
+the interval within a run held the truth in 96.4 % of trials without correlation (96.1 to 96.8) and in 94.9 % with 0.5
+(94.1 to 95.9); of 12,000 trials (101 to 103) the interval over three repeats did in 95.2 %, over five in 95.0 %. The
+control called a difference in at most 3.8 % of 1,000 (201, 202).
+"""
 
 import math
 from pathlib import Path

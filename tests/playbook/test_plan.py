@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from playbook import jobs, plan
+from playbook import image, jobs, plan
 from playbook.place import Choice, Place
 from pretraining import record, settings
 
@@ -136,6 +137,19 @@ def test_a_written_plan_reads_back_as_the_same_request(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_image_of_a_cluster_is_in_its_plan() -> None:
+    on_cluster = replace(planned(), place=Place("cluster", image="nvcr.io/nvidia/nemo:26.04"))
+    assert on_cluster.described([])["image"] == {"name": "nvcr.io/nvidia/nemo:26.04"}
+    assert "image" not in replace(planned(), place=Place("cluster")).described([])
+
+
+def test_a_name_without_a_digest_says_nothing_of_a_moved_tag(tmp_path: Path) -> None:
+    for name, kept in (("1-container", {"name": "nemo", "digest": "sha256:1"}), ("2-cluster", {"name": "nemo"})):
+        (tmp_path / name).mkdir()
+        record.write_json(tmp_path / name / record.PLAN, {"image": kept})
+    assert image.earlier_digest(tmp_path, "nemo") == ("1-container", "sha256:1")
+
+
 def test_the_commit_says_whether_files_differ(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(plan, "PROJECT", tmp_path)
     assert plan.git_commit() is None
@@ -147,9 +161,13 @@ def test_the_commit_says_whether_files_differ(tmp_path: Path, monkeypatch) -> No
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
     commit = plan.git_commit()
-    assert len(commit) == 40
-    (tmp_path / "file").write_text("2")
-    assert plan.git_commit() == f"{commit}-dirty"
+    assert len(commit) == 40 and plan.code_state() == commit
+    states = set()
+    for content in ("2", "3", "2"):
+        (tmp_path / "file").write_text(content)
+        assert plan.git_commit() == f"{commit}-dirty"
+        states.add(plan.code_state())
+    assert len(states) == 2 and all(state.startswith(f"{commit}-dirty-") for state in states)
 
 
 def test_the_launchers_flags_have_the_training_scripts_among_them() -> None:

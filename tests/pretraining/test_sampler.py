@@ -19,7 +19,7 @@ from pretraining import record, sampler, sampling
 from pretraining.record import Peak
 
 FAKES = Path(__file__).with_name("fakes")
-LINE = {"time", "device", "samples", "used_bytes", "process_bytes", "power_w", "energy_j"}
+LINE = {"time", "device", "samples", "used_bytes", "process_bytes", "power_w"}
 OURS = 4242
 NOWHERE = 4_190_000  # no process of this machine has such a number
 
@@ -43,43 +43,35 @@ def gpu(nvml: ModuleType, name: str) -> sampler.Gpu:
     return sampler.Gpu(nvml, 0, name, lambda: [OURS])
 
 
-def line_of(device: sampler.Device, moments: tuple[float, ...] = (0.0, 0.5, 1.0)) -> dict[str, Any]:
+def line_of(device: sampler.Device) -> dict[str, Any]:
     second = sampler.Second(device)
-    for moment in moments:
-        second.add(moment)
+    for _ in range(3):
+        second.add()
     return second.line(at=1763806530.2)
 
 
 def test_a_board_that_tells_everything(nvml) -> None:
     board = nvml.BOARDS["GPU-h200"]
-    board.processes, board.millijoules = [(OURS, 70 * 10**9), (17, 10**9)], 5_000_000
+    board.processes = [(OURS, 70 * 10**9), (17, 10**9)]
     second = sampler.Second(gpu(nvml, "h200"))  # torch says UUIDs without "GPU-"
-    second.add(0.0)
-    board.used, board.millijoules = 72 * 10**9, 5_400_000
-    second.add(0.5)
+    second.add()
+    board.used, board.milliwatts = 72 * 10**9, 700_000
+    second.add()
     board.used = 70 * 10**9
-    second.add(1.0)
+    second.add()
     assert second.line(at=1763806530.2) == {
         "time": 1763806530.2, "device": 0, "samples": 3, "used_bytes": 72 * 10**9, "process_bytes": 70 * 10**9,
-        "power_w": 400.0, "energy_j": 400.0,
+        "power_w": 600.0,
     }  # fmt: skip
-    second.add(1.5)
-    board.millijoules = 5_600_000
-    assert second.line(at=1763806531.2)["energy_j"] is None  # a counter takes long to read
-    second.add(2.0)
-    assert second.line(at=1763806532.2, last=True) | {"time": 0} == {
-        "time": 0, "device": 0, "samples": 1, "used_bytes": 70 * 10**9, "process_bytes": 70 * 10**9,
-        "power_w": 400.0, "energy_j": 600.0,
-    }  # fmt: skip  # since sampling began, not since the line before
+    second.add()
+    assert second.line(at=1763806531.2)["used_bytes"] == 70 * 10**9  # of that second alone
     assert second.largest == {"used": 72 * 10**9, "process": 70 * 10**9}
 
 
 def test_a_gb10_has_no_memory_of_its_own_to_tell(nvml) -> None:
     nvml.BOARDS["GPU-gb10"].processes = [(OURS, 30 * 10**9)]
-    device = gpu(nvml, "GPU-gb10")
-    line = line_of(device)
-    assert (line["used_bytes"], line["process_bytes"]) == (None, 30 * 10**9)
-    assert (device.energy_from, line["energy_j"]) == ("power", 400.0)  # 400 W over one second
+    line = line_of(gpu(nvml, "GPU-gb10"))
+    assert (line["used_bytes"], line["process_bytes"], line["power_w"]) == (None, 30 * 10**9, 400.0)
 
 
 def test_a_driver_without_the_second_version_of_the_memory_call(nvml) -> None:
@@ -88,18 +80,17 @@ def test_a_driver_without_the_second_version_of_the_memory_call(nvml) -> None:
 
 
 def test_a_board_that_tells_nothing_gives_nulls(nvml) -> None:
-    device = gpu(nvml, "GPU-mute")
-    figures = ("used_bytes", "process_bytes", "power_w", "energy_j")
-    assert device.energy_from is None and [line_of(device)[name] for name in figures] == [None] * 4
+    line = line_of(gpu(nvml, "GPU-mute"))
+    assert [line[name] for name in ("used_bytes", "process_bytes", "power_w")] == [None] * 3
 
 
 def test_a_board_that_falls_off_the_bus_gives_nulls_from_then_on(nvml) -> None:
     second = sampler.Second(gpu(nvml, "GPU-h200"))
-    second.add(0.0)
+    second.add()
     assert second.line(0.0)["used_bytes"] == 71 * 10**9
-    nvml.BOARDS["GPU-h200"].lacks |= {"memory", "energy", "power", "processes"}
-    second.add(1.0)
-    assert [second.line(1.0)[name] for name in ("used_bytes", "power_w", "energy_j")] == [None] * 3
+    nvml.BOARDS["GPU-h200"].lacks |= {"memory", "power", "processes"}
+    second.add()
+    assert [second.line(1.0)[name] for name in ("used_bytes", "power_w")] == [None] * 2
     assert second.largest == {"used": 71 * 10**9}
 
 
@@ -219,14 +210,12 @@ def on_fake_gpus(monkeypatch, tmp_path: Path):
 def test_every_gpu_of_a_machine_has_a_line_a_second(on_fake_gpus, until, tmp_path: Path) -> None:
     both = on_fake_gpus({8: "GPU-h200", 9: "GPU-gb10"})
     until(lambda: (tmp_path / record.SAMPLES).exists() and len(lines(tmp_path)) >= 4, 20)
-    assert both.describe() == {"rate_hz": 12.5, "energy_from": {"8": "counter", "9": "power"}}
+    assert both.describe() == {"rate_hz": 12.5}
     assert both.stop() == {Peak.USED: 71 * 10**9}
     written = lines(tmp_path)
     assert [line["device"] for line in written[:4]] == [8, 9, 8, 9]
     assert all(line["samples"] >= 10 for line in written[2:4])
-    seconds = written[-1]["time"] - written[0]["time"] + 1
-    for line in written[-2:]:
-        assert line["energy_j"] == pytest.approx(400 * seconds, rel=0.3)  # 400 W, by either way
+    assert {line["power_w"] for line in written} == {400.0}
 
 
 @pytest.mark.parametrize(
@@ -266,3 +255,18 @@ def test_a_record_has_the_samples_of_all_its_machines(tmp_path: Path) -> None:
     (tmp_path / record.METRICS).touch()
     assert [line["device"] for line in record.read_run(tmp_path).samples] == [0, 8]
     assert (tmp_path / "device.jsonl").exists() and (tmp_path / "device-8.jsonl").exists()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_of_months_of_samples_some_of_every_device_are_read(monkeypatch, tmp_path: Path, devices: int) -> None:
+    monkeypatch.setattr(record, "_PIECES", 8)
+    monkeypatch.setattr(record, "_PIECE", 1024)
+    whole = [{"time": 1000.0 + second, "device": each} for second in range(4000 // devices) for each in range(devices)]
+    (tmp_path / record.SAMPLES).write_text("".join(json.dumps(line) + "\n" for line in whole))
+    found = record.read_samples(tmp_path)
+    assert (found[0], found[-1]) == (whole[0], whole[-1])
+    assert 8 * devices <= len(found) <= len(whole) / 10
+    assert found == [line for line in whole if line in found]  # in order, none twice
+    assert {line["device"] for line in found} == set(range(devices))
+    gaps = [later["time"] - earlier["time"] for earlier, later in pairwise(found)]
+    assert max(gaps) < (whole[-1]["time"] - whole[0]["time"]) / 6

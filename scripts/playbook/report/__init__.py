@@ -1,6 +1,7 @@
-"""What a comparison leaves for people: `report.html`, CSV, Markdown, and a PNG of every plot.
+"""What a comparison leaves: `comparison.json`, and for people `report.html`, CSV, Markdown, a PNG of every plot.
 
     folder/
+        comparison.json   for programs, `make gate` among them
         report.html       everything, in one file that needs no network
         comparison.csv    one figure a row
         comparison.md     the same for an issue or a wiki
@@ -15,11 +16,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from playbook import PROJECT
-from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE
+from playbook import PROJECT, comparison_file
+from playbook.comparison_file import FILE, MARKDOWN, PAGE, PLOTS, TABLE
 from playbook.lines import Lines
+from playbook.report import placing
 from playbook.results import KIND, Comparison
 from pretraining.errors import UsageError
 from pretraining.record import Run
@@ -33,6 +36,7 @@ def check_target(folder: Path) -> None:
     Raises:
         UsageError: something there is not of an earlier report; it is never overwritten.
     """
+    comparison_file.check_target(folder / FILE)
     for path in (*(folder / name for name in (PAGE, TABLE, MARKDOWN)), *(folder / PLOTS).glob("*.png")):
         if path.is_symlink() or (path.exists() and not _is_ours(path)):
             raise UsageError(f"{path} exists and is not of a report; it is not overwritten. Choose another folder.")
@@ -49,7 +53,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Path) -> list[Path]:
-    """Write the report. Plots of an earlier one that this one lacks are removed.
+    """Write comparison and report, all or nothing, in place of an earlier one in that folder.
 
     Args:
         comparison: the result.
@@ -57,11 +61,11 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         folder: made where it does not exist.
 
     Returns:
-        The paths written, `report.html` first.
+        The paths written: `comparison.json`, `report.html`, then the others.
 
     Raises:
         UsageError: see `check_target`.
-        OSError: it cannot be written.
+        OSError: it cannot be written; what was there is as it was.
     """
     prepare_matplotlib()
     from playbook.report import export, page, plots, svg  # half a second that a refused one need not wait
@@ -73,39 +77,26 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         for plot in plots.draw(comparison, runs):
             drawn = svg.svg(plot.canvas, plot.name, plot.title, plot.description)
             drawings[plot.name] = page.Drawing(drawn, plot.caption)
-            pictures[folder / PLOTS / f"{plot.name}.png"] = svg.png(plot.canvas, comparison.kind)
-            titles.append((plot.title, f"{PLOTS}/{plot.name}.png"))
-    beside = ["comparison.json", TABLE, MARKDOWN, f"{PLOTS}/"]
-    files = {
-        folder / PAGE: page.render(comparison, runs, drawings, beside).encode(),
-        folder / TABLE: export.as_csv(comparison).encode(),
-        folder / MARKDOWN: export.as_markdown(comparison, titles).encode(),
+            picture = f"{PLOTS}/{plot.name}.png"
+            pictures[picture] = svg.png(plot.canvas, comparison.kind)
+            titles.append((plot.title, picture))
+    contents = {
+        PAGE: page.render(comparison, runs, drawings, [FILE, TABLE, MARKDOWN, f"{PLOTS}/"]).encode(),
+        TABLE: export.as_csv(comparison).encode(),
+        MARKDOWN: export.as_markdown(comparison, titles).encode(),
         **pictures,
     }
-    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
-    write_files(files)
-    for stale in set((folder / PLOTS).glob("*.png")) - files.keys():
-        stale.unlink()
-    return list(files)
+    files = {name: partial(placing.write_synced, content=content) for name, content in contents.items()}
+    earlier = [path for name in (FILE, PAGE, TABLE, MARKDOWN, f"{PLOTS}/*.png") for path in folder.glob(name)]
+    placing.place(
+        folder,
+        files | {FILE: partial(comparison_file.write, comparison)},
+        [str(path.relative_to(folder)) for path in earlier],
+    )
+    return [folder / name for name in (FILE, *contents)]
 
 
 def prepare_matplotlib() -> None:
     """Keep its list of fonts in the project, because a home may be read-only, and its remarks off the terminal."""
     os.environ.setdefault("MPLCONFIGDIR", str(PROJECT / ".cache" / "matplotlib"))
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-
-
-def write_files(files: Mapping[Path, bytes]) -> None:
-    """All or none: beside their places, synced, then moved into them. Raises OSError where one cannot be written."""
-    beside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
-    try:
-        for path, content in files.items():
-            with beside[path].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            beside[path].replace(path)
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)

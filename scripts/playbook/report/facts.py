@@ -64,7 +64,11 @@ def _facts(run: Run) -> Iterator[tuple[str, str, str]]:
     yield from _leaves("Software", "image", plan.get("image"))
     yield from _leaves("Software", "git commit of the playbook", plan.get("git_commit"))
     yield from _leaves("Precision", "", run.precision)
-    shown = {*_HARDWARE, *(name.replace("-", "_") for name in environment.get("versions") or {})}
+    shown = {
+        *_HARDWARE,
+        *(environment.get("device") or {}),
+        *(name.replace("-", "_") for name in environment.get("versions") or {}),
+    }
     for name, value in run.parity.items():
         if name not in shown:
             yield from _leaves("Work", name, value)

@@ -27,6 +27,7 @@ from playbook.results import Comparison
 NARROWEST, WIDEST = 0.03, 0.5  # of the median, on either side: what a trace shows at least and at most
 MEDIANS = 100  # of a trace that is too long to draw
 MOST_MARKS = 60
+TITLE_ROOM = 0.06  # of a panel: a tick above it would touch the name
 
 
 def distribution(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:
@@ -86,6 +87,7 @@ def trace(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | 
         panel.margins(x=0.01)
         numbers(panel.xaxis, 5)
         numbers(panel.yaxis, 4)
+        panel.set_yticks([tick for tick in panel.get_yticks() if bottom <= tick <= top - TITLE_ROOM * (top - bottom)])
         panel_title(panel, look, unit)
         said.append(f"{look.label}: around {wording.number(middle * scale)} {unit}")
     parts = ["Against the iteration. Shaded: what is timed. All panels span the same part of their median."]

@@ -102,12 +102,10 @@ def make_run(
 
 def make_samples(seconds: float, device: dict[str, Any], used: float, watts: float | None, noise: np.random.Generator):
     """One sample a second, at most some hours of them."""
-    joules = 0.0
     for second in range(min(20_000, int(seconds) + 3)):
         grown = used * min(1.0, 0.35 + second / 12)
         drawn = watts and watts * (0.35 if second < 6 else 1) + float(noise.normal(0, 12))
-        joules += drawn or 0
-        known = {"time": START - 1 + second, "samples": 10, "power_w": drawn, "energy_j": joules if watts else None}
+        known = {"time": START - 1 + second, "samples": 10, "power_w": drawn}
         if device["kind"] == "cpu":
             yield known | {"device": "cpu", "used_bytes": None, "process_bytes": grown}
         else:
@@ -176,6 +174,17 @@ def long(iterations: int = 1_000_000) -> Case:
     return compared([bf16], [nvfp4], reproduce="make compare")
 
 
+def emulators() -> Case:
+    """NVFP4's two emulators on one GPU, beside BF16."""
+    bf16 = make_run("bf16", 1.65, seed=1, used=83e9)
+    groups = [[bf16]]
+    for at, (emulator, step) in enumerate((("triton", 1.66), ("reference", 19.2)), 2):
+        run = make_run("nvfp4", step, seed=at, used=90e9)
+        run.environment["precision"] |= {"arithmetic": "emulated", "emulator": emulator}
+        groups.append([run])
+    return compared(*groups, reproduce="make compare RUNS='a b c'")
+
+
 CASES = {
     "gb300": gb300,
     "cpu": on_cpu,
@@ -183,4 +192,5 @@ CASES = {
     "forced": forced,
     "three-arms": three_arms,
     "raw-logs": raw_logs,
+    "emulators": emulators,
 }

@@ -43,7 +43,7 @@ CONTRAST = """(() => {
 })()"""
 
 
-@pytest.mark.parametrize("name", ["gb300", "three-arms", "cpu", "forced"])
+@pytest.mark.parametrize("name", ["gb300", "three-arms", "cpu", "forced", "emulators"])
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_nothing_is_wider_than_the_window(
     browser: chromium.Browser, written: Callable[[str], Path], name: str, width: int

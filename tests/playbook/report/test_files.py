@@ -1,17 +1,22 @@
-"""The files beside the page: CSV and Markdown have the same figures, and nothing of anybody's is overwritten."""
+"""The files beside the page: CSV and Markdown have the same figures, and nothing of anybody's is overwritten.
+
+They come together or not at all, `comparison.json` among them.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cases
 import pytest
 from PIL import Image
 
-from playbook import report
+from playbook import comparison_file, report
+from playbook.report import placing
 from pretraining.errors import UsageError
 
 
@@ -46,13 +51,13 @@ def test_the_markdown_has_the_table_and_the_pictures(written: Callable[[str], Pa
     assert "    make compare RUNS='a b c'" in lines
 
 
-@pytest.mark.parametrize("name", [report.PAGE, report.TABLE, report.MARKDOWN, "plots/loss.png"])
+@pytest.mark.parametrize("name", [report.FILE, report.PAGE, report.TABLE, report.MARKDOWN, "plots/loss.png"])
 def test_a_file_of_somebody_else_is_not_overwritten(
     tmp_path: Path, case: Callable[[str], cases.Case], name: str
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match="is not of a report; it is not overwritten"):
+    with pytest.raises(UsageError, match="it is not overwritten"):
         report.write(*case("cpu"), tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
     assert (tmp_path / name).read_text() == "mine"
@@ -75,11 +80,22 @@ def test_a_report_replaces_an_earlier_one_whole(tmp_path: Path, case: Callable[[
     assert not (tmp_path / "plots" / "memory.png").exists()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_comparison_is_among_the_files(written: Callable[[str], Path], case: Callable[[str], cases.Case]) -> None:
+    assert comparison_file.read(written("cpu"))["verdict"] == case("cpu")[0].verdict
+
+
+@pytest.mark.parametrize("earlier", [True, False])
 def test_a_disk_that_is_full_leaves_the_earlier_report(
-    tmp_path: Path, case: Callable[[str], cases.Case], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, case: Callable[[str], cases.Case], monkeypatch: pytest.MonkeyPatch, earlier: bool
 ) -> None:
-    report.write(*case("cpu"), tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folder = tmp_path / "report"
+    if earlier:
+        report.write(*case("cpu"), folder)
+    before = contents(tmp_path)
 
     synced = []
 
@@ -90,5 +106,81 @@ def test_a_disk_that_is_full_leaves_the_earlier_report(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        report.write(*case("raw-logs"), tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        report.write(*case("raw-logs"), folder)
+    assert contents(tmp_path) == before
+    assert folder.exists() == earlier
+
+
+OLD = {"comparison.json": b"old", "report.html": b"old", "plots/gone.png": b"old"}
+NEW = {"report.html": b"new", "plots/loss.png": b"new", "comparison.json": b"new"}
+MOVES = len(OLD) + len(NEW)
+
+
+def place_new(folder: Path, earlier: list[str]) -> None:
+    files = {name: partial(placing.write_synced, content=content) for name, content in NEW.items()}
+    placing.place(folder, files, earlier)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A folder with an earlier report and a file of somebody else."""
+    for name, content in OLD.items():
+        (tmp_path / "report" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "report" / name).write_bytes(content)
+    (tmp_path / "report" / "notes.txt").write_bytes(b"mine")
+    return tmp_path / "report"
+
+
+def fail_at(move: int, act: Callable[[], object]) -> Callable[[Path, Path], Path]:
+    """A `Path.rename` that does `act` at its `move`-th call, from 0."""
+    rename, calls = Path.rename, []
+
+    def stand_in(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == move + 1:
+            act()
+        return rename(self, target)
+
+    return stand_in
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("move", range(MOVES))
+def test_a_failure_between_the_files_puts_the_earlier_report_back(
+    old: Path, monkeypatch: pytest.MonkeyPatch, move: int
+) -> None:
+    before = contents(old.parent)
+    monkeypatch.setattr(Path, "rename", fail_at(move, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        place_new(old, list(OLD))
+    assert contents(old.parent) == before
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_crash_leaves_no_comparison_without_its_report(old: Path, earlier: bool) -> None:
+    for move in range(MOVES if earlier else 1):
+        folder = old if earlier else old.with_name(f"new{move}")
+        child = os.fork()
+        if not child:
+            Path.rename = fail_at(move, lambda: os._exit(9))  # no handler runs, as when the power goes
+            place_new(folder, list(OLD))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert not earlier or "comparison.json" not in contents(folder) or contents(folder).items() >= OLD.items()
+        assert earlier or not folder.exists()
+        if earlier:  # nothing is lost either: what was taken away lies beside
+            found = contents(folder)
+            assert all(any(name.endswith(f"/{old_name}") or name == old_name for name in found) for old_name in OLD)
+            for name in OLD:
+                (folder / name).write_bytes(b"old")
+
+
+def test_an_empty_folder_takes_a_report_and_other_files_stay(old: Path, tmp_path: Path) -> None:
+    place_new(old, list(OLD))
+    assert contents(old) == NEW | {"notes.txt": b"mine"}
+    (tmp_path / "empty").mkdir()
+    place_new(tmp_path / "empty", [])
+    assert contents(tmp_path / "empty") == NEW

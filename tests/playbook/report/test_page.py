@@ -131,6 +131,14 @@ def test_the_environment_shows_what_differs(written: Callable[[str], Path]) -> N
     assert "<pre>make compare REPEAT=3</pre>" in text
 
 
+def test_emulators_are_told_apart(written: Callable[[str], Path]) -> None:
+    text, _ = page(written("emulators"))
+    assert re.search(r'<tr class="differs"><th scope="row">emulator</th><td>–</td><td>triton</td><td>reference', text)
+    for name in (report.PAGE, report.TABLE, report.MARKDOWN):
+        content = (written("emulators") / name).read_text()
+        assert "nvfp4, triton-emulated" in content and "nvfp4, reference-emulated" in content, name
+
+
 def test_long_runs_make_a_small_page_that_hides_no_stall(tmp_path: Path) -> None:
     paths = report.write(*cases.long(200_000), tmp_path)
     text, _ = page(tmp_path)
@@ -174,7 +182,7 @@ def test_many_arms_are_told_apart() -> None:
 def test_the_same_comparison_gives_the_same_bytes(written: Callable[[str], Path], tmp_path: Path) -> None:
     first = written("three-arms")
     paths = report.write(*cases.three_arms(), tmp_path)
-    assert len(paths) == len([path for path in first.rglob("*") if path.is_file()]) == 11
+    assert len(paths) == len([path for path in first.rglob("*") if path.is_file()]) == 12
     for path in paths:
         assert path.read_bytes() == (first / path.relative_to(tmp_path)).read_bytes(), path.name
 

@@ -1,15 +1,13 @@
-"""Stands in for `pynvml`: boards that answer as an H200, a GB10 and older ones do. Power is 400 W throughout.
+"""Stands in for `pynvml`: boards that answer as an H200, a GB10 and older ones do.
 
 FAKE_NVML=no-driver makes nvmlInit fail as it does where the library is there and the driver is not.
 """
 
 import os
-import time
 from types import SimpleNamespace
 
 nvmlMemory_v2 = 0x02000028
 RESERVED = 600 * 10**6  # what the driver keeps for itself: the first version of the call counts it as used
-BEGAN = time.monotonic()
 
 
 class NVMLError(Exception):
@@ -18,14 +16,14 @@ class NVMLError(Exception):
 
 def board(**lacks: bool) -> SimpleNamespace:
     """One that can do everything except what it `lacks`."""
-    return SimpleNamespace(used=71 * 10**9, processes=[], lacks=set(lacks), millijoules=None)
+    return SimpleNamespace(used=71 * 10**9, processes=[], lacks=set(lacks), milliwatts=400_000)
 
 
 BOARDS = {
     "GPU-h200": board(),
-    "GPU-gb10": board(memory=True, energy=True),
-    "GPU-old": board(version_2=True, energy=True),
-    "GPU-mute": board(memory=True, energy=True, power=True, processes=True),
+    "GPU-gb10": board(memory=True),
+    "GPU-old": board(version_2=True),
+    "GPU-mute": board(memory=True, power=True, processes=True),
 }
 
 
@@ -53,12 +51,7 @@ def nvmlDeviceGetMemoryInfo(handle: SimpleNamespace, version: int | None = None)
 
 
 def nvmlDeviceGetPowerUsage(handle: SimpleNamespace) -> int:
-    return 400_000 if _of(handle, "power") else 0
-
-
-def nvmlDeviceGetTotalEnergyConsumption(handle: SimpleNamespace) -> int:
-    counted = _of(handle, "energy").millijoules
-    return 10**9 + round(400_000 * (time.monotonic() - BEGAN)) if counted is None else counted
+    return _of(handle, "power").milliwatts
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle: SimpleNamespace) -> list[SimpleNamespace]:

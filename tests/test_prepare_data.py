@@ -32,7 +32,8 @@ END = 256
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch) -> None:
     """Chunks of 2 kB, so that a small corpus has many."""
-    for name, value in (("USE_TORCH", "0"), ("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_OFFLINE", "0")):
+    scripts_own = {"USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    for name, value in {**scripts_own, "HF_HUB_OFFLINE": "0"}.items():
         monkeypatch.setenv(name, value)  # which the script sets: not for the tests that follow
     monkeypatch.setattr(sources, "CHUNK_BYTES", 2000)
     monkeypatch.setattr(sources, "SLOT_BYTES", {"jsonl": 1500, "text": 700})

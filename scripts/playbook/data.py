@@ -89,7 +89,7 @@ def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> lis
             [
                 container.Folder(ASSETS),
                 *(container.Folder(path, True) for path in (out.parent, cache, container.huggingface_home())),
-                *(container.Folder(_existing(path.absolute())) for path in reads),
+                *(container.Folder(_existing(each)) for path in reads for each in (path.absolute(), path.resolve())),
             ]
         ),
         user="0:0" if connected.rootless else f"{os.getuid()}:{os.getgid()}",

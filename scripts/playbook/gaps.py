@@ -63,9 +63,10 @@ def validation(new: Arm, base: Arm) -> Figure | None:
 
 
 def published(new: Arm, base: Arm) -> str:
-    """The published gap, "" where it was not measured of such two: it is NVFP4's against BF16 or an FP8."""
+    """The published gap, "" where it was not measured of such two: pretraining's, NVFP4 against BF16 or FP8."""
+    tuned = any("finetune" in run.facts for arm in (new, base) for run in arm.runs)
     applies = new.precision == "nvfp4" and (base.precision == "bf16" or "fp8" in base.precision)
-    return PUBLISHED if applies else ""
+    return PUBLISHED if applies and not tuned else ""
 
 
 def placed(gap: Figure | None, runs: Sequence[Measured]) -> str:

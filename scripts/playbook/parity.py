@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NO_ITERATIONS = "iterations"
 ABSENT = "not recorded"
+USUAL = {"finetune": "none: pretraining", "weights": "random"}  # training records these two where they are otherwise
 FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
 FEWEST_TIMED = 5  # iterations; fewer have no quartiles worth the name
 
@@ -102,8 +103,8 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
     facts = [each.run.parity | _image(each) for each in (a, b)]
     differences, unchecked = [], []
     for name in dict.fromkeys([*facts[0], *facts[1]]):
-        values = [each.get(name, ABSENT) for each in facts]
-        if ABSENT in values and (a.is_log or b.is_log):
+        values = [each.get(name, USUAL.get(name, ABSENT)) for each in facts]
+        if not all(name in each for each in facts) and (a.is_log or b.is_log):
             unchecked.append(name)
         elif not _same(*values):
             way_out = SAME_SETTINGS

@@ -78,6 +78,7 @@ def tokenizer_alone(texts: list[str], file: Path) -> Cost:
     """Seconds of `encode_batch_fast`, a quarter of the documents at a time: an encoding takes 100 bytes a token."""
     from tokenizers import Tokenizer
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # which `make data` switches off in its process
     fast = Tokenizer.from_file(str(file))
     part = len(texts) // REPEATS
 
@@ -131,7 +132,6 @@ def per_document(corpus: Path, folder: Path, file: Path, workers: int) -> Cost:
 
 def main() -> int:
     """Print the table; 1 where a bar is missed."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # of this process; workers switch it off
     cores = int(sys.argv[1]) if len(sys.argv) > 1 else len(os.sched_getaffinity(0))
     os.environ["RAYON_NUM_THREADS"] = str(cores)
     texts = documents()

@@ -1,4 +1,4 @@
-"""scripts/run.py, or as `launcher.py doctor` scripts/doctor.py, on a machine that the test describes.
+"""scripts/run.py, or by its first word scripts/doctor.py or data.py, on a machine that the test describes.
 
 PLAYBOOK_TEST_GPUS lists the GPUs as JSON, PLAYBOOK_TEST_NAMES begins container names and is the label. Optional:
 PLAYBOOK_TEST_NO_GPU leaves the GPU out of requests (the engine has none), PLAYBOOK_TEST_REQUEST is how GPUs are asked
@@ -44,4 +44,9 @@ if __name__ == "__main__":
         from playbook import doctor
 
         sys.exit(entry.run("doctor", lambda: doctor.main(sys.argv[2:])))
+    if sys.argv[1] == "data":
+        from playbook import data
+
+        data.PROJECT = Path.cwd()  # whose .cache it writes
+        sys.exit(entry.run("data", lambda: data.run(sys.argv[2:])))
     sys.exit(entry.run("run", jobs.run))

@@ -166,6 +166,32 @@ def test_a_fact_that_only_one_folder_records_is_refused(make_run) -> None:
     }
 
 
+TUNED = {"finetune": "sft", "weights": "/base", "data": "questions.jsonl-0a1b2c3d4e5f"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"finetune": "absent", "weights": "absent", "data": "python-stdlib"},
+            {"finetune": ("sft", "none: pretraining"), "weights": ("/base", "random"), "data": (TUNED["data"],
+             "python-stdlib")},
+        ),
+        ({"finetune": "lora"}, {"finetune": ("sft", "lora")}),
+        ({"data": "questions.jsonl-ffffffffffff"}, {"data": (TUNED["data"], "questions.jsonl-ffffffffffff")}),
+        ({"weights": "/other"}, {"weights": ("/base", "/other")}),
+    ],
+)  # fmt: skip
+def test_tunings_that_are_not_the_same_are_refused(make_run, change: dict, expected: dict) -> None:
+    """Against pretraining, LoRA against full, on other instructions, of other weights."""
+    assert refused(make_run("bf16", parity=TUNED), make_run("nvfp4", parity=TUNED | change)) == expected
+
+
+def test_tunings_alike_are_compared_without_the_gap_of_pretraining(make_run) -> None:
+    result = compare(make_run("bf16", parity=TUNED), make_run("nvfp4", parity=TUNED))
+    assert result.contrasts[0].step_time and result.contrasts[0].published_gap == result.contrasts[0].placed == ""
+
+
 def test_equal_numbers_of_other_types_are_equal(make_run) -> None:
     assert compare(make_run("bf16", parity={"seed": 1}), make_run("nvfp4", parity={"seed": 1.0}))
 

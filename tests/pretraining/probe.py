@@ -383,8 +383,8 @@ def came_back(theirs: LlamaForCausalLM, folder: Path, tokens: torch.Tensor) -> d
 
 def bridge_logits() -> dict[str, float]:
     """A shrunk Llama 3.2: tied embeddings, scaled rotary embedding, Megatron's plain local layers."""
-    folder = FOLDER / "shrunk"
-    config = LlamaConfig.from_pretrained(models.find_model("llama32-1b").hf_folder)
+    folder, model = FOLDER / "shrunk", models.find_model("llama32-1b")
+    config = LlamaConfig.from_pretrained(model.hf_folder)
     for name, value in {
         "hidden_size": 256, "num_hidden_layers": 2, "intermediate_size": 512, "vocab_size": 512,
         "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1,
@@ -410,7 +410,7 @@ def bridge_logits() -> dict[str, float]:
             "difference": (logits(ours, tokens) - expected).abs().max().item(),
             "came back": came_back(theirs, FOLDER / "shrunk again", tokens),
         }
-        config.rope_scaling = {"rope_type": "default"}
+        config.rope_scaling = {"rope_type": "default", "rope_theta": model.hf_config["rope_theta"]}  # 5 reads it there
         unscaled = LlamaForCausalLM(config).float().eval()
         unscaled.load_state_dict(theirs.state_dict())
         return found | {"without scaling": (unscaled(tokens).logits - expected).abs().max().item()}

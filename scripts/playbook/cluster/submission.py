@@ -17,10 +17,10 @@ from playbook import PROJECT, plan
 from playbook.cluster.config import Cluster
 from playbook.cluster.head import ClusterError, Head, explain
 from playbook.environments import ensure
+from playbook.folders import read_by
 from playbook.place import Choice, Place
-from pretraining import blends, finetuning, record, settings, switches
+from pretraining import record, settings, switches
 from pretraining.errors import UsageError
-from pretraining.models import MOCK, PYTHON_STDLIB
 
 NEMO = Path(__file__).resolve().with_name("nemo.py")
 SCHEDULED_SECONDS = 2.0
@@ -71,15 +71,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     environment |= {name: os.environ[name] for name in switches.NAMES if name in os.environ}
     if not cluster.gpus:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    needed = {str(cluster.runs_folder), str(folder.parent), str(chosen.cache_dir)}
-    if chosen.finetune:
-        needed |= {str(file.parent) for file in finetuning.files(chosen.data).values()}
-    elif chosen.data not in (MOCK, PYTHON_STDLIB):
-        needed |= {str(Path(prefix).parent) for prefix in blends.prefixes(chosen.data)}
-    needed |= {folder for folder in (chosen.weights, chosen.tokenizer) if folder and Path(folder).is_dir()}
-    needed |= {str(path.parent) for path in (chosen.config, chosen.plugin) if path}
-    if chosen.resume:
-        needed.add(str(chosen.resume))
+    needed = {cluster.runs_folder, folder.parent, chosen.cache_dir, *read_by(chosen)}
     return {
         "name": re.sub(r"[^A-Za-z0-9-]", "-", folder.name),
         "run_dir": str(folder),

@@ -20,7 +20,8 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
-from pretraining import blends, finetuning, saving, switches
+from playbook.folders import read_by
+from pretraining import saving, switches
 from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.settings import Settings
@@ -176,21 +177,10 @@ def training(
     """
     launcher = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     written = (run_dir, settings.cache_dir, huggingface_home())
-    folders = [Folder(ASSETS), *(Folder(path, True) for path in written)]
-    own_data = settings.data not in (MOCK, PYTHON_STDLIB)
-    if settings.finetune:
-        folders += [Folder(file.resolve().parent) for file in finetuning.files(settings.data).values()]
-        folders += [Folder(Path(settings.tokenizer))] if Path(settings.tokenizer).is_dir() else []
-    elif own_data:
-        for prefix in blends.prefixes(settings.data):
-            folders += [Folder(Path(prefix).parent), *(Folder(path.parent) for path in _behind_links(prefix))]
-    if settings.resume:
-        folders.append(Folder(settings.resume))
-    if settings.weights and Path(settings.weights).is_dir():
-        folders.append(Folder(Path(settings.weights)))
+    folders = [Folder(ASSETS), *(Folder(path, True) for path in written), *map(Folder, read_by(settings))]
     if settings.export:
         folders.append(Folder(settings.export.parent, True))
-    folders += [Folder(path.parent) for path in (settings.config, settings.plugin) if path]
+    asks_hub = settings.weights or settings.data not in (MOCK, PYTHON_STDLIB)
     return Container(
         image=image,
         name=f"{LABEL}-{(gpu or 'cpu').partition(',')[0]}" if gpu != PLACEHOLDER else None,
@@ -198,7 +188,7 @@ def training(
         environment=user_environment(settings.cache_dir, image_path)
         | ({saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS)} if settings.save else {}),
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
-        secrets=(*(given_secrets() if own_data or settings.weights else ()), *_for_writers(settings)),
+        secrets=(*(given_secrets() if asks_hub else ()), *_for_writers(settings)),
         folders=checked(folders),
         user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
         workdir=str(run_dir),
@@ -206,11 +196,6 @@ def training(
         request=request,
         labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": gpu or ""},
     )
-
-
-def _behind_links(prefix: str) -> list[Path]:
-    """A dataset's files where they really lie: a link alone would point nowhere inside."""
-    return [Path(f"{prefix}{end}").resolve() for end in (".bin", ".idx")]
 
 
 def given_secrets() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import corpus, finetuning, profiling, record, text, versions
+from . import corpus, finetuning, record, text, versions
 from .models import MOCK, PYTHON_STDLIB
 from .numerics.nvfp4 import Recipe
 
@@ -46,7 +46,7 @@ def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: text.
         "weights_from": settings.weights,
         "finetuned": settings.finetune,
         "trained": settings.trains,
-        **({"profiled": profiling.window(settings)} if settings.profile else {}),
+        **({"profiled": settings.profiled} if settings.profile else {}),
         **({"text": {"bigram_entropy": builtin.bigram_entropy, "tokens": builtin.tokens}} if builtin else {}),
     }
 

@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 
-def window(settings: Settings) -> list[int]:
-    """The first and the last iteration that are profiled, counted from 1."""
-    assert settings.profile is not None
-    return [settings.train_iters - settings.profile + 1, settings.train_iters]
-
-
 class Profiler(Callback):
     """Records operators, and on a GPU kernels, of this process. In the trace each iteration is a `ProfilerStep#n`.
 
@@ -41,7 +35,7 @@ class Profiler(Callback):
     """
 
     def __init__(self, settings: Settings, run_dir: Path, *, on_gpu: bool) -> None:
-        self._first, self._last = window(settings)
+        self._first, self._last = settings.profiled
         self._trace = run_dir / record.TRACE
         self._activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         self._profile: profile | None = None

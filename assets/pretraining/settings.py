@@ -112,6 +112,11 @@ class Settings:
         return {package: value for package, value in asked.items() if value}
 
     @property
+    def profiled(self) -> list[int]:
+        """The first and the last iteration that are profiled, counted from 1."""
+        return [self.train_iters - (self.profile or 0) + 1, self.train_iters]
+
+    @property
     def trains(self) -> bool:
         """Whether the run is to train."""
         return not self.evaluate and self.export is None

@@ -26,8 +26,10 @@ def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
     return args.tuned
 
 
-def profile(last: int | None, iterations: int, *, trains: bool) -> int | None:
+def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -> int | None:
     """How many iterations to profile. Raises UsageError where they are not there, with one to warm up before them."""
+    if last is not None and resumed:
+        raise UsageError("--profile records the last iterations, and a --resume may leave fewer; leave it out")
     if last is not None and not trains:
         raise UsageError("--profile looks at training, and this run trains nothing; leave it out")
     if last is not None and not 1 <= last < iterations:

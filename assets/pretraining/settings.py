@@ -303,7 +303,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         export=args.export and args.export.absolute(),
         run_dir=args.run_dir and args.run_dir.absolute(),
         cache_dir=args.cache_dir.absolute(),
-        profile=checks.profile(args.profile, sizes["train_iters"], trains=trains),
+        profile=checks.profile(args.profile, sizes["train_iters"], trains=trains, resumed=args.resume is not None),
         tensorboard=args.tensorboard,
         wandb_project=args.wandb_project or None,
         mlflow_experiment=args.mlflow_experiment or None,

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 
 class _Patient:
-    """A text stream whose reader may go: what is left to say then goes nowhere, and raises nothing."""
+    """A text stream whose reader may go, or never was: what is left to say then goes nowhere, and raises nothing."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -22,28 +22,33 @@ class _Patient:
         try:
             return self._stream.write(text)
         except BrokenPipeError:
-            self._leave()
+            self.leave()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except BrokenPipeError:
-            self._leave()
+            self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Send what is still in buffers, and what comes, nowhere."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # for what is still in buffers, and for children too
+        os.dup2(nowhere, self._stream.fileno())  # for children too
         os.close(nowhere)
 
 
 @contextlib.contextmanager
 def outlive_readers() -> Iterator[None]:
-    """Let neither stdout nor stderr end the work when who reads them has gone."""
-    out, err = _Patient(sys.stdout), _Patient(sys.stderr)
+    """Let neither stdout nor stderr end the work when who reads them has gone. Other failures to write are raised."""
+    nowhere = open(os.devnull, "w")  # noqa: SIM115  # stays open as long as the streams that it stands in for
+    out, err = _Patient(sys.stdout or nowhere), _Patient(sys.stderr or nowhere)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             yield
         finally:
-            out.flush()
-            err.flush()
+            for stream in (out, err):
+                try:
+                    stream.flush()
+                except OSError:  # a full disk, which was said already if it could be
+                    stream.leave()

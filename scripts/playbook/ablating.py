@@ -9,7 +9,7 @@ import os
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     done = {} if args.fresh else _reusable(steps, args.runs)
     bases: dict[int, Run] = {}
     found: dict[Variant, list[ablation.Trained]] = defaultdict(list)
+    ready: set[int] = set()
     code = 0
     for at, step in enumerate(steps):
         title = f"run {at + 1} of {len(steps)}, {step.variant.name}, seed {step.seed}:"
@@ -74,13 +75,15 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         try:
             run = past or _train(step, args.runs)
         except KeyboardInterrupt:
-            ready = len({*range(at), *done})
-            again = "the same command, without FRESH=1," if args.fresh else "the same command"
-            print(f"{ready} of {len(steps)} runs are done; {again} goes on there", file=sys.stderr)
+            _say_how_far(ready | done.keys(), steps, args)
             raise
         ended = 0 if past else exit_code(run)
-        if run.verdict not in RESULTS:
+        if run.verdict in RESULTS:
+            ready.add(at)
+        else:
             code = 1
+            if run.verdict is Verdict.INTERRUPTED:
+                _say_how_far(ready | done.keys(), steps, args)
             if step.variant == BF16 or run.verdict is Verdict.INTERRUPTED:
                 return ended  # without it there is nothing to set the others against
         if step.variant == BF16 and run.verdict is Verdict.DIVERGED:
@@ -113,6 +116,11 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     return code
 
 
+def _say_how_far(ready: Set[int], steps: Sequence[Step], args: argparse.Namespace) -> None:
+    again = "the same command, without FRESH=1," if args.fresh else "the same command"
+    print(f"{len(ready)} of {len(steps)} runs are done; {again} goes on there", file=sys.stderr)
+
+
 def show(outcome: ablation.Ablation) -> None:
     """Print the table and what it comes to."""
     print(f"\n{ablation.about(outcome)}\n")
@@ -128,6 +136,7 @@ def _refuse(args: argparse.Namespace) -> None:
         "--seed": (args.seed is not None, "SEEDS= names the seeds"),
         "--precision": (args.precision is not None or args.disable_fp4, "it trains in BF16 and in NVFP4"),
         "BF16_TAIL": (args.bf16_tail_layers is not None, "it tries 0, 1 and 2 and the recipe's own"),
+        "EMULATE=reference": (args.emulate == "reference", "that emulator has no ingredient to switch off"),
         "--resume": (args.resume is not None, "every run begins with its seed"),
         "--run-dir": (args.run_dir is not None, "every run gets a folder of its own"),
         "REPEAT": (args.repeat > 1, "it repeats over seeds: SEEDS="),

@@ -19,7 +19,9 @@ def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted")
     """
     with outlive_readers():
         try:
-            return work()
+            code = work()
+            sys.stdout.flush()  # onto a full disk it fails here, and is said
+            return code
         except UsageError as error:
             return _end(name, str(error), 2)
         except (Failure, OSError) as error:

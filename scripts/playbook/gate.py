@@ -76,7 +76,7 @@ def _pairs(before: list[dict], now: list[dict]) -> list[tuple[dict, dict]]:
     """Arms of one configuration, in their order. Raises UsageError where one is missing."""
     left, pairs = list(now), []
     for arm in before:
-        found = next((other for other in left if _configuration(other) == _configuration(arm)), None)
+        found = next((other for other in left if _are_alike(arm, other)), None)
         if found is None:
             there = ", ".join(_label(other) for other in now)
             raise UsageError(f"the baseline has {_label(arm)}, and the comparison held against it only {there}")
@@ -85,17 +85,16 @@ def _pairs(before: list[dict], now: list[dict]) -> list[tuple[dict, dict]]:
     return pairs
 
 
-def _configuration(arm: dict[str, Any]) -> tuple:
-    kept = arm["bf16_head_layers"], arm["bf16_tail_layers"]
-    return arm["precision"], arm["arithmetic"], _emulator(arm), kept, tuple(sorted(arm["ingredients"].items()))
+def _are_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two arms are of one configuration; an earlier comparison does not name its emulator."""
+    names = ["precision", "arithmetic", "bf16_head_layers", "bf16_tail_layers", "ingredients"]
+    if "emulator" in a and "emulator" in b:
+        names.append("emulator")
+    return all(a[name] == b[name] for name in names)
 
 
 def _label(arm: dict[str, Any]) -> str:
-    return results.label(arm["precision"], arm["arithmetic"], _emulator(arm))
-
-
-def _emulator(arm: dict[str, Any]) -> str:
-    return arm.get("emulator", "")  # an earlier comparison does not name it
+    return results.label(arm["precision"], arm["arithmetic"], arm.get("emulator", ""))
 
 
 def _same_work(old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def run(arguments: list[str] | None = None) -> int:
     if args.job == "profile":
         if args.run:
             return _show_profile(checkpoints.folder_of(args.run, args.runs))
-        args.profile = args.profile or PROFILED
+        args.profile = PROFILED if args.profile is None else args.profile
         if args.train_iters is None and args.config is None:
             args.train_iters = BEFORE_PROFILED + args.profile
     if args.job in ("eval", "export"):

@@ -33,7 +33,10 @@ _KERNELS = (
         r"|nvfp4_|mxfp8_|swizzle|scale_inv|_scaling_kernel|zero_scales|transpose_optimized|partial_cast",
     ),
     (Kind.OPTIMIZER, r"multi_tensor|adam|l2norm|lpnorm"),
-    (Kind.NORMS, r"norm|rope|softmax|cross_entropy|nll_loss|silu|gelu|swiglu|gated|unary_kernel|embedding"),
+    (
+        Kind.NORMS,
+        r"norm(?!al)|(?<![a-z])rope|softmax|cross_entropy|nll_loss|silu|gelu|swiglu|gated|unary_kernel|embedding",
+    ),
     (Kind.PRODUCTS, r"gemm|nvjet|cutlass|cublas|xmma|wgmma|splitk|gemv|dot_kernel"),
     (
         Kind.COPIES,

@@ -296,7 +296,7 @@ def git_commit() -> str | None:
 
 
 def code_state() -> str | None:
-    """The same, with a digest of how files differ: two states of one dirty commit are two."""
+    """The same, with a digest of how tracked files differ: two states of one dirty commit are two."""
     commit = git_commit()
     if commit is None or not commit.endswith("-dirty"):
         return commit

@@ -111,6 +111,7 @@ def test_a_dry_run_prints_every_command_in_order(job, runs: Path) -> None:
         (("--bf16-tail-layers", "2"), "takes no BF16_TAIL: it tries 0, 1 and 2"),
         (("--precision", "fp8"), "takes no --precision"),
         (("--repeat", "2"), "takes no REPEAT"),
+        (("--emulate", "reference"), "takes no EMULATE=reference: that emulator has no ingredient to switch off"),
         (("--run-dir", "x"), "takes no --run-dir"),
         (("--train-iters", "8"), "leaves fewer than 5 iterations to time"),
     ],

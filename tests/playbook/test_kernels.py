@@ -55,6 +55,7 @@ NAMES = {
         "Memset (Device)",
         f"{TORCH}vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, std::array<char*, 3ul> >()",
         f"{TORCH}(anonymous namespace)::CatArrayBatchedCopy_contig<at::native::OpaqueType<2u>, unsigned int, 3>()",
+        f"{TORCH}(anonymous namespace)::distribution_elementwise_grid_stride_kernel<float, 4, normal_and_transform>()",
         f"{TORCH}reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::MeanOps<float, float> > >()",
     ],
     Kind.OTHER: ["a_kernel_of_tomorrow"],

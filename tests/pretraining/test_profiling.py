@@ -8,7 +8,7 @@ import yaml
 
 from playbook import tracing
 from playbook.kernels import Kind
-from pretraining import record, settings
+from pretraining import checks, record, settings
 from pretraining.errors import UsageError
 from pretraining.record import Verdict
 
@@ -52,6 +52,11 @@ def test_its_config_trains_again_without_the_profiler(profiled) -> None:
 def test_what_cannot_be_profiled(flags: tuple[str, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         settings.resolve(settings.parser("x").parse_args(list(flags)), on_gpu=False, processes=1)
+
+
+def test_a_resumed_run_is_not_profiled() -> None:
+    with pytest.raises(UsageError, match="a --resume may leave fewer"):
+        checks.profile(2, 6, trains=True, resumed=True)
 
 
 def test_a_setting_survives_its_flags() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure as Canvas
@@ -11,7 +12,7 @@ from matplotlib.lines import Line2D
 from playbook import ablation
 from playbook.ablation import Ablation
 from playbook.ablation_file import FILE, KIND, MARKDOWN, PICTURE
-from playbook.report import svg
+from playbook.report import placing, svg
 from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, numbers, single
 from playbook.report.export import as_table, escaped
 from pretraining.record import write_json
@@ -28,16 +29,19 @@ WHISKER = 0.09
 
 
 def write(of: Ablation, folder: Path) -> list[Path]:
-    """Write all three into a new folder; ablation.json last, so that a folder with it is whole. Returns the paths.
+    """Write all three into a new folder, which appears whole. Returns the paths.
 
     Raises:
         OSError: it cannot be written.
     """
-    folder.mkdir(parents=True)
     with svg.style():
-        (folder / PICTURE).write_bytes(svg.png(picture(of), KIND))
-    (folder / MARKDOWN).write_text(as_markdown(of), encoding="utf-8")
-    write_json(folder / FILE, asdict(of))
+        drawn = svg.png(picture(of), KIND)
+    files = {
+        PICTURE: partial(placing.write_synced, content=drawn),
+        MARKDOWN: partial(placing.write_synced, content=as_markdown(of).encode()),
+        FILE: partial(write_json, content=asdict(of)),
+    }
+    placing.place(folder, files, ())
     return [folder / name for name in (FILE, MARKDOWN, PICTURE)]
 
 

@@ -29,7 +29,9 @@ import gzip
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -148,10 +150,20 @@ def there(path: Path) -> Path:
     return packed if packed.exists() and not path.exists() else path
 
 
-def open_lines(path: Path) -> BinaryIO:
-    """Open `metrics.jsonl` or samples to read, compressed or not. Raises OSError."""
+@contextmanager
+def open_lines(path: Path) -> Iterator[BinaryIO]:
+    """Open `metrics.jsonl` or samples to read, compressed or not.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it was compressed and is broken, such as half of one; this also comes from reading within.
+    """
     path = there(path)
-    return gzip.open(path) if path.suffix == PACKED else path.open("rb")
+    try:
+        with gzip.open(path) if path.suffix == PACKED else path.open("rb") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}); copy it anew from where it came") from error
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -271,7 +283,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder, finished or not. Raises as `read_facts` does."""
+    """Read a run folder, finished or not. Raises as `read_facts` and `open_lines` do."""
     run = read_facts(folder)
     lines = []
     if there(folder / METRICS).exists():
@@ -309,7 +321,7 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     """The samples of the devices of all its machines, [] where there are none; see `Run`.
 
     A run of months has a line for each of its seconds: of a large file some neighbouring lines are read here and there,
-    from the first to the last, and its peaks are in the outcome.
+    from the first to the last, and its peaks are in the outcome. Raises as `open_lines` does.
     """
     found = []
     for path in (there(folder / SAMPLES), *folder.glob(samples_of("*")), *folder.glob(samples_of("*") + PACKED)):

@@ -69,7 +69,7 @@ def load(path: Path) -> Run:
         raise UsageError(f"{path} is not a run folder. {hint}") from error
     except NotAMegatronLog as error:
         raise UsageError(f"{error}. Give a run folder, or what training printed.") from error
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 

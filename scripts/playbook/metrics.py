@@ -32,7 +32,7 @@ def read(path: Path) -> tuple[Lines, list[dict[str, Any]]]:
     A line that is no JSON, such as the last one of a run that lost its power, is left out.
 
     Raises:
-        OSError, EOFError: the file cannot be read, or is half of a compressed one.
+        OSError, ValueError: the file cannot be read, or is half of a compressed one.
     """
     parts: list[Lines] = []
     evaluations: list[dict[str, Any]] = []

@@ -221,7 +221,10 @@ def _rounded(value: Any) -> Any:
 
 
 def rebuild(project: Path) -> list[Path]:
-    """Write what is made from the records, and remove pictures that no longer are. Returns what changed.
+    """Write what is made from the records, and remove comparisons and pictures that no longer are.
+
+    Returns:
+        What changed.
 
     Raises:
         UsageError, comparison.NotComparable, Failure: as `made_from`; nothing is written then.
@@ -232,7 +235,8 @@ def rebuild(project: Path) -> list[Path]:
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
     placing.write_files(changed)
-    stale = [path for path in (project / RESULTS).glob(f"*/{PICTURES}/*.svg") if path not in files]
+    made = (f"[!.]*/{PICTURES}/*.svg", f"[!.]*/{comparison_file.FILE}")
+    stale = [path for each in made for path in (project / RESULTS).glob(each) if path not in files]
     for path in stale:
         path.unlink()
     return [*changed, *stale]
@@ -260,19 +264,19 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
     paths, command = _sources(sources)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=project / RESULTS) as beside:
         there = [path for path in folder.glob("*/") if record.holds_run(path)]
-        copies = []
+        copies, names = [], set[str]()
         for at, run in enumerate(_in_order(loading.load_all(paths))):
             if run.verdict is Verdict.INCOMPLETE:
                 raise UsageError(f"{run.folder} has no outcome: it still runs, or its end was not seen")
             copy = Path(beside) / str(at)
-            anonymous.copy_run(run.folder, copy)
+            names |= anonymous.copy_run(run.folder, copy)
             if not any(_same(copy, other) for other in (*there, *copies)):
                 copies.append(copy)
         _compared(_in_order(loading.load_all([*there, *copies])))
         folder.mkdir(exist_ok=True)
         added = [copy.rename(_free(folder, loading.load(copy))) for copy in copies]
         if command and not (folder / ABOUT).exists():
-            record.write_json(folder / ABOUT, {"command": anonymous.clean_text(command)})
+            record.write_json(folder / ABOUT, {"command": anonymous.clean_text(command, names)})
     return added
 
 
@@ -287,10 +291,11 @@ def _add_ablation(folder: Path, sources: list[Path]) -> list[Path]:
         raise UsageError(f"{gone[0]} is not there any more; an ablation is published with all of its runs")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
         made = Path(beside) / folder.name
-        for path in paths:
-            anonymous.copy_run(path, made / path.name)
-        record.write_json(made / ablation_file.FILE, said | {"reproduce": anonymous.clean_text(said["reproduce"])})
-        read(made)
+        names = set[str]().union(*(anonymous.copy_run(path, made / path.name) for path in paths))
+        runs = {path.name: loading.load(made / path.name) for path in paths}
+        said["reproduce"] = anonymous.clean_text(said["reproduce"], names)
+        # As the clean runs make it: what was said of others may name a machine.
+        (made / ablation_file.FILE).write_bytes(_json(ablation.reread(said, runs)))
         made.rename(folder)
     return [folder / path.name for path in paths]
 
@@ -336,11 +341,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if bool(given.add) != bool(given.to):
         raise UsageError('ADD= and TO= go together: make results ADD="RUN RUN" TO=NAME')
+    added: list[Path] = []
     try:
         added = add(PROJECT, given.add, given.to) if given.add else []
         changed = rebuild(PROJECT)
     except comparison.NotComparable as refusal:
-        table.print_refusal(refusal, sys.stderr, last_way_out="Nothing was written.")
+        there = ", ".join(str(path.relative_to(PROJECT)) for path in added)
+        written = f"Added: {there}; nothing that is made from the records was written." if added else ""
+        table.print_refusal(refusal, sys.stderr, last_way_out=written or "Nothing was written.")
         return 1
     for path in (*added, *changed):
         print(path.relative_to(PROJECT))

@@ -84,15 +84,15 @@ def test_another_record_makes_other_tables_and_pictures(copy: Path) -> None:
 def test_runs_are_published_by_their_comparison(empty: Path, make_run, tmp_path: Path) -> None:
     pair = [make_run("bf16", environment={"host": "node17"}), make_run("nvfp4", step=0.1)]
     groups = [[loading.load(path)] for path in pair]
-    result = comparison.compare(groups, reproduce="make compare ITERS=60")
+    result = comparison.compare(groups, reproduce="make compare ITERS=60 HOST_OF=node17")
     comparison_file.write(result, tmp_path / "compared" / comparison_file.FILE)
     added = publish.add(empty, [tmp_path / "compared"], "gb300-tiny")
     folder = empty / publish.RESULTS / "gb300-tiny"
     assert added == [folder / "bf16", folder / "nvfp4"]
-    assert json.loads((folder / publish.ABOUT).read_text()) == {"command": "make compare ITERS=60"}
+    assert json.loads((folder / publish.ABOUT).read_text()) == {"command": "make compare ITERS=60 HOST_OF=(name)"}
     publish.rebuild(empty)
     written = comparison_file.read(folder)
-    assert written["reproduce"] == "make compare ITERS=60" and "node17" not in json.dumps(written)
+    assert written["reproduce"] == "make compare ITERS=60 HOST_OF=(name)" and "node17" not in json.dumps(written)
     assert written["contrasts"][0]["step_time"]["figure"]["value"] == pytest.approx(2.0, rel=1e-3)
     page = (empty / "overview.md").read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "| gb300-tiny |" in page
@@ -110,6 +110,30 @@ def test_a_failed_run_is_listed_and_not_compared(empty: Path, make_run) -> None:
     page = (empty / "overview.md").read_text()
     assert "| 2 | nvfp4: out\\_of\\_memory |" in page
     assert not (empty / publish.RESULTS / "one" / comparison_file.FILE).exists()
+
+
+def test_a_comparison_of_runs_that_are_no_longer_compared_goes(empty: Path, make_run) -> None:
+    _, nvfp4 = publish.add(empty, [make_run("bf16"), make_run("nvfp4")], "one")
+    publish.rebuild(empty)
+    made = empty / publish.RESULTS / "one" / comparison_file.FILE
+    assert made.exists()
+    shutil.rmtree(nvfp4)
+    assert made in publish.rebuild(empty)
+    assert not made.exists() and not list(made.parent.rglob("*.svg"))
+
+
+def test_a_refusal_says_what_was_written(empty: Path, make_run, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(publish, "PROJECT", empty)
+    pair = [make_run("bf16"), make_run("nvfp4")]
+    other = make_run("nvfp4", name="other", parity={"seed": 2})
+    assert publish.main(["--add", str(pair[0]), str(other), "--to", "one"]) == 1
+    assert "Nothing was written." in capsys.readouterr().err
+    assert publish.main(["--add", *map(str, pair), "--to", "one"]) == 0
+    shutil.copytree(other, empty / publish.RESULTS / "one" / "other")
+    assert publish.main(["--add", str(pair[0]), "--to", "two"]) == 1
+    told = capsys.readouterr().err
+    assert (empty / publish.RESULTS / "two" / "bf16").is_dir()
+    assert "Added: assets/results/two/bf16" in told and "Nothing was written" not in told
 
 
 def test_what_cannot_be_published_is_refused_and_nothing_is_written(empty: Path, make_run, tmp_path: Path) -> None:
@@ -172,3 +196,25 @@ def test_an_ablation_is_published_whole_and_made_anew_from_its_runs(copy: Path, 
             assert facts.parity["seed"] == run["seed"]
             assert facts.precision.get("ingredients", ingredients) == ingredients
             assert facts.precision["bf16_tail_layers"] == (row["bf16_tail_layers"] or 0)
+
+
+def test_an_ablation_says_nothing_but_what_its_clean_runs_do(copy: Path, empty: Path) -> None:
+    kept = copy / publish.RESULTS / "cpu-tiny-ablation"
+    source = kept / "made"
+    source.mkdir()
+    said = json.loads((kept / ablation_file.FILE).read_text())
+    said |= {"data": "/data/alice/corpus", "device": "node17", "reproduce": "make ablate ON=node17 DATA=/data/alice/x"}
+    said["rows"][1]["runs"][0]["problem"] = "failed: node17"
+    failed = kept / said["rows"][-1]["runs"][0]["run"]
+    for name, more in [
+        (record.ENVIRONMENT, {"host": "node17"}),
+        (record.OUTCOME, {"verdict": "failed", "cause": "rank 9 on node18: /data/alice/x is not there"}),
+    ]:
+        record.write_json(failed / name, json.loads((failed / name).read_text()) | more)
+    (source / ablation_file.FILE).write_text(json.dumps(said))
+    publish.add(empty, [source], "tiny")
+    made = empty / publish.RESULTS / "tiny" / ablation_file.FILE
+    text = made.read_text()
+    assert not [word for word in ("node17", "node18", "alice") if word in text]
+    assert "failed: rank 9 on (name): x is not there" in text and "make ablate ON=(name) DATA=x" in text
+    assert made not in publish.rebuild(empty)

@@ -1,8 +1,10 @@
 """The run folder: atomic files, a reader that never trips over half of one, and one verdict."""
 
 import errno
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -156,3 +158,14 @@ def test_the_reader_needs_the_standard_library_alone(project: Path, tmp_path: Pa
     code = f"import sys; sys.path.insert(0, {str(project / 'assets')!r}); from pretraining import record, settings"
     ended = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("name", [record.METRICS, record.SAMPLES, record.samples_of(8)])
+@pytest.mark.parametrize("broken", ["cut short", "damaged", "no gzip"])
+def test_a_broken_compressed_file_is_named(name: str, broken: str, tmp_path: Path) -> None:
+    record.write_json(tmp_path / record.ENVIRONMENT, {})
+    content = gzip.compress(b"".join(b'{"device": %d}\n' % number for number in range(2000)))
+    damaged = {"cut short": content[:-30], "damaged": content[:40] + b"\xff" * 40 + content[80:], "no gzip": b"{}\n"}
+    (tmp_path / f"{name}.gz").write_bytes(damaged[broken])
+    with pytest.raises(ValueError, match=re.escape(f"{name}.gz")):
+        record.read_run(tmp_path)

@@ -416,6 +416,12 @@ def bridge_logits() -> dict[str, float]:
         return found | {"without scaling": (unscaled(tokens).logits - expected).abs().max().item()}
 
 
+def on_meta() -> str:
+    """Where a tensor is made inside `torch.device("meta")`, as transformers makes every one it loads."""
+    with torch.device("meta"):
+        return str(torch.empty(1).device)
+
+
 def copied_to_mlflow() -> list[str]:
     """What Megatron-Bridge hands to MLflow of a saved checkpoint where its config has no switch against it."""
     copied = []
@@ -445,7 +451,7 @@ def main() -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(0)
     questions = (
         presets, missing_recipes, splits, gpu_configs, refusal_of_too_few_processes, arithmetics,
-        product_logits, bridge_logits, copied_to_mlflow, megatrons_footprints, overridden, undone,
+        product_logits, bridge_logits, on_meta, copied_to_mlflow, megatrons_footprints, overridden, undone,
         config_files, plugins,
     )  # fmt: skip
     answers = {question.__name__: answered(question) for question in questions}

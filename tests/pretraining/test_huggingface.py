@@ -30,6 +30,10 @@ def test_tied_embeddings_and_scaled_rotary_embedding(megatron) -> None:
     assert found["without scaling"] > 0.1  # so the scaling did take part
 
 
+def test_the_cpu_runtime_leaves_the_meta_device_alone(megatron) -> None:
+    assert megatron("on_meta") == "meta"
+
+
 @pytest.mark.parametrize("answer", ["product_logits", "bridge_logits"])
 def test_weights_come_back_bit_for_bit(megatron, answer: str) -> None:
     """From Hugging Face to Megatron and to a folder that `transformers` loads, with and without tied embeddings."""

@@ -12,6 +12,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 
 class _Stream:
@@ -103,6 +104,8 @@ def _placement() -> None:
 
         return created
 
+    # `with torch.device("meta")` knows functions by identity, from a list made at first use: of these, not of ours.
+    _device_constructors()
     for name in ("tensor", "empty", "zeros", "ones", "full", "arange", "rand", "randn", "as_tensor", "empty_like"):
         setattr(torch, name, on_cpu(getattr(torch, name)))
 

@@ -6,13 +6,16 @@
 Writes selfcheck.json into the folder: versions, GPU, and each comparison with its first difference. It names neither
 machine nor user, and is meant to be sent. `make selfcheck` runs this in the NeMo container.
 
-Exit codes: 0 equal, 1 something differs, 2 not possible here, 130 interrupted.
+Exit codes: 0 equal, 1 something differs or failed, 2 not possible here, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,18 +59,47 @@ def require_native() -> None:
 
 def run(folder: Path, commit: str) -> int:
     """Check, print, write. Returns the exit code."""
-    from pretraining.selfcheck import check, engines, report
+    from pretraining import environment
+    from pretraining.selfcheck import FAST_MATH, check, engines, report
 
+    device = environment.describe_device(True)  # before anything can go wrong on it
     if report.fast_math():
-        print(f"{report.FAST_MATH} is on: Transformer Engine skips a rounding to BF16, differences are expected")
+        print(f"{FAST_MATH} is on: Transformer Engine skips a rounding to BF16, differences are expected")
     print("NVFP4 of Transformer Engine's kernels and of this project, on the same tensors: a minute or two", flush=True)
-    found = list(check.everything(engines.TransformerEngine(), engines.Ours(), VECTORS, "cuda"))
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_json(folder / record.SELFCHECK, report.describe(found, commit))
+    found = []
+    try:
+        for each in check.everything(engines.TransformerEngine(), engines.Ours(), VECTORS, "cuda"):
+            found.append(each)
+    except Exception as error:
+        found.append(check.failed("this and all that comes after", None, "", error))
     report.show(found)
-    print(f"{report.verdict(found)}\n  in full: {folder / record.SELFCHECK}")
+    print(report.verdict(found))
+    record.write_json(folder / record.SELFCHECK, report.describe(found, commit, device))
+    print(f"  in full: {folder / record.SELFCHECK}")
     print("  Please send that file, whatever it says: attach it to an issue of the repository that you cloned.")
     return 0 if report.equal(found) else 1
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make the folder before the work, and remove it after one that wrote nothing.
+
+    Raises:
+        UsageError: it holds a selfcheck, or cannot be written to.
+        OSError: it cannot be made.
+    """
+    if (folder / record.SELFCHECK).exists():
+        raise UsageError(f"{folder} holds a selfcheck already; name another folder")
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} cannot be written to; name another folder")
+    try:
+        yield
+    finally:
+        if not existed:
+            with suppress(OSError):  # of one that is not empty
+                folder.rmdir()
 
 
 def main() -> int:
@@ -77,10 +109,9 @@ def main() -> int:
     flags.add_argument("--commit", default="", help="the project's, to write into the file")
     args = flags.parse_args()
     try:
-        if (args.folder / record.SELFCHECK).exists():
-            raise UsageError(f"{args.folder} holds a selfcheck already; name another folder")
         require_native()
-        return run(args.folder, args.commit)
+        with new_folder(args.folder):
+            return run(args.folder, args.commit)
     except UsageError as error:
         print(f"selfcheck: {error}", file=sys.stderr)
         return 2

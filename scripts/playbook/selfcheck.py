@@ -17,13 +17,13 @@ from playbook.runtimes import local
 from pretraining import record
 from pretraining.errors import UsageError
 from pretraining.precision import find_precision
+from pretraining.selfcheck import FAST_MATH
 
 if TYPE_CHECKING:
     from playbook.runtimes.container import Container
 
 SCRIPT = ASSETS / "selfcheck.py"
 VECTORS = PROJECT / "tests" / "vectors"
-FAST_MATH = "NVTE_USE_FAST_MATH"  # of Transformer Engine; the result says how it was set
 # Of what this proves, what can be done without such a GPU.
 ELSEWHERE = """\
   would work here: make test       this project's arithmetic against 24 results of Transformer Engine's reference
@@ -31,7 +31,8 @@ ELSEWHERE = """\
 
 
 def run(args: argparse.Namespace, wanted: Wanted) -> int:
-    """Check on the GPU that has FP4 tensor cores. Returns the script's exit code: 0 equal, 1 differs, 2 not possible.
+    """Check on the GPU that has FP4 tensor cores. Returns the script's exit code: 0 equal, 1 differs or failed,
+    2 not possible.
 
     Raises:
         UsageError: no such GPU here: what is needed, what was found and what can be done without.
@@ -54,7 +55,8 @@ def _place(wanted: Wanted) -> Place:
     """Where trainings in NVFP4 run. Raises UsageError where none could."""
     precision = find_precision("nvfp4")
     found = gpus.read()
-    if not wanted.dry_run and (wanted.runtime == "cpu" or not any(gpu.trains_in(precision) for gpu in found.gpus)):
+    able = wanted.dry_run or any(gpu.trains_in(precision) for gpu in found.gpus)
+    if wanted.runtime == "cpu" or not able:
         listed = found.problem or ", ".join(map(str, found.gpus)) or "no NVIDIA GPU"
         raise UsageError(
             f"Transformer Engine's native NVFP4 kernels need {precision.needs}.\n  found: {listed}\n{ELSEWHERE}"

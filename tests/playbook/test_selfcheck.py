@@ -13,6 +13,7 @@ from playbook import entry, gpus, jobs, place, selfcheck
 from playbook.image import Image
 from playbook.place import Place
 from pretraining import record
+from pretraining.selfcheck import FAST_MATH
 
 _spec = importlib.util.spec_from_file_location("recorded_nvml", Path(__file__).with_name("recorded_nvml.py"))
 recorded = importlib.util.module_from_spec(_spec)
@@ -48,6 +49,13 @@ def test_without_fp4_tensor_cores_it_says_what_is_needed_and_what_can_be_done(ch
     assert "make test " in said and "make test-gpu " in said
 
 
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+@pytest.mark.parametrize("machine", [None, recorded.STATION])
+def test_the_cpu_is_refused_printed_or_not(check, machine, flags) -> None:
+    code, out, said = check(machine, "--runtime", "cpu", *flags)
+    assert (code, out) == (2, "") and "compute capability 10.0 or 10.3" in said
+
+
 def test_it_runs_in_the_container_on_the_gpu_that_can(check, monkeypatch, tmp_path) -> None:
     station = gpus.read(recorded.RecordedNvml(recorded.STATION)).gpus
     where = Place("container", gpu=station[1], image="nvcr.io/nvidia/nemo:26.04")
@@ -57,9 +65,9 @@ def test_it_runs_in_the_container_on_the_gpu_that_can(check, monkeypatch, tmp_pa
     assert code == 0 and chosen[0][1].name == "nvfp4" and not (tmp_path / "runs").exists()
     assert station[1].uuid in out and station[0].uuid not in out
     assert f"source={selfcheck.VECTORS},target={selfcheck.VECTORS},readonly" in out
-    assert "-nvfp4-selfcheck" in out and "HF_TOKEN" not in out and selfcheck.FAST_MATH not in out
-    monkeypatch.setenv(selfcheck.FAST_MATH, "0")
-    assert f"-e {selfcheck.FAST_MATH}=0" in check(recorded.STATION, "--dry-run")[1]
+    assert "-nvfp4-selfcheck" in out and "HF_TOKEN" not in out and FAST_MATH not in out
+    monkeypatch.setenv(FAST_MATH, "0")
+    assert f"-e {FAST_MATH}=0" in check(recorded.STATION, "--dry-run")[1]
 
 
 @pytest.mark.parametrize("written", [True, False])

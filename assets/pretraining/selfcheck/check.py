@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor
 from pretraining.selfcheck import comparison, engines, rounding, step
 from pretraining.selfcheck.engines import SIDES, LayoutError, Mode, Native, Ours
 
+if TYPE_CHECKING:
+    from pretraining.numerics.nvfp4_triton import Operand
+
 EXACT = (Mode(), Mode(tile=(BLOCK, BLOCK)), Mode(rht=True))
 STOCHASTIC = (Mode(stochastic=True), Mode(rht=True, stochastic=True))
 # Transformer Engine has kernels of its own for rows divisible by 64 beside columns divisible by 128; its scales are
@@ -25,6 +30,12 @@ STOCHASTIC = (Mode(stochastic=True), Mode(rht=True, stochastic=True))
 SHAPES = ((256, 512), (64, 128), (304, 272), (48, 80), (200, 384))
 DRAWN, DRAWS = (256, 512), 64
 NEAR = "equal but for the signs of zeros"
+OURS = "our kernels, "  # begins a side of ours
+
+_URL = re.compile(r"\w+://\S+")
+_PATH = re.compile(r"(?<![\w.])(?:~[\w.-]*)?(?:/[\w.@+~ -]*\w)*/[\w.@+~-]+/?")
+_SOURCE = re.compile(r"[\w.+-]+\.(?:py|cuh?|cpp|cc|h|so)(?:\.[\d.]+)?")
+_HOME = re.compile(r"/(?:home|Users)/([\w.-]+)")
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Result:
         problem: the first difference in words.
         cause: what explains all of the differences, where something does.
         details: for the file.
+        failure: why the comparison could not be made; nothing is said of the numbers then.
     """
 
     name: str
@@ -47,6 +59,7 @@ class Result:
     problem: str = ""
     cause: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For the file."""
@@ -96,20 +109,38 @@ def random_tensors(shapes: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, T
 
 def exact(name: str, x: Tensor, mode: Mode, native: Native, ours: Ours, device: str) -> Iterator[Result]:
     """Native codes, block scales and amax of both sides against the specification, and our kernels against it."""
-    specified = engines.specified(x, mode)
+    specified, matrices = engines.specified(x, mode), dict(zip(SIDES, engines.matrices(x), strict=True))
+
+    def of_native(side: str, stored: engines.Stored) -> Iterator[Result]:
+        yield _one_side(name, mode, side, stored, specified[side], matrices[side])
+
+    def of_ours(side: str, found: Operand) -> Iterator[Result]:
+        yield _our_kernels(name, mode, side, found, specified[side])
+
+    yield from _both_sides(name, mode, "", lambda: native.quantize(engines.padded(x), mode), of_native)
+    yield from _both_sides(name, mode, OURS, lambda: ours.kernels(x.to(device), mode), of_ours)
+
+
+def _both_sides(
+    name: str, mode: Mode, whose: str, make: Callable[[], dict[str, Any]], compare: Callable[..., Iterator[Result]]
+) -> Iterator[Result]:
+    """`compare(side, made[side])` for every side; where it is missing, or something raises, what failed."""
+    made: dict[str, Any] | Exception
     try:
-        stored = native.quantize(engines.padded(x), mode)
+        made = make()
     except Exception as error:
-        yield failed(name, mode, "", error)
-        stored = {}
-    for side, matrix in zip(SIDES, engines.matrices(x), strict=True):
-        if side in stored:
-            yield _one_side(name, mode, side, stored[side], specified[side], matrix)
-    try:
-        for side, found in ours.kernels(x.to(device), mode).items():
-            yield _our_kernels(name, mode, side, found, specified[side])
-    except Exception as error:
-        yield failed(name, mode, "our kernels", error)
+        made = error
+    for side in SIDES:
+        try:
+            if isinstance(made, Exception):
+                raise made
+            if side not in made:
+                raise LookupError(f"no {side} were returned")
+            yield from compare(side, made[side])
+        except LayoutError as error:
+            yield Result(name, mode.name, whose + side, False, f"layout: {error}")
+        except Exception as error:
+            yield failed(name, mode, whose + side, error)
 
 
 def _one_side(
@@ -118,10 +149,7 @@ def _one_side(
     columns = matrix.shape[1]
     rows = len(matrix) if side == "columns" else len(matrix) + -len(matrix) % BLOCK
     of_side = mode if side == "columns" else replace(mode, rht=False)
-    try:
-        native = engines.read(stored, rows, columns)
-    except LayoutError as error:
-        return Result(name, mode.name, side, False, f"layout: {error}")
+    native = engines.read(stored, rows, columns)
     native = NVFP4Tensor(native.codes[: len(matrix)], native.scales[: len(matrix)], native.amax)
     found = comparison.differences(native, specified)
     details: dict[str, Any] = {"differences": [each.as_json() for each in found]} if found else {}
@@ -133,22 +161,29 @@ def _one_side(
     return Result(name, mode.name, side, False, "; ".join(map(str, found)), cause, details)
 
 
-def _our_kernels(name: str, mode: Mode, side: str, found: Any, specified: NVFP4Tensor) -> Result:
-    rows, columns = found.values.shape
-    values = specified.values[:rows, :columns].bfloat16()
-    unequal = found.values.contiguous().view(torch.int16) != values.contiguous().view(torch.int16)
-    first = comparison.first_difference("kernel values", found.values, values, unequal & (values.abs() > 0))
-    same = (
-        first is None
-        and not (found.values[values == 0] != 0).any()
-        and torch.equal(found.scale.float(), specified.tensor_scale)
-    )
-    problem = "" if same else str(first or "zeros or the tensor scale differ")
-    return Result(name, mode.name, f"our kernels, {side}", same, problem)
+def _our_kernels(name: str, mode: Mode, side: str, found: Operand, specified: NVFP4Tensor) -> Result:
+    values, expected = _shaped(found, specified), specified.values.bfloat16()
+    unequal = values.contiguous().view(torch.int16) != expected.contiguous().view(torch.int16)
+    both_zero = (values == 0) & (expected == 0)
+    first = comparison.first_difference("kernel values", values, expected, unequal & ~both_zero)
+    same_scale = torch.equal(found.scale.float(), specified.tensor_scale)
+    problem = str(first) if first else "" if same_scale else "the tensor scale differs"
+    return Result(name, mode.name, OURS + side, not problem, problem)
+
+
+def _shaped(found: Operand, specified: NVFP4Tensor) -> Tensor:
+    """The values of one side. Raises LayoutError where their shape is not the specification's."""
+    wanted = tuple(specified.values.shape)
+    if tuple(found.values.shape) != wanted:
+        raise LayoutError(f"kernel values of shape {tuple(found.values.shape)}, expected {wanted}")
+    return found.values
 
 
 def stochastic(x: Tensor, mode: Mode, native: Native, ours: Ours, device: str, draws: int) -> Iterator[Result]:
-    """Both ways of rounding stochastically, judged by `rounding`; scales and amax as when rounding to nearest."""
+    """Both ways of rounding stochastically, judged by `rounding`; all scales are those of rounding to nearest.
+
+    Of the native kernels these are the block scales and amax, of ours the tensor scale: a block scale is in the values.
+    """
     specified = engines.specified(x, mode)
     name = f"{draws} draws of {x.shape[0]}x{x.shape[1]}"
     scaled = {}
@@ -156,29 +191,34 @@ def stochastic(x: Tensor, mode: Mode, native: Native, ours: Ours, device: str, d
         rotated = nvfp4.random_hadamard_transform(matrix) if mode.rht and side == "columns" else matrix
         expected = specified[side]
         scaled[side] = nvfp4.scale_elements(rotated.float(), expected.scales, nvfp4.encode_scale(expected.amax))
-    try:
-        drawn = [native.quantize(x, mode) for _ in range(draws)]
-        for side in SIDES:
-            read = [engines.read(each[side], *scaled[side].shape) for each in drawn]
-            yield _judged(name, mode, side, [nvfp4.decode(nvfp4.unpack(each.codes)) for each in read], scaled[side])
-            found = [d for each in read for d in comparison.differences(each, specified[side]) if d.part != "codes"]
-            yield Result(
-                name, mode.name, f"{side}: scales", not found, str(found[0]) if found else "",
-                details={"differences": [found[0].as_json()]} if found else {},
-            )  # fmt: skip
-    except LayoutError as error:
-        yield Result(name, mode.name, "", False, f"layout: {error}")
-    except Exception as error:
-        yield failed(name, mode, "", error)
-    try:
-        made = [ours.kernels(x.to(device), mode, seed) for seed in range(draws)]
-    except Exception as error:
-        yield failed(name, mode, "our kernels", error)
-        return
-    for side in SIDES:
+
+    def of_native(side: str, drawn: list[engines.Stored]) -> Iterator[Result]:
+        read = [engines.read(each, *scaled[side].shape) for each in drawn]
+        yield _judged(name, mode, side, [nvfp4.decode(nvfp4.unpack(each.codes)) for each in read], scaled[side])
+        found = [d for each in read for d in comparison.differences(each, specified[side]) if d.part != "codes"]
+        yield Result(
+            name, mode.name, f"{side}: scales", not found, str(found[0]) if found else "",
+            details={"differences": [found[0].as_json()]} if found else {},
+        )  # fmt: skip
+
+    def of_ours(side: str, drawn: list[Operand]) -> Iterator[Result]:
         scales = specified[side].scales.float().repeat_interleave(BLOCK, dim=1)
-        values = [each[side].values.float() / scales for each in made]
-        yield _judged(name, mode, f"our kernels, {side}", values, scaled[side])
+        values = [_shaped(each, specified[side]).float() / scales for each in drawn]
+        yield _judged(name, mode, OURS + side, values, scaled[side])
+        same = all(torch.equal(each.scale.float(), specified[side].tensor_scale) for each in drawn)
+        yield Result(name, mode.name, f"{OURS}{side}: tensor scale", same, "" if same else "the tensor scale differs")
+
+    yield from _both_sides(
+        name, mode, "", lambda: _by_side([native.quantize(x, mode) for _ in range(draws)]), of_native
+    )
+    yield from _both_sides(
+        name, mode, OURS, lambda: _by_side([ours.kernels(x.to(device), mode, seed) for seed in range(draws)]), of_ours
+    )
+
+
+def _by_side(drawn: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The draws of each side that all of them have."""
+    return {side: [each[side] for each in drawn] for side in SIDES if all(side in each for each in drawn)}
 
 
 def _judged(name: str, mode: Mode, side: str, values: list[Tensor], scaled: Tensor) -> Result:
@@ -202,14 +242,24 @@ def training_step(native: Native, ours: Ours, device: str) -> Iterator[Result]:
 
 def failed(name: str, mode: Mode | None, side: str, error: Exception) -> Result:
     """A comparison that could not be made, without what would tell whose machine it was."""
-    return Result(name, mode.name if mode else "", side, False, f"failed: {type(error).__name__}: {anonymous(error)}")
+    said = f"{type(error).__name__}: {anonymous(error)}"
+    return Result(name, mode.name if mode else "", side, False, failure=said)
 
 
 def anonymous(error: Exception) -> str:
-    """The first lines of an error, without paths and names of user and machine."""
+    """The first lines of an error, without paths (of a source its name stays), URLs, and names of user and machine."""
     text = "\n".join(str(error).strip().splitlines()[:5])
-    text = re.sub(r"(?<![\w.])(?:/[\w.@+~ -]*\w)+/", "", text)
-    for name in (socket.gethostname(), socket.gethostname().partition(".")[0], os.environ.get("USER", "")):
-        if name:
-            text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
+    names = {socket.gethostname(), socket.gethostname().partition(".")[0], os.environ.get("USER", "")}
+    names.update(_HOME.findall(text))
+    with suppress(KeyError, OSError):  # a container's user may have no name
+        names.add(getpass.getuser())
+    text = _URL.sub("...", text)
+    text = _PATH.sub(_last_of_source, text)
+    for name in sorted(filter(None, names), key=len, reverse=True):
+        text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
     return text[:500]
+
+
+def _last_of_source(path: re.Match[str]) -> str:
+    last = path[0].rpartition("/")[2]
+    return last if _SOURCE.fullmatch(last) else "..."

@@ -141,7 +141,7 @@ class Ours:
         self._device = device
 
     def kernels(self, x: Tensor, mode: Mode, seed: int = 0) -> dict[str, Operand]:
-        """Both sides of any matrix with K divisible by 16, columns transposed, as the kernels round them."""
+        """Both sides of any matrix with K divisible by 16 as the kernels round them, shaped as in `specified`."""
         from pretraining.numerics import nvfp4_triton
 
         folded = versions.folds_block_scale()
@@ -152,7 +152,7 @@ class Ours:
             rows, columns = nvfp4_triton.quantize(x, rht=mode.rht, seed=seeds, folded=folded)
         return {
             "rows": nvfp4_triton.Operand(rows.values.cpu(), rows.scale.cpu()),
-            "columns": nvfp4_triton.Operand(columns.values.T.cpu(), columns.scale.cpu()),
+            "columns": nvfp4_triton.Operand(padded(columns.values).T.cpu(), columns.scale.cpu()),
         }
 
     def model(self, weights: list[Tensor]) -> torch.nn.Module:

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pretraining import environment, record, versions
-from pretraining.selfcheck.check import NEAR, Result
+from pretraining import record, versions
+from pretraining.selfcheck import FAST_MATH
+from pretraining.selfcheck.check import NEAR, OURS, Result
 
-FAST_MATH = "NVTE_USE_FAST_MATH"
 SHOWN = 6  # differences on screen; the file has all
 
 
@@ -20,18 +20,23 @@ def fast_math() -> bool:
     return os.environ.get(FAST_MATH, "0") not in ("", "0")
 
 
-def describe(results: Sequence[Result], commit: str) -> dict[str, Any]:
-    """The file: nothing in it says whose machine it was."""
-    device = environment.describe_device(True)
-    del device["uuid"]
+def describe(results: Sequence[Result], commit: str, device: dict[str, Any]) -> dict[str, Any]:
+    """The file: nothing in it says whose machine it was.
+
+    Args:
+        results: all comparisons.
+        commit: the project's, "" where it is not known.
+        device: of `environment.describe_device`; its UUID is left out.
+    """
     return {
         "schema": record.SCHEMA,
         "made": record.utc_now(),
         "commit": commit,
         "verdict": verdict(results),
         "equal": equal(results),
+        "could_not_be_made": sum(bool(each.failure) for each in results),
         "versions": {"python": platform.python_version(), **versions.installed()},
-        "device": device,
+        "device": {name: value for name, value in device.items() if name != "uuid"},
         "fast_math": fast_math(),
         "block_scale": "amax * (encode / 6)" if versions.folds_block_scale() else "amax / 6 * encode",
         "results": [each.as_json() for each in results],
@@ -39,20 +44,34 @@ def describe(results: Sequence[Result], commit: str) -> dict[str, Any]:
 
 
 def equal(results: Sequence[Result]) -> bool:
-    """Whether nothing differs."""
+    """Whether everything was compared and nothing differs."""
     return bool(results) and all(each.equal for each in results)
 
 
 def verdict(results: Sequence[Result]) -> str:
     """One or a few sentences."""
-    wrong = [each for each in results if not each.equal]
-    native = [each for each in wrong if not each.side.startswith("our kernels")]
-    engine = versions.installed().get("transformer-engine", "of unknown version")
-    signs = sum(each.details.get("zeros_of_other_sign", 0) for each in results)
-    if not wrong:
+    engine = f"Transformer Engine {versions.installed().get('transformer-engine', 'of unknown version')}"
+    if equal(results):
+        signs = sum(each.details.get("zeros_of_other_sign", 0) for each in results)
         but = f", but for the sign of {signs} zeros, which no product can tell" if signs else ""
-        return f"equal: Transformer Engine {engine} and this project round alike{but}."
-    said = f"differs: {len(wrong)} of {len(results)} comparisons with Transformer Engine {engine}."
+        return f"equal: {engine} and this project round alike{but}."
+    wrong = [each for each in results if not each.equal and not each.failure]
+    failures = [each for each in results if each.failure]
+    said = []
+    if wrong:
+        said.append(f"differs: {len(wrong)} of {len(results)} comparisons with {engine}.{_explained(wrong)}")
+    if failures:
+        said.append(
+            f"could not be made: {len(failures)} of {len(results)} comparisons with {engine}. "
+            f"The first, {_where(failures[0])}: {failures[0].failure}"
+        )
+    return "\n".join(said)
+
+
+def _explained(wrong: Sequence[Result]) -> str:
+    """What explains the differences, and in how many nothing does."""
+    native = [each for each in wrong if not each.side.startswith(OURS)]
+    said = ""
     if len(native) < len(wrong):
         said += f" In {len(wrong) - len(native)} our own kernels are not what the specification says."
     causes = Counter(each.cause for each in native)
@@ -69,6 +88,10 @@ def verdict(results: Sequence[Result]) -> str:
     return said
 
 
+def _where(result: Result) -> str:
+    return ", ".join(filter(None, (result.name, result.mode, result.side)))
+
+
 def show(results: Sequence[Result]) -> None:
     """Print the table: a line a mode and side, then the first differences."""
     groups: dict[tuple[str, str], list[Result]] = {}
@@ -79,10 +102,12 @@ def show(results: Sequence[Result]) -> None:
         right = sum(each.equal for each in found)
         near = sum(each.problem == NEAR for each in found)
         notes = f" ({near} but for signs of zeros)" if near else ""
+        failures = sum(bool(each.failure) for each in found)
+        notes += f" ({failures} could not be made)" if failures else ""
         print(f"  {mode + ', ' + side:<{width}}  {right:>3} of {len(found):>3} as they should be{notes}")
-    wrong = [each for each in results if not each.equal]
+    wrong = sorted((each for each in results if not each.equal), key=lambda each: bool(each.failure))
     for each in wrong[:SHOWN]:
-        where = ", ".join(filter(None, (each.name, each.mode, each.side)))
-        print(f"  {where}:\n    {each.problem}" + (f"\n    cause: {each.cause}" if each.cause else ""))
+        said = f"could not be made: {each.failure}" if each.failure else each.problem
+        print(f"  {_where(each)}:\n    {said}" + (f"\n    cause: {each.cause}" if each.cause else ""))
     if len(wrong) > SHOWN:
         print(f"  and {len(wrong) - SHOWN} more, in the file")

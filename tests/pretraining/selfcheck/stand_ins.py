@@ -10,6 +10,11 @@ from pretraining.selfcheck import engines
 from pretraining.selfcheck.engines import Stored
 
 
+def matrix(rows=48, columns=80):
+    """The same numbers each time."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(2)).bfloat16()
+
+
 def stored(q):
     """A quantized matrix as Transformer Engine keeps it; what it leaves unwritten is not zero."""
     rows, blocks = q.scales.shape

@@ -387,7 +387,7 @@ def test_threads_go_on_after_ctrl_c(script, until, tokenizer: Path, tmp_path: Pa
 
 
 def test_ctrl_c_waits_for_no_long_line(script, until, tokenizer: Path, tmp_path: Path) -> None:
-    """A thread cannot be ended: the process is, within its ten seconds of tokenizing."""
+    """A thread cannot be ended, so the process is, in the midst of ten seconds and more of tokenizing."""
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a long line " * 3_000_000}))
     words = ("--input", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/made", "--workers", "2")
     process = script("--tokenizer", str(tokenizer), *words)

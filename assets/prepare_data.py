@@ -30,7 +30,7 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pretraining import ending
-from pretraining.data import sources, tokenizers, worker
+from pretraining.data import OUT_OF_MEMORY, sources, tokenizers, worker
 from pretraining.data.build import Build, State, plan_of
 from pretraining.data.manifest import Manifest
 from pretraining.data.sources import Piece
@@ -177,13 +177,11 @@ def in_order(
         while waiting:
             first, future = waiting.popleft()
             yield first, future.result()
+        pool.shutdown()
     except BrokenProcessPool as error:
-        raise UsageError(
-            "a worker process was killed; if nobody did that, memory ran out: the same command with fewer --workers "
-            "goes on from here"
-        ) from error
+        raise UsageError(f"a worker process was killed; {OUT_OF_MEMORY}") from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # an early end waits for no chunk; a worker writes nothing
 
 
 def _pool(task: worker.Task, workers: int) -> Executor:
@@ -194,6 +192,8 @@ def _pool(task: worker.Task, workers: int) -> Executor:
     if task.tokenizer != tokenizers.BYTES and workers <= MOST_THREADS:
         worker.start(task)
         return ThreadPoolExecutor(workers)
+    # An early end leaves the pool's semaphores to multiprocessing's tracker, which need not warn when it removes them.
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), worker.start, (task,))
 
 
@@ -227,7 +227,8 @@ def _summary(written: Manifest, prefix: Path, seconds: float) -> str:
 
 def main() -> int:
     """Returns the exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a script's background job inherits it as ignored
+        signal.signal(each, signal.default_int_handler)
     began = time.monotonic()
     try:
         args = parser().parse_args()
@@ -248,8 +249,8 @@ def main() -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("data: interrupted; the same command goes on from here", file=sys.stderr, flush=True)
-        ending.leave(130)  # without waiting for the chunks under way
+        print("data: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     print(_summary(written, args.out, time.monotonic() - began) if written else f"{args.out}: finished")
     return 0
 
@@ -257,4 +258,4 @@ def main() -> int:
 if __name__ == "__main__":
     with outlive_readers():  # a terabyte's tokenizing does not end with `| head`
         code = main()
-    sys.exit(code)
+    ending.leave(code)  # without waiting for the chunks under way

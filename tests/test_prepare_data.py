@@ -1,5 +1,6 @@
 """`make data`: whatever the format, the workers and the interruptions, the same dataset; and what it refuses."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -27,13 +28,14 @@ TEXTS = [
     *(f"document {n}: " + "word " * (n % 50) for n in range(400)),
 ]
 END = 256
+INTERRUPTED = "data: interrupted; the same command goes on from here\n"
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch) -> None:
     """Chunks of 2 kB, so that a small corpus has many."""
     scripts_own = {"USE_TORCH": "0", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
-    for name, value in {**scripts_own, "HF_HUB_OFFLINE": "0"}.items():
+    for name, value in {**scripts_own, "PYTHONWARNINGS": "default", "HF_HUB_OFFLINE": "0"}.items():
         monkeypatch.setenv(name, value)  # which the script sets: not for the tests that follow
     monkeypatch.setattr(sources, "CHUNK_BYTES", 2000)
     monkeypatch.setattr(sources, "SLOT_BYTES", {"jsonl": 1500, "text": 700})
@@ -163,6 +165,45 @@ def test_a_hugging_face_tokenizer(plain, tokenizer: Path, tmp_path: Path) -> Non
     assert (written.vocabulary_size, written.end_of_document, written.tokenizer) == (300, 1, str(tokenizer))
 
 
+def test_threads_and_processes_make_the_same(plain, tokenizer: Path, tmp_path: Path) -> None:
+    for workers in (1, 2, prepare_data.MOST_THREADS + 1):
+        words = ("--tokenizer", str(tokenizer), "--input", str(plain[0]), "--workers", str(workers))
+        prepare(*words, "--out", str(tmp_path / f"{workers}"))
+    assert same_dataset(tmp_path / "2", tmp_path / "1") and same_dataset(tmp_path / "17", tmp_path / "1")
+
+
+def test_a_broken_line_in_a_thread(script, tokenizer: Path, tmp_path: Path) -> None:
+    lines = json_lines().splitlines(keepends=True) * 60  # 3 chunks
+    lines[20_000] = b"{\n"
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    words = ("--input", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/made", "--workers", "2")
+    process = script("--tokenizer", str(tokenizer), *words)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and f"data: 1 broken lines:\n  {tmp_path}/a.jsonl:20001: not JSON" in said
+    assert not (tmp_path / "made.idx").exists()
+
+
+def test_a_thread_that_fails(plain, tokenizer: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Its error is told as any other, what came before stays, and the next run goes on from there."""
+    work = prepare_data.worker.work
+
+    def gone(chunk: list[sources.Piece]) -> object:
+        if chunk[0].start > 10_000:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(chunk[0].path))
+        return work(chunk)
+
+    words = ["--tokenizer", str(tokenizer), "--input", str(plain[0]), "--out", str(tmp_path / "made"), "--workers", "2"]
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *words])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(prepare_data.worker, "work", gone)
+    assert prepare_data.main() == 1
+    assert f"data: {plain[0]}: No such file or directory; the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(prepare_data.worker, "work", work)
+    assert prepare_data.main() == 0 and "going on at" in capsys.readouterr().out
+    prepare(*words[:4], "--out", str(tmp_path / "whole"))
+    assert same_dataset(tmp_path / "made", tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -282,28 +323,31 @@ def test_an_interruption_between_the_last_renames(plain, tmp_path: Path, monkeyp
 
 @pytest.fixture
 def script(project: Path, environment: Callable[..., dict[str, str]]):
-    """`script("--input", ...)`: the running script, bytes."""
+    """`script("--input", ...)`: the running script."""
 
-    def run(*words: str) -> subprocess.Popen[str]:
+    def run(*words: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, str(project / "assets" / "prepare_data.py"), "--tokenizer", "bytes", *words],
+            [*before, sys.executable, str(project / "assets" / "prepare_data.py"), "--tokenizer", "bytes", *words],
             env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
     return run
 
 
+def begun(folder: Path) -> bool:
+    """Whether tokens of a dataset "made" in `folder` are on the disk."""
+    tokens = folder / "made.building" / "tokens"
+    return tokens.exists() and tokens.stat().st_size > 0
+
+
 def test_ctrl_c_and_any_number_of_workers(script, until, tmp_path: Path) -> None:
     """The real thing: 60 MB, interrupted, gone on with by other workers."""
     (tmp_path / "a.jsonl").write_bytes(json_lines() * 1200)
     process = script("--input", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/made", "--workers", "2")
-    until(
-        lambda: (tmp_path / "made.building" / "tokens").exists() and os.path.getsize(tmp_path / "made.building/tokens")
-    )
+    until(lambda: begun(tmp_path))
     os.killpg(process.pid, signal.SIGINT)
     began = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said == "data: interrupted; the same command goes on from here\n"
+    assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
     assert time.monotonic() - began < 5
     process = script("--input", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/made", "--workers", "1")
     told, said = process.communicate(timeout=120)
@@ -315,3 +359,42 @@ def test_ctrl_c_and_any_number_of_workers(script, until, tmp_path: Path) -> None
     assert [bytes(dataset[n][:-1].astype(np.uint8)) for n in range(0, len(dataset), 997)] == [
         expected[n % len(expected)] for n in range(0, len(dataset), 997)
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_background_job_ends_by_signals_too(script, until, tmp_path: Path, number: int) -> None:
+    """A script's background job inherits SIGINT as ignored."""
+    (tmp_path / "a.jsonl").write_bytes(json_lines() * 1200)
+    words = ("--input", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/made", "--workers", "1")
+    process = script(*words, before=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))
+    until(lambda: begun(tmp_path))
+    process.send_signal(number)
+    assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
+
+
+def test_threads_go_on_after_ctrl_c(script, until, tokenizer: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines() * 100)
+    words = ("--tokenizer", str(tokenizer), "--input", f"{tmp_path}/a.jsonl", "--workers", "2")
+    process = script(*words, "--out", f"{tmp_path}/made")
+    until(lambda: begun(tmp_path))
+    os.killpg(process.pid, signal.SIGINT)
+    assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
+    prepare(*words, "--out", f"{tmp_path}/whole")
+    monkeypatch.setattr(sources, "CHUNK_BYTES", sources.MIB)  # the script's
+    monkeypatch.setattr(sources, "SLOT_BYTES", {"jsonl": sources.MIB, "text": sources.MIB})
+    prepare(*words, "--out", f"{tmp_path}/made")
+    assert "going on at" in capsys.readouterr().out and same_dataset(tmp_path / "made", tmp_path / "whole")
+
+
+def test_ctrl_c_waits_for_no_long_line(script, until, tokenizer: Path, tmp_path: Path) -> None:
+    """A thread cannot be ended, so the process is, in the midst of ten seconds and more of tokenizing."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a long line " * 3_000_000}))
+    words = ("--input", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/made", "--workers", "2")
+    process = script("--tokenizer", str(tokenizer), *words)
+    until(lambda: (tmp_path / "made.building" / "tokens").exists())
+    time.sleep(1)  # until it tokenizes
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
+    assert time.monotonic() - began < 3

@@ -15,6 +15,7 @@ from pathlib import Path
 from playbook import ASSETS, PROJECT, gpus, place
 from playbook.environments import ensure
 from playbook.runtimes import local
+from pretraining.data import OUT_OF_MEMORY
 from pretraining.errors import UsageError
 
 SCRIPT = ASSETS / "prepare_data.py"
@@ -47,7 +48,10 @@ def run(arguments: list[str] | None = None) -> int:
     else:
         python = str(ensure("cpu")) if runtime == "cpu" else local.python()
         command = [python, str(SCRIPT), *wanted]
-    return in_foreground(command)
+    code = in_foreground(command)
+    if code == 128 + signal.SIGKILL:
+        print(f"data: it was killed; {OUT_OF_MEMORY}", file=sys.stderr)
+    return code
 
 
 def _name(patterns: str, tokenizer: str) -> str:

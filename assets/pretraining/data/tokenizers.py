@@ -1,7 +1,7 @@
 """Text to token ids: bytes, or a Hugging Face tokenizer, in the same words for both.
 
-A worker holds one of these. What it needs of Hugging Face is a `tokenizer.json`, so a worker starts in a fraction of
-a second and takes 30 MB, where `transformers` with torch takes ten times that.
+A process loads one of these, which its threads share. It needs a `tokenizer.json` alone: a worker process starts in a
+fraction of a second and without `transformers`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A chunk of text to the tokens of its documents: what a worker process does."""
+"""A chunk of text to the tokens of its documents: what a worker does, a thread or a process."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ _tokenizer: tokenizers.Tokenizer
 
 
 def start(task: Task) -> None:
-    """Load the tokenizer, once a process."""
+    """Load the tokenizer, once a process: its threads share it."""
     global _task, _tokenizer
     _task = task
     _tokenizer = tokenizers.load(task.tokenizer, task.file, task.vocabulary.dtype)
 
 
 def work(chunk: list[Piece]) -> Result:
-    """Tokenize one chunk in this process."""
+    """Tokenize one chunk on this thread."""
     result = Result()
     texts: list[str | bytes] = []
     for piece in chunk:

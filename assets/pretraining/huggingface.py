@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import textwrap
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from .errors import UsageError
+
+LONGEST = 240  # characters of what they say
 
 
 @contextlib.contextmanager
@@ -63,4 +66,5 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return textwrap.shorten(first, LONGEST, placeholder=" ...")  # some list every model that transformers knows

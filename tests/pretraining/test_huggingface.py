@@ -3,6 +3,8 @@
 And what is said where Hugging Face gives nothing.
 """
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import errors
 
@@ -87,3 +89,14 @@ def test_why_hugging_face_gives_nothing(monkeypatch, kind: type[Exception] | Non
         raise OSError("no answer.\nMore of it") from (kind.__new__(kind) if kind else None)
     assert str(told.value).startswith("--from meta/llama ") or str(told.value).startswith("--from meta/llama: ")
     assert words in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_list_of_all_models_is_cut(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://localhost.invalid")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with (
+        pytest.raises(UsageError, match=r"Unrecognized model.* \.\.\.$") as told,
+        huggingface.explained(str(tmp_path), "--from"),
+    ):
+        raise ValueError(f"Unrecognized model. Should have one of these in its name: {', '.join(['llama'] * 500)}")
+    assert len(str(told.value)) < huggingface.LONGEST + len(str(tmp_path)) + 20

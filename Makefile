@@ -134,7 +134,7 @@ clean: ## list and remove run folders and logs; CLEAN=all: also checkpoints of y
 	@$(PYTHON) scripts/clean.py $(if $(filter all,$(CLEAN)),--all)
 
 test: test-setup ## the tests, but for the slow suites below
-	@$(TEST) -m pytest --numprocesses 2 --dist loadfile
+	@$(TEST) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: ## the tests that need a GPU, with the Python that has PyTorch and Transformer Engine
 	@mkdir -p assets/results && TRITON_INTERPRET=0 $(PYTHON) -m pytest -v -rA --durations=5 -W ignore -p no:cacheprovider \

@@ -76,7 +76,7 @@ def test_its_exit_code_is_the_scripts_and_no_empty_folder_stays(check, monkeypat
     where = Place("container", gpu=station[1], image="x", found=Image("x", "sha256:1", "/bin", 1))
     monkeypatch.setattr(place, "choose", lambda *asked: where)
     monkeypatch.setattr(place, "prepare", lambda place, runs: place)
-    monkeypatch.setattr(selfcheck.shutil, "which", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: name)
 
     def foreground(command: list[str]) -> int:
         folder = Path(command[command.index("--folder") + 1])
@@ -85,7 +85,7 @@ def test_its_exit_code_is_the_scripts_and_no_empty_folder_stays(check, monkeypat
             (folder / record.SELFCHECK).write_text("{}")
         return 1 if written else 2
 
-    monkeypatch.setattr(selfcheck, "in_foreground", foreground)
+    monkeypatch.setattr(selfcheck.foreground, "run", foreground)
     assert check(recorded.STATION)[0] == (1 if written else 2)
     assert len(list((tmp_path / "runs").glob(f"*/{record.SELFCHECK}"))) == written
     assert len(list((tmp_path / "runs").iterdir())) == written

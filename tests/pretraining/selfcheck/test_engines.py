@@ -1,9 +1,7 @@
 """The two sides as they call Transformer Engine, whose names are stood in for: it needs a GPU."""
 
 import contextlib
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -11,19 +9,15 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton for this machine")
 
-from pretraining import versions
+import stand_ins
+
 from pretraining.selfcheck import check, engines, step
 from pretraining.selfcheck.engines import Mode
-
-_spec = importlib.util.spec_from_file_location("selfcheck_stand_ins", Path(__file__).with_name("stand_ins.py"))
-stand_ins = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(stand_ins)
 
 
 @pytest.fixture
 def engine(monkeypatch):
     """Transformer Engine's names as 2.8 to 2.18 have them; its quantizer makes what the specification says."""
-    monkeypatch.setattr(versions, "folds_block_scale", lambda: False)
     modules = {}
     for name in ("", ".pytorch", ".pytorch.tensor", ".pytorch.tensor.nvfp4_tensor", ".common", ".common.recipe"):
         modules[name] = ModuleType(f"transformer_engine{name}")

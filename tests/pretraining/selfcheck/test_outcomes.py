@@ -6,32 +6,20 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="no Triton for this machine")
 
+from stand_ins import Reference, Specified, matrix
+
 from pretraining import environment as machine
-from pretraining import versions
 from pretraining.selfcheck import FAST_MATH, check, engines, report
 from pretraining.selfcheck.engines import Mode
 
-_spec = importlib.util.spec_from_file_location("selfcheck_stand_ins", Path(__file__).with_name("stand_ins.py"))
-stand_ins = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(stand_ins)
-Reference, Specified, matrix = stand_ins.Reference, stand_ins.Specified, stand_ins.matrix
-
 DRAWS = 16
 RHT = Mode(rht=True)
-
-
-@pytest.fixture(autouse=True)
-def an_old_engine(monkeypatch):
-    """The order of operations of the vectors, whatever is installed."""
-    monkeypatch.setattr(versions, "folds_block_scale", lambda: False)
-    monkeypatch.delenv(FAST_MATH, raising=False)
 
 
 def test_what_fails_is_told_without_whose_machine_it_is(monkeypatch):

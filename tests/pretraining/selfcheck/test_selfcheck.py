@@ -1,6 +1,5 @@
 """`make selfcheck` with the specification in the native kernels' place: equality, and every kind of tampering."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,27 +7,16 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton for this machine")
 
-from pretraining import versions
+from stand_ins import Reference, Specified, matrix
+
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import RHT_SIGNS, Recipe
-from pretraining.selfcheck import FAST_MATH, check, engines, report, rounding
+from pretraining.selfcheck import check, engines, report, rounding
 from pretraining.selfcheck.engines import Mode
-
-_spec = importlib.util.spec_from_file_location("selfcheck_stand_ins", Path(__file__).with_name("stand_ins.py"))
-stand_ins = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(stand_ins)
-Reference, Specified, matrix = stand_ins.Reference, stand_ins.Specified, stand_ins.matrix
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt"
 DRAWS = 16
 RHT = Mode(rht=True)
-
-
-@pytest.fixture(autouse=True)
-def an_old_engine(monkeypatch):
-    """The order of operations of the vectors, whatever is installed."""
-    monkeypatch.setattr(versions, "folds_block_scale", lambda: False)
-    monkeypatch.delenv(FAST_MATH, raising=False)
 
 
 def exact(native, mode, x=None):

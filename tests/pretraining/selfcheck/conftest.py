@@ -1,0 +1,20 @@
+"""What the selfcheck's tests share: `import stand_ins`, and one order of operations whatever is installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretraining import versions
+from pretraining.selfcheck import FAST_MATH
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+@pytest.fixture(autouse=True)
+def an_old_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of operations of the vectors, whatever is installed."""
+    monkeypatch.setattr(versions, "folds_block_scale", lambda: False)
+    monkeypatch.delenv(FAST_MATH, raising=False)

@@ -6,13 +6,11 @@ import argparse
 import glob
 import os
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-from playbook import ASSETS, PROJECT, gpus, place
+from playbook import ASSETS, PROJECT, foreground, gpus, place
 from playbook.environments import ensure
 from playbook.runtimes import local
 from pretraining.data import OUT_OF_MEMORY
@@ -48,7 +46,7 @@ def run(arguments: list[str] | None = None) -> int:
     else:
         python = str(ensure("cpu")) if runtime == "cpu" else local.python()
         command = [python, str(SCRIPT), *wanted]
-    code = in_foreground(command)
+    code = foreground.run(command)
     if code == 128 + signal.SIGKILL:
         print(f"data: it was killed; {OUT_OF_MEMORY}", file=sys.stderr)
     return code
@@ -96,15 +94,12 @@ def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> lis
                 *(container.Folder(_existing(each)) for path in reads for each in (path.absolute(), path.resolve())),
             ]
         ),
-        user="0:0" if connected.rootless else f"{os.getuid()}:{os.getgid()}",
+        user=container.user(connected.rootless),
         workdir=os.getcwd(),
         gpu=None,
     )
-    for path in container.written_folders(asked):
-        path.mkdir(parents=True, exist_ok=True)
-    if shutil.which("docker") is None:
-        raise engine.EngineError("make data needs the docker command here: install docker-ce-cli, or RUNTIME=cpu")
-    return asked.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
+    container.make_ready(asked, "make data", ", or RUNTIME=cpu")
+    return asked.in_foreground()
 
 
 def _existing(path: Path) -> Path:
@@ -112,13 +107,3 @@ def _existing(path: Path) -> Path:
     while glob.has_magic(str(path)) or not path.is_dir():
         path = path.parent
     return path
-
-
-def in_foreground(command: list[str]) -> int:
-    """Run it on this terminal, from where Ctrl-C reaches it; this process only waits. Returns the exit code."""
-    with subprocess.Popen(command) as process:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        code = process.wait()
-        signal.signal(signal.SIGINT, before)
-    return code if code >= 0 else 128 - code

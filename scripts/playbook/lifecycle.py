@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +81,7 @@ def _wait_for_launcher(found: orphans.Contained) -> None:
 def shell_command(asked: container.Container) -> list[str]:
     """The docker command for a shell in the container that a training would get."""
     inside = replace(asked, name=None, labels={}, command=SHELL, secrets=container.given_secrets())
-    return inside.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
+    return inside.in_foreground()
 
 
 def shell(asked: container.Container, run_dir: Path) -> int:
@@ -96,10 +94,7 @@ def shell(asked: container.Container, run_dir: Path) -> int:
     Raises:
         EngineError: the docker command is not installed.
     """
-    if shutil.which("docker") is None:
-        raise engine.EngineError("make shell needs the docker command: install docker-ce-cli (or Debian's docker-cli)")
-    for path in container.written_folders(asked):
-        path.mkdir(parents=True, exist_ok=True)
+    container.make_ready(asked, "make shell")
     words = shell_command(asked)
     try:
         return os.spawnvp(os.P_WAIT, words[0], words)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from playbook import ASSETS, PROJECT, gpus, place, plan
-from playbook.data import in_foreground
+from playbook import ASSETS, PROJECT, foreground, gpus, place, plan
 from playbook.place import Place, Wanted
 from playbook.runtimes import local
 from pretraining import record
@@ -48,7 +45,7 @@ def run(args: argparse.Namespace, wanted: Wanted) -> int:
     if args.dry_run:
         print(shlex.join(command))
         return 0
-    return in_foreground(command)
+    return foreground.run(command)
 
 
 def _place(wanted: Wanted) -> Place:
@@ -67,22 +64,18 @@ def _place(wanted: Wanted) -> Place:
 
 def _in_container(words: list[str], where: Place, folder: Path, args: argparse.Namespace) -> int:
     """Run it there, through the docker command, as `make data` does."""
-    from playbook import engine
     from playbook.runtimes import container
 
     if not args.dry_run:
         where = place.prepare(where, args.runs)
     asked = _container(words, where, folder, args.cache_dir.absolute())
-    command = asked.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
+    command = asked.in_foreground()
     if args.dry_run:
         print(container.script(asked, command))
         return 0
-    if shutil.which("docker") is None:
-        raise engine.EngineError("make selfcheck needs the docker command here: install docker-ce-cli")
-    for path in container.written_folders(asked):
-        path.mkdir(parents=True, exist_ok=True)
+    container.make_ready(asked, "make selfcheck")
     try:
-        return in_foreground(command)
+        return foreground.run(command)
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -104,7 +97,7 @@ def _container(words: list[str], where: Place, folder: Path, cache: Path) -> Con
         environment=variables,
         secrets=(),
         folders=container.checked([*readable, *written]),
-        user="0:0" if where.engine and where.engine.rootless else f"{os.getuid()}:{os.getgid()}",
+        user=container.user(bool(where.engine and where.engine.rootless)),
         workdir=str(folder),
         gpu=where.uuids or container.PLACEHOLDER,
         request=(where.engine and where.engine.gpus) or "nvidia",

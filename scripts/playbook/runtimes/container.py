@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
+from playbook.engine import EngineError
 from playbook.folders import read_by
 from pretraining import saving, switches
 from pretraining.errors import UsageError
@@ -131,6 +134,27 @@ class Container:
             words += ["--label", f"{name}={value}"]
         return [*words, "--entrypoint", self.command[0], self.image, *self.command[1:]]
 
+    def in_foreground(self) -> list[str]:
+        """The `docker run` command for this terminal, which leaves no container behind."""
+        return self.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
+
+
+def make_ready(container: Container, job: str, otherwise: str = "") -> None:
+    """Make the folders that a container in the foreground writes to.
+
+    Args:
+        job: what needs it, such as "make shell".
+        otherwise: what else would work, such as ", or RUNTIME=cpu".
+
+    Raises:
+        EngineError: the docker command is not installed.
+    """
+    if shutil.which("docker") is None:
+        remedy = f"install docker-ce-cli (or Debian's docker-cli){otherwise}"
+        raise EngineError(f"{job} needs the docker command here", remedy)
+    for path in written_folders(container):
+        path.mkdir(parents=True, exist_ok=True)
+
 
 def pasteable(words: list[str]) -> str:
     """A shell command over several lines, an option and its value a line."""
@@ -190,12 +214,17 @@ def training(
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
         secrets=(*(given_secrets() if asks_hub else ()), *_for_writers(settings)),
         folders=checked(folders),
-        user="0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
+        user=user(rootless),
         workdir=str(run_dir),
         gpu=gpu,
         request=request,
         labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": gpu or ""},
     )
+
+
+def user(rootless: bool) -> str:
+    """Who works inside, so that files are the caller's: of a rootless engine root is the caller."""
+    return "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
 
 
 def given_secrets() -> tuple[str, ...]:

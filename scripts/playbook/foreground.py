@@ -1,0 +1,16 @@
+"""A job that is one command on this terminal, and not a watched training."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+
+def run(command: list[str]) -> int:
+    """Run it on this terminal, from where Ctrl-C reaches it; this process only waits. Returns the exit code."""
+    with subprocess.Popen(command) as process:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code

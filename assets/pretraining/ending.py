@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .telemetry import Telemetry
 
 INTERRUPTED = 130
+PATIENCE_SECONDS = 1.0  # an interrupted run's, with who reads its output
 REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
 _TRACEBACK_LINES = 40

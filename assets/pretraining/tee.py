@@ -2,16 +2,21 @@
 
 The copying is done by a forked child and not by a thread: it still has the pipe when the process is killed, so the
 last words of a crash reach the log. It leaves interrupts to its parent and ends when the pipe does, or when told to:
-checkpoint workers inherit the pipe and can outlive the training.
+checkpoint workers inherit the pipe and can outlive the training. A reader that stops reading, as a pager does, stops
+neither the log nor the training, nor its end on Ctrl-C: what it has not read waits in the child's memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import select
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +55,13 @@ def tee(*logs: Path) -> Copier:
     return Copier(child, tell)
 
 
-def finish(copier: Copier) -> None:
-    """Flush, tell the child to stop at the end of what was written, and wait until it has."""
+def finish(copier: Copier, seconds: float | None = None) -> None:
+    """Flush, tell the child to stop at the end of what was written, and wait until it has.
+
+    Args:
+        copier: what `tee` gave.
+        seconds: at most, where given; a child that still waits for its reader then goes on by itself.
+    """
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -61,13 +71,34 @@ def finish(copier: Copier) -> None:
     os.close(nowhere)
     with contextlib.suppress(ChildProcessError, BrokenPipeError):
         os.write(copier.told, b"end")
-        os.waitpid(copier.process, 0)
+        if seconds is None:
+            os.waitpid(copier.process, 0)
+        deadline = time.monotonic() + (seconds or 0)
+        while time.monotonic() < deadline and os.waitpid(copier.process, os.WNOHANG) == (0, 0):
+            time.sleep(0.02)
 
 
 def _copy(source: int, told: int, logs: list[int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    targets = {*logs, 1}
+    targets = set(logs)
+    unread: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    teller = threading.Thread(target=_tell, args=(unread,), daemon=True)
+    teller.start()
+    for chunk in _chunks(source, told):
+        for target in tuple(targets):
+            try:
+                _write_all(target, chunk)
+            except OSError:  # a full disk: the others still get everything
+                targets.discard(target)
+        if teller.is_alive():
+            unread.put(chunk)
+    unread.put(b"")
+    teller.join()
+
+
+def _chunks(source: int, told: int) -> Iterator[bytes]:
+    """What comes through the pipe, until it ends or is empty after somebody said so."""
     watched = {source, told}
     while True:
         if told in watched and told in select.select(watched, [], [])[0]:
@@ -80,11 +111,14 @@ def _copy(source: int, told: int, logs: list[int]) -> None:
             return
         if not chunk:
             return
-        for target in tuple(targets):
-            try:
-                _write_all(target, chunk)
-            except OSError:  # a full disk, or a reader that went away: the other target still gets everything
-                targets.discard(target)
+        yield chunk
+
+
+def _tell(unread: queue.SimpleQueue[bytes]) -> None:
+    """Pass on to stdout, however long its reader takes, until there is no more or nobody reads."""
+    with contextlib.suppress(OSError):
+        while chunk := unread.get():
+            _write_all(1, chunk)
 
 
 def _write_all(target: int, chunk: bytes) -> None:

@@ -41,6 +41,7 @@ _EXPONENT = tl.constexpr(0x7F800000)
 _SIGN = tl.constexpr(-0x80000000)
 # Of each type its smallest normal number, and 1.5 * 2**23 times its spacing at 1.
 _E2M1_LEAST, _E2M1_SHIFT = tl.constexpr(1.0), tl.constexpr(1.5 * 2.0**22)
+_E2M1_RAISE = tl.constexpr(1.5 * 2.0**14)  # the same for a 256th of the spacing
 _E4M3_LEAST, _E4M3_SHIFT = tl.constexpr(2.0**-6), tl.constexpr(1.5 * 2.0**20)
 _BF16_LEAST, _BF16_SHIFT = tl.constexpr(2.0**-126), tl.constexpr(1.5 * 2.0**16)
 # A sixth in two parts. The first has 16 bits, so its product with a BF16 number is exact in FP32; and a sixth of a BF16
@@ -81,7 +82,8 @@ def quantize(
         rht: apply the random Hadamard transform along the columns' blocks first. Its sums are divided by 4 at the end,
             so that numbers over 2e37 count as infinite.
         seed: int64 of shape (1,) on x's device: round stochastically with it, rows and columns independently; None
-            rounds to nearest. A probability is exact to 2**-17.
+            rounds to nearest. A probability is exact to 2**-9: 8 random bits an element, as many as Blackwell's own
+            conversion takes (PTX ISA, cvt.rs: 32 bits for 4 numbers).
         stream: numbers independent sequences of one seed, such as the ranks of a training.
         folded: see ``nvfp4.quantize``.
 
@@ -226,6 +228,9 @@ def _tensor_scales(amax):
     return encode, tl.math.div_rn(1.0, encode), tl.math.div_rn(largest, _2688)
 
 
+_INTERPRETED = tl.constexpr(not isinstance(_tensor_scales, triton.JITFunction))  # knows no PTX
+
+
 @triton.jit
 def _power_of_two(x):
     """The largest power of two up to |x|, or 0."""
@@ -243,11 +248,25 @@ def _round(x, power, shift):
 
 @triton.jit
 def _bf16(x):
-    """The nearest BF16 number to a finite one, in FP32.
+    """The nearest BF16 number to a finite one, in FP32. Triton converts one number at a time, a slow instruction."""
+    if _INTERPRETED:  # where conversions round down
+        return _round(x, tl.maximum(_power_of_two(x), _BF16_LEAST), _BF16_SHIFT)
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], tl.bfloat16, is_pure=True, pack=2
+    ).to(tl.float32)
 
-    A conversion would take eight times as long, and the interpreter's rounds down.
+
+@triton.jit
+def _inverse(x):
+    """1 / x, correctly rounded where both are normal numbers.
+
+    A division has branches, which keep the compiler from working on rows side by side.
     """
-    return _round(x, tl.maximum(_power_of_two(x), _BF16_LEAST), _BF16_SHIFT)
+    if _INTERPRETED:
+        return tl.math.div_rn(1.0, x)
+    near = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    # One step from a neighbour of 1 / x gives it exactly (Markstein, 1990), as on rcp.rn's fast path; NaN for x = 0.
+    return tl.math.fma(near, tl.math.fma(-x, near, 1.0), near)
 
 
 @triton.jit
@@ -258,46 +277,41 @@ def _block_scales(amax, encode, decode, FOLDED: tl.constexpr):
     """
     raw = amax * (encode * (1.0 / _SIX)) if FOLDED else (amax * _SIXTH + amax * _SIXTH_REST) * encode
     scale = _round(raw, tl.maximum(_power_of_two(raw), _E4M3_LEAST), _E4M3_SHIFT)
-    return scale, tl.minimum(tl.math.div_rn(1.0, scale * decode), _FP32_MAX)
+    lift = tl.where(decode < 1.0, 2.0**24, 1.0)  # to normal numbers, exactly
+    return scale, tl.minimum(_inverse(scale * decode * lift) * lift, _FP32_MAX)  # also of a block of zeros
 
 
 @triton.jit
-def _e2m1(x, multiplier, uniform, STOCHASTIC: tl.constexpr):
+def _e2m1(x, multiplier, byte, STOCHASTIC: tl.constexpr):
     """E2M1 of x * multiplier clipped to [-6, 6].
 
-    Nearest, ties to even; or stochastic: a number uniform in half a spacing to either side is added first.
+    Nearest, ties to even; or stochastic, by an integer uniform in 0 to 255: raised until 1/256 of a spacing is its last
+    bit, an element is added to, and what is below the spacing cut off. One on the grid stays there.
     """
     scaled = x * multiplier + 0.0  # -0.0 becomes 0.0, as in the specification's codes
     magnitude = tl.minimum(tl.abs(scaled), _SIX)
     power = tl.maximum(_power_of_two(magnitude), _E2M1_LEAST)
     if STOCHASTIC:
-        magnitude += uniform * power
-    rounded = _round(magnitude, power, _E2M1_SHIFT)
+        raised = (magnitude + power * _E2M1_RAISE).to(tl.int32, bitcast=True) + byte
+        rounded = (raised & -256).to(tl.float32, bitcast=True) - power * _E2M1_RAISE
+    else:
+        rounded = _round(magnitude, power, _E2M1_SHIFT)
     return (rounded.to(tl.int32, bitcast=True) | (scaled.to(tl.int32, bitcast=True) & _SIGN)).to(
         tl.float32, bitcast=True
     )
 
 
 @triton.jit
-def _uniform(words, i: tl.constexpr):
-    """For row i of 16, from 8 words of random bits, uniform in (-1/4, 1/4): half of E2M1's spacing at power 1.
-
-    It has 16 bits, and is never an end itself, so that an element on the grid stays there.
-    """
-    bits = words[i >> 1]
-    if i & 1:
-        bits = (bits << 16) | (bits >> 16)
-    in_one_to_two = ((bits & 0x7FFF80) | 0x3F800000).to(tl.float32, bitcast=True)
-    return in_one_to_two * 0.5 - (0.75 - 2.0**-18)
+def _byte(words, i: tl.constexpr):
+    """For row i of 16, from 4 words of random bits."""
+    return ((words[i >> 2] >> (i % 4 * 8)) & 0xFF).to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def _random_words(seed, stream, columns, group):
-    """Eight 32-bit words for each column: half a word for each of 16 rows."""
+    """Four 32-bit words for each column: a byte for each of 16 rows."""
     zero = columns * 0
-    first = tl.philox(tl.load(seed), columns, zero + group * 2, zero + stream, zero, n_rounds=_ROUNDS)
-    second = tl.philox(tl.load(seed), columns, zero + group * 2 + 1, zero + stream, zero, n_rounds=_ROUNDS)
-    return first + second
+    return tl.philox(tl.load(seed), columns, zero + group, zero + stream, zero, n_rounds=_ROUNDS)
 
 
 @triton.jit(do_not_specialize=["stream"])
@@ -329,9 +343,9 @@ def _quantize_kernel(
             tl.store(scales, tensor_scale)
         for i in tl.static_range(_BLOCK):
             blocks = tl.reshape(rows[i], [WIDTH // _BLOCK, _BLOCK])
-            uniform = tl.reshape(_uniform(words, i), [WIDTH // _BLOCK, _BLOCK]) if STOCHASTIC else 0.0
+            byte = tl.reshape(_byte(words, i), [WIDTH // _BLOCK, _BLOCK]) if STOCHASTIC else 0
             scale, multiplier = _block_scales(tl.max(tl.abs(blocks), axis=1), encode, decode, FOLDED)
-            values = _e2m1(blocks, multiplier[:, None], uniform, STOCHASTIC) * scale[:, None]
+            values = _e2m1(blocks, multiplier[:, None], byte, STOCHASTIC) * scale[:, None]
             to = _row(of_rows, first + i, width) + columns
             tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))
     if COLUMNS:
@@ -350,8 +364,8 @@ def _quantize_kernel(
         for i in tl.static_range(_BLOCK):
             # The bits of the row 8 further: each of the two results has bits of its own for each element, and the same
             # element is rounded independently in both, for half the random bits.
-            uniform = _uniform(words, i ^ 8) if STOCHASTIC else 0.0
-            values = _e2m1(rows[i], multiplier, uniform, STOCHASTIC) * scale
+            byte = _byte(words, i ^ 8) if STOCHASTIC else 0
+            values = _e2m1(rows[i], multiplier, byte, STOCHASTIC) * scale
             to = _row(of_columns, first + i, width) + columns
             tl.store(to, values.to(tl.bfloat16), mask=columns < width)
 
@@ -370,6 +384,6 @@ def _tiles_kernel(
     scale, multiplier = _block_scales(tiles, encode, decode, FOLDED)
     for i in tl.static_range(_BLOCK):
         blocks = tl.reshape(rows[i], [WIDTH // _BLOCK, _BLOCK])
-        values = _e2m1(blocks, multiplier[:, None], 0.0, False) * scale[:, None]
+        values = _e2m1(blocks, multiplier[:, None], 0, False) * scale[:, None]
         to = _row(out, first + i, width) + columns
         tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))

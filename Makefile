@@ -27,7 +27,7 @@ OPTIONS = --runtime $(RUNTIME) --nproc $(NPROC) $(if $(FRESH),--fresh) $(if $(TA
 # What the user said of a comparison, to tell how to make it again: these and nothing else, which may be a secret.
 SAID = MODEL ITERS WARMUP GBS MBS SEQ DATA PRECISION EMULATE BF16_TAIL BF16_HEAD TP PP CP TUNED CONFIG PLUGIN FROM \
        ARGS RUNTIME NPROC GPU TAG A B REPEAT BASE RUNS SEEDS
-TYPED = $(foreach name,$(SAID),$(if $(filter command environment,$(firstword $(origin $(name)))), $(name)='$($(name))'))
+TYPED = $(foreach name,$(SAID),$(if $(filter command environment,$(firstword $(origin $(name)))),$(name)='$($(name))'))
 CLUSTER_FILE = $(if $(CLUSTER),--cluster '$(CLUSTER)')
 
 .DEFAULT_GOAL := help
@@ -49,13 +49,13 @@ bf16: host-setup ## pretrain in BF16
 compare: host-setup ## both, reusing finished runs of the same work, then the comparison; RUNS="a b c": these
 	@$(HOST) $(if $(RUNS),scripts/compare.py --save $(RUNS),scripts/run.py compare $(OPTIONS) $(if $(A),--a '$(A)') \
 	  $(if $(B),--b '$(B)') $(if $(REPEAT),--repeat '$(REPEAT)')) $(if $(BASE),--base '$(BASE)') \
-	  --typed "make compare$(TYPED)"
+	  --typed "$(strip make compare $(TYPED))"
 
 profile: host-setup ## where the time of a step goes, with a trace for a viewer: PRECISION= (nvfp4); RUN=: of that run
 	@$(HOST) scripts/run.py profile $(if $(RUN),--run '$(RUN)') $(OPTIONS)
 
 ablate: host-setup ## NVFP4 whole, without each ingredient, with other BF16 layers: loss gaps over seeds; SEEDS=
-	@$(HOST) scripts/run.py ablate $(OPTIONS) $(if $(SEEDS),--seeds '$(SEEDS)') --typed "make ablate$(TYPED)"
+	@$(HOST) scripts/run.py ablate $(OPTIONS) $(if $(SEEDS),--seeds '$(SEEDS)') --typed "$(strip make ablate $(TYPED))"
 
 history: host-setup ## all runs, newest first, with how each ended; JSON=1
 	@$(HOST) scripts/history.py $(if $(JSON),--json)

@@ -100,6 +100,12 @@ def test_the_control_is_two_runs_of_one_precision(job, runs: Path) -> None:
     assert found["reproduce"] == "NVFP4_RHT=1 make compare A=bf16 B=bf16"
 
 
+def test_make_tells_the_launcher_what_was_typed(project: Path) -> None:
+    command = ["make", "-n", "compare", "REPEAT=3", "ARGS=--num-layers 8", "FRESH=1"]
+    said = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
+    assert "--typed \"make compare ARGS='--num-layers 8' REPEAT='3'\"\n" in said
+
+
 def test_a_fresh_comparison_that_was_cut_short_goes_on(job, runs: Path) -> None:
     job("compare")
     job("compare", "--fresh", FAKE="diverged", FAKE_ONLY="nvfp4", code=1)

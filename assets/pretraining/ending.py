@@ -244,6 +244,8 @@ class RunEnd:
             "iterations": telemetry.iterations if telemetry else 0,
             "peak_memory": self._peak_memory(),
         }
+        if self.sampler and self.sampler.core_share is not None:
+            details["sampling_core_share"] = self.sampler.core_share
         if telemetry and telemetry.slowest_rank:
             details["slowest_rank"] = telemetry.slowest_rank
         if error is not None and self.partners and code not in (2, INTERRUPTED):

@@ -121,6 +121,7 @@ def write_outcome(
         details: further facts, such as `iterations` and `peak_memory`: {"bytes", "kind": a `Peak`, "processes",
             "all": {`Peak`: bytes}}. The allocator's peaks are read when training ends, and nothing resets them;
             a run that broke off has only what was sampled, a killed one not even that: its samples are in the file.
+            `sampling_core_share` is what sampling took of one processor core.
 
     Returns:
         Whether this call wrote it.

@@ -5,7 +5,8 @@
 
 It appends to FILE, a line a second and device (`record.Run` says what one holds), until SIGTERM or until PARENT, the
 training that started it, is gone. On its standard output it says two things, a line of JSON each: first what it
-samples, or the problem that keeps it from sampling; at the end the largest figures it saw.
+samples, or the problem that keeps it from sampling; at the end the largest figures it saw, and the share of a core that
+this took.
 
 It is run by its path, so it imports nothing of this package: the standard library, and NVML through `nvidia-ml-py`.
 """
@@ -241,7 +242,9 @@ def main() -> int:
         devices = open_gpus(uuids, processes) if uuids else [Cpu(processes)]
         with path.open("a", encoding="utf-8") as file:
             _say({"rate_hz": 1 / PERIOD})
+            began, used = time.monotonic(), time.process_time()
             _say(run(devices, file, wait))
+            _say({"core_share": round((time.process_time() - used) / (time.monotonic() - began), 5)})
     except OSError as error:
         _say({"problem": str(error)})
         return 1

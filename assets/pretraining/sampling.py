@@ -18,9 +18,14 @@ _SCRIPT = Path(__file__).with_name("sampler.py")
 
 
 class Sampler:
-    """The sampler of this machine; nothing that happens to it reaches the training."""
+    """The sampler of this machine; nothing that happens to it reaches the training.
+
+    Attributes:
+        core_share: of one processor core, what sampling took; None until `stop`, and where it did not say.
+    """
 
     def __init__(self, file: Path, devices: dict[int, str]) -> None:
+        self.core_share: float | None = None
         self._said = b""
         self._names = {"used": Peak.USED, "process": Peak.HELD if devices else Peak.RESIDENT_OF_ALL}
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,8 +51,9 @@ class Sampler:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(SECONDS_TO_END)
         self._process.kill()  # only where a call into the driver holds it
-        largest = [line for line in self._answers()[1:]]
-        return {self._names[name]: value for line in largest for name, value in line.items()}
+        last = {name: value for line in self._answers()[1:] for name, value in line.items()}
+        self.core_share = last.pop("core_share", None)
+        return {self._names[name]: value for name, value in last.items()}
 
     def _answers(self) -> list[dict[str, Any]]:
         if self._process is not None:

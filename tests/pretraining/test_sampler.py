@@ -135,6 +135,7 @@ def test_it_looks_ten_times_a_second_for_a_hundredth_of_a_core(started, until, t
     used, seconds = processor_seconds(process) - before, time.time() - began
     largest = started.stop()
     assert used < 0.01 * seconds
+    assert 0 < started.core_share < 0.01 and abs(started.core_share * seconds - used) < 0.03  # /proc counts in 0.01 s
     written = lines(tmp_path)
     assert all(set(line) == LINE and line["device"] == "cpu" for line in written)
     assert len(written) in (4, 5, 6)

@@ -126,8 +126,10 @@ def test_a_run_folder_is_complete(runs, precision: str) -> None:
     assert run.verdict is Verdict.SUCCEEDED
     assert set(run.outcome) == {
         "schema", "verdict", "cause", "exit_code", "ended", "seconds", "iterations", "peak_memory",
+        "sampling_core_share",
     }  # fmt: skip
     assert (run.outcome["cause"], run.outcome["exit_code"], run.outcome["iterations"]) == ("", 0, 6)
+    assert 0 < run.outcome["sampling_core_share"] < 0.02
     peak = run.outcome["peak_memory"]
     assert set(peak["all"]) == {Peak.RESIDENT, Peak.RESIDENT_OF_ALL}
     assert 2e8 < peak["bytes"] < 2e10 and (peak["kind"], peak["processes"]) == (Peak.RESIDENT, 1)

@@ -19,10 +19,14 @@ pytest.importorskip("transformer_engine.pytorch", reason="no Transformer Engine"
 PROJECT = Path(__file__).resolve().parents[2]
 STEPS = 20
 TINY = ("--model", "tiny", "--global-batch-size", "64")  # two micro batches
-# Adam changes the tiny model's weights by a tenth a step: there, 20 steps after a change of 6e-7 in each product, the
-# losses of two CPU trainings differ by 1.6e-3. A wide model with a low learning rate can be followed for longer.
+# Two trainings with one arithmetic still part, because the last bit of any sum can move a tensor's largest element and
+# with it every scale: from step 3 on, less with more tokens a step, and more and more at a high learning rate
+# (overview.md has the measurements). With 1,024 tokens and a rate up to 3e-4 the losses lay 6.5e-4 apart at steps 3 to
+# 5 on an H200 (root mean square) and up to 9.3e-3 later; with these settings, not run there yet, 4e-4 to 6e-4 is
+# expected at most. Twice the tokens would be over 2**31 logits in a micro batch (128,256 words).
 WIDE = ("--model", "llama32-1b", "--num-layers", "2", "--bf16-tail-layers", "0", "--data", "python-stdlib")
-WIDE += ("--seq-length", "128", "--global-batch-size", "8", "--micro-batch-size", "8", "--warmup-iters", str(STEPS - 1))
+WIDE += ("--seq-length", "128", "--global-batch-size", "128", "--micro-batch-size", "128")
+WIDE += ("--warmup-iters", str(STEPS - 1), "optimizer.lr=1e-5", "optimizer.min_lr=1e-6")
 
 TRAININGS = {
     "reference": ((*WIDE, "--emulate", "reference"), {}),
@@ -71,13 +75,12 @@ def test_losses_follow_the_reference_quantizers(trained):
     (facts, expected), (precision, losses) = trained("reference"), trained("nearest")
     assert (facts["emulator"], precision["emulator"]) == ("reference", "triton")
     assert facts["ingredients"] == precision["ingredients"] == {"rht": True, "stochastic": False, "two_d": True}
-    assert losses[-1] < 0.9 * losses[0], "it must have trained"
+    assert losses[-1] < 0.9 * losses[0], "it must have trained"  # three quarters are expected
     differences = [abs(a / b - 1) for a, b in zip(losses, expected, strict=True)]
     print("relative differences:", *(f"{each:.1e}" for each in differences))
     print("losses:", *(f"{each:.4f}" for each in losses))
-    # The last bit of a sum can move a tensor's largest element and with it every scale; see overview.md. That nothing
-    # but such bits differs is what test_te_layers.py and test_cpu_layers.py show.
-    assert max(differences[:5]) < 1e-3 and max(differences) < 2e-2
+    # That nothing but last bits differs is what test_te_layers.py and test_cpu_layers.py show.
+    assert max(differences) < 1e-3
 
 
 def test_a_run_with_stochastic_rounding_repeats(trained):

@@ -55,7 +55,7 @@ def trained(tmp_path_factory):
     try:
         for number, (name, how) in enumerate(TRAININGS.items()):
             started[name] = start(root / name, 29617 + number, *how)
-        codes = {name: process.wait(timeout=280) for name, process in started.items()}
+        codes = {name: process.wait(timeout=420) for name, process in started.items()}
     finally:
         for process in started.values():
             process.kill()

@@ -69,7 +69,7 @@ def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
 
 
 def test_a_run_that_saves_saves_first(start_training, until, train, tmp_path: Path) -> None:
-    flags = ("--train-iters", "1000", "--save", "500", "--data", "mock", "--seq-length", "32")
+    flags = ("--train-iters", "100000", "--save", "100000", "--data", "mock", "--seq-length", "32")
     started = {number: start_training(tmp_path / number.name, *flags) for number in SIGNALS}
     for number, process in started.items():
         folder = tmp_path / number.name
@@ -78,7 +78,7 @@ def test_a_run_that_saves_saves_first(start_training, until, train, tmp_path: Pa
         assert process.wait(timeout=60) == 130
         run = record.read_run(folder)
         done = len(run.train)
-        assert 2 <= done < 500 and run.outcome["iterations"] == done
+        assert 2 <= done < 100000 and run.outcome["iterations"] == done
         assert run.verdict is Verdict.INTERRUPTED
         assert run.outcome["cause"].startswith(f"interrupted by {number.name}, saved at iteration {done}: --resume ")
         assert "Traceback" not in process.stdout.read()

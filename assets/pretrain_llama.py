@@ -112,6 +112,7 @@ def main() -> int:
             traceback.print_exc()
         code = run.failed(error)
     loggers.finish(chosen, succeeded=code == 0)
+    ending.settled(code)
     tee.finish(copier, ending.PATIENCE_SECONDS if code == ending.INTERRUPTED else None)
     ending.leave(code)
 

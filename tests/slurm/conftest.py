@@ -17,7 +17,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
-sys.path.insert(0, str(HERE))
+sys.path.append(str(HERE))  # last: tests/engine imports its own conftest by name
 
 import private_slurm  # noqa: E402
 

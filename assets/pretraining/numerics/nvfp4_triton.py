@@ -258,14 +258,15 @@ def _bf16(x):
 
 @triton.jit
 def _inverse(x):
-    """1 / x, correctly rounded where both are normal numbers.
+    """1 / x, correctly rounded for 2**-126 <= x < 2**126.
 
     A division has branches, which keep the compiler from working on rows side by side.
     """
     if _INTERPRETED:
         return tl.math.div_rn(1.0, x)
     near = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-    # One step from a neighbour of 1 / x gives it exactly (Markstein, 1990), as on rcp.rn's fast path; NaN for x = 0.
+    # The instructions of rcp.rn's fast path: one step from a neighbour of 1 / x gives it exactly (Markstein, 1990), but
+    # from the lower one of a significand of all ones, which rcp.rn relies on never to come. NaN for x = 0.
     return tl.math.fma(near, tl.math.fma(-x, near, 1.0), near)
 
 

@@ -140,9 +140,10 @@ class Container:
 
 
 def make_ready(container: Container, job: str, otherwise: str = "") -> None:
-    """Make the folders that a container in the foreground writes to.
+    """Make the folders that a container in the foreground writes to, where the docker command is there to run it.
 
     Args:
+        container: what will run.
         job: what needs it, such as "make shell".
         otherwise: what else would work, such as ", or RUNTIME=cpu".
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.append(str(HERE))  # last: tests/engine imports its own conftest by name
 
 import browser as chromium  # noqa: E402
 import cases  # noqa: E402

@@ -1,5 +1,6 @@
 """The Triton kernels against the specification: under Triton's interpreter, or on a GPU where there is one."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -156,6 +157,9 @@ def test_rows_and_columns_round_independently():
 
 def test_they_compile_for_gpus_that_are_not_here(environment, tmp_path):
     """What the interpreter cannot tell: PTX that the assembler takes, and what makes a kernel slow."""
+    backend = Path(importlib.util.find_spec("triton").origin).parent / "backends" / "nvidia"
+    if not (backend / "bin" / "cuobjdump").exists():
+        pytest.skip("this Triton brings no disassembler")
     script = Path(__file__).with_name("compiling.py")
     ended = subprocess.run(
         [sys.executable, script, "80", "90"],

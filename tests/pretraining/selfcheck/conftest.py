@@ -10,7 +10,7 @@ import pytest
 from pretraining import versions
 from pretraining.selfcheck import FAST_MATH
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.append(str(Path(__file__).resolve().parent))  # last: tests/engine imports its own conftest by name
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,11 @@ def tee(*logs: Path) -> Copier:
     if child == 0:
         os.close(write_end)
         os.close(tell)
-        _copy(read_end, told, targets)
+        try:
+            _copy(read_end, told, targets)
+        except BaseException as error:  # which must not go on as a second training
+            os.write(2, f"tee.py: output is copied no more: {error}\n".encode())
+            os._exit(1)
         os._exit(0)
     for end in (read_end, told, *targets):
         os.close(end)

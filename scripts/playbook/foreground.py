@@ -9,8 +9,11 @@ import subprocess
 def run(command: list[str]) -> int:
     """Run it on this terminal, from where Ctrl-C reaches it; this process only waits. Returns the exit code."""
     with subprocess.Popen(command) as process:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        before = (
+            signal.signal(signal.SIGINT, signal.SIG_IGN),
+            signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+        )
         code = process.wait()
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
     return code if code >= 0 else 128 - code

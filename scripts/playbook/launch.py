@@ -169,6 +169,7 @@ def see_the_end(
         return True
     if end.verdict is Verdict.INCOMPLETE:
         return False
+    last_words = list(last_words)  # at once: its reader may still add to it
     said = [line for line in last_words if re.search(r"\w", line)]
     code = end.code
     if interrupted:

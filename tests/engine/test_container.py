@@ -97,7 +97,7 @@ def test_the_printed_command_makes_the_same_container(station) -> None:
     station.training()
     sent = station.api.inspect_container(station.containers()[0]["Id"])
     running.terminate()
-    running.wait(timeout=20)
+    running.wait(timeout=60)
     _, printed = station.run("nvfp4", "--run-dir", str(folder), "--dry-run", tag="steady")
     pasted = re.sub(r"^docker run", "docker create", printed, flags=re.M)
     subprocess.run(["sh", "-e", "-c", pasted], env=station.environment(), check=True, capture_output=True)
@@ -181,6 +181,6 @@ def test_the_launcher_costs_little_while_20_lines_a_second_stream(station) -> No
     share = (spent() - before) / (time.monotonic() - began)
     resident = int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{running.pid}/status").read_text())[1]) / 1000
     running.terminate()
-    running.wait(timeout=20)
+    running.wait(timeout=60)
     assert share < 0.03, f"{share:.2%} of a core"  # bench_container.py holds it to 1 % where nothing else runs
     assert resident < 80, f"{resident:.0f} MB"

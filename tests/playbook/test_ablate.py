@@ -52,7 +52,7 @@ def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        until(lambda: len(list(runs.glob("*/environment.json"))) == 7, 60)
+        until(lambda: len(list(runs.glob("*/environment.json"))) == 7)
         cut.send_signal(signal.SIGINT)
         said, errors = cut.communicate(timeout=60)
     finally:

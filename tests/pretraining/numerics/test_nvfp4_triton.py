@@ -162,13 +162,13 @@ def test_they_compile_for_gpus_that_are_not_here(environment, tmp_path):
         pytest.skip("this Triton brings no disassembler")
     script = Path(__file__).with_name("compiling.py")
     ended = subprocess.run(
-        [sys.executable, script, "80", "90"],
-        env=environment(TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, script, "90"],
+        env=environment(TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
     # Triton 3.7.1: 11.2, 40.6, 49.9 and 18.0 instructions an element. Other versions may need a few more.
     most = {"maxima": 12.5, "nearest": 44.0, "stochastic": 54.0, "tiles": 20.0}
     rows = json.loads(ended.stdout)
-    assert {(row["capability"], row["mode"]) for row in rows} == {(gpu, mode) for gpu in (80, 90) for mode in most}
+    assert {row["mode"] for row in rows} == set(most)
     for row in rows:
         assert row["instructions"] <= most[row["mode"]] and row["registers"] <= 168 and row["spilled"] <= 64, row

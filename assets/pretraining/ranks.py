@@ -191,10 +191,9 @@ def _in_a_slow_copy(ranks: list[dict[str, Any]]) -> dict[str, Any] | None:
             stages[rank["stage"]][rank["copy"]].append(rank)
     over = []
     for copies in stages.values():
-        if len(copies) > 1:
-            times = [statistics.median_low(rank["own_s"] for rank in copy) for copy in copies.values()]
-            usual = statistics.median_low(times)  # of two, the faster is the middle
-            over += [(seconds / usual - 1, copy) for seconds, copy in zip(times, copies.values(), strict=True)]
+        times = [statistics.median_low(rank["own_s"] for rank in copy) for copy in copies.values()]
+        usual = statistics.median_low(times)  # of two, the faster is the middle
+        over += [(seconds / usual - 1, copy) for seconds, copy in zip(times, copies.values(), strict=True)]
     share, copy = max(over, key=lambda each: each[0], default=(0.0, []))
     if share <= NOTABLE:
         return None

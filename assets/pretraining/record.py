@@ -192,11 +192,21 @@ def logs_of(folder: Path, rank: int, processes: int) -> list[Path]:
 
 
 def slowest_rank_sentence(slowest: dict[str, Any]) -> str:
-    """`slowest_rank` of an outcome (see `ranks.OwnTime.slowest`) as a person is told it."""
-    return (
-        f"rank {slowest['rank']} (host {slowest['host']}, local rank {slowest['local_rank']}) computed "
-        f"{slowest['over_median']:.0%} longer a step than the median rank; the others wait for it"
-    )
+    """`slowest_rank` of an outcome (see `ranks.OwnTime.slowest`) as a person is told it.
+
+    Earlier records have no `measure` and no `partners`, and mean the computation.
+    """
+    rank = f"rank {slowest['rank']} (host {slowest['host']}, local rank {slowest['local_rank']})"
+    longer = f"{slowest['over_median']:.0%} longer"
+    if slowest.get("measure") == "attention":
+        return f"{rank} took {longer} for the same attention than the median of the other ranks, which wait for it"
+    found = f"{rank} computed {longer} a step than the median rank; the others wait for it"
+    if partners := slowest.get("partners"):
+        found += (
+            f". It shares a copy of the model with rank {', '.join(map(str, partners))}: within a step they wait for "
+            "one another, and any of them may be the slow one"
+        )
+    return found
 
 
 def utc_now() -> str:

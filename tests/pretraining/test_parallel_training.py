@@ -110,7 +110,7 @@ def test_a_model_over_two_processes(one, start, on_two, tmp_path: Path, kind: st
     two = record.read_run(folder)
     check_the_same_work(two, one)
     assert two.parity[f"{kind}_parallel"] == 2
-    if slow is not None:  # where none is, chance may name one on a busy machine; test_ranks.py says how seldom
+    if slow is not None:  # where none is, chance may name one on a busy machine
         slowest = two.outcome["slowest_rank"]
         assert slowest["rank"] == slow and slowest["measure"] == "attention" and slowest["attention_s"] > 0.01
         assert record.slowest_rank_sentence(slowest) in ended.stdout

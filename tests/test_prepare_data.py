@@ -373,7 +373,7 @@ def test_a_background_job_ends_by_signals_too(script, until, tmp_path: Path, num
 
 
 def test_threads_go_on_after_ctrl_c(script, until, tokenizer: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    (tmp_path / "a.jsonl").write_bytes(json_lines() * 300)
+    (tmp_path / "a.jsonl").write_bytes(json_lines() * 200)
     words = ("--tokenizer", str(tokenizer), "--input", f"{tmp_path}/a.jsonl", "--workers", "2")
     process = script(*words, "--out", f"{tmp_path}/made")
     until(lambda: begun(tmp_path))

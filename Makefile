@@ -36,7 +36,7 @@ CLUSTER_FILE = $(if $(CLUSTER),--cluster '$(CLUSTER)')
 help: ## this list
 	@echo "make compare    is the whole job; on a machine without a GPU it trains a tiny Llama on the CPU"
 	@echo
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-17s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 	@echo
 	@sed -n 's/^#> //p' Makefile
 
@@ -152,6 +152,9 @@ test-engine: test-setup ## the container path on a real Docker engine: a private
 
 test-report: test-setup ## the report of a comparison in a headless Chromium, installed on Debian where root
 	@INSTALL_BROWSER=1 $(TEST) -m pytest tests/playbook/report
+
+test-parallel: test-setup ## one training over two processes, each way of sharing the work, on the CPU
+	@$(TEST) -m pytest -m parallel tests/pretraining/test_parallel_training.py
 
 test-slurm: test-setup ## make submit on a real, private Slurm of two nodes, installed on Debian where root
 	@$(PYTHON) scripts/setup.py cluster

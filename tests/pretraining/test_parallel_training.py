@@ -13,7 +13,7 @@ from pretraining import record
 from pretraining.ranks import ENOUGH, SKIPPED
 from pretraining.record import Verdict
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]  # two processes want both cores of a small machine
 
 START = 2
 ITERATIONS = START + SKIPPED + ENOUGH

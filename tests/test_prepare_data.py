@@ -348,7 +348,7 @@ def test_ctrl_c_and_any_number_of_workers(script, until, tmp_path: Path) -> None
     os.killpg(process.pid, signal.SIGINT)
     began = time.monotonic()
     assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 5
     process = script("--input", f"{tmp_path}/a.jsonl", "--out", f"{tmp_path}/made", "--workers", "1")
     told, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
@@ -397,4 +397,4 @@ def test_ctrl_c_waits_for_no_long_line(script, until, tokenizer: Path, tmp_path:
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 3

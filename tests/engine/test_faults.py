@@ -15,7 +15,7 @@ import pytest
 from conftest import Station
 
 GPU = "GPU-1b7e"
-STOPS_WITHIN_SECONDS = 30
+STOPS_WITHIN_SECONDS = 10
 
 
 @dataclass

@@ -24,7 +24,7 @@ def test_whose_defaults_it_shows(flags: tuple[str, ...], on_gpu: bool) -> None:
 
 
 def test_the_largest_config_is_built_in_seconds_and_printed_alone() -> None:
-    """Imports included, and no weights: 9 s of a core and 0.8 GB where nothing else runs."""
+    """Imports included, and no weights: under 15 s of a core and 2 GB."""
     flags = ["--gpu", "--processes", "64", "--model", "llama31-405b", "--precision", "bf16", "optimizer.lr=0.002"]
     command = [sys.executable, "-W", "ignore", configs.SCRIPT, *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -34,5 +34,5 @@ def test_the_largest_config_is_built_in_seconds_and_printed_alone() -> None:
     assert shown["playbook"]["arguments"][-1] == "optimizer.lr=0.002"
     assert (shown["optimizer"]["lr"], shown["model"]["num_layers"]) == (0.002, 126)
     assert (shown["model"]["tensor_model_parallel_size"], shown["model"]["context_parallel_size"]) == (8, 1)
-    assert used.ru_utime + used.ru_stime < 25
+    assert used.ru_utime + used.ru_stime < 15
     assert used.ru_maxrss * 1024 < 2e9

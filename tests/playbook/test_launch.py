@@ -169,7 +169,7 @@ def test_an_interruption_ends_training_and_keeps_its_record(launch, until, numbe
     began = time.monotonic()
     launched.process.send_signal(number)
     said, errors = launched.process.communicate(timeout=60)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 5
     assert launched.process.returncode == 130
     assert "stopping ..." in said and "run: interrupted" in errors and "Traceback" not in errors
     run = launched.read()
@@ -185,7 +185,7 @@ def test_a_training_that_does_not_listen_is_killed_in_time(launch, until) -> Non
     began = time.monotonic()
     launched.process.send_signal(signal.SIGINT)
     launched.process.communicate(timeout=60)
-    assert 2 < time.monotonic() - began < 30
+    assert 2 < time.monotonic() - began < 5
     assert launched.process.returncode == 130
     run = launched.read()
     assert run.verdict is Verdict.INTERRUPTED and run.outcome["exit_code"] == 130
@@ -201,7 +201,7 @@ def test_a_second_interruption_kills_at_once(launch, until) -> None:
     assert "stopping" in next(line for line in launched.process.stdout if "stopping" in line)
     launched.process.send_signal(signal.SIGINT)
     _, errors = launched.process.communicate(timeout=60)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 2.5
     assert launched.process.returncode == 130 and "Traceback" not in errors
     assert not is_running(launched.folder)
     assert launched.read().verdict is Verdict.INTERRUPTED
@@ -230,7 +230,7 @@ def test_an_interruption_in_the_background(launch, until) -> None:
     began = time.monotonic()
     launched.process.terminate()
     launched.process.communicate(timeout=60)
-    assert time.monotonic() - began < 30 and launched.process.returncode == 130
+    assert time.monotonic() - began < 5 and launched.process.returncode == 130
     assert launched.read().verdict is Verdict.INTERRUPTED and not is_running(launched.folder)
 
 

@@ -128,20 +128,20 @@ def processor_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_it_looks_many_times_a_second_for_little_of_a_core(started, until, tmp_path: Path) -> None:
+def test_it_looks_ten_times_a_second_for_a_hundredth_of_a_core(started, until, tmp_path: Path) -> None:
     until(lambda: "rate_hz" in started.describe(), 20)
     process, before, began = started._process.pid, processor_seconds(started._process.pid), time.time()
     time.sleep(4)
     used, seconds = processor_seconds(process) - before, time.time() - began
     largest = started.stop()
-    assert used < 0.02 * seconds  # a busy machine makes the same work dearer
-    assert 0 < started.core_share < 0.02 and abs(started.core_share * seconds - used) < 0.03  # /proc counts in 0.01 s
+    assert used < 0.01 * seconds
+    assert 0 < started.core_share < 0.01 and abs(started.core_share * seconds - used) < 0.03  # /proc counts in 0.01 s
     written = lines(tmp_path)
     assert all(set(line) == LINE and line["device"] == "cpu" for line in written)
-    assert 3 <= len(written) <= seconds + 2
-    assert sum(line["samples"] for line in written) >= 6 * seconds  # of 12.5: some come late on a busy machine
+    assert len(written) in (4, 5, 6)
+    assert sum(line["samples"] for line in written) >= 10 * seconds
     whole = [later["time"] - earlier["time"] for earlier, later in pairwise(written[:-1])]
-    assert all(0.5 < span < 2 for span in whole)
+    assert all(0.8 < span < 1.3 for span in whole)
     resident = [line["process_bytes"] for line in written]
     assert largest == {Peak.RESIDENT_OF_ALL: max(resident)}
     assert 0.5 < max(resident) / int(Path("/proc/self/statm").read_text().split()[1]) / os.sysconf("SC_PAGE_SIZE") < 2
@@ -151,7 +151,7 @@ def test_it_looks_many_times_a_second_for_little_of_a_core(started, until, tmp_p
 def test_a_stop_waits_for_nothing_and_may_come_twice(started, until) -> None:
     until(lambda: "rate_hz" in started.describe(), 20)
     began = time.monotonic()
-    assert started.stop() and time.monotonic() - began < sampling.SECONDS_TO_END
+    assert started.stop() and time.monotonic() - began < 1
     assert started.stop()
 
 

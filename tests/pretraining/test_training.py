@@ -129,7 +129,7 @@ def test_a_run_folder_is_complete(runs, precision: str) -> None:
         "sampling_core_share",
     }  # fmt: skip
     assert (run.outcome["cause"], run.outcome["exit_code"], run.outcome["iterations"]) == ("", 0, 6)
-    assert 0 < run.outcome["sampling_core_share"] < 0.02
+    assert 0 < run.outcome["sampling_core_share"] < 0.01
     peak = run.outcome["peak_memory"]
     assert set(peak["all"]) == {Peak.RESIDENT, Peak.RESIDENT_OF_ALL}
     assert 2e8 < peak["bytes"] < 2e10 and (peak["kind"], peak["processes"]) == (Peak.RESIDENT, 1)
@@ -142,7 +142,7 @@ def test_a_run_folder_is_complete(runs, precision: str) -> None:
 def test_memory_is_sampled_from_before_the_model_to_the_end(runs, precision: str) -> None:
     run = record.read_run(runs[precision])
     assert {line["device"] for line in run.samples} == {"cpu"}
-    assert all(line["samples"] for line in run.samples)  # how many, test_sampler.py says of an idle process
+    assert sum(line["samples"] for line in run.samples) >= 10 * (run.samples[-1]["time"] - run.samples[0]["time"])
     assert max(line["process_bytes"] for line in run.samples) == run.outcome["peak_memory"]["all"][Peak.RESIDENT_OF_ALL]
     assert run.samples[0]["process_bytes"] < 0.8 * max(line["process_bytes"] for line in run.samples)
     assert run.samples[0]["time"] < run.train[0]["time"] and run.train[-1]["time"] < run.samples[-1]["time"]
@@ -173,7 +173,7 @@ def test_step_times_are_megatrons_own_without_its_logging_and_no_checkpoint_is_i
     more = {int(number): float(time_ms) - steps[int(number)] for number, time_ms in printed}
     assert set(more) == set(steps) and min(more.values()) > -0.1  # printed to a tenth
     assert more[4] < saving / 2  # the first iteration after a checkpoint
-    assert statistics.median(more.values()) < 0.2 * statistics.median(steps.values())
+    assert statistics.median(more.values()) < 0.05 * statistics.median(steps.values())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

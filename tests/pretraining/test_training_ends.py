@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import ending, record
+from pretraining import record
 from pretraining.record import Verdict
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
         began = time.monotonic()
         process.send_signal(number)
         assert process.wait(timeout=60) == 130
-        assert time.monotonic() - began < ending.STUCK_SECONDS
+        assert time.monotonic() - began < 5
         run = record.read_run(folder)
         assert run.verdict is Verdict.INTERRUPTED
         assert (run.outcome["exit_code"], run.outcome["cause"]) == (130, f"interrupted by {number.name}")
@@ -97,7 +97,7 @@ def test_a_signal_while_it_starts(start_training, until, tmp_path: Path) -> None
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal: to everyone
     assert process.wait(timeout=60) == 130
-    assert time.monotonic() - began < ending.STUCK_SECONDS
+    assert time.monotonic() - began < 5
     run = record.read_run(folder)
     assert run.verdict is Verdict.INTERRUPTED and run.train == []
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import ending, loggers, record, sampling, settings, switches, tee
+from pretraining import ending, helpers, loggers, record, sampling, settings, switches, tee
 from pretraining.errors import EndedEarly, UsageError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def main() -> int:
     run = ending.RunEnd(folder, rank, chosen.plugin)
     try:
         ending.interrupt_on_sigterm()
+        helpers.outlive_sigterm()
         ending.claim_port(rank, processes)
         train(run, chosen, processes, on_gpu)
         code = run.succeeded()

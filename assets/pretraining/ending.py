@@ -80,11 +80,11 @@ def _end_where_stuck() -> None:
     answer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: alive.set() or 0)
 
     def watch() -> None:
-        while told.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
-            pass
-        ctypes.pythonapi.Py_AddPendingCall(answer, None)  # the main thread's next bytecode, whoever handles the signal
-        if not alive.wait(STUCK_SECONDS):
-            os._exit(INTERRUPTED)
+        while number := told.recv(1)[0]:  # also those of loaders that end: a socket without a reader is an error
+            if number in (signal.SIGTERM, signal.SIGINT) and not alive.is_set():
+                ctypes.pythonapi.Py_AddPendingCall(answer, None)  # in the main thread, whoever handles the signal
+                if not alive.wait(STUCK_SECONDS):
+                    os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -69,12 +69,12 @@ def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
 
 
 def test_a_run_that_saves_saves_first(start_training, until, train, tmp_path: Path) -> None:
-    flags = ("--train-iters", "100000", "--save", "100000", "--data", "mock", "--seq-length", "32")
+    flags = ("--train-iters", "100000", "--save", "10", "--data", "mock", "--seq-length", "32")
     started = {number: start_training(tmp_path / number.name, *flags) for number in SIGNALS}
     for number, process in started.items():
         folder = tmp_path / number.name
-        until(lambda folder=folder: iterations(folder) >= 2)
-        process.send_signal(number)
+        until(lambda folder=folder: iterations(folder) >= 12)  # the helpers of its first checkpoint are there
+        os.killpg(process.pid, number)  # Slurm and a terminal signal every process
         assert process.wait(timeout=60) == 130
         run = record.read_run(folder)
         done = len(run.train)

@@ -240,6 +240,7 @@ def test_a_killed_training(launch) -> None:
     assert launched.process.returncode == 1
     run = launched.read()
     assert run.verdict is Verdict.KILLED and len(run.train) == 2
+    assert not is_running(launched.folder)  # nor does its helper
     assert "training was ended by SIGKILL" in run.outcome["cause"] and "out of memory" in run.outcome["cause"]
     assert f"nvfp4: killed: {run.outcome['cause']}" in errors and "train.log" in errors
     assert "iteration 2/8" in said.splitlines()[-1]

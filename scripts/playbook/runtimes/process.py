@@ -56,7 +56,8 @@ class LocalProcess:
         self._process.wait()
 
     def close(self, *, recorded: bool) -> None:
-        """Nothing is left behind by a process."""
+        """End the helpers of a training that was killed: nobody else does."""
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

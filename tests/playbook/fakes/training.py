@@ -64,6 +64,8 @@ try:
         })  # fmt: skip
         time.sleep(float(os.environ.get("FAKE_STEP", "0.1")))
         if how == "killed" and iteration == 2:
+            if os.fork() == 0:  # a helper, which never hears of it
+                time.sleep(600)
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "diverged" and iteration == 2:
             end(record.Verdict.DIVERGED, "the loss is nan at iteration 2: try a lower learning rate", 1)

@@ -9,6 +9,7 @@ neither the log nor the training, nor its end on Ctrl-C: what it has not read wa
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import select
@@ -75,10 +76,8 @@ def finish(copier: Copier, seconds: float | None = None) -> None:
     os.close(nowhere)
     with contextlib.suppress(ChildProcessError, BrokenPipeError):
         os.write(copier.told, b"end")
-        if seconds is None:
-            os.waitpid(copier.process, 0)
-        deadline = time.monotonic() + (seconds or 0)
-        while time.monotonic() < deadline and os.waitpid(copier.process, os.WNOHANG) == (0, 0):
+        deadline = time.monotonic() + (math.inf if seconds is None else seconds)
+        while os.waitpid(copier.process, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.02)
 
 

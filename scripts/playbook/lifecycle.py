@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import engine, orphans
+from playbook import engine, foreground, orphans
 from playbook.launch import launch, see_the_end
 from playbook.progress import Progress
 from playbook.runtimes import container, container_process
@@ -95,9 +94,8 @@ def shell(asked: container.Container, run_dir: Path) -> int:
         EngineError: the docker command is not installed.
     """
     container.make_ready(asked, "make shell")
-    words = shell_command(asked)
     try:
-        return os.spawnvp(os.P_WAIT, words[0], words)
+        return foreground.run(shell_command(asked))
     finally:
         if not any(run_dir.iterdir()):
             run_dir.rmdir()

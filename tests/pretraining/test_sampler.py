@@ -111,6 +111,20 @@ def test_whose_memory_it_is(nvml, found: list[tuple[int, int | None]], held: int
     assert gpu(nvml, "GPU-h200").sample().process == held
 
 
+def test_whose_memory_it_is_is_asked_where_the_devices_own_figure_moved(nvml, monkeypatch) -> None:
+    board = nvml.BOARDS["GPU-h200"]
+    device, clock = gpu(nvml, "GPU-h200"), 100.0
+    monkeypatch.setattr(sampler.time, "monotonic", lambda: clock)
+    board.processes = [(OURS, 5)]
+    assert device.sample().process == 5
+    board.processes = [(OURS, 7)]
+    assert device.sample().process == 5  # the same bytes are in use: not asked
+    board.used += 2
+    assert device.sample().process == 7
+    board.processes, clock = [(OURS, 9)], clock + sampler.LINE
+    assert device.sample().process == 9  # another's went as this came: seen within a second
+
+
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[sampling.Sampler]:
     """A sampler of this process's resident memory."""

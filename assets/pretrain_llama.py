@@ -60,6 +60,8 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)
     versions.skip_compile_helpers()
+    if chosen.save:
+        versions.save_without_nvrx()
 
     def on_start(context: CallbackContext, writes: bool) -> None:
         recipes.check_built(context.state, chosen)

@@ -70,7 +70,7 @@ class Cpu:
 class Gpu:
     """One NVIDIA GPU through NVML; whatever it does not answer is None.
 
-    Whose memory it is takes two calls to ask, so it is asked where the device's own figure has moved, and once a second.
+    Whose memory it is takes two calls to ask, so it is asked where the device's own figure moved, and once a second.
     The energy counter is left alone: an H200 takes 3.4 ms of a core to read it, 0.05 ms for all the rest, and its mean
     power over each second comes to the same joules.
 

@@ -139,6 +139,21 @@ def set_evaluation(config: ConfigContainer, iters: int, interval: int) -> None:
     section.eval_interval = interval
 
 
+def save_without_nvrx() -> None:
+    """Write checkpoints by Megatron-Core's own code where nvidia-resiliency-ext is older than it needs.
+
+    0.17.0 takes that package for usable when half of what it imports from there is found (0.4.1 is such a one), and
+    every save fails. Where it is whole, or missing, Megatron-Core knows itself.
+    """
+    from megatron.core.dist_checkpointing.strategies import torch as strategies
+
+    if getattr(strategies, "HAVE_NVRX", False):
+        try:
+            strategies.get_async_strategy("nvrx")
+        except ModuleNotFoundError:
+            strategies.HAVE_NVRX = False
+
+
 def keep_checkpoints_out_of_mlflow(config: ConfigContainer) -> None:
     """No copy of every checkpoint as an MLflow artifact: 105 GB each for an 8B model. 0.5 has a switch for it."""
     if hasattr(config.logger, "mlflow_log_artifacts"):

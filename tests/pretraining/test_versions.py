@@ -44,3 +44,18 @@ def test_the_order_of_a_block_scale_follows_transformer_engine(monkeypatch, inst
     versions.folds_block_scale.cache_clear()
     assert versions.folds_block_scale() is folds
     versions.folds_block_scale.cache_clear()
+
+
+@pytest.mark.parametrize(("whole", "kept"), [(True, True), (False, False)])
+def test_half_an_nvrx_is_not_saved_with(monkeypatch, whole: bool, kept: bool) -> None:
+    from megatron.core.dist_checkpointing.strategies import torch as strategies
+
+    def get_async_strategy(name: str) -> tuple:
+        if not whole:
+            raise ModuleNotFoundError("nvidia-resiliency-ext package is not installed.")
+        return name, {}
+
+    monkeypatch.setattr(strategies, "HAVE_NVRX", True, raising=False)
+    monkeypatch.setattr(strategies, "get_async_strategy", get_async_strategy, raising=False)
+    versions.save_without_nvrx()
+    assert strategies.HAVE_NVRX is kept

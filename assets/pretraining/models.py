@@ -126,8 +126,8 @@ MODELS: dict[str, Model] = {
             learning_rate=(2e-3, 2e-4),
         ),
         # For ablations: bytes need next to no embedding, so what it has is in the layers that a precision is about.
-        # Its 1.2e17 FLOPs are ten minutes at a fifth of an H200's dense BF16 peak (estimated; it has not been run). It
-        # reads the text 16 times: DATA= names a longer one. Rate and warm-up as is usual at this size.
+        # On an H200 its emulated NVFP4 took 0.43 s a step: nine minutes for all 1,200. It reads the text 16 times
+        # (DATA= names a longer one). Rate and warm-up as is usual at this size.
         Model(
             "llama-120m",
             "llama32_1b_pretrain_config",

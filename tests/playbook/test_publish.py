@@ -112,6 +112,15 @@ def test_a_failed_run_is_listed_and_not_compared(empty: Path, make_run) -> None:
     assert not (empty / publish.RESULTS / "one" / comparison_file.FILE).exists()
 
 
+def test_a_run_by_itself_is_listed_with_its_figures(empty: Path, make_run) -> None:
+    publish.add(empty, [make_run("bf16", step=0.2)], "one")
+    publish.add(empty, [make_run("nvfp4", name="other", arithmetic="emulated", step=0.4)], "two")
+    publish.rebuild(empty)
+    native, emulated = [line for line in (empty / "overview.md").read_text().splitlines() if line.startswith("| ")][-2:]
+    assert "| 1 | 200.0 ms, " in native and "MODEL\\_TFLOP/s/GPU |" in native
+    assert "| 1 | 400.0 ms, " in emulated and "TFLOP" not in emulated
+
+
 def test_a_comparison_of_runs_that_are_no_longer_compared_goes(empty: Path, make_run) -> None:
     _, nvfp4 = publish.add(empty, [make_run("bf16"), make_run("nvfp4")], "one")
     publish.rebuild(empty)

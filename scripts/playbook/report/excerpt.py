@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from playbook import ablation
+from playbook import ablation, measured, stats
 from playbook.ablation import Ablation
 from playbook.report import ablation_report, export, wording
 from playbook.report.canvas import Runs
@@ -81,9 +81,19 @@ def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | Ablation 
     rows = []
     for name, runs, result in published:
         failed = [f"{run.folder.name}: {run.verdict}" for run in runs if run.verdict is not Verdict.SUCCEEDED]
-        said = [result.verdict if result else "", "; ".join(failed)]
+        said = [result.verdict if result else "", "; ".join(failed) or ("" if result else _alone(runs[0]))]
         rows.append([name, machine(runs), work(runs), len(runs), " ".join(filter(None, said))])
     return export.as_table(["folder", "on", "what", "runs", "result"], rows, left=True)
+
+
+def _alone(run: Run) -> str:
+    """The figures of a run that nothing is set against."""
+    result = measured.measure(run).result
+    rates = [result.tokens_per_second_per_gpu]
+    if run.precision.get("arithmetic") == "native":  # an emulation's FLOP/s say nothing of the GPU
+        rates.append(result.model_tflops_per_gpu)
+    step = result.step_times and stats.Figure(result.step_times.median, "s")
+    return ", ".join(wording.value(figure) for figure in (step, *rates) if figure)
 
 
 def machine(runs: Sequence[Run]) -> str:

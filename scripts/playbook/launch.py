@@ -21,6 +21,7 @@ from pretraining.record import Verdict
 
 POLL_SECONDS = 0.25
 LAST_WORDS = 200
+_OWN = "pretrain_llama.py: "  # how the training script's own last words begin
 # torch.distributed.run outlives its worker and ends with 1; its summary says how the worker ended.
 _WORKER_KILLED = re.compile(r"exitcode\s*: -9\b|Signal 9 \(SIGKILL\) received")
 _WORKERS_RANK = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: -9\b")
@@ -185,7 +186,8 @@ def see_the_end(
         verdict, cause = Verdict.KILLED, f"{which} was killed (SIGKILL): {hint}"
     else:
         when = "" if (folder / record.METRICS).exists() else " before it began"
-        words = said[-1] if said else "it said nothing"
+        own = [line.removeprefix(_OWN) for line in said if line.startswith(_OWN)]  # torch's own report comes after it
+        words = own[-1] if own else said[-1] if said else "it said nothing"
         verdict, cause = Verdict.FAILED, f"training ended with exit code {code}{when}: {words}"
     try:
         if said and not (folder / record.LOG).exists():  # it never came to open its log: these are its only words

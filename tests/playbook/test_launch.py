@@ -246,15 +246,20 @@ def test_a_killed_training(launch) -> None:
     assert "iteration 2/8" in said.splitlines()[-1]
 
 
-def test_last_words_of_a_training_that_never_began(launch) -> None:
-    launched = launch("nvfp4", FAKE="early")
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("early", "code 3 before it began: ImportError: libnothing.so: cannot open shared object file"),
+        ("refused", "code 1 before it began: no GPU was found"),
+    ],
+)
+def test_last_words_of_a_training_that_never_began(launch, how: str, words: str) -> None:
+    launched = launch("nvfp4", FAKE=how)
     _, errors = launched.process.communicate(timeout=60)
     assert launched.process.returncode == 1
     run = launched.read()
     assert run.verdict is Verdict.FAILED
-    assert run.outcome["cause"] == (
-        "training ended with exit code 3 before it began: ImportError: libnothing.so: cannot open shared object file"
-    )
+    assert run.outcome["cause"] == f"training ended with exit {words}"
     assert run.outcome["cause"] in errors
 
 

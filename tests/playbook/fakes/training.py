@@ -1,7 +1,8 @@
 """Stands in for assets/pretrain_llama.py where only the launcher is tested: it writes a record, and trains nothing.
 
 FAKE says how it ends: "" as told by its flags, "slow" not by itself, "stubborn" neither by SIGINT, "killed" by
-SIGKILL, "early" before it has a log, "diverged", "disk" on a full disk that takes no outcome.
+SIGKILL, "early" before it has a log, "refused" before that and with torch.distributed.run's words after its own,
+"diverged", "disk" on a full disk that takes no outcome.
 FAKE_ONLY names the one precision that does so, FAKE_SWITCH the switch that is off where it does so, FAKE_LOSS, as
 {"nvfp4 1234": 1.01}, what to multiply losses with by precision and seed.
 """
@@ -18,6 +19,9 @@ how = os.environ.get("FAKE", "")
 if how == "early":
     print("a warning of no interest\nImportError: libnothing.so: cannot open shared object file\n\n", flush=True)
     sys.exit(3)
+if how == "refused":
+    print("pretrain_llama.py: no GPU was found\nTraceback (most recent call last):\n  File x\nRoot Cause:", flush=True)
+    sys.exit(1)
 
 args = settings.parser("fake").parse_args()
 chosen = settings.resolve(args, on_gpu=False, processes=1)

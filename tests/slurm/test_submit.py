@@ -111,17 +111,13 @@ def test_a_waiting_job_is_cancelled_too(head) -> None:
 
 
 def check_resumed(first: Path, second: Path) -> None:
-    """The second attempt went on from the last checkpoint of the first."""
+    """The first attempt saved when it was asked to end, also between two checkpoints; the second went on from there."""
     begun, resumed = record.read_run(first), record.read_run(second)
-    assert begun.verdict is Verdict.INTERRUPTED or not begun.outcome, begun.outcome
+    assert begun.verdict is Verdict.INTERRUPTED, begun.outcome
     assert resumed.environment["resumed_from"] == str(first)
     start = resumed.parity["start_iteration"]
-    assert start >= 5 and start % 5 == 0 and begun.train[-1]["iteration"] >= start
+    assert start == begun.train[-1]["iteration"] >= 5
     assert resumed.train[0]["iteration"] == start + 1
-    again = {line["iteration"]: line["loss"] for line in begun.train}
-    for line in resumed.train:  # what both did, both did alike
-        if line["iteration"] in again:
-            assert line["loss"] == again[line["iteration"]]
 
 
 def test_a_preempted_job_starts_again_and_resumes(head, until, make_dataset) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import multiprocessing
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from .telemetry import Telemetry
 
 INTERRUPTED = 130
+OWN_PORTS = range(10_000, 20_000)  # `cluster_node.py` has the next
 PATIENCE_SECONDS = 1.0  # an interrupted run's, with who reads its output
 REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
@@ -147,9 +150,7 @@ def claim_port(rank: int, processes: int) -> None:
         UsageError: MASTER_PORT was given and is in use.
     """
     if processes == 1 and "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(_free_port())
     elif processes == 1:
         port = os.environ["MASTER_PORT"]
         with socket.socket() as probe:
@@ -164,6 +165,20 @@ def claim_port(rank: int, processes: int) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     for name, value in (("RANK", rank), ("WORLD_SIZE", processes), ("LOCAL_RANK", 0)):
         os.environ.setdefault(name, str(value))
+
+
+def _free_port() -> int:
+    """A port that nobody listens on, of those that no system hands out by itself.
+
+    torch listens seconds later, and one of the system's choice may be somebody's connection by then. Not by `random`,
+    whose state is the training's.
+    """
+    while True:
+        port = OWN_PORTS.start + secrets.randbelow(len(OWN_PORTS))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            return port
 
 
 def settled(code: int) -> None:

@@ -27,7 +27,7 @@ from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, RHT_
 # Columns a program and warps: each thread holds 4 columns of 16 rows.
 WIDTH, WARPS = 512, 4
 REGISTERS = 168  # a thread at most, for 12 warps a multiprocessor; stochastic rounding would take more, and leave 8
-GROUPS = 8  # of 16 rows, that a program of the amax kernel reads, so that few meet in the final maximum
+GROUPS = 2  # of 16 rows, that a program of the amax kernel reads: with more, a narrow matrix has too few programs
 PHILOX_ROUNDS = 7  # the fewest that pass BigCrush (Salmon et al., table 2)
 
 _BLOCK = tl.constexpr(BLOCK)

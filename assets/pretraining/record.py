@@ -51,6 +51,7 @@ OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
 SELFCHECK = "selfcheck.json"  # alone in its folder: what `make selfcheck` found
 TRACE = "trace.json.gz"
+PROFILE = "profile.json"  # what the launcher made of the trace
 PACKED = ".gz"  # ends the name of a file of lines that was compressed
 _PIECES, _PIECE = 2048, 4096  # of samples, bytes: half a day at one device, a fifth of a second to read
 

@@ -29,7 +29,10 @@ from pretraining.models import MODELS
 from pretraining.precision import PRECISIONS
 from pretraining.settings import EMULATORS, Settings
 
-KEPT = (record.PLAN, record.ENVIRONMENT, record.OUTCOME, record.CONFIG, record.METRICS, record.SAMPLES)
+KEPT = (
+    *(record.PLAN, record.ENVIRONMENT, record.OUTCOME, record.CONFIG),
+    *(record.METRICS, record.SAMPLES, record.PROFILE),
+)
 _OURS = ("assets", "scripts", "nemo_experiments", ".cache")  # folders of the project that paths in records lead into
 
 _SECRETS = r"(?:[\w.]*_)?(?:token|api_?key|access_key(?:_id)?|secret(?:_\w+)?|password|entity|tracking_uri)"

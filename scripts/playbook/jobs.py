@@ -106,15 +106,17 @@ def run(arguments: list[str] | None = None) -> int:
     if args.job == "eval" and ended.evaluations:
         checkpoints.show_evaluation(ended)
     if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
-        return _show_profile(ended.folder)
+        return _show_profile(ended.folder, keep=True)
     if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
         print(f"exported to {args.export}")
     return exit_code(ended)
 
 
-def _show_profile(folder: Path) -> int:
+def _show_profile(folder: Path, *, keep: bool = False) -> int:
     from playbook import tracing  # whose libraries take a second to import
 
+    if keep:
+        tracing.keep(folder)
     tracing.show(folder)
     return 0
 

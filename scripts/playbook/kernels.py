@@ -15,6 +15,7 @@ class Kind(StrEnum):
     """What time goes to, in the order in which it is told."""
 
     PRODUCTS = "matrix products"
+    VOCABULARY = "vocabulary projection"  # products too, see `tracing`: by name they are like all others
     ATTENTION = "attention"
     QUANTIZATION = "quantization, rounding"
     NORMS = "norms, rotary, activation, loss"
@@ -62,6 +63,14 @@ def _compiled(table: tuple[tuple[Kind, str], ...]) -> tuple[tuple[Kind, re.Patte
 _OF_KERNELS, _OF_OPERATORS = _compiled(_KERNELS), _compiled(_OPERATORS)
 # What an operator calls is part of it.
 WHOLE = (Kind.OPTIMIZER, Kind.COMMUNICATION)
+
+
+_LOSS = re.compile(r"cross_entropy|online_softmax|nll_loss", re.IGNORECASE)
+
+
+def is_of_loss(name: str) -> bool:
+    """Whether a kernel on a GPU computes the loss from the logits."""
+    return bool(_LOSS.search(name))
 
 
 def of_kernel(name: str) -> Kind:

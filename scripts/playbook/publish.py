@@ -9,9 +9,9 @@
             ablation.json           whose runs keep their names, by which it knows them
             pictures/*.svg          made from the runs
 
-A page shows a comparison or an ablation between `<!-- results: NAME -->` and `<!-- end of results -->`; `make results`
-fills that in, and leaves the rest of the page alone. Nothing that is made holds a clock, a path or a name of the
-machine that made it.
+A page shows a comparison, an ablation or the profile of a run between `<!-- results: NAME -->` and
+`<!-- end of results -->`; `make results` fills that in, and leaves the rest of the page alone. Nothing that is made
+holds a clock, a path or a name of the machine that made it.
 """
 
 from __future__ import annotations
@@ -69,12 +69,20 @@ class Published:
         runs: all of them, in the order in which they ran.
         groups: the succeeded ones by arm's name; empty where fewer than two succeeded.
         result: their comparison or ablation, or None; its `reproduce` is what made the runs, "" where not known.
+        command: what made the runs, where they are no ablation; "" where not known.
     """
 
     name: str
     runs: list[Run]
     groups: dict[str, list[Run]]
     result: Comparison | Ablation | None
+    command: str = ""
+
+    @property
+    def profile(self) -> Run | None:
+        """The run, where it is one that was profiled."""
+        (run, *others) = self.runs
+        return run if not others and (run.folder / record.PROFILE).is_file() else None
 
 
 def read(folder: Path) -> Published:
@@ -95,7 +103,7 @@ def read(folder: Path) -> Published:
     groups, result = _compared(runs)
     if result:
         result = _portable(result, runs, about.get("command", ""))
-    return Published(folder.name, runs, groups, result)
+    return Published(folder.name, runs, groups, result, about.get("command", ""))
 
 
 def _in_order(runs: Sequence[Run]) -> list[Run]:
@@ -129,7 +137,7 @@ def made_from(project: Path) -> dict[Path, bytes]:
 
     Raises:
         UsageError, comparison.NotComparable: as `read`.
-        Failure: a page's mark names no comparison, or has no end.
+        Failure: a page's mark names nothing that can be shown, or has no end.
     """
     published = {path.name: read(path) for path in sorted((project / RESULTS).glob("[!.]*/"))}
     files: dict[Path, bytes] = {}
@@ -188,6 +196,9 @@ def _filled(page: Path, published: dict[str, Published], pictures: dict[str, lis
         name = found[2]
         if name == ALL:
             inside = excerpt.listing([(each.name, each.runs, each.result) for each in published.values()])
+        elif name in published and (run := published[name].profile):
+            command = published[name].command
+            inside = excerpt.profiled(run, records=f"{relative(run.folder.parent)}/", command=command)
         elif name in published and (result := published[name].result):
             folder = pictures[name][0].path.parent.parent
             shown = [(picture.title, relative(picture.path)) for picture in pictures[name]]
@@ -197,8 +208,8 @@ def _filled(page: Path, published: dict[str, Published], pictures: dict[str, lis
             else:
                 inside = excerpt.section(result, published[name].groups, records=records, pictures=shown)
         else:
-            there = ", ".join(name for name, each in published.items() if each.result)
-            raise Failure(f"{page}: {RESULTS / name} holds no comparison to show; there are: {there}")
+            there = ", ".join(name for name, each in published.items() if each.result or each.profile)
+            raise Failure(f"{page}: {RESULTS / name} holds nothing to show; there are: {there}")
         return f"{found[1]}\n{inside}\n\n{found[3]}"
 
     text = page.read_text(encoding="utf-8")

@@ -1,18 +1,20 @@
-"""Where the time of a profiled step goes, from the run's `trace.json.gz`.
+"""Where the time of a profiled step goes, from the run's `trace.json.gz`; kept beside it in `profile.json`.
 
 On a GPU by its kernels: each instant counts once, for what is computed rather than for communication that runs at the
-same time, and what no kernel covers is idle. On the CPU by its operators, each without those that it calls; what no
-operator covers is Python, Megatron's own and this project's.
+same time, and what no kernel covers is idle. The vocabulary projection is the product before a loss and the two after
+it, its gradients; where the loss has no kernel of its own it stays among the products. On the CPU by its operators,
+each without those that it calls; what no operator covers is Python, Megatron's own and this project's.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import textwrap
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from playbook.kernels import Kind
 from playbook.measured import measure
 from pretraining import record
 from pretraining.errors import UsageError
+from pretraining.record import Run
 
 _ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
 _ON_CPU = {"cpu_op", "user_annotation"}
@@ -115,8 +118,9 @@ def _of(events: Iterable[dict[str, Any]], categories: set[str]) -> Iterator[_Eve
 def _by_kernel(events: list[_Event], first: float, last: float, steps: int) -> list[Row]:
     kind_of = lru_cache(maxsize=None)(kernels.of_kernel)
     of_kind: dict[Kind, list[_Event]] = defaultdict(list)
+    vocabulary = _around_losses(events, kind_of)
     for event in events:
-        of_kind[kind_of(event.name)].append(event)
+        of_kind[Kind.VOCABULARY if id(event) in vocabulary else kind_of(event.name)].append(event)
     rows, covered = [], np.empty((0, 2))
     for kind in Kind:
         if not of_kind[kind]:
@@ -130,6 +134,24 @@ def _by_kernel(events: list[_Event], first: float, last: float, steps: int) -> l
             by_name[event.name] += event.end - event.start
         rows.append(_row(kind, own, len(of_kind[kind]), by_name, steps))
     return rows
+
+
+def _around_losses(events: list[_Event], kind_of: Callable[[str], Kind]) -> set[int]:
+    """The products of the vocabulary projection, by identity."""
+    is_loss = lru_cache(maxsize=None)(kernels.is_of_loss)
+    found: set[int] = set()
+    before: _Event | None = None
+    gradients = 0  # of the last loss, that are to come
+    for event in sorted(events, key=lambda event: event.start):
+        if is_loss(event.name):
+            found |= {id(before)} if before else set()
+            gradients = 2
+        elif kind_of(event.name) is Kind.PRODUCTS:
+            if gradients:
+                found.add(id(event))
+                gradients -= 1
+            before = event
+    return found
 
 
 def _merged(spans: np.ndarray) -> np.ndarray:
@@ -172,30 +194,58 @@ def _row(kind: Kind, microseconds: float, calls: int, by_name: Counter[str], ste
     return Row(kind, microseconds / 1000 / steps, calls / steps, name, most / whole if whole else 0.0)
 
 
+def keep(folder: Path) -> None:
+    """Write `profile.json` beside a run's trace. Raises UsageError where it is no profiled run."""
+    record.write_json(folder / record.PROFILE, asdict(read(folder / record.TRACE)))
+
+
+def load(folder: Path) -> Breakdown:
+    """What was kept of a run's trace, which is large; or of the trace itself. Raises UsageError as `read`."""
+    kept = folder / record.PROFILE
+    if not kept.is_file():
+        return read(folder / record.TRACE)
+    try:
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        return Breakdown(**content | {"rows": [Row(**row) for row in content["rows"]]})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{kept} cannot be read as a profile ({error}); remove it to read the trace again") from error
+
+
+def table(found: Breakdown) -> list[list[str]]:
+    """Its rows, the last of them the whole step: kind, ms a step, per cent, calls, most of it."""
+    rows = []
+    for row in found.rows:
+        most = f"{row.of_it:.0%} {_short(row.largest)}" if row.largest else ""
+        share = 100 * row.milliseconds / found.step
+        rows.append([row.kind, f"{row.milliseconds:,.2f}", f"{share:.1f}", f"{row.calls:,.0f}" if most else "", most])
+    return [*rows, [f"a step, mean of {found.steps}", f"{found.step:,.2f}", "100.0", "", ""]]
+
+
 def show(folder: Path) -> None:
     """Print where the time of a run's profiled steps goes, and how to open its trace.
 
     Raises:
         UsageError: it is no profiled run.
     """
-    found = read(folder / record.TRACE)
+    found = load(folder)
+    rows = table(found)
+    titles = ("where the time goes", "ms a step", "%", "calls", f"most of it{'' if found.on_gpu else ', on its own'}")
     console = Console(highlight=False)
-    console.width = max(100, console.width)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("where the time goes", no_wrap=True)
-    for title in ("ms a step", "%", "calls"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("most of it" if found.on_gpu else "most of it, without what it calls", no_wrap=True)
-    for row in found.rows:
-        most = f"{row.of_it:.0%} {_short(row.largest)}" if row.largest else ""
-        share = 100 * row.milliseconds / found.step
-        table.add_row(row.kind, f"{row.milliseconds:,.2f}", f"{share:.1f}", f"{row.calls:,.0f}" if most else "", most)
-    table.add_row(f"a step, mean of {found.steps}", f"{found.step:,.2f}", "100.0")
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    room = console.width
+    for at, title in enumerate(titles[:4]):
+        least = max(len(cell) for cell in (title, *(row[at] for row in rows)))
+        shown.add_column(title, justify="right" if at else "left", no_wrap=True, min_width=least)
+        room -= least + 2 + (at > 0)  # the padding
+    shown.add_column(titles[4], no_wrap=True, max_width=max(len(titles[4]), room))  # the only one that gives way
+    for row in rows:
+        shown.add_row(*row)
     console.print()
-    console.print(table)
-    if words := _beside(folder, found):
-        print(f"\n{words}")
-    print(f"\nThe trace: {folder / record.TRACE}\nOpen it at https://ui.perfetto.dev or in chrome://tracing.")
+    console.print(shown)
+    if words := beside(loading.load(folder), found):
+        print(f"\n{textwrap.fill(words, console.width)}")
+    if (folder / record.TRACE).is_file():
+        print(f"\nThe trace: {folder / record.TRACE}\nOpen it at https://ui.perfetto.dev or in chrome://tracing.")
 
 
 def _short(name: str) -> str:
@@ -205,9 +255,8 @@ def _short(name: str) -> str:
     return plain if len(plain) <= 40 else f"{plain[:37]}..."
 
 
-def _beside(folder: Path, found: Breakdown) -> str:
-    """How much slower the profiled steps were than those before them."""
-    run = loading.load(folder)
+def beside(run: Run, found: Breakdown) -> str:
+    """How much slower the profiled steps were than those before them; "" where there are none."""
     profiled = run.environment.get("profiled")
     if not profiled:
         return ""

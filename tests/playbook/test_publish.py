@@ -4,11 +4,12 @@ import gzip
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from playbook import ablation, ablation_file, comparison, comparison_file, loading, publish
+from playbook import ablation, ablation_file, comparison, comparison_file, loading, publish, tracing
 from playbook.failures import Failure
 from pretraining import record
 from pretraining.errors import UsageError
@@ -121,6 +122,25 @@ def test_a_run_by_itself_is_listed_with_its_figures(empty: Path, make_run) -> No
     assert "| 1 | 400.0 ms, " in emulated and "TFLOP" not in emulated
 
 
+def test_a_profile_is_shown_without_its_trace(empty: Path, make_run) -> None:
+    run = make_run("bf16", environment={"profiled": [56, 60]})
+    rows = [tracing.Row("matrix products", 7.5, 4, "gemm_a|b", 0.5), tracing.Row(tracing.IDLE, 2.5)]
+    record.write_json(run / record.PROFILE, asdict(tracing.Breakdown(10.0, 5, rows, on_gpu=True)))
+    (run / record.TRACE).write_bytes(b"large")
+    (copied,) = publish.add(empty, [run], "profile")
+    assert not (copied / record.TRACE).exists()
+    record.write_json(copied.parent / publish.ABOUT, {"command": "make profile PRECISION=bf16"})
+    page = empty / publish.PAGES[0]
+    page.write_text(
+        "<!-- results: profile -->\n<!-- end of results -->\n<!-- results: all -->\n<!-- end of results -->\n"
+    )
+    publish.rebuild(empty)
+    told = page.read_text()
+    assert "| matrix products | 7.50 | 75.0 | 4 | 50% gemm\\_a\\|b |" in told
+    assert "| a step, mean of 5 | 10.00 | 100.0 |" in told and "    make profile PRECISION=bf16\n" in told
+    assert "profile: matrix products 75.0 %, idle: no kernel runs 25.0 %" in told
+
+
 def test_a_comparison_of_runs_that_are_no_longer_compared_goes(empty: Path, make_run) -> None:
     _, nvfp4 = publish.add(empty, [make_run("bf16"), make_run("nvfp4")], "one")
     publish.rebuild(empty)
@@ -162,7 +182,7 @@ def test_what_cannot_be_published_is_refused_and_nothing_is_written(empty: Path,
 @pytest.mark.parametrize(
     ("mark", "words"),
     [
-        ("<!-- results: no-such -->\n<!-- end of results -->\n", "holds no comparison to show"),
+        ("<!-- results: no-such -->\n<!-- end of results -->\n", "holds nothing to show"),
         ("<!-- results: all -->\n", "has no <!-- end of results -->"),
     ],
 )

@@ -64,6 +64,17 @@ def test_kernels_that_overlap_count_once_and_gaps_are_idle(broken_down) -> None:
     assert next(row for row in found.rows if row.kind == Kind.PRODUCTS).largest == "nvjet_tst_128x256"
 
 
+def test_the_products_around_a_loss_are_the_vocabularys(broken_down) -> None:
+    products = [("nvjet_layer", 0, 1_000), ("nvjet_vocabulary", 1_000, 3_000)]
+    losses = [("online_softmax_kernel", 4_000, 500), ("cross_entropy_kernel", 4_500, 500)]
+    gradients = [("nvjet_vocabulary", 5_000, 3_000), ("nvjet_other", 8_000, 3_000), ("nvjet_layer", 11_000, 1_000)]
+    names = [*products, *losses, *gradients]
+    twice = [(name, start + later, length) for later in (0, 12_000) for name, start, length in names]
+    found, rows = broken_down([*steps(24_000), *(event(*each, "kernel", 7) for each in twice)])
+    assert rows == {Kind.PRODUCTS: 4.0, Kind.VOCABULARY: 18.0, Kind.NORMS: 2.0, tracing.IDLE: 0.0}
+    assert [row.calls for row in found.rows if row.kind == Kind.VOCABULARY] == [6]
+
+
 def test_an_operator_is_told_without_those_it_calls(broken_down) -> None:
     found, rows = broken_down(
         [
@@ -98,15 +109,28 @@ def test_what_is_no_trace_is_told(tmp_path: Path, broken_down) -> None:
             tracing.read(tmp_path / record.TRACE)
 
 
-def test_the_table_says_what_the_profiler_cost_and_where_to_look(make_run, capsys) -> None:
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_says_what_the_profiler_cost_and_where_to_look(make_run, capsys, monkeypatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     folder = make_run("nvfp4", step=0.01, environment={"profiled": [56, 60]})
-    trace = {"traceEvents": [*steps(*[12_000] * 5), event("aten::mm", 0, 30_000)]}
+    longest = "aten::" + 60 * "m"
+    trace = {"traceEvents": [*steps(*[12_000] * 5), event("aten::mm", 0, 30_000), event(longest, 40_000, 9)]}
     (folder / record.TRACE).write_bytes(gzip.compress(json.dumps(trace).encode()))
     tracing.show(folder)
     told = capsys.readouterr().out
-    assert "matrix products" in told and "50.0" in told and "a step, mean of 5" in told
-    assert "10.0 ms (median of 52); profiled +20.0 %" in told
+    assert "where the time goes" in told and "ms a step" in told and "calls" in told
+    assert "matrix products" in told and "50.0" in told and "a step, mean of 5" in told and "12.00" in told
+    assert "10.0 ms (median of 52); profiled +20.0 %" in " ".join(told.split())
     assert str(folder / record.TRACE) in told and "ui.perfetto.dev" in told
+    assert max(len(line) for line in told.splitlines() if "trace" not in line) <= columns
+
+    tracing.keep(folder)
+    (folder / record.TRACE).unlink()
+    tracing.show(folder)
+    assert capsys.readouterr().out == told[: told.index("\nThe trace: ")]
+    (folder / record.PROFILE).write_text('{"step": 1}')
+    with pytest.raises(UsageError, match="cannot be read as a profile"):
+        tracing.show(folder)
 
 
 @pytest.mark.parametrize("both", [True, False])

@@ -6,12 +6,13 @@ import textwrap
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from playbook import ablation, measured, stats
+from playbook import ablation, measured, stats, tracing
 from playbook.ablation import Ablation
 from playbook.report import ablation_report, export, wording
 from playbook.report.canvas import Runs
 from playbook.results import Comparison
 from playbook.table import joined
+from pretraining import record
 from pretraining.record import Run, Verdict
 
 _PRODUCTS = {
@@ -72,6 +73,24 @@ def ablated(of: Ablation, runs: Sequence[Run], *, records: str, pictures: Sequen
     return "\n\n".join(parts)
 
 
+def profiled(run: Run, *, records: str, command: str) -> str:
+    """Where the time of a profiled run's steps goes, for a page, without a heading.
+
+    Args:
+        records, command: as `section`'s `records` and its comparison's `reproduce`.
+    """
+    found = tracing.load(run.folder)
+    titles = ["where the time goes", "ms a step", "%", "calls", "most of it"]
+    parts = [
+        _wrapped(f"{export.escaped(machine([run]))}. {export.escaped(work([run]))}. Records: `{records}`."),
+        export.as_table(titles, tracing.table(found)),
+        _wrapped(tracing.beside(run, found)),
+    ]
+    if command:
+        parts += ["To repeat it:", f"    {command}"]
+    return "\n\n".join(parts)
+
+
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
@@ -88,6 +107,10 @@ def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | Ablation 
 
 def _alone(run: Run) -> str:
     """The figures of a run that nothing is set against."""
+    if (run.folder / record.PROFILE).exists():  # its step times are no measurement
+        found = tracing.load(run.folder)
+        most = sorted(found.rows, key=lambda row: -row.milliseconds)[:4]
+        return "profile: " + ", ".join(f"{row.kind} {100 * row.milliseconds / found.step:.1f} %" for row in most)
     result = measured.measure(run).result
     rates = [result.tokens_per_second_per_gpu]
     if run.precision.get("arithmetic") == "native":  # an emulation's FLOP/s say nothing of the GPU

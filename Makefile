@@ -204,6 +204,7 @@ test-setup:
 #>   GPUS GPU_KIND TOKENS   what make estimate is about   512, gb300, 15.6e12
 #>   TP PP CP tensor, pipeline, context parallel sizes; TP=auto: the smallest that fit   the recipe's; context 1
 #>   BF16_TAIL BF16_HEAD  last and first layers kept in BF16   nvfp4: an eighth, at least 1, and 0
+#>   NVFP4_RHT=0  NVFP4_STOCHASTIC=0  NVFP4_2D=0   that ingredient of the NVFP4 recipe off
 #>   TUNED=1  CUDA graphs and fewer checks, on a GPU; compares with tuned runs only
 #>   CONFIG   a YAML file of config fields, such as a run's config.yaml
 #>   PLUGIN   a Python file with configure(config), callbacks, forward_step or loss

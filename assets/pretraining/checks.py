@@ -33,7 +33,10 @@ def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -
     if last is not None and not trains:
         raise UsageError("--profile looks at training, and this run trains nothing; leave it out")
     if last is not None and not 1 <= last < iterations:
-        raise UsageError(f"--profile {last}: at least 1, and fewer than the {iterations} of --train-iters")
+        raise UsageError(
+            f"--profile {last} of {iterations} iterations: at least 1 is profiled, with 1 before it to warm up; "
+            f"make profile takes the last 5, so ITERS= (--train-iters) is 6 or more"
+        )
     return last
 
 

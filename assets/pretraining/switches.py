@@ -27,6 +27,16 @@ def read(environment: Mapping[str, str] = os.environ) -> dict[str, bool]:
     return on
 
 
+def turned_off(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What is off, with the setting that says so: {"rht": "NVFP4_RHT=0"}. Raises UsageError as `read`."""
+    found = {}
+    for ingredient, on in read(environment).items():
+        ours, engines = SWITCHES[ingredient]
+        if not on:
+            found[ingredient] = f"{ours}=0" if ours in environment else f"{engines}=1"
+    return found
+
+
 def hand_to_transformer_engine() -> None:
     """Set its own switches as ours are. Call before it is imported."""
     for ingredient, on in read().items():

@@ -94,8 +94,8 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         found[step.variant].append(result)
         if step.variant == BF16:
             bases[step.seed] = loaded
-        elif result.training_loss_gap:
-            print(f"  loss gap to BF16 {result.training_loss_gap.value:+.2f} % over the last tenth", flush=True)
+        elif gap := result.training_loss_gap:
+            print(f"  loss gap to BF16 {gap.value:+.2f} % over the last {gap.count} iterations", flush=True)
         else:
             code = code or int(result.verdict == Verdict.SUCCEEDED)
             print(f"  no loss gap: {result.problem}", flush=True)
@@ -217,9 +217,4 @@ def _reusable(steps: Sequence[Step], runs: Path) -> dict[int, Run]:
 def _show_dry(step: Step, runs: Path, show_dry: Callable[[Plan, Path], None]) -> None:
     print(f"# {step.variant.name}, seed {step.seed}")
     with _switched_off(step.variant.without):
-        name = switches.SWITCHES[step.variant.without][0] if step.variant.without else ""
-        if name:
-            print(f"export {name}=0")
         show_dry(step.plan, runs)
-        if name:
-            print(f"unset {name}\n")

@@ -30,7 +30,7 @@ class Entry:
         started: UTC.
         verdict: "unreadable" where the folder is damaged; `cause` then says how.
         iterations, of: done and wanted.
-        step_time: s, the median of the timed iterations.
+        step_time: s, the median of the timed iterations; None of a profiled run, where it is no measurement.
         loss: nats a token, the mean of the last tenth.
     """
 
@@ -47,6 +47,7 @@ class Entry:
     step_time: float | None = None
     tokens_per_second: float | None = None
     loss: float | None = None
+    profiled: bool = False
 
 
 def entries(runs: Path) -> list[Entry]:
@@ -67,6 +68,7 @@ def _entry(folder: Path) -> Entry:
         written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(folder.stat().st_mtime))
         return Entry(folder.name, path, written, "", "", "", "unreadable", str(error))
     request = run.plan.get("request") or {}
+    profiled = "profiled" in run.environment
     return Entry(
         name=folder.name,
         path=path,
@@ -78,9 +80,10 @@ def _entry(folder: Path) -> Entry:
         cause=result.cause,
         iterations=result.iterations,
         of=run.parity.get("train_iters") or request.get("train_iters"),
-        step_time=result.step_times and result.step_times.median,
-        tokens_per_second=result.tokens_per_second and result.tokens_per_second.value,
+        step_time=None if profiled else result.step_times and result.step_times.median,
+        tokens_per_second=None if profiled else result.tokens_per_second and result.tokens_per_second.value,
         loss=result.training_loss and result.training_loss.value,
+        profiled=profiled,
     )
 
 
@@ -114,7 +117,7 @@ def _show(found: list[Entry]) -> None:
             entry.precision or "-",
             entry.verdict,
             f"{entry.iterations}/{entry.of}" if entry.of is not None else "-",
-            _seconds(entry.step_time),
+            "profiled" if entry.profiled else _seconds(entry.step_time),
             f"{entry.loss:.4f}" if entry.loss is not None else "-",
         ]
         table.add_row(*(Text(cell, style=style) for cell in cells))

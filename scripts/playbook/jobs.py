@@ -9,7 +9,7 @@ from pathlib import Path
 from playbook import PROJECT, catalogue, checkpoints, configs, place, plan, selfcheck
 from playbook.place import Place, Wanted
 from playbook.training import exit_code, new_folder, train
-from pretraining import settings, shares
+from pretraining import record, settings, shares
 from pretraining.errors import UsageError
 from pretraining.precision import find_precision
 from pretraining.record import Verdict
@@ -67,7 +67,12 @@ def run(arguments: list[str] | None = None) -> int:
         return selfcheck.run(args, wanted(args))
     if args.job == "profile":
         if args.run:
-            return _show_profile(checkpoints.folder_of(args.run, args.runs))
+            folder = checkpoints.folder_of(args.run, args.runs)
+            if not record.holds_run(folder):
+                raise UsageError(
+                    f"RUN={args.run} is no run folder, here or in {args.runs}; make history lists the runs"
+                )
+            return _show_profile(folder)
         args.profile = PROFILED if args.profile is None else args.profile
         if args.train_iters is None and args.config is None:
             args.train_iters = BEFORE_PROFILED + args.profile
@@ -135,10 +140,11 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     if args.job == "profile":
         return ("bf16" if args.disable_fp4 else find_precision(asked or "nvfp4").name,)
     quantized = "nvfp4" if asked in (None, "bf16") else asked
-    if (asked not in (None, "bf16") and args.job == "bf16") or (asked == "bf16" and args.job != "bf16"):
-        raise UsageError(f"this target trains in {args.job}; leave --precision and --disable-fp4 out of ARGS")
-    if args.disable_fp4 and args.job != "bf16":
-        raise UsageError(f"this target trains in {args.job}; leave --precision and --disable-fp4 out of ARGS")
+    if args.job == "bf16" and asked not in (None, "bf16"):
+        raise UsageError(f"make bf16 takes no PRECISION={asked}: leave it out, or make nvfp4 PRECISION={asked}")
+    if args.job != "bf16" and (asked == "bf16" or args.disable_fp4):
+        said = "--disable-fp4" if args.disable_fp4 else "PRECISION=bf16"
+        raise UsageError(f"make {args.job} takes no {said}: leave it out, or make bf16")
     both = (find_precision(args.a or "bf16").name, find_precision(args.b or quantized).name)
     return {"nvfp4": (quantized,), "shell": ("bf16",), "bf16": ("bf16",), "compare": both}[args.job]
 

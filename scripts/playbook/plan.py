@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Set
@@ -16,13 +15,13 @@ from playbook.environments import fingerprint
 from playbook.launch import Started
 from playbook.place import Choice, Place
 from playbook.place import show as show_choices
+from playbook.results import INGREDIENTS
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
-from pretraining import blends, config_file, finetuning, plugin, record, saving
+from pretraining import blends, config_file, finetuning, plugin, record, saving, switches
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.parallel import NO_CONTEXT_PARALLEL
 from pretraining.settings import Settings
-from pretraining.switches import NAMES as SWITCHES
 
 if TYPE_CHECKING:
     from playbook.runtimes.container import Container
@@ -72,7 +71,7 @@ class Plan:
             "runtime": place.runtime,
             "processes": self.processes,
             "split": [settings.tensor_parallel, settings.pipeline_parallel, settings.context_parallel],
-            "switches": {name: os.environ.get(name, "1") for name in SWITCHES},
+            "switches": {switches.SWITCHES[each][0]: str(int(on)) for each, on in switches.read().items()},
         }
         if place.runtime == "cpu":
             asked["packages"] = fingerprint("cpu")
@@ -161,6 +160,9 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
         default = f"the default for {precision.name}"
         choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, KEPT, default)
+    if off := _turned_off(settings):
+        without = " and ".join(INGREDIENTS[ingredient] for ingredient in off)
+        choices["NVFP4 recipe"] = Choice(f"without {without}", f"asked for: {' '.join(off.values())}")
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"
     choices |= {
         "iterations": choice(settings.train_iters, {"train_iters"}, f"{model.name}'s default"),
@@ -181,6 +183,12 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
         reason = "asked for" if "save" in given else "own data on a GPU: at the end (SAVE=0: never)"
         choices["checkpoints"] = Choice(f"every {settings.save} iterations", reason)
     return Plan(settings, place, processes, choices)
+
+
+def _turned_off(settings: Settings) -> dict[str, str]:
+    """Which ingredients of the NVFP4 recipe are off, and by what setting; none of a run that has no such switch."""
+    switched = settings.precision.name == "nvfp4" and settings.emulate != "reference"
+    return switches.turned_off() if switched else {}
 
 
 def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str]]:
@@ -253,7 +261,8 @@ def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
     saves = plan.grace_seconds is not None
     if saves:
         environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
-    typed = shlex.join([*(f"{name}={value}" for name, value in environment.items()), *words])
+    set_here = [f"{name}={value}" for name, value in environment.items()]
+    typed = shlex.join([*set_here, *_turned_off(plan.settings).values(), *words])
     return Prepared(words, typed, lambda: LocalProcess(words, environment, saves=saves))
 
 

@@ -17,6 +17,7 @@ from playbook.comparison import NotComparable
 from playbook.parity import NO_ITERATIONS
 from playbook.results import Arm, Comparison, Contrast
 from playbook.stats import Figure
+from pretraining.record import Peak
 
 WIDTH = 80  # numbers never wrap at this width; a narrower terminal wraps the lines itself
 CELL = 25  # characters; the table fits where no cell is longer
@@ -145,9 +146,12 @@ def _print_contrast(out: _Lines, comparison: Comparison, contrast: Contrast) -> 
     out.item("", contrast.published_gap)
     out.item("", contrast.placed)
     if contrast.peak_memory:
-        base = comparison.arm(comparison.baseline).peak_memory
+        arm = comparison.arm(comparison.baseline)
+        base = arm.peak_memory
+        of_host = arm.peak_memory_kind in (Peak.RESIDENT, Peak.RESIDENT_OF_ALL)
+        compiled = "; the host's, a first run's compilation included" if of_host else ""
         share = f" ({100 * contrast.peak_memory.value / base.value:+.1f} %)" if base and base.value else ""
-        out.item("Memory", f"{contrast.peak_memory.value:+.2f} GB{share}, {against}", style="bold")
+        out.item("Memory", f"{contrast.peak_memory.value:+.2f} GB{share}, {against}{compiled}", style="bold")
     if contrast.joules_per_token:
         out.item("Energy", f"{contrast.joules_per_token.value:.2f} times the joules a token", style="bold")
 

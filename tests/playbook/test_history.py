@@ -34,6 +34,13 @@ def test_all_runs_newest_first(make_run, capsys) -> None:
     assert (found[0]["name"], found[0]["verdict"], found[0]["step_time"]) == ("first", "succeeded", 0.2)
 
 
+def test_a_profiled_run_has_no_step_time(make_run, capsys) -> None:
+    runs = make_run("bf16", environment={"profiled": [56, 60]}).parent
+    assert "profiled" in listed(capsys, runs)
+    (entry,) = json.loads(listed(capsys, runs, "--json"))
+    assert (entry["profiled"], entry["step_time"], entry["tokens_per_second"]) == (True, None, None)
+
+
 def test_a_damaged_run_is_listed(make_run, capsys) -> None:
     folder = make_run("bf16")
     (folder / "environment.json").write_text("{")

@@ -158,9 +158,10 @@ def test_two_runs_that_cannot_be_compared_are_refused(job) -> None:
     ("flags", "words"),
     [
         (("compare", "--run-dir", "x"), "compare makes two runs, so it takes no --run-dir"),
-        (("nvfp4", "--precision", "bf16"), "this target trains in nvfp4"),
-        (("nvfp4", "--disable-fp4"), "this target trains in nvfp4"),
-        (("bf16", "--precision", "nvfp4"), "this target trains in bf16"),
+        (("nvfp4", "--precision", "bf16"), "make nvfp4 takes no PRECISION=bf16: leave it out, or make bf16"),
+        (("nvfp4", "--disable-fp4"), "make nvfp4 takes no --disable-fp4"),
+        (("bf16", "--precision", "nvfp4"), "takes no PRECISION=nvfp4: leave it out, or make nvfp4 PRECISION=nvfp4"),
+        (("profile", "--run", "nope"), "RUN=nope is no run folder"),
         (("nvfp4", "--nproc", "0"), "NPROC=0: at least one process is needed"),
         (("compare", "--repeat", "0"), "REPEAT=0: at least one run of each is needed"),
         (("compare", "--b", "nvfp5"), "unknown precision 'nvfp5': did you mean nvfp4?"),

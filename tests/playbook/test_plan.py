@@ -12,7 +12,7 @@ import pytest
 
 from playbook import image, jobs, plan
 from playbook.place import Choice, Place
-from pretraining import record, settings
+from pretraining import record, settings, switches
 
 
 def planned(*flags: str, precision: str = "nvfp4") -> plan.Plan:
@@ -85,13 +85,28 @@ def test_a_default_named_is_the_same_work() -> None:
     assert planned("--model", "tiny", "--train-iters", str(tiny.train_iters)).request() == planned().request()
 
 
-@pytest.mark.parametrize("switch", plan.SWITCHES)
-def test_a_switch_of_the_nvfp4_recipe_is_in_the_request(monkeypatch, switch: str) -> None:
+@pytest.mark.parametrize("switch", switches.NAMES)
+def test_a_switch_of_the_nvfp4_recipe_is_in_the_request_and_shown(monkeypatch, tmp_path: Path, switch: str) -> None:
     before = planned().request()
     monkeypatch.setenv(switch, "1")
     assert planned().request() == before
+    assert "NVFP4 recipe" not in planned().choices
     monkeypatch.setenv(switch, "0")
-    assert planned().request() != before
+    made = planned()
+    assert made.request() != before
+    assert made.choices["NVFP4 recipe"].value.startswith("without ")
+    assert made.choices["NVFP4 recipe"].reason == f"asked for: {switch}=0"
+    assert f" {switch}=0 " in plan.prepare(made, tmp_path, []).typed
+    bf16 = planned("--precision", "bf16")
+    assert "NVFP4 recipe" not in bf16.choices and switch not in plan.prepare(bf16, tmp_path, []).typed
+
+
+def test_transformer_engines_own_switch_is_asked_for_and_shown_as_it_was_set(monkeypatch) -> None:
+    before = planned().request()
+    monkeypatch.setenv("NVTE_NVFP4_DISABLE_RHT", "1")
+    assert planned().request() == {**before, "switches": {**before["switches"], "NVFP4_RHT": "0"}}
+    shown = planned().choices["NVFP4 recipe"]
+    assert (shown.value, shown.reason) == ("without Hadamard transform", "asked for: NVTE_NVFP4_DISABLE_RHT=1")
 
 
 def test_what_the_user_changes_is_in_the_request_and_shown(tmp_path: Path) -> None:

@@ -57,6 +57,14 @@ def test_a_peak_of_several_processes_says_so(make_run) -> None:
     assert "Peak memory       torch allocated\n" in printed(result)
 
 
+@pytest.mark.parametrize(("kind", "of_host"), [("resident set size of the process", True), ("device used", False)])
+def test_memory_of_the_host_says_that_compiling_counts(make_run, kind: str, of_host: bool) -> None:
+    outcome = {"peak_memory": {"bytes": 2_000_000_000, "kind": kind, "all": {kind: 2_000_000_000}}}
+    said = " ".join(printed(compare(make_run("bf16", outcome=outcome), make_run("nvfp4", outcome=outcome))).split())
+    assert "Memory +0.00 GB (+0.0 %), B against A" in said
+    assert ("; the host's, a first run's compilation included" in said) == of_host
+
+
 def test_the_nvfp4_recipe_is_shown_and_less_than_all_of_it_warned_of(make_run) -> None:
     bf16 = make_run("bf16")
     full = compare(bf16, make_run("nvfp4", environment=nvfp4()))

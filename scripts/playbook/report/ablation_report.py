@@ -19,9 +19,10 @@ from pretraining.record import write_json
 
 TITLE = "Training loss gap to BF16 with the same seed, per cent"
 HOW = (
-    "Gaps are relative to BF16 with the same seed, over the last tenth of the iterations, on the same tokens; the "
-    "figures of several seeds stand in their order. A variant is above or below where its seeds lie farther from the "
-    "other's than the seeds of either lie apart, than the whole recipe's do, and than a variant's do as a rule."
+    "Gaps are relative to BF16 with the same seed, over the last tenth of the iterations (five at least), on the "
+    "same tokens; the figures of several seeds stand in their order. A variant is above or below where its seeds "
+    "lie farther from the other's than the seeds of either lie apart, than the whole recipe's do, and than a "
+    "variant's do as a rule."
 )
 LEGEND = 18  # points
 ROW = 40

@@ -105,7 +105,7 @@ def main() -> int:
     run = ending.RunEnd(folder, rank, chosen.plugin)
     try:
         ending.interrupt_on_sigterm()
-        helpers.outlive_sigterm()
+        helpers.outlive_signals()
         ending.claim_port(rank, processes)
         train(run, chosen, processes, on_gpu)
         code = run.succeeded()

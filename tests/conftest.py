@@ -72,11 +72,16 @@ def training_command(precision: str, folder: Path, *flags: str) -> list[str]:
 
 @pytest.fixture
 def start_training() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`start_training(folder, "--seed", "7")`: a running BF16 training; killed after the test if need be."""
+    """`start_training(folder, "--seed", "7")`: a running BF16 training; killed after the test if need be.
+
+    `code` changes something in its process before it begins.
+    """
     started = []
 
-    def start(folder: Path, *flags: str, **more: str) -> subprocess.Popen[str]:
+    def start(folder: Path, *flags: str, code: str = "", **more: str) -> subprocess.Popen[str]:
         command = training_command("bf16", folder, *flags)
+        if code:
+            command[1:2] = ["-c", f"import pretrain_llama\n{code}\npretrain_llama.main()"]
         started.append(
             subprocess.Popen(
                 command,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import multiprocessing
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from .telemetry import Telemetry
 
 INTERRUPTED = 130
-OWN_PORTS = range(10_000, 20_000)  # `cluster_node.py` has the next
+OWN_PORTS = range(10_000, 20_000)  # below what Linux hands out by default; `cluster_node.py` has the next
+PORT_TRIES = 100
 PATIENCE_SECONDS = 1.0  # an interrupted run's, with who reads its output
 REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
@@ -168,17 +168,25 @@ def claim_port(rank: int, processes: int) -> None:
 
 
 def _free_port() -> int:
-    """A port that nobody listens on, of those that no system hands out by itself.
+    """A port that nobody listens on, of those that Linux does not hand out by itself by default.
 
     torch listens seconds later, and one of the system's choice may be somebody's connection by then. Not by `random`,
     whose state is the training's.
+
+    Raises:
+        UsageError: none could be had.
     """
-    while True:
+    for _ in range(PORT_TRIES):
         port = OWN_PORTS.start + secrets.randbelow(len(OWN_PORTS))
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", port))
-            return port
+            try:
+                probe.bind(("", port))
+            except OSError as error:
+                why = error
+            else:
+                return port
+    raise UsageError(f"none of {PORT_TRIES} ports from {OWN_PORTS.start} on could be had ({why}): set MASTER_PORT")
 
 
 def settled(code: int) -> None:

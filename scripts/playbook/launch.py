@@ -186,7 +186,10 @@ def see_the_end(
         verdict, cause = Verdict.KILLED, f"{which} was killed (SIGKILL): {hint}"
     else:
         when = "" if (folder / record.METRICS).exists() else " before it began"
-        own = [line.removeprefix(_OWN) for line in said if line.startswith(_OWN)]  # torch's own report comes after it
+        # A refusal comes before there is a log, and torch's own report after it. Of a training under way, other ranks'
+        # words are no cause: torch's report says which one died.
+        began = (folder / record.LOG).exists()
+        own = [] if began else [line.removeprefix(_OWN) for line in said if line.startswith(_OWN)]
         words = own[-1] if own else said[-1] if said else "it said nothing"
         verdict, cause = Verdict.FAILED, f"training ended with exit code {code}{when}: {words}"
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from playbook.launch import End, see_the_end
 from pretraining import record
 from pretraining.record import Run, Verdict
 
@@ -261,6 +262,13 @@ def test_last_words_of_a_training_that_never_began(launch, how: str, words: str)
     assert run.verdict is Verdict.FAILED
     assert run.outcome["cause"] == f"training ended with exit {words}"
     assert run.outcome["cause"] in errors
+
+
+def test_words_of_a_rank_that_was_left_behind_are_no_cause(tmp_path: Path) -> None:
+    (tmp_path / record.LOG).write_text("it began")
+    words = ["pretrain_llama.py: ended by SIGTERM", "  traceback : Signal 11 (SIGSEGV) received by PID 4242", "====="]
+    assert see_the_end(tmp_path, End(1), words)
+    assert "Signal 11 (SIGSEGV)" in record.read_facts(tmp_path).outcome["cause"]
 
 
 def test_a_verdict_of_the_training_is_kept(launch) -> None:

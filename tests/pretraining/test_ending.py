@@ -138,17 +138,25 @@ def test_a_process_alone_takes_a_free_port(no_port) -> None:
     assert os.environ["MASTER_ADDR"] == "127.0.0.1"
 
 
-def test_a_port_is_one_that_no_system_hands_out_and_nobody_has(no_port, monkeypatch) -> None:
-    handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert ending.OWN_PORTS.stop <= handed_out
-    monkeypatch.setattr(ending, "OWN_PORTS", range(18_731, 18_733))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 18_731))
+def test_a_port_is_one_that_nobody_has(no_port, monkeypatch) -> None:
+    with socket.socket() as taken, socket.socket() as other:
+        for each in (taken, other):
+            each.bind(("127.0.0.1", 0))
         taken.listen()
-        for _ in range(8):
-            monkeypatch.delenv("MASTER_PORT", raising=False)
+        used, free = (each.getsockname()[1] for each in (taken, other))
+        other.close()
+        draws = iter([used, used, free])
+        monkeypatch.setattr(ending.secrets, "randbelow", lambda below: next(draws) - ending.OWN_PORTS.start)
+        ending.claim_port(0, 1)
+        assert os.environ["MASTER_PORT"] == str(free)
+        monkeypatch.delenv("MASTER_PORT")
+        monkeypatch.setattr(ending.secrets, "randbelow", lambda below: used - ending.OWN_PORTS.start)
+        with pytest.raises(UsageError, match=r"none of 100 ports .*in use.*: set MASTER_PORT"):
             ending.claim_port(0, 1)
-            assert os.environ["MASTER_PORT"] == "18732"
+
+
+def test_ports_are_below_what_linux_hands_out_by_default() -> None:
+    assert ending.OWN_PORTS.stop <= 32768
 
 
 def test_a_given_port_in_use_is_refused(no_port, monkeypatch) -> None:

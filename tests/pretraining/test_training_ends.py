@@ -18,6 +18,17 @@ from pretraining.record import Verdict
 pytestmark = pytest.mark.slow
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOADERS = """
+from pretraining import cpu
+
+adapt = cpu.adapt
+
+def with_loaders(config):
+    adapt(config)
+    config.dataset.num_workers = 2  # as on a GPU, where it is 8
+
+cpu.adapt = with_loaders
+"""
 
 
 def iterations(folder: Path) -> int:
@@ -69,12 +80,13 @@ def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
 
 
 def test_a_run_that_saves_saves_first(start_training, until, train, tmp_path: Path) -> None:
-    flags = ("--train-iters", "100000", "--save", "10", "--data", "mock", "--seq-length", "32")
-    started = {number: start_training(tmp_path / number.name, *flags) for number in SIGNALS}
+    batches = ("--data", "mock", "--seq-length", "32", "--global-batch-size", "16", "--micro-batch-size", "1")
+    flags = ("--train-iters", "100000", "--save", "10", *batches)  # many micro batches: it comes while loaders are read
+    started = {number: start_training(tmp_path / number.name, *flags, code=LOADERS) for number in SIGNALS}
     for number, process in started.items():
         folder = tmp_path / number.name
         until(lambda folder=folder: iterations(folder) >= 12)  # the helpers of its first checkpoint are there
-        os.killpg(process.pid, number)  # Slurm and a terminal signal every process
+        os.killpg(process.pid, number)  # Slurm, a terminal and torch.distributed.run signal every process
         assert process.wait(timeout=60) == 130
         run = record.read_run(folder)
         done = len(run.train)
@@ -84,7 +96,7 @@ def test_a_run_that_saves_saves_first(start_training, until, train, tmp_path: Pa
         assert "Traceback" not in process.stdout.read()
         tracker = folder / record.CHECKPOINTS / "latest_checkpointed_iteration.txt"
         assert int(tracker.read_text()) == done
-    end = ("--train-iters", str(done + 1), "--data", "mock", "--seq-length", "32")
+    end = ("--train-iters", str(done + 1), *batches)
     continued, _ = train("bf16", "--resume", str(folder), *end)
     assert [line["iteration"] for line in record.read_run(continued).train] == [done + 1]
 

@@ -47,18 +47,16 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = versions.quantizer_factory(settings.emulate)
         versions.keep_bf16_weights(config.mixed_precision)
-    if settings.emulate == "reference":
-        # Its GEMM returns the product and neither writes `out` nor accumulates: with the fusion, weight gradients
-        # would be silently lost.
-        config.model.gradient_accumulation_fusion = False
     if settings.tuned:
         _tune(config)
     _set_data(config, settings, builtin)
     _set_checkpoints(config, settings, run_dir)
     if settings.weights and not finetuning.is_run(settings.weights):
         config.model.register_pre_wrap_hook(weights.loader(settings.weights, settings.model))
-    if not versions.has_apex():
-        config.model.gradient_accumulation_fusion = False  # its kernel is APEX's; the container has it, bare metal not
+    # The reference's GEMM returns the product and neither writes `out` nor accumulates: with the fusion, weight
+    # gradients would be silently lost.
+    if settings.emulate == "reference" or not versions.fuse_gradient_accumulation():
+        config.model.gradient_accumulation_fusion = False
     config.logger.log_interval = 1
     loggers.configure(config, settings, run_dir)
     return config

@@ -161,3 +161,24 @@ def test_the_product_is_scaled_before_it_is_rounded(transposed, dtype):
     assert torch.equal(product(*given, alpha, out=out.clone()), exact.to(dtype))
     added = product(*given, alpha, out=out.clone(), accumulate=True)
     assert relative(added, exact + 3.0) < (1e-6 if dtype is torch.float32 else 3e-3)
+
+
+@pytest.mark.parametrize("summed_in", [torch.float32, torch.bfloat16])
+def test_megatrons_own_layer_adds_weight_gradients_without_apex(summed_in):
+    assert versions.fuse_gradient_accumulation()
+    from megatron.core.tensor_parallel import layers
+
+    kernels = layers.fused_weight_gradient_mlp_cuda
+    add = kernels.wgrad_gemm_accum_fp32 if summed_in is torch.float32 else kernels.wgrad_gemm_accum_fp16
+    inputs, grad = micro_batches(1)[0], torch.randn(TOKENS, OUTPUTS, device="cuda", dtype=torch.bfloat16)
+    main_grad = torch.full((OUTPUTS, INPUTS), 0.5, device="cuda", dtype=summed_in)
+    address = main_grad.data_ptr()
+    add(inputs, grad, main_grad.clone())  # cuBLAS takes its workspace
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(2):
+        add(inputs, grad, main_grad)
+    expected = 0.5 + 2 * grad.double().T @ inputs.double()
+    assert main_grad.data_ptr() == address
+    assert relative(main_grad, expected) < (1e-5 if summed_in is torch.float32 else 4e-3)
+    assert torch.cuda.max_memory_allocated() - before < main_grad.nbytes, "no second gradient is made"

@@ -1,6 +1,7 @@
 """What is chosen by the versions that are installed."""
 
 import pytest
+import torch
 
 from pretraining import versions
 from pretraining.errors import UsageError
@@ -44,6 +45,43 @@ def test_the_order_of_a_block_scale_follows_transformer_engine(monkeypatch, inst
     versions.folds_block_scale.cache_clear()
     assert versions.folds_block_scale() is folds
     versions.folds_block_scale.cache_clear()
+
+
+@pytest.fixture
+def fusion(monkeypatch):
+    """Megatron-Core's linear layers, and what of them the fusion changes put back."""
+    from megatron.core.tensor_parallel import layers
+
+    monkeypatch.setattr(layers, "_grad_accum_fusion_available", False)
+    monkeypatch.setattr(layers, "fused_weight_gradient_mlp_cuda", None, raising=False)
+    return layers
+
+
+def test_apexs_kernel_is_left_where_it_is(with_packages, fusion) -> None:
+    with_packages("fused_weight_gradient_mlp_cuda")
+    assert versions.fuse_gradient_accumulation()
+    assert fusion.fused_weight_gradient_mlp_cuda is None
+
+
+def test_pytorchs_product_takes_the_place_of_apexs(with_packages, fusion, monkeypatch) -> None:
+    with_packages()
+    assert versions.fuse_gradient_accumulation()
+    assert fusion._grad_accum_fusion_available
+    asked = {}
+    monkeypatch.setattr(torch, "addmm", lambda *given, **options: asked.update(given=given, **options))
+    inputs, grad_output, main_grad = torch.ones(3, 4), torch.ones(3, 2), torch.zeros(2, 4)
+    fusion.fused_weight_gradient_mlp_cuda.wgrad_gemm_accum_fp32(inputs, grad_output, main_grad)
+    shapes = [tuple(each.shape) for each in asked["given"]]
+    assert shapes == [(2, 4), (2, 3), (3, 4)]
+    assert asked["out"] is main_grad  # in place
+    assert asked["out_dtype"] == torch.float32
+
+
+def test_an_older_pytorch_fuses_nothing(with_packages, fusion, monkeypatch) -> None:
+    with_packages()
+    monkeypatch.setattr(torch.ops.aten.addmm, "overloads", lambda: ["default", "out"])
+    assert not versions.fuse_gradient_accumulation()
+    assert not fusion._grad_accum_fusion_available
 
 
 @pytest.mark.parametrize(("whole", "kept"), [(True, True), (False, False)])

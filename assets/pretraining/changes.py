@@ -63,6 +63,7 @@ def configured(
                 changed[name] = _change(config, name, value)
     for name, value in overrides.parse(chosen.overrides).items():
         changed[name] = _change(config, name, value)
+    recipes.follow_changes(config)
     return config, changed
 
 
@@ -95,6 +96,7 @@ def _edited(
     if saved_with is not None:
         for name, value in overrides.parse(saved_with.overrides).items():
             fields.set_field(base, name, value)
+        recipes.follow_changes(base)
     with _naming(file):
         different = config_file.differences(file.tree, config_file.tree_of(base))
         different = {name: value for name, value in different.items() if name not in skipped}

@@ -100,6 +100,18 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
     return preset
 
 
+def follow_changes(config: ConfigContainer) -> None:
+    """Set what a user's change asks for elsewhere in the config.
+
+    Megatron's precision-aware optimizer splits FP32 weights into the BF16 ones and 16 more bits only where no FP8
+    recipe but delayed scaling is named (`OptimizerConfig.use_precision_aware_optimizer_no_fp8_or_ds_fp8`). The BF16
+    preset names one that it does not use, which costs 8B parameters 16 GB.
+    """
+    preset = config.mixed_precision
+    if config.optimizer.use_precision_aware_optimizer and preset.fp8 is None:
+        preset.fp8_recipe = None
+
+
 def _from_recipe(model: Model, finetune: str | None = None) -> ConfigContainer:
     family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
     name = finetuning.recipe_name(model, finetune) if finetune else model.recipe

@@ -104,6 +104,22 @@ def overridden() -> dict[str, Any]:
     return answer
 
 
+def split_weights() -> dict[str, Any]:
+    """Whether Megatron's optimizer would keep 16 more bits of each BF16 weight, and whether a saved config says so."""
+    answer = {}
+    for flags in (("bf16",), ("bf16", "optimizer.use_precision_aware_optimizer=true"), ("nvfp4",),
+                  ("nvfp4", "optimizer.use_precision_aware_optimizer=true"),
+                  ("fp8", "optimizer.use_precision_aware_optimizer=true")):  # fmt: skip
+        chosen, config, found = changed("--precision", *flags)
+        path = FOLDER / "split.yaml"
+        path.write_text(changes.as_text(config, chosen, found))
+        _, again, taken = changed("--config", str(path))
+        recipe = again.mixed_precision.fp8_recipe
+        split = again.optimizer.use_precision_aware_optimizer and recipe in (None, "delayed")
+        answer[" ".join(flags)] = [recipe == config.mixed_precision.fp8_recipe, split, sorted(taken)]
+    return answer
+
+
 def undone() -> str:
     """What is said of an override that the CPU runtime undoes."""
     _, config, found = changed("--model", "tiny", "model.transformer_impl=transformer_engine", on_gpu=False)

@@ -63,6 +63,13 @@ def test_an_override_that_the_cpu_runtime_undoes_is_refused(megatron) -> None:
     assert megatron("undone") == said
 
 
+def test_a_precision_aware_optimizer_splits_fp32_weights_where_nothing_is_in_fp8(megatron) -> None:
+    split, aware = megatron("split_weights"), "optimizer.use_precision_aware_optimizer"
+    assert split["bf16"] == [True, False, []] and split["nvfp4"] == [True, False, []]
+    for precision, splits in {"bf16": True, "nvfp4": True, "fp8": False}.items():
+        assert split[f"{precision} {aware}=true"] == [True, splits, [aware]]
+
+
 def test_a_saved_config_gives_the_same_config(megatron) -> None:
     again = megatron("config_files")["again"]
     assert again["same"] and again["changes"] == {"optimizer.lr": 0.001}

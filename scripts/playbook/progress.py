@@ -103,5 +103,5 @@ class Progress:
         elif done < self._iterations:
             parts.append(f"{(self._iterations - done) * step:.0f} s left")
         else:
-            parts.append("evaluating")
+            parts.append("finishing")  # it may evaluate, save, or only end
         return "  ".join(parts)

@@ -79,6 +79,11 @@ class Published:
     command: str = ""
 
     @property
+    def made_by(self) -> str:
+        """What made the runs; "" where not known."""
+        return self.command or (self.result.reproduce if self.result else "")
+
+    @property
     def profile(self) -> Run | None:
         """The run, where it is one that was profiled."""
         (run, *others) = self.runs
@@ -102,7 +107,8 @@ def read(folder: Path) -> Published:
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).exists() else {}
     groups, result = _compared(runs)
     if result:
-        result = _portable(result, runs, about.get("command", ""))
+        compared = [run for group in groups.values() for run in group]
+        result = _portable(result, compared, about.get("command", ""))
     return Published(folder.name, runs, groups, result, about.get("command", ""))
 
 
@@ -195,7 +201,7 @@ def _filled(page: Path, published: dict[str, Published], pictures: dict[str, lis
     def fill(found: re.Match[str]) -> str:
         name = found[2]
         if name == ALL:
-            inside = excerpt.listing([(each.name, each.runs, each.result) for each in published.values()])
+            inside = excerpt.listing([(each.name, each.runs, each.result, each.made_by) for each in published.values()])
         elif name in published and (run := published[name].profile):
             command = published[name].command
             inside = excerpt.profiled(run, records=f"{relative(run.folder.parent)}/", command=command)
@@ -318,7 +324,9 @@ def _sources(given: Sequence[Path]) -> tuple[list[Path], str]:
         path = loading.named(path)
         if comparison_file.is_comparison(path / comparison_file.FILE):
             content = comparison_file.read(path)
-            found += [Path(run["path"]) for arm in content["arms"] for run in arm["runs"]]
+            paths = [Path(run["path"]) for arm in content["arms"] for run in arm["runs"]]
+            # Copied here from the machine that trained, they lie beside their comparison, as they did there.
+            found += [each if each.is_dir() else path.parent / each.name for each in paths]
             command = command or content["reproduce"]
         else:
             found.append(path)

@@ -1,10 +1,13 @@
+import csv
+import gzip
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from playbook import energy
+from playbook import energy, loading
 from playbook.lines import Lines
 from pretraining.record import Run
 
@@ -68,3 +71,24 @@ def test_lines_without_a_time_have_no_energy() -> None:
     timeless = Lines.of([{"iteration": number} for number in range(1, 51)])
     assert energy.used(run(samples(600.0)), timeless, first=19) is None
     assert energy.used(replace(run(samples(600.0))), LINES, first=50) is None
+
+
+def test_two_gpus_used_what_nvidia_smi_saw(project: Path) -> None:
+    """Its own log of the same run, twice a second, beside the samples of a published run."""
+    folder = project / "assets/results/h200x2-llama31-8b"
+    with gzip.open(folder / "nvidia-smi.csv.gz", "rt") as file:
+        seen = np.array([[float(cell) for cell in row] for row in list(csv.reader(file))[1:]])
+    of_run = loading.load(folder / "bf16")
+    lines = Lines.of(of_run.train)
+    first = 12
+    joules, seconds = energy.used(of_run, lines, first)
+    start, end = lines.column("time")[[first - 1, -1]]
+    expected = 0.0
+    for device in (0, 1):
+        at, memory, watts = seen[seen[:, 1] == device][:, [0, 2, 3]].T
+        peak = max(sample["used_bytes"] for sample in of_run.samples if sample["device"] == device)
+        assert abs(peak / 2**20 - memory.max()) < 1  # nvidia-smi rounds to the MiB
+        expected += np.interp(np.linspace(start, end, 10_000), at, watts).mean()
+    assert seconds == pytest.approx(end - start)
+    assert joules / seconds == pytest.approx(expected, rel=0.01)
+    print(f"{joules / seconds:.1f} W by the samples, {expected:.1f} W by nvidia-smi, over {seconds:.0f} s")

@@ -109,7 +109,7 @@ def test_a_failed_run_is_listed_and_not_compared(empty: Path, make_run) -> None:
     publish.add(empty, [make_run("bf16"), make_run("nvfp4", outcome=memory)], "one")
     publish.rebuild(empty)
     page = (empty / "overview.md").read_text()
-    assert "| 2 | nvfp4: out\\_of\\_memory |" in page
+    assert "| 2 | nvfp4: out\\_of\\_memory; bf16: 200.0 ms (" in page
     assert not (empty / publish.RESULTS / "one" / comparison_file.FILE).exists()
 
 
@@ -118,8 +118,31 @@ def test_a_run_by_itself_is_listed_with_its_figures(empty: Path, make_run) -> No
     publish.add(empty, [make_run("nvfp4", name="other", arithmetic="emulated", step=0.4)], "two")
     publish.rebuild(empty)
     native, emulated = [line for line in (empty / "overview.md").read_text().splitlines() if line.startswith("| ")][-2:]
-    assert "| 1 | 200.0 ms, " in native and "MODEL\\_TFLOP/s/GPU |" in native
-    assert "| 1 | 400.0 ms, " in emulated and "TFLOP" not in emulated
+    assert re.search(r"\| 1 \| 200\.0 ms \(\d+\.\d to \d+\.\d\), .*MODEL\\_TFLOP/s/GPU \([\d.]+ to [\d.]+\) \|", native)
+    assert "| 1 | 400.0 ms (" in emulated and "TFLOP" not in emulated
+
+
+def test_a_resumed_run_says_where(empty: Path, make_run) -> None:
+    publish.add(empty, [make_run("bf16", parity={"start_iteration": 19})], "one")
+    publish.rebuild(empty)
+    assert "| 1 | resumed at iteration 19, " in (empty / "overview.md").read_text()
+
+
+def test_what_repeats_a_folder_stands_below_the_list(empty: Path, make_run) -> None:
+    publish.add(empty, [make_run("bf16")], "one")
+    publish.add(empty, [make_run("nvfp4", name="other")], "two")
+    record.write_json(empty / publish.RESULTS / "two" / publish.ABOUT, {"command": "make nvfp4 ITERS=60"})
+    publish.rebuild(empty)
+    assert "\n\nTo repeat them:\n\n    # two\n    make nvfp4 ITERS=60\n\n<!--" in (empty / "overview.md").read_text()
+
+
+def test_runs_that_were_copied_here_lie_beside_their_comparison(empty: Path, make_run, tmp_path: Path) -> None:
+    pair = [make_run("bf16"), make_run("nvfp4", step=0.1)]
+    result = comparison.compare([[loading.load(path)] for path in pair])
+    comparison_file.write(result, pair[0].parent / "compared" / comparison_file.FILE)
+    moved = pair[0].parent.rename(tmp_path / "copied here")
+    folder = empty / publish.RESULTS / "one"
+    assert publish.add(empty, [moved / "compared"], "one") == [folder / "bf16", folder / "nvfp4"]
 
 
 def test_a_profile_is_shown_without_its_trace(empty: Path, make_run) -> None:

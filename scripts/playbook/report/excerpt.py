@@ -95,14 +95,24 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | Ablation | None]]) -> str:
-    """A table with a row for each folder of records: its name, its runs in order, and what they come to."""
-    rows = []
-    for name, runs, result in published:
+def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | Ablation | None, str]]) -> str:
+    """A table with a row for each folder of records, and below it the commands that repeat them.
+
+    Args:
+        published: of each folder its name, its runs in order, what they come to, and the command that made them, ""
+            where that is not known.
+    """
+    rows, commands = [], []
+    for name, runs, result, command in published:
         failed = [f"{run.folder.name}: {run.verdict}" for run in runs if run.verdict is not Verdict.SUCCEEDED]
-        said = [result.verdict if result else "", "; ".join(failed) or ("" if result else _alone(runs[0]))]
+        alone = [] if result else [run for run in runs if run.verdict is Verdict.SUCCEEDED]
+        named = [f"{run.folder.name}: {_alone(run)}" if len(runs) > 1 else _alone(run) for run in alone]
+        said = [result.verdict if result else "", "; ".join([*failed, *named])]
         rows.append([name, machine(runs), work(runs), len(runs), " ".join(filter(None, said))])
-    return export.as_table(["folder", "on", "what", "runs", "result"], rows, left=True)
+        if command:
+            commands += [f"    # {name}", f"    {command}"]
+    table = export.as_table(["folder", "on", "what", "runs", "result"], rows, left=True)
+    return "\n\n".join([table, *(["To repeat them:", "\n".join(commands)] if commands else [])])
 
 
 def _alone(run: Run) -> str:
@@ -112,11 +122,19 @@ def _alone(run: Run) -> str:
         most = sorted(found.rows, key=lambda row: -row.milliseconds)[:4]
         return "profile: " + ", ".join(f"{row.kind} {100 * row.milliseconds / found.step:.1f} %" for row in most)
     result = measured.measure(run).result
-    rates = [result.tokens_per_second_per_gpu]
+    times = result.step_times
+    step = times and stats.Figure(times.median, "s", times.first_quartile, times.third_quartile)
+    figures = [step, result.tokens_per_second_per_gpu]
     if run.precision.get("arithmetic") == "native":  # an emulation's FLOP/s say nothing of the GPU
-        rates.append(result.model_tflops_per_gpu)
-    step = result.step_times and stats.Figure(result.step_times.median, "s")
-    return ", ".join(wording.value(figure) for figure in (step, *rates) if figure)
+        figures.append(result.model_tflops_per_gpu)
+    start = run.parity.get("start_iteration")
+    resumed = [f"resumed at iteration {start}"] if start else []
+    return ", ".join([*resumed, *(f"{wording.value(each)}{_spread(each)}" for each in figures if each)])
+
+
+def _spread(figure: stats.Figure) -> str:
+    ends = wording.interval(figure)
+    return f" ({ends})" if ends else ""
 
 
 def machine(runs: Sequence[Run]) -> str:

@@ -3,7 +3,10 @@
 import gzip
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -270,3 +273,23 @@ def test_an_ablation_says_nothing_but_what_its_clean_runs_do(copy: Path, empty: 
     assert not [word for word in ("node17", "node18", "alice") if word in text]
     assert "failed: rank 9 on (name): x is not there" in text and "make ablate ON=(name) DATA=x" in text
     assert made not in publish.rebuild(empty)
+
+
+def test_what_repeats_each_folder_would_run(project: Path) -> None:
+    commands = {}
+    for folder in sorted((project / publish.RESULTS).glob("*/")):
+        said = publish.read(folder).made_by
+        assert said, f"{folder.name} does not say what made it"
+        commands[folder.name] = said.partition(", ")[0]
+    for name, command in commands.items():
+        if not command.startswith("make "):
+            continue
+        # As it would be in a container, which needs no GPU to be planned.
+        words = [*shlex.split(command), "RUNTIME=container", "DRY_RUN=1"]
+        recipe = subprocess.run(
+            [*words, "--just-print"], cwd=project, text=True, capture_output=True, check=True
+        ).stdout
+        (line,) = [line for line in recipe.replace("\\\n", " ").splitlines() if "scripts/run.py" in line]
+        ours = f"{shlex.quote(sys.executable)} {line[line.index('scripts/run.py') :]}"
+        ended = subprocess.run(ours, shell=True, cwd=project, text=True, capture_output=True)
+        assert ended.returncode == 0, f"{name}: {command}\n{ended.stdout}{ended.stderr}"

@@ -60,7 +60,7 @@ def make_arm(name: str, runs: list[Measured], memory_kind: str) -> Arm:
         bf16_tail_layers=precision.get("bf16_tail_layers"),
         ingredients=precision.get("ingredients") or {},
         runs=results,
-        step_time=_middle([_step_time(each) for each in results]),
+        step_time=_middle([step_time(each) for each in results]),
         tokens_per_second=_middle([each.tokens_per_second for each in results]),
         tokens_per_second_per_gpu=_middle([each.tokens_per_second_per_gpu for each in results]),
         model_tflops_per_gpu=_middle([each.model_tflops_per_gpu for each in results]),
@@ -86,7 +86,8 @@ def _memory(result: RunResult, kind: str) -> Figure | None:
     return result.memory.get(kind) if kind else next(iter(result.memory.values()), None)
 
 
-def _step_time(result: RunResult) -> Figure | None:
+def step_time(result: RunResult) -> Figure | None:
+    """The median step of a run with its quartiles; None where none was timed."""
     times = result.step_times
     if times is None:
         return None

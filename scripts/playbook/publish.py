@@ -68,8 +68,8 @@ class Published:
         name: of the folder.
         runs: all of them, in the order in which they ran.
         groups: the succeeded ones by arm's name; empty where fewer than two succeeded.
-        result: their comparison or ablation, or None; its `reproduce` is what made the runs, "" where not known.
-        command: what made the runs, where they are no ablation; "" where not known.
+        result: their comparison or ablation, or None; its `reproduce` is `command`.
+        command: what made the runs; "" where not known.
     """
 
     name: str
@@ -77,11 +77,6 @@ class Published:
     groups: dict[str, list[Run]]
     result: Comparison | Ablation | None
     command: str = ""
-
-    @property
-    def made_by(self) -> str:
-        """What made the runs; "" where not known."""
-        return self.command or (self.result.reproduce if self.result else "")
 
     @property
     def profile(self) -> Run | None:
@@ -103,13 +98,15 @@ def read(folder: Path) -> Published:
     runs = _in_order(loading.load_all(found))
     if (folder / ablation_file.FILE).exists():
         said = json.loads((folder / ablation_file.FILE).read_text(encoding="utf-8"))
-        return Published(folder.name, runs, {}, ablation.reread(said, {run.folder.name: run for run in runs}))
+        result = ablation.reread(said, {run.folder.name: run for run in runs})
+        return Published(folder.name, runs, {}, result, result.reproduce)
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).exists() else {}
+    command = about.get("command", "")
     groups, result = _compared(runs)
     if result:
         compared = [run for group in groups.values() for run in group]
-        result = _portable(result, compared, about.get("command", ""))
-    return Published(folder.name, runs, groups, result, about.get("command", ""))
+        result = _portable(result, compared, command)
+    return Published(folder.name, runs, groups, result, command)
 
 
 def _in_order(runs: Sequence[Run]) -> list[Run]:
@@ -201,7 +198,7 @@ def _filled(page: Path, published: dict[str, Published], pictures: dict[str, lis
     def fill(found: re.Match[str]) -> str:
         name = found[2]
         if name == ALL:
-            inside = excerpt.listing([(each.name, each.runs, each.result, each.made_by) for each in published.values()])
+            inside = excerpt.listing([(each.name, each.runs, each.result, each.command) for each in published.values()])
         elif name in published and (run := published[name].profile):
             command = published[name].command
             inside = excerpt.profiled(run, records=f"{relative(run.folder.parent)}/", command=command)

@@ -278,7 +278,7 @@ def test_an_ablation_says_nothing_but_what_its_clean_runs_do(copy: Path, empty: 
 def test_what_repeats_each_folder_would_run(project: Path) -> None:
     commands = {}
     for folder in sorted((project / publish.RESULTS).glob("*/")):
-        said = publish.read(folder).made_by
+        said = publish.read(folder).command
         assert said, f"{folder.name} does not say what made it"
         commands[folder.name] = said.partition(", ")[0]
     for name, command in commands.items():

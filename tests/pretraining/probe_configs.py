@@ -106,10 +106,8 @@ def overridden() -> dict[str, Any]:
 
 def split_weights() -> dict[str, Any]:
     """Whether Megatron's optimizer would keep 16 more bits of each BF16 weight, and whether a saved config says so."""
-    answer = {}
-    for flags in (("bf16",), ("bf16", "optimizer.use_precision_aware_optimizer=true"), ("nvfp4",),
-                  ("nvfp4", "optimizer.use_precision_aware_optimizer=true"),
-                  ("fp8", "optimizer.use_precision_aware_optimizer=true")):  # fmt: skip
+    answer, aware = {}, "optimizer.use_precision_aware_optimizer=true"
+    for flags in (("bf16",), ("nvfp4",), ("bf16", aware), ("nvfp4", aware), ("fp8", aware)):
         chosen, config, found = changed("--precision", *flags)
         path = FOLDER / "split.yaml"
         path.write_text(changes.as_text(config, chosen, found))

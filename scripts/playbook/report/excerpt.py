@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from playbook import ablation, measured, stats, tracing
+from playbook import ablation, arms, measured, stats, tracing
 from playbook.ablation import Ablation
 from playbook.report import ablation_report, export, wording
 from playbook.report.canvas import Runs
@@ -122,9 +122,7 @@ def _alone(run: Run) -> str:
         most = sorted(found.rows, key=lambda row: -row.milliseconds)[:4]
         return "profile: " + ", ".join(f"{row.kind} {100 * row.milliseconds / found.step:.1f} %" for row in most)
     result = measured.measure(run).result
-    times = result.step_times
-    step = times and stats.Figure(times.median, "s", times.first_quartile, times.third_quartile)
-    figures = [step, result.tokens_per_second_per_gpu]
+    figures = [arms.step_time(result), result.tokens_per_second_per_gpu]
     if run.precision.get("arithmetic") == "native":  # an emulation's FLOP/s say nothing of the GPU
         figures.append(result.model_tflops_per_gpu)
     start = run.parity.get("start_iteration")

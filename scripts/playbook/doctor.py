@@ -116,7 +116,7 @@ def _gpu_checks(inventory: gpus.Inventory, wanted: Wanted, precision: Precision,
         trains = f"trains in {', '.join(gpu.precisions()) or 'none of the precisions here'}"
         yield Check(f"GPU {gpu.index}", None, f"{gpu.name}, {gpu.size}; {trains}; {users}; {gpu.uuid}")
     try:
-        gpu, why = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=wanted.emulate)
+        gpu, why = gpus.choose(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate)
     except UsageError as error:
         cause, *rest = str(error).splitlines()
         yield Check(precision.name, False, cause, "\n".join(line.strip() for line in rest), needed)
@@ -190,7 +190,7 @@ def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: 
             continue
         blocks = False
         try:
-            gpu, _ = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=wanted.emulate)
+            gpu, _ = gpus.choose(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate)
             blocks = gpu.uuid == each.gpu
         except (UsageError, ValueError):
             pass  # the gate's own line says so

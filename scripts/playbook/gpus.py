@@ -7,6 +7,7 @@ cannot tell stays None: a GB10 shares its memory with the CPU and reports none o
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ class Gpu:
     users: tuple[User, ...] = ()
 
     def trains_in(self, precision: Precision, *, emulate: bool = False) -> bool:
-        """Whether its tensor cores have `precision`, or with `emulate` can stand in for NVFP4's."""
-        return precision.trains_on(self.capability, emulate=emulate)
+        """Whether its tensor cores have `precision`, or with `emulate` can stand in where that is NVFP4."""
+        return precision.trains_on(self.capability, emulate=emulate and precision.name == "nvfp4")
 
     def precisions(self) -> list[str]:
         """The names of the precisions it trains in natively."""
@@ -175,34 +176,38 @@ def _in_the_machine() -> bool:
     return False
 
 
-def choose(gpus: tuple[Gpu, ...], precision: Precision, asked: str | None, *, emulate: bool = False) -> tuple[Gpu, str]:
+def choose(
+    gpus: tuple[Gpu, ...], precisions: Sequence[Precision], asked: str | None, *, emulate: bool = False
+) -> tuple[Gpu, str]:
     """The GPU for a job, and why.
 
-    A DGX Station has two unlike ones, often the smaller first: of those that train in `precision`, the largest.
+    A DGX Station has two unlike ones, often the smaller first: of those that train in all `precisions`, the largest.
 
     Args:
         gpus: not empty.
-        precision: the most demanding one of the job.
+        precisions: all that the job trains in.
         asked: an index or a UUID (its beginning is enough), or None.
         emulate: stand in for NVFP4's tensor cores.
 
     Raises:
         UsageError: no such GPU, or none that can: with what was found, what is needed and what would work.
     """
-    able = [gpu for gpu in gpus if gpu.trains_in(precision, emulate=emulate)]
+    wanted = {each.name: each for each in precisions}
+    able = _able(gpus, wanted, emulate=emulate)
     if asked is not None:
         gpu = _find(gpus, asked)
         if gpu not in able:
-            raise UsageError(_refusal([gpu], precision, [f"GPU={other.index} ({other.name})" for other in able]))
+            raise UsageError(_refusal([gpu], wanted, [f"GPU={each.index} ({each.name})" for each in able], emulate))
         return gpu, "asked for"
     if not able:
-        raise UsageError(_refusal(list(gpus), precision, []))
+        raise UsageError(_refusal(list(gpus), wanted, [], emulate))
     best = max(able, key=lambda gpu: (gpu.memory or 0, -gpu.index))
     if len(gpus) == 1:
         return best, "the only GPU"
+    names = " and ".join(wanted)
     if len(able) == 1:
-        return best, f"the only one of {len(gpus)} GPUs that trains in {precision.name}"
-    return best, f"the largest of {len(able)} GPUs that train in {precision.name}"
+        return best, f"the only one of {len(gpus)} GPUs that trains in {names}"
+    return best, f"the largest of {len(able)} GPUs that train in {names}"
 
 
 def alike(gpus: tuple[Gpu, ...], first: Gpu, count: int) -> tuple[Gpu, ...]:
@@ -212,6 +217,12 @@ def alike(gpus: tuple[Gpu, ...], first: Gpu, count: int) -> tuple[Gpu, ...]:
         others = f" (of {len(gpus)} GPUs; unlike ones do not train together)" if len(gpus) > len(kind) else ""
         raise UsageError(f"NPROC={count}: this machine has {len(kind)} x {first.name}{others}")
     return (first, *[gpu for gpu in kind if gpu != first][: count - 1])
+
+
+def named(gpus: tuple[Gpu, ...], uuids: Sequence[str]) -> tuple[Gpu, ...]:
+    """Those called by their UUIDs; all where none is: CUDA's own numbers are not nvidia-smi's."""
+    called = [gpu for gpu in gpus if any(len(word) > 4 and gpu.uuid.startswith(word.strip()) for word in uuids)]
+    return tuple(called) or gpus
 
 
 def _find(gpus: tuple[Gpu, ...], asked: str) -> Gpu:
@@ -225,13 +236,24 @@ def _find(gpus: tuple[Gpu, ...], asked: str) -> Gpu:
     return found[0]
 
 
-def _refusal(found: list[Gpu], precision: Precision, others: list[str]) -> str:
-    lines = [f"{precision.name} needs {precision.needs}."]
+def _refusal(found: list[Gpu], wanted: Mapping[str, Precision], others: list[str], emulate: bool) -> str:
+    """What stands in the way, and what would work: of one precision as commands, of several what to change."""
+    missing = [each for each in wanted.values() if not any(gpu.trains_in(each, emulate=emulate) for gpu in found)]
+    lines = [f"{each.name} needs {each.needs}." for each in missing]
+    lines = lines or [f"no GPU here trains in all of {', '.join(wanted)}."]
     lines += [f"  found: {gpu}" for gpu in found]
-    works = [f"make nvfp4 {other}" for other in others]
-    for name in ("fp8", "mxfp8", "bf16"):
-        if name != precision.name and any(gpu.trains_in(PRECISIONS[name]) for gpu in found):
-            works.append("make bf16" if name == "bf16" else f"make nvfp4 PRECISION={name}")
-    if precision.name == "nvfp4" and any(gpu.trains_in(precision, emulate=True) for gpu in found):
-        works.append("make nvfp4 EMULATE=1   (NVFP4's arithmetic on BF16 tensor cores: its losses, not its speed)")
+    again = "the same with" if len(wanted) > 1 else "make nvfp4"
+    works = [f"{again} {other}" for other in others]
+    able = [name for name in ("fp8", "mxfp8", "bf16") if any(gpu.trains_in(PRECISIONS[name]) for gpu in found)]
+    if len(wanted) > 1:
+        works += [f"make compare A=bf16 B={name}" for name in able if name != "bf16"]
+    else:
+        works += ["make bf16" if name == "bf16" else f"make nvfp4 PRECISION={name}" for name in able]
+    if not emulate and "nvfp4" in wanted and _able(found, wanted, emulate=True):
+        works.append(f"{again} EMULATE=1   (NVFP4's arithmetic on BF16 tensor cores: its losses, not its speed)")
     return "\n".join([*lines, *(f"  would work: {command}" for command in works)])
+
+
+def _able(gpus: Iterable[Gpu], wanted: Mapping[str, Precision], *, emulate: bool) -> list[Gpu]:
+    """Those that train in each of the precisions."""
+    return [gpu for gpu in gpus if all(gpu.trains_in(each, emulate=emulate) for each in wanted.values())]

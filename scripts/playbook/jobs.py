@@ -84,7 +84,7 @@ def run(arguments: list[str] | None = None) -> int:
         args.finetune = args.finetune or args.job
         args.precision = args.precision or "bf16"
     precisions = _precisions(args)
-    where = place.choose(wanted(args), max(map(find_precision, precisions), key=lambda each: bool(each.capabilities)))
+    where = place.choose(wanted(args), *map(find_precision, precisions))
     if args.job == "shell":
         return _shell(args, where)
     if args.job == "ablate":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,11 +80,11 @@ class Wanted:
     dry_run: bool = False
 
 
-def choose(wanted: Wanted, precision: Precision) -> Place:
-    """The place for a job whose most demanding precision is `precision`.
+def choose(wanted: Wanted, *precisions: Precision) -> Place:
+    """The place for a job that trains in all of `precisions`, which one GPU has to have.
 
     Raises:
-        UsageError: an unknown runtime or GPU, or a GPU that cannot train in that precision.
+        UsageError: an unknown runtime or GPU, or a GPU that cannot train in one of them.
         EngineError: a GPU is there, but no engine that can hand it over.
     """
     if wanted.runtime not in RUNTIMES:
@@ -97,7 +98,7 @@ def choose(wanted: Wanted, precision: Precision) -> Place:
     if runtime == "local":
         local.check()
     place = Place(runtime, choices={"runtime": Choice(runtime, why)})
-    place = _on_gpu(place, inventory, wanted, precision)
+    place = _on_gpu(place, inventory, wanted, precisions)
     return _in_container(place, wanted) if runtime == "container" else place
 
 
@@ -113,11 +114,13 @@ def _runtime(asked: str, inventory: gpus.Inventory) -> tuple[str, str]:
     return "container", "an NVIDIA GPU, and training runs in NVIDIA's NeMo image"
 
 
-def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precision: Precision) -> Place:
-    emulate = wanted.emulate and precision.name == "nvfp4"
+def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precisions: Sequence[Precision]) -> Place:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if place.runtime == "local" and wanted.gpu is None and (visible or not inventory.gpus):
-        # Somebody chose already, or the training script says what it finds; it has the same gate.
+        # Somebody chose already, or the training script says what it finds; it has the same gate. But a second
+        # precision that nothing of that can train in would be refused after the first has trained.
+        if among := gpus.named(inventory.gpus, (visible or "").split(",")):
+            gpus.choose(among, precisions, None, emulate=wanted.emulate)
         chosen = {"GPU": Choice(visible, "CUDA_VISIBLE_DEVICES of the environment")} if visible else {}
         return replace(place, choices=place.choices | chosen)
     if not inventory.gpus:
@@ -128,7 +131,7 @@ def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precision: 
             )
         choice = Choice("<GPU-UUID>", "no GPU here to name: put one that `nvidia-smi -L` lists in its place")
         return replace(place, choices={**place.choices, "GPU": choice})
-    gpu, why = gpus.choose(inventory.gpus, precision, wanted.gpu, emulate=emulate)
+    gpu, why = gpus.choose(inventory.gpus, precisions, wanted.gpu, emulate=wanted.emulate)
     if wanted.processes > 1:
         alike = gpus.alike(inventory.gpus, gpu, wanted.processes)
         choice = Choice(", ".join(str(each.index) for each in alike), f"{len(alike)} x {gpu.name}: NPROC")

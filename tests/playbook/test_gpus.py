@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pynvml
 import pytest
 
-from playbook import gpus
+from playbook import gpus, jobs
+from playbook.runtimes import local
 from pretraining.errors import UsageError
 from pretraining.precision import PRECISIONS
 
@@ -39,22 +41,22 @@ def test_a_gb10_has_no_memory_of_its_own() -> None:
     assert gpu.memory is None and "memory not reported" in str(gpu)
     assert gpu.users[0].memory is None
     with pytest.raises(UsageError, match="NVIDIA GB10"):
-        gpus.choose((gpu,), NVFP4, None)
+        gpus.choose((gpu,), [NVFP4], None)
 
 
 def test_the_station_gives_nvfp4_the_gb300() -> None:
-    gpu, why = gpus.choose(read(recorded.STATION).gpus, NVFP4, None)
+    gpu, why = gpus.choose(read(recorded.STATION).gpus, [NVFP4], None)
     assert gpu.index == 1 and why == "the only one of 2 GPUs that trains in nvfp4"
 
 
 def test_the_station_gives_bf16_the_largest() -> None:
-    gpu, why = gpus.choose(read(recorded.STATION).gpus, BF16, None)
+    gpu, why = gpus.choose(read(recorded.STATION).gpus, [BF16], None)
     assert gpu.index == 1 and why == "the largest of 2 GPUs that train in bf16"
 
 
 def test_an_h200_is_refused_nvfp4_with_the_commands_that_would_work() -> None:
     with pytest.raises(UsageError) as refusal:
-        gpus.choose(read(recorded.H200).gpus, NVFP4, None)
+        gpus.choose(read(recorded.H200).gpus, [NVFP4], None)
     said = str(refusal.value)
     assert "GPU 0 NVIDIA H200 (151 GB, compute capability 9.0)" in said
     assert "compute capability 10.0 or 10.3" in said
@@ -62,26 +64,96 @@ def test_an_h200_is_refused_nvfp4_with_the_commands_that_would_work() -> None:
     assert "mxfp8" not in said
 
 
+EVERY = ("bf16", "fp8", "fp8_blockwise", "mxfp8", "nvfp4")
+TRAINS = {  # what each of the recorded machines has a GPU for, of two at a time
+    "STATION": {("bf16", "fp8"), ("bf16", "mxfp8"), ("bf16", "nvfp4"), ("fp8", "mxfp8"), ("fp8", "nvfp4"),
+                ("mxfp8", "nvfp4")},
+    "H200": {("bf16", "fp8"), ("bf16", "fp8_blockwise"), ("fp8", "fp8_blockwise")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", TRAINS)
+@pytest.mark.parametrize("pair", list(itertools.combinations(EVERY, 2)), ids="-".join)
+def test_a_job_of_two_precisions_gets_a_gpu_that_trains_in_both_or_none(machine: str, pair: tuple[str, str]) -> None:
+    found = read(getattr(recorded, machine)).gpus
+    for names in (pair, pair[::-1]):
+        wanted = [PRECISIONS[name] for name in names]
+        if pair in TRAINS[machine]:
+            gpu, _ = gpus.choose(found, wanted, None)
+            assert all(gpu.trains_in(each) for each in wanted)
+        else:
+            with pytest.raises(UsageError, match=r"(needs|no GPU here trains in all of)[\s\S]*found: GPU"):
+                gpus.choose(found, wanted, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "emulate", "words", "missing"),
+    [
+        (("fp8", "nvfp4"), False, "^nvfp4 needs FP4[^\n]*\n  found: GPU 0 NVIDIA H200", "fp8 needs"),
+        (("mxfp8", "nvfp4"), True, "^mxfp8 needs a Blackwell", "nvfp4 needs"),
+        (("nvfp4", "mxfp8"), False, "^nvfp4 needs[^\n]*\nmxfp8 needs", "EMULATE=1"),
+        (("bf16", "nvfp4"), False, "compare A=bf16 B=fp8\n  would work: the same with EMULATE=1", "make nvfp4"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_each_precision_that_is_missing_and_what_would_work(names, emulate, words, missing) -> None:
+    with pytest.raises(UsageError, match=words) as refusal:
+        gpus.choose(read(recorded.H200).gpus, [PRECISIONS[name] for name in names], None, emulate=emulate)
+    assert missing not in str(refusal.value)
+
+
+def test_emulation_stands_in_for_nvfp4_beside_what_is_native() -> None:
+    assert gpus.choose(read(recorded.H200).gpus, [FP8, NVFP4], None, emulate=True)[1] == "the only GPU"
+
+
+@pytest.mark.parametrize(
+    ("job", "refused"),
+    [
+        (("compare", "--a", "fp8"), "nvfp4 needs FP4"),
+        (("compare", "--b", "fp8", "--a", "nvfp4"), "nvfp4 needs FP4"),
+        (("compare", "--a", "fp8", "--b", "mxfp8"), "mxfp8 needs"),
+        (("compare", "--a", "mxfp8", "--emulate"), "mxfp8 needs"),
+        (("ablate",), "nvfp4 needs FP4"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("visible", ["", "0", "GPU-"], ids=["chosen", "numbered", "named"])
+def test_every_precision_is_checked_before_anything_trains(monkeypatch, tmp_path, job, refused, visible) -> None:
+    inventory = read(recorded.H200)
+    monkeypatch.setattr(gpus, "read", lambda: inventory)
+    monkeypatch.setattr(local, "check", lambda: None)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inventory.gpus[0].uuid if visible == "GPU-" else visible)
+    with pytest.raises(UsageError, match=refused):
+        jobs.run([*job, "--runtime", "local", "--runs", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_of_unlike_gpus_the_visible_one_counts(monkeypatch) -> None:
+    inventory = read(recorded.STATION)
+    assert gpus.named(inventory.gpus, [inventory.gpus[0].uuid]) == inventory.gpus[:1]
+    assert gpus.named(inventory.gpus, ["0"]) == gpus.named(inventory.gpus, [""]) == inventory.gpus
+
+
 def test_an_h200_trains_in_fp8_and_emulates_nvfp4() -> None:
     h200 = read(recorded.H200).gpus
-    assert gpus.choose(h200, FP8, None)[1] == "the only GPU"
-    assert gpus.choose(h200, NVFP4, None, emulate=True)[0].name == "NVIDIA H200"
+    assert gpus.choose(h200, [FP8], None)[1] == "the only GPU"
+    assert gpus.choose(h200, [NVFP4], None, emulate=True)[0].name == "NVIDIA H200"
 
 
 @pytest.mark.parametrize("asked", ["0", "GPU-0a6f1c52-7d55-8e0a-0d4e-51c9be3f7a10", "gpu-0a6f", "0a6f1c52"])
 def test_a_gpu_is_asked_for_by_index_or_uuid(asked: str) -> None:
-    assert gpus.choose(read(recorded.STATION).gpus, BF16, asked) == (read(recorded.STATION).gpus[0], "asked for")
+    assert gpus.choose(read(recorded.STATION).gpus, [BF16], asked) == (read(recorded.STATION).gpus[0], "asked for")
 
 
 def test_asking_for_the_wrong_one_of_two_names_the_right_one() -> None:
     with pytest.raises(UsageError, match=r"would work: make nvfp4 GPU=1 \(NVIDIA GB300\)"):
-        gpus.choose(read(recorded.STATION).gpus, NVFP4, "0")
+        gpus.choose(read(recorded.STATION).gpus, [NVFP4], "0")
 
 
 @pytest.mark.parametrize("asked", ["7", "GPU-ffff", "", "gpu"])
 def test_a_gpu_that_is_not_there(asked: str) -> None:
     with pytest.raises(UsageError, match="GPU-1b7e90aa"):
-        gpus.choose(read(recorded.STATION).gpus, BF16, asked)
+        gpus.choose(read(recorded.STATION).gpus, [BF16], asked)
 
 
 def test_one_gpu_off_the_bus_does_not_hide_the_other() -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as in pretrain_llama.py
 
 from pretraining import ending
 from pretraining.data import OUT_OF_MEMORY, sources, tokenizers, worker

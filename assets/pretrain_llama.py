@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").exists():
+    # A CPU run. OpenMP reads this once, when torch is loaded: threads that wait by spinning make a step up to twelve
+    # times longer as soon as another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pretraining import ending, helpers, loggers, record, sampling, settings, switches, tee
 from pretraining.errors import EndedEarly, UsageError

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-import torch
-
 from . import dataset_helper
 from .errors import UsageError
 
@@ -49,29 +47,20 @@ def fuse_gradient_accumulation() -> bool:
 
     Transformer Engine's layers do it unaided. Megatron-Core's own, the vocabulary projection, calls APEX's
     `fused_weight_gradient_mlp_cuda` and refuses to be built without. The NeMo container has it and bare metal seldom:
-    there PyTorch's product takes its place, from 2.8 on.
+    there PyTorch's product takes its place.
     """
     if find_spec("fused_weight_gradient_mlp_cuda"):
         return True
-    if "dtype_out" not in torch.ops.aten.addmm.overloads():
+    from .numerics import wgrad
+
+    if not wgrad.available():
         return False
     from megatron.core.tensor_parallel import layers
 
-    kernels = dict.fromkeys(("wgrad_gemm_accum_fp32", "wgrad_gemm_accum_fp16"), _add_weight_gradient)
+    kernels = dict.fromkeys(("wgrad_gemm_accum_fp32", "wgrad_gemm_accum_fp16"), wgrad.add_weight_gradient)
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(**kernels)
     layers._grad_accum_fusion_available = True
     return True
-
-
-def _add_weight_gradient(inputs: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor) -> None:
-    """`main_grad += grad_output.T @ inputs`, in place, each element summed in FP32 and rounded once.
-
-    Args:
-        inputs: bfloat16 of shape (tokens, columns), on a GPU.
-        grad_output: bfloat16 of shape (tokens, rows).
-        main_grad: of shape (rows, columns), in float32 or, where gradients are reduced in it, in bfloat16.
-    """
-    torch.addmm(main_grad, grad_output.t(), inputs, out_dtype=main_grad.dtype, out=main_grad)
 
 
 def quantizer_factory(emulator: str) -> str:

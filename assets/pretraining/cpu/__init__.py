@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 def enable() -> None:
-    """Prepare this process: stand-ins for packages that need CUDA, `torch.cuda` answered by the CPU.
-
-    Call before torch is imported: OpenMP reads its environment when it is loaded.
-    """
-    # Threads that wait by spinning make a step up to ten times longer as soon as another program wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Prepare this process: stand-ins for packages that need CUDA, `torch.cuda` answered by the CPU."""
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # Megatron's jit_fuser is torch.compile, which wants a C++ compiler
 
     # First, so that Megatron-Core looks for Transformer Engine and does not find the stand-in.

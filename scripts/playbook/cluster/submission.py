@@ -19,6 +19,7 @@ from playbook.cluster.head import ClusterError, Head, explain
 from playbook.environments import ensure
 from playbook.folders import read_by
 from playbook.place import Choice, Place
+from playbook.runtimes import cpu
 from pretraining import record, settings, switches
 from pretraining.errors import UsageError
 
@@ -70,7 +71,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **cluster.environment}
     environment |= {name: os.environ[name] for name in switches.NAMES if name in os.environ}
     if not cluster.gpus:
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        environment |= cpu.environment_of(threads=1)
     needed = {cluster.runs_folder, folder.parent, chosen.cache_dir, *read_by(chosen)}
     return {
         "name": re.sub(r"[^A-Za-z0-9-]", "-", folder.name),

@@ -17,14 +17,19 @@ def command(processes: int, flags: list[str]) -> tuple[list[str], dict[str, str]
     """
     python = str(ensure("cpu"))
     threads = max(1, (len(os.sched_getaffinity(0))) // processes)
-    environment = {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": str(threads),
-        "NUMBA_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
+    environment = {**environment_of(threads), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
     if processes == 1:
         return [python, SCRIPT, *flags], environment
     launcher = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [*launcher, SCRIPT, *flags], environment
+
+
+def environment_of(threads: int) -> dict[str, str]:
+    """The variables of a process that computes on the CPU, with so many threads."""
+    return {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": str(threads),
+        "NUMBA_NUM_THREADS": str(threads),
+        # Here too, where it cannot come late: see pretrain_llama.py.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or "PASSIVE",
+    }

@@ -45,11 +45,12 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import changes, config_file, corpus, environment, recipes, text, versions, weights
+    from pretraining import changes, checkpoint, config_file, corpus, environment, recipes, text, versions, weights
     from pretraining.plugin import Plugin
     from pretraining.profiling import Profiler
     from pretraining.telemetry import Telemetry
 
+    checkpoint.guard()
     builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
     corpus.check(chosen, builtin)
     described = environment.describe(chosen, on_gpu=on_gpu, processes=processes, builtin=builtin)

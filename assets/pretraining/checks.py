@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import blends, finetuning, overrides, plugin, record, weights
+from . import blends, checkpoint, finetuning, overrides, plugin, record, weights
 from .data import manifest
 from .errors import UsageError, unknown
 from .models import MOCK, MODELS, PYTHON_STDLIB, Model
@@ -120,6 +120,9 @@ def resume(run: Path | None, model: Model, precision: Precision | None, finetune
         return None
     if not record.has_checkpoint(run):
         raise UsageError(f"--resume {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
+    for folder in (run / record.CHECKPOINTS).glob("iter_*"):
+        if (folder / checkpoint.METADATA).exists():
+            checkpoint.data_files(folder)
     facts = record.read_facts(run).environment if record.holds_run(run) else {}
     if facts.get("model", model.name) != model.name:
         raise UsageError(

@@ -22,7 +22,8 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import record, saving
+from pretraining import lock, record, saving
+from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.record import Verdict
 
@@ -83,6 +84,14 @@ def main() -> int:
     except OSError as error:
         print(f"{where} cannot make {folder}: {error.strerror}; runs: in cluster.yaml must be shared", file=sys.stderr)
         return 1
+    os.environ[lock.VARIABLE] = f"job {slurm['JOB_ID']} attempt {restarts}"
+    try:
+        held = lock.hold(folder, os.environ[lock.VARIABLE], "launcher")
+    except UsageError as error:
+        print(f"{where}: {error}", file=sys.stderr)
+        return 2
+    if held.problem:
+        print(f"{where}: {held.problem}", file=sys.stderr)
     if missing := unseen(flags):
         cause = f"{where} cannot see {missing}: it must be on a file system that every node mounts"
         print(cause, file=sys.stderr)

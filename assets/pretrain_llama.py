@@ -68,15 +68,14 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     if chosen.save:
         versions.save_without_nvrx()
 
-    def on_start(context: CallbackContext, writes: bool) -> None:
+    def on_start(context: CallbackContext) -> None:
         recipes.check_built(context.state, chosen)
         changes.check_kept(context.state.cfg, changed, "Megatron-Bridge")
-        facts = environment.parity_facts(
-            chosen, described["device"], context, environment.identify_data(chosen, builtin)
-        )
+        identity = environment.identify_data(chosen, builtin) if run.rank == 0 else ""  # it reads the whole index
+        facts = environment.parity_facts(chosen, described["device"], context, identity)
         described["sampling"] = sampling.describe(run.sampler)
         facts |= changes.facts(chosen, changed)
-        if writes:
+        if run.rank == 0:
             described.update(parity=facts, context=environment.context_facts(chosen, context))
             described["flops_per_token"] = environment.flops_per_token(context)
             record.write_json(run.folder / record.ENVIRONMENT, described)
@@ -100,13 +99,16 @@ def main() -> int:
         args = settings.parser("pretrain_llama.py").parse_args()
         on_gpu = ending.has_gpu()
         chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
-        folder = ending.create_run_dir(chosen, rank)
+        held = ending.claim_run_dir(chosen)
     except UsageError as error:
         print(f"pretrain_llama.py: {error}", file=sys.stderr)
         return 2
 
+    folder = held.folder
     copier = tee.tee(*record.logs_of(folder, rank, processes))
     print(f"{time.strftime('%H:%M:%S')} {chosen.model.name} in {chosen.precision.name}: {folder}", flush=True)
+    if held.problem and rank == 0:
+        print(f"pretrain_llama.py: {held.problem}", file=sys.stderr, flush=True)
     run = ending.RunEnd(folder, rank, chosen.plugin)
     try:
         ending.interrupt_on_sigterm()

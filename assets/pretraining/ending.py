@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import record
+from . import lock, record
 from .errors import Diverged, UsageError
 from .plugin import located
 from .precision import PRECISIONS
@@ -123,11 +123,11 @@ def check_capability(chosen: Settings) -> None:
         )
 
 
-def create_run_dir(chosen: Settings, rank: int) -> Path:
-    """Make the run folder, or take the one the launcher made. Only rank 0 may name a new one.
+def claim_run_dir(chosen: Settings) -> lock.Held:
+    """Make the run folder, or take the one the launcher made, and lock it. One process alone may name a new one.
 
     Raises:
-        UsageError: the folder already holds a run, or cannot be made.
+        UsageError: the folder holds another run, or cannot be made.
     """
     folder = chosen.run_dir
     if folder is None:
@@ -138,9 +138,7 @@ def create_run_dir(chosen: Settings, rank: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--run-dir {folder}: {error.strerror}") from error
-    if rank == 0 and record.holds_run(folder):
-        raise UsageError(f"--run-dir {folder} already holds a run; a run is never overwritten: name another")
-    return folder
+    return lock.hold(folder, lock.run_of_environment(), "training")
 
 
 def claim_port(rank: int, processes: int) -> None:

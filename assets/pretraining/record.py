@@ -11,6 +11,7 @@
         ranks/0003.log    training   the same of one process, where there are several
         config.yaml       training   the resolved Megatron-Bridge config
         outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
+        .lock .launcher   each process of the run, see `lock.py`
         tensorboard/ wandb/ mlruns/   Megatron-Bridge's own writers, each where asked for
         trace.json.gz     training   what PyTorch's profiler saw, where it was asked to look
 
@@ -28,6 +29,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import secrets
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +56,7 @@ SELFCHECK = "selfcheck.json"  # alone in its folder: what `make selfcheck` found
 TRACE = "trace.json.gz"
 PROFILE = "profile.json"  # what the launcher made of the trace
 PACKED = ".gz"  # ends the name of a file of lines that was compressed
+_UNFINISHED = re.compile(r"\..+\.json\.[0-9a-f]{16}")
 _PIECES, _PIECE = 2048, 4096  # of samples, bytes: half a day at one device, a fifth of a second to read
 
 
@@ -90,13 +94,10 @@ def write_json(path: Path, content: dict[str, Any], *, keep_existing: bool = Fal
     Returns:
         Whether `path` now holds `content`.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # process numbers repeat on other machines
+    text = json.dumps(content, indent=2, default=str) + "\n"
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, default=str)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _write_new(beside, text)
         if not keep_existing:
             beside.replace(path)
             return True
@@ -104,9 +105,37 @@ def write_json(path: Path, content: dict[str, Any], *, keep_existing: bool = Fal
             os.link(beside, path)
         except FileExistsError:
             return False
+        except OSError:  # a file system without hard links: what else it may be, the next says
+            return _write_first(path, text)
         return True
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_first(path: Path, text: str) -> bool:
+    """Write it unless it is there. Only a power cut can leave half of it."""
+    try:
+        _write_new(path, text)
+    except FileExistsError:
+        return False
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process was about to rename into place. Only for who knows that none lives."""
+    for path in folder.glob(".*.json.*"):
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_outcome(

@@ -28,8 +28,7 @@ class Telemetry(Callback):
 
     Args:
         run_dir: the run folder.
-        on_start: called on every process with the training context, when model and optimizer exist, and whether
-            this process writes the record: it gathers and writes the parity facts.
+        on_start: called on every process with the training context, when model and optimizer exist.
         on_end: called on every process when the last iteration is over.
 
     Attributes:
@@ -41,7 +40,7 @@ class Telemetry(Callback):
     def __init__(
         self,
         run_dir: Path,
-        on_start: Callable[[CallbackContext, bool], None],
+        on_start: Callable[[CallbackContext], None],
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._run_dir = run_dir
@@ -57,10 +56,9 @@ class Telemetry(Callback):
     def on_train_start(self, context: CallbackContext) -> None:
         """Open the metrics file on the writing process."""
         self.iterations = context.state.train_state.step
-        writes = _has_loss()
-        if writes:
+        if _has_loss():
             self._writer = record.MetricsWriter(self._run_dir / record.METRICS)
-        self._on_start(context, writes)
+        self._on_start(context)
         self._own.watch(context)
 
     def on_train_step_start(self, context: CallbackContext) -> None:

@@ -12,9 +12,7 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +23,13 @@ from playbook.comparison_file import FILE as COMPARISON
 from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE, is_comparison
 from playbook.log_facts import looks_like_log
 from playbook.repeats import BEGUN
-from playbook.watching import LOCK, watcher
-from pretraining.record import CHECKPOINTS, ENVIRONMENT, JOB, LOG, METRICS, OUTCOME, PLAN, SELFCHECK
+from pretraining import lock
+from pretraining.record import CHECKPOINTS, ENVIRONMENT, JOB, METRICS, OUTCOME, PLAN, SELFCHECK
 from pretraining.settings import RUNS
 
 MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
 RESULT = {COMPARISON, PAGE, TABLE, MARKDOWN, PLOTS}
 ABLATION = {ablation_file.FILE, ablation_file.MARKDOWN, ablation_file.PICTURE}
-STARTING_S = 15 * 60  # a run without a process we can ask counts as running this long after its last write
-UNWATCHED_S = 24 * 3600  # one in a container whose launcher was killed, which may step slowly and end unseen
 
 
 @dataclass(frozen=True)
@@ -146,46 +142,12 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _running(folder: Path) -> str:
-    """Why the run may still be running, "" where it has surely ended.
-
-    The process is asked where the run is on this host, and of one in a container its launcher. Of another host, such as
-    a node of a cluster, the number says nothing, and only the time of the last write does.
-    """
-    if (folder / OUTCOME).exists():
-        return ""
-    if (launcher := watcher(folder)) is not None:
-        return f"still running: process {launcher} watches it"
-    if (folder / JOB).exists():  # it may wait for days; following it writes its end
+    """Why the run may still be running, "" where it has surely ended."""
+    if used := lock.in_use(folder):
+        return used
+    if (folder / JOB).exists() and not (folder / OUTCOME).exists():  # it may wait for days; following it writes its end
         return "a job of a cluster that may still wait or run: `make jobs` says so, and records its end"
-    environment = _environment(folder)
-    pid = environment.get("pid")
-    if environment.get("host") == socket.gethostname() and isinstance(pid, int) and pid > 0:
-        return f"still running: process {pid}" if _alive(pid, folder / ENVIRONMENT) else ""
-    written = [(folder / name) for name in (PLAN, ENVIRONMENT, METRICS, LOG)]
-    age = time.time() - max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
-    if (folder / LOCK).exists() and age < UNWATCHED_S:
-        return "its launcher was killed, and the container may still train: `make stop` ends it"
-    if age > STARTING_S:
-        return ""
-    where = f" on {environment['host']}" if environment.get("host") else ""
-    return f"may still be running{where}: last written {max(0, round(age))} s ago, without an outcome"
-
-
-def _alive(pid: int, environment: Path) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # somebody else's process, but a process
-    try:  # a number used again by a process younger than the record, as after a restart of the machine
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-        after_boot = ticks / os.sysconf("SC_CLK_TCK")
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return True
-    started = time.time() - uptime + after_boot
-    return started < environment.stat().st_mtime + 60  # clocks are no better than that
+    return ""
 
 
 def _own_checkpoints(folder: Path) -> str:

@@ -11,9 +11,8 @@ from playbook.launch import launch, see_the_end
 from playbook.progress import Progress
 from playbook.runtimes import container, container_process
 from playbook.runtimes.container_process import ContainerProcess
-from playbook.watching import watcher
 from pretraining import record
-from pretraining.errors import UsageError
+from pretraining.lock import watch, watcher
 from pretraining.record import Run, Verdict
 
 SHELL = ["sh", "-c", "command -v bash >/dev/null && exec bash; exec sh"]
@@ -28,15 +27,11 @@ def attach(name: str | None) -> Run:
     """
     connected = engine.connect()
     found = orphans.pick(connected, name)
-    if found.launcher is not None:
-        raise UsageError(f"{found.run.name} is watched already, by process {found.launcher}")
     request = record.read_facts(found.run).plan.get("request", {})
     label = f"{request.get('precision', '')} {request.get('model', '')}".strip() or found.run.name
-    progress = Progress(found.run, label, request.get("train_iters", 0))
-    try:
-        return launch(lambda: ContainerProcess.attach(connected, found.identity, found.run), found.run, progress)
-    except BlockingIOError as error:  # another attach was first, just now
-        raise UsageError(str(error)) from error
+    with watch(found.run):
+        progress = Progress(found.run, label, request.get("train_iters", 0))
+        return launch(lambda: ContainerProcess.attach(connected, found.identity), found.run, progress)
 
 
 def stop(name: str | None) -> None:

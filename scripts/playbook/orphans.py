@@ -11,8 +11,8 @@ from playbook.engine import Engine, NotFound
 from playbook.launch import see_the_end
 from playbook.runtimes import container_process
 from playbook.runtimes.container import LABEL
-from playbook.watching import watcher
 from pretraining.errors import UsageError
+from pretraining.lock import watcher
 from pretraining.record import read_facts
 
 _RUNNING = ("running", "paused", "restarting")

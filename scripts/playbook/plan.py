@@ -6,7 +6,7 @@ import hashlib
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from playbook.place import show as show_choices
 from playbook.results import INGREDIENTS
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
-from pretraining import blends, config_file, finetuning, plugin, record, saving, switches
+from pretraining import blends, config_file, finetuning, lock, plugin, record, saving, switches
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.parallel import NO_CONTEXT_PARALLEL
 from pretraining.settings import Settings
@@ -231,12 +231,12 @@ class Prepared:
     Attributes:
         words: the command that starts it, as a person would type it.
         typed: the same for a shell.
-        start: does it.
+        start: does it, given the name of the run that holds the folder.
     """
 
     words: list[str]
     typed: str
-    start: Callable[[], Started]
+    start: Callable[[str], Started]
 
 
 def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
@@ -263,7 +263,11 @@ def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
         environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
     set_here = [f"{name}={value}" for name, value in environment.items()]
     typed = shlex.join([*set_here, *_turned_off(plan.settings).values(), *words])
-    return Prepared(words, typed, lambda: LocalProcess(words, environment, saves=saves))
+
+    def start(run: str) -> Started:
+        return LocalProcess(words, environment | {lock.VARIABLE: run}, saves=saves)
+
+    return Prepared(words, typed, start)
 
 
 def container_of(plan: Plan, folder: Path, flags: list[str]) -> Container:
@@ -290,9 +294,10 @@ def _in_container(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
     asked = container_of(plan, folder, flags)
     words = asked.docker_run()
 
-    def start() -> Started:
+    def start(run: str) -> Started:
         assert plan.place.engine is not None
-        started = container_process.ContainerProcess.start(plan.place.engine, asked, folder)
+        named = replace(asked, environment=asked.environment | {lock.VARIABLE: run})
+        started = container_process.ContainerProcess.start(plan.place.engine, named, folder)
         started.grace_seconds = plan.grace_seconds or started.grace_seconds
         return started
 

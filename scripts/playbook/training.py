@@ -10,7 +10,7 @@ from pathlib import Path
 from playbook import plan
 from playbook.launch import launch
 from playbook.progress import Progress
-from pretraining import record, settings
+from pretraining import lock, record, settings
 from pretraining.errors import UsageError
 from pretraining.record import Run, Verdict
 
@@ -19,7 +19,7 @@ def train(job: plan.Plan, runs: Path) -> Run:
     """Start it in a folder of its own and follow it to its end. Returns its record.
 
     Raises:
-        UsageError: its folder holds a run, or cannot be made or mounted.
+        UsageError: its folder holds another run, or cannot be made or mounted.
         NotStarted, OSError, KeyboardInterrupt: as `launch.launch`.
     """
     chosen = job.settings
@@ -33,12 +33,15 @@ def train(job: plan.Plan, runs: Path) -> Run:
         if chosen.run_dir is None and folder.is_dir():  # another launcher was first, within the same second
             return train(job, runs)
         raise UsageError(f"the run folder {folder} cannot be made: {error.strerror}") from error
-    print(f"{chosen.precision.name}:")
-    plan.show(job, folder)
-    job.write(folder, ready.words)
-    iterations = chosen.train_iters if chosen.trains else 0
-    progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
-    return launch(ready.start, folder, progress)
+    with lock.hold(folder, lock.new_run(), "launcher") as held, lock.watch(folder):
+        print(f"{chosen.precision.name}:")
+        plan.show(job, folder)
+        if held.problem:
+            print(held.problem, file=sys.stderr)
+        job.write(folder, ready.words)
+        iterations = chosen.train_iters if chosen.trains else 0
+        progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
+        return launch(lambda: ready.start(held.run), folder, progress)
 
 
 def new_folder(runs: Path, chosen: settings.Settings) -> Path:

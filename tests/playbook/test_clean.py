@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from playbook import watching
+from pretraining import lock
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "clean.py"
 LOG = Path(__file__).parents[1] / "logs" / "cpu-fp32-0.3.1.log"
@@ -145,11 +145,27 @@ def test_checkpoints_of_an_unreadable_record_stay(clean, root: Path, record: str
 
 
 @pytest.mark.parametrize("everything", [(), ("--all",)])
-def test_a_live_run_stays_even_with_all(clean, root: Path, everything: tuple[str, ...]) -> None:
-    run = make(root / "nemo_experiments" / "run", ended=False, pid=os.getpid(), host=socket.gethostname())
-    said = clean(*everything)
-    assert f"keeping nemo_experiments/run: still running: process {os.getpid()}" in said
-    assert run.exists()
+def test_a_live_run_stays_even_with_all_whatever_the_clocks_say(clean, root: Path, everything: tuple[str, ...]) -> None:
+    run = root / "nemo_experiments" / "run"
+    run.mkdir()
+    held = lock.hold(run, "one", "training")
+    (run / "environment.json").write_text("{}")
+    make_old(run)
+    assert f"keeping nemo_experiments/run: in use by process {os.getpid()} (training)" in clean(*everything)
+    held.close()
+    clean()
+    assert not run.exists()
+
+
+def test_a_live_run_of_before_there_was_a_lock_stays(clean, root: Path) -> None:
+    code = "import time; time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, "pretrain_llama.py"]) as training:
+        run = make(root / "nemo_experiments" / "run", ended=False, pid=training.pid, host=socket.gethostname())
+        make_old(run)
+        assert f"in use by process {training.pid}" in clean("--all")
+        training.kill()
+    clean()
+    assert not run.exists()
 
 
 def test_a_run_whose_process_is_gone_goes(clean, root: Path) -> None:
@@ -167,7 +183,7 @@ def test_a_process_number_used_again_is_no_live_run(clean, root: Path) -> None:
 
 def test_a_run_of_another_host_counts_as_running_while_it_writes(clean, root: Path) -> None:
     run = make(root / "nemo_experiments" / "run", ended=False, pid=dead_process(), host="node7")
-    assert "may still be running on node7" in clean()
+    assert "may be in use on node7" in clean()
     make_old(run)
     clean()
     assert not run.exists()
@@ -175,12 +191,12 @@ def test_a_run_of_another_host_counts_as_running_while_it_writes(clean, root: Pa
 
 def test_a_run_that_a_launcher_watches_stays_however_long_it_is_silent(clean, root: Path) -> None:
     run = make(root / "nemo_experiments" / "run", ended=False, pid=7, host="container")
-    lock = watching.hold(run)
+    watching = lock.watch(run)
     make_old(run)
-    assert f"still running: process {os.getpid()} watches it" in clean("--all")
-    lock.close()
+    assert f"in use: process {os.getpid()} watches it" in clean("--all")
+    watching.close()
     os.utime(run / "metrics.jsonl")
-    assert "its launcher was killed" in clean("--all")
+    assert "may be in use on container" in clean("--all")
     make_old(run)
     clean()
     assert not run.exists()
@@ -190,7 +206,7 @@ def test_a_run_just_launched_stays(clean, root: Path) -> None:
     run = root / "nemo_experiments" / "run"
     run.mkdir()
     (run / "plan.json").write_text("{}")
-    assert "may still be running" in clean()
+    assert "may be in use" in clean()
     assert run.exists()
 
 
@@ -278,10 +294,12 @@ def test_nemo_experiments_as_a_link(clean, root: Path, tmp_path: Path) -> None:
 def test_nemo_experiments_as_a_link_to_a_live_run_stays(clean, root: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    make(disk / "run", ended=False, pid=os.getpid(), host=socket.gethostname())
+    (disk / "run").mkdir()
     (root / "nemo_experiments").rmdir()
     (root / "nemo_experiments").symlink_to(disk)
-    assert f"keeping nemo_experiments: a link to {disk}, which holds what must stay: run" in clean("--all")
+    with lock.hold(disk / "run", "one", "training"):
+        (disk / "run" / "environment.json").write_text("{}")
+        assert f"keeping nemo_experiments: a link to {disk}, which holds what must stay: run" in clean("--all")
     assert (root / "nemo_experiments").is_symlink()
 
 

@@ -94,10 +94,11 @@ def chosen(tmp_path: Path) -> settings.Settings:
 
 
 def test_the_run_folder_is_made(chosen: settings.Settings) -> None:
-    assert ending.create_run_dir(chosen, 0) == chosen.run_dir
+    ending.claim_run_dir(chosen).close()
     assert chosen.run_dir.is_dir()
     (chosen.run_dir / record.PLAN).touch()  # the launcher's, written before
-    assert ending.create_run_dir(chosen, 0) == chosen.run_dir
+    with ending.claim_run_dir(chosen) as held:
+        assert (held.folder, held.problem) == (chosen.run_dir, "")
 
 
 @pytest.mark.parametrize("name", [record.METRICS, record.ENVIRONMENT, record.OUTCOME])
@@ -105,21 +106,21 @@ def test_a_run_is_never_overwritten(chosen: settings.Settings, name: str) -> Non
     chosen.run_dir.mkdir(parents=True)
     (chosen.run_dir / name).touch()
     with pytest.raises(UsageError, match=r"already holds a run; .* name another"):
-        ending.create_run_dir(chosen, 0)
+        ending.claim_run_dir(chosen)
 
 
 def test_a_folder_that_cannot_be_made(chosen: settings.Settings, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"--run-dir .*/file/run: Not a directory"):
-        ending.create_run_dir(replace(chosen, run_dir=tmp_path / "file" / "run"), 0)
+        ending.claim_run_dir(replace(chosen, run_dir=tmp_path / "file" / "run"))
     with pytest.raises(UsageError, match=r"--run-dir .*/file: "):
-        ending.create_run_dir(replace(chosen, run_dir=tmp_path / "file"), 0)
+        ending.claim_run_dir(replace(chosen, run_dir=tmp_path / "file"))
 
 
 def test_several_processes_need_one_folder(chosen: settings.Settings, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="give --run-dir"):
-        ending.create_run_dir(replace(chosen, run_dir=None), 0)
+        ending.claim_run_dir(replace(chosen, run_dir=None))
 
 
 @pytest.fixture

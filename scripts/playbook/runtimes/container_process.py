@@ -11,14 +11,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 import requests
 
 from playbook.engine import APIError, DockerException, Engine, NotFound, explain
 from playbook.launch import End, NotStarted
 from playbook.runtimes.container import LABEL, Container, written_folders
-from playbook.watching import hold
 from pretraining.record import Verdict
 
 ENGINE_RETURN_SECONDS = 30.0
@@ -31,11 +29,10 @@ class ContainerProcess:
 
     grace_seconds = 5.0
 
-    def __init__(self, engine: Engine, identity: str, output: Iterable[bytes], lock: IO[str]) -> None:
+    def __init__(self, engine: Engine, identity: str, output: Iterable[bytes]) -> None:
         self._engine = engine
         self._identity = identity
         self._output = output
-        self._lock = lock
         self._end: End | None = None
         self._asked_to_end = False
         self._over = threading.Event()
@@ -49,28 +46,25 @@ class ContainerProcess:
             NotStarted: the engine refuses; nothing is left behind, nor after an interruption.
         """
         api = engine.api
-        lock = hold(run_dir)
         try:
             for path in written_folders(container):
                 path.mkdir(parents=True, exist_ok=True)
             identity = api.create_container(**container.create_arguments(api))["Id"]
             output = api.attach(identity, stream=True)
             api.start(identity)
-            return cls(engine, identity, output, lock)
+            return cls(engine, identity, output)
         except BaseException as error:
             with contextlib.suppress(*_LOST):
                 for leftover in api.containers(all=True, filters={"label": f"{LABEL}={run_dir}"}):
                     api.remove_container(leftover["Id"], force=True)
-            lock.close()
             if isinstance(error, _LOST):
                 raise NotStarted(_why_not(engine, container, error)) from error
             raise
 
     @classmethod
-    def attach(cls, engine: Engine, identity: str, run_dir: Path) -> ContainerProcess:
-        """Watch a container whose launcher is gone. Raises BlockingIOError where it is not."""
-        lock = hold(run_dir)
-        return cls(engine, identity, engine.api.logs(identity, stream=True, follow=True, tail=40), lock)
+    def attach(cls, engine: Engine, identity: str) -> ContainerProcess:
+        """Watch a container whose launcher is gone."""
+        return cls(engine, identity, engine.api.logs(identity, stream=True, follow=True, tail=40))
 
     def lines(self) -> Iterator[bytes]:
         """What it prints, without line ends, until it ends."""
@@ -101,7 +95,6 @@ class ContainerProcess:
         if recorded:
             with contextlib.suppress(*_LOST):
                 self._engine.api.remove_container(self._identity, force=True, v=True)
-        self._lock.close()
 
     def _signal(self, name: str) -> None:
         self._asked_to_end = True

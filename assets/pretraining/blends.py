@@ -10,6 +10,7 @@ Only the standard library is used here: the host reads the same words.
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,8 @@ def _blend(data: str, words: list[str]) -> Blend:
         raise UsageError(f"--data {data}: a weight before every dataset or before none, as in 0.7 a 0.3 b")
     if not prefixes:
         raise UsageError(f"--data {data}: a split without a dataset")
-    if any(weight <= 0 for weight in weights):
-        raise UsageError(f"--data {data}: a weight is a number above 0")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise UsageError(f"--data {data}: a weight is a finite number above 0")
     return Blend(tuple(prefixes), tuple(weights) or None)
 
 

@@ -56,7 +56,7 @@ def configured(
         saved_with = settings.of_the_file_alone(file, data=chosen.data, cache_dir=chosen.cache_dir)
         base = build(saved_with, saved_with.processes_a_copy) if saved_with else config
         skipped = overrides.OF_THE_PLACE if saved_with else set()
-        if file.data not in (None, chosen.data):
+        if settings.data_of(file) not in (None, chosen.data):
             skipped = skipped | overrides.OF_THE_DATA
         for name, value in _edited(file, base, saved_with, skipped).items():
             with _naming(file):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import blends, checkpoint, finetuning, overrides, plugin, record, weights
+from . import blends, checkpoint, finetuning, footprint, overrides, plugin, record, weights
 from .data import manifest
 from .errors import UsageError, unknown
 from .models import MOCK, MODELS, PYTHON_STDLIB, Model
@@ -24,6 +24,18 @@ def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
     if args.tuned and why:
         raise UsageError(f"--tuned: {why}; leave it out")
     return args.tuned
+
+
+def emulator(args: argparse.Namespace, model: Model, precision: Precision) -> str | None:
+    """What computes NVFP4 without FP4 tensor cores. Raises UsageError where it cannot."""
+    if args.emulate and precision.name != "nvfp4":
+        raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
+    if args.emulate and footprint.shape_of(model.hf_config).experts:
+        raise UsageError(
+            f"--emulate cannot train {model.name}: Transformer Engine computes its experts' products in one call that "
+            "takes none but its own tensors; train it in another precision, or a model without experts"
+        )
+    return args.emulate
 
 
 def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -> int | None:

@@ -43,11 +43,6 @@ class ConfigFile:
     version: str | None
     tree: dict[str, Any]
 
-    @property
-    def data(self) -> str | None:
-        """What the run that saved it trained on; None in a file written by hand."""
-        return None if self.arguments is None else self.arguments[self.arguments.index("--data") + 1]
-
     def edited_settings(self, arguments: dict[str, Any]) -> dict[str, int]:
         """The settings that the file's fields give, other than those its own arguments gave.
 
@@ -87,6 +82,11 @@ def read(path: Path) -> ConfigFile:
     tree.pop("_target_", None)
     tree = {name: section for name, section in tree.items() if section is not None}
     arguments = own.get(ARGUMENTS)
+    if not isinstance(arguments, list | None):
+        raise UsageError(
+            f"--config {path}: {ARGUMENTS} of {PLAYBOOK} is {arguments!r} and no list of words, as every saved "
+            "config.yaml has it; a file written by hand has none"
+        )
     return ConfigFile(path, None if arguments is None else [str(each) for each in arguments], own.get(VERSION), tree)
 
 

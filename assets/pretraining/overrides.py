@@ -116,9 +116,12 @@ def settings_among(given: Mapping[str, Any], origin: str = "") -> tuple[dict[str
 
 def _integer(name: str, value: Any) -> int:
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name}={value}: {value!r} is not a whole number") from None
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or isinstance(value, bool) or (isinstance(value, float) and value != number):
+        raise UsageError(f"{name}={value}: {value!r} is not a whole number")
+    return number
 
 
 def flag_of(argument: str) -> str:

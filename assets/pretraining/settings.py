@@ -225,8 +225,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     if on_gpu and args.emulate == "reference" and not all(on.values()):
         off = ", ".join(switches.SWITCHES[name][0] for name, value in on.items() if not value)
         raise UsageError(f"--emulate reference has no switches: leave {off} out")
-    if args.emulate and precision.name != "nvfp4":
-        raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
+    emulator = checks.emulator(args, model, precision)
     layers = model.num_layers if args.num_layers is None else args.num_layers
     if layers < 1:
         raise UsageError(f"--num-layers is {layers}; it must be at least 1")
@@ -294,7 +293,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         data=data,
         seed=SEED if args.seed is None else args.seed,
         save=(sizes["train_iters"] if args.save is None and own_data else args.save or None) if trains else None,
-        emulate=args.emulate if on_gpu else None,
+        emulate=emulator if on_gpu else None,
         resume=resume,
         weights=checks.starting_weights(args.weights, model, finetune=bool(args.finetune)),
         finetune=args.finetune,
@@ -351,8 +350,18 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
 
 def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
     """The settings that a config file stands for, by argument."""
-    arguments = vars(parser(str(file.path)).parse_args(file.arguments or []))
+    arguments = vars(_words_of(file))
     return {**arguments, **file.edited_settings(arguments), "cache_dir": None}
+
+
+def _words_of(file: config_file.ConfigFile, *more: str) -> argparse.Namespace:
+    """The arguments that a config file was saved with, parsed, and `more` after them."""
+    return parser(str(file.path)).parse_args([*(file.arguments or []), *more])
+
+
+def data_of(file: config_file.ConfigFile) -> str | None:
+    """What the run that saved a config file trained on; None where it does not say."""
+    return _words_of(file).data
 
 
 def of_the_file_alone(file: config_file.ConfigFile, *, data: str, cache_dir: Path) -> Settings | None:
@@ -362,8 +371,7 @@ def of_the_file_alone(file: config_file.ConfigFile, *, data: str, cache_dir: Pat
     """
     if file.arguments is None:
         return None
-    here = ["--data", data, "--cache-dir", str(cache_dir)]
-    args = parser(str(file.path)).parse_args([*file.arguments, *here])
+    args = _words_of(file, "--data", data, "--cache-dir", str(cache_dir))
     return resolve(args, on_gpu=True, processes=processes_a_copy(args, on_gpu=True))
 
 

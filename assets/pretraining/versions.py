@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import os
+import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,32 +63,72 @@ def fuse_gradient_accumulation() -> bool:
     return True
 
 
+# Transformer Engine's reference quantizer of NVFP4: module below `transformer_engine.pytorch.custom_recipes`, factory.
+_REFERENCES = (
+    ("reference_nvfp4", "nvfp4_ref_rht_2d_factory"),  # from 2.19
+    ("quantization_ref_nvfp4", "nvfp4_ref_rht_2d_quantizer_factory"),  # 2.16 to 2.18
+    ("quantization_nvfp4", "nvfp4_ref_rht_2d_quantizer_factory"),  # 2.10 to 2.15
+)
+# What `numerics/te_recipe.py` needs of it.
+_CUSTOM = (
+    ("transformer_engine.common.recipe", "CustomRecipe"),
+    ("transformer_engine.pytorch.cpp_extensions.gemm", "custom_gemm"),
+    ("transformer_engine.pytorch.quantized_tensor", "Quantizer"),
+)
+
+
 def quantizer_factory(emulator: str) -> str:
     """The factory of NVFP4 quantizers by its name: this project's, or Transformer Engine's reference in plain PyTorch.
 
     Args:
-        emulator: "triton" or "reference", see `settings.EMULATORS`. The reference's module was renamed in 2.16.
+        emulator: "triton" or "reference", see `settings.EMULATORS`.
 
     Raises:
-        UsageError: Transformer Engine is older than its custom recipes, or Triton is missing.
+        UsageError: Transformer Engine lacks what the emulator is made with, or Triton is missing.
     """
-    for module in ("quantization_ref_nvfp4", "quantization_nvfp4"):
-        name = f"transformer_engine.pytorch.custom_recipes.{module}"
-        with contextlib.suppress(ModuleNotFoundError):
-            if find_spec(name):
-                if emulator == "reference":
-                    return f"{name}.nvfp4_ref_rht_2d_quantizer_factory"
-                if find_spec("triton") is None:
-                    raise UsageError(
-                        "--emulate needs Triton, which comes with PyTorch's CUDA build: pip install triton, or "
-                        "--emulate reference (EMULATE=reference), some hundred times slower"
-                    )
-                return "pretraining.numerics.te_recipe.quantizer_factory"
-    found = installed().get("transformer-engine", "none")
-    raise UsageError(
-        f"--emulate needs a Transformer Engine with custom recipes (2.10 or newer), and {found} is installed: "
-        "use a newer NeMo container"
-    )
+    if emulator == "reference":
+        known = [(f"transformer_engine.pytorch.custom_recipes.{module}", name) for module, name in _REFERENCES]
+        found = [each for each in known if _has(*each)]
+        if not found:
+            raise _lacks_custom_recipes(" or ".join(".".join(each) for each in known))
+        return ".".join(found[0])
+    if missing := [f"{module}.{name}" for module, name in _CUSTOM if not _has(module, name)]:
+        raise _lacks_custom_recipes(" and ".join(missing))
+    if find_spec("triton") is None:
+        raise UsageError(
+            "--emulate needs Triton, which comes with PyTorch's CUDA build: pip install triton, or "
+            "--emulate reference (EMULATE=reference), some hundred times slower"
+        )
+    return "pretraining.numerics.te_recipe.quantizer_factory"
+
+
+def _has(module: str, name: str) -> bool:
+    """Whether a module of Transformer Engine is there and has the name. What fails inside it is not hidden."""
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        return False
+
+
+def _lacks_custom_recipes(looked_for: str) -> UsageError:
+    found = installed().get("transformer-engine")
+    if found is None:
+        why = "Transformer Engine, and none is installed: leave RUNTIME out, and it trains in NVIDIA's NeMo image"
+    elif _engine_release() < (2, 10):
+        why = f"Transformer Engine's custom recipes, which came with 2.10, and this is {found}: use a newer NeMo image"
+    else:
+        why = (
+            f"{looked_for}, which Transformer Engine {found} does not have: it was renamed there, and is known by its "
+            "names from 2.10 to 2.20"
+        )
+    return UsageError(f"--emulate needs {why}")
+
+
+def _engine_release() -> tuple[int, ...]:
+    """Major and minor version of Transformer Engine, () where it is not installed."""
+    return tuple(int(part) for part in re.findall(r"\d+", installed().get("transformer-engine", ""))[:2])
 
 
 def set_cuda_graphs(config: ConfigContainer) -> None:
@@ -103,8 +143,7 @@ def set_cuda_graphs(config: ConfigContainer) -> None:
 @functools.cache
 def folds_block_scale() -> bool:
     """Whether Transformer Engine computes a block's scale as amax * (encode / 6), which it does from 2.14."""
-    release = installed().get("transformer-engine", "0").split(".")
-    return (int(release[0]), int(release[1])) >= (2, 14) if len(release) > 1 else False
+    return _engine_release() >= (2, 14)
 
 
 def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import settings
+from pretraining import config_file, settings
 from pretraining.data import manifest
 from pretraining.errors import UsageError
 from pretraining.models import MODELS
@@ -206,6 +206,41 @@ def test_wrong_changes(flags: tuple[str, ...], words: str) -> None:
     assert words in refusal(*flags)
 
 
+WHOLE = "is not a whole number"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {global_batch_size: 8.9}", f"train.global_batch_size=8.9: 8.9 {WHOLE}"),
+        ("train: {train_iters: true}", f"train.train_iters=True: True {WHOLE}"),
+        ("train: {train_iters: .inf}", WHOLE),
+        ("rng: {seed: .nan}", WHOLE),
+        ("model: {num_layers: [2]}", WHOLE),
+        ("playbook: {arguments: 5}", "arguments of playbook is 5 and no list of words"),
+        ("playbook: {arguments: --model tiny}", "arguments of playbook is '--model tiny' and no list of words"),
+        ("playbook: {arguments: [--modle, tiny]}", "unrecognized arguments: --modle tiny; did you mean --model?"),
+        ("playbook: 5", "playbook is no section of fields"),
+    ],
+)
+def test_wrong_config_files(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert words in refusal("--config", str(tmp_path / "c.yaml"))
+
+
+def test_what_a_config_file_was_trained_on(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for text, data in (
+        ("train: {global_batch_size: 8.0}", None),
+        ("playbook: {arguments: [--model, tiny]}", None),
+        ("playbook: {arguments: [--data=mock, --model, tiny]}", "mock"),
+        ("playbook: {arguments: [--model, tiny, --data, python-stdlib]}", "python-stdlib"),
+    ):
+        file.write_text(text)
+        assert settings.data_of(config_file.read(file)) == data
+        assert resolve("--config", str(file)).global_batch_size == (8 if "8.0" in text else 32)
+
+
 @pytest.mark.parametrize(
     ("model", "processes", "batch", "micro"),
     [
@@ -379,6 +414,9 @@ def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
         assert resolve(*settings.as_flags(emulated), on_gpu=True) == emulated
     assert resolve(on_gpu=True).emulate is None
     assert "invalid choice: 'fast' (choose from" in refusal("--emulate", "fast", on_gpu=True)
+    assert "--emulate cannot train nemotron3-nano: Transformer Engine computes its experts' products" in refusal(
+        "--emulate", "--model", "nemotron3-nano", on_gpu=True, processes=8
+    )
     assert "--emulate is for nvfp4 and does nothing for bf16" in refusal("--emulate", "--disable-fp4", on_gpu=True)
 
 

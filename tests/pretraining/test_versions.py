@@ -1,5 +1,8 @@
 """What is chosen by the versions that are installed."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -19,22 +22,87 @@ def with_packages(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("module", ["quantization_nvfp4", "quantization_ref_nvfp4"])  # to 2.15, and from 2.16
-def test_quantizer_factories(with_packages, module) -> None:
-    with_packages(module, "triton")
-    assert versions.quantizer_factory("triton") == OURS
-    theirs = f"transformer_engine.pytorch.custom_recipes.{module}.nvfp4_ref_rht_2d_quantizer_factory"
-    assert versions.quantizer_factory("reference") == theirs
+CUSTOM = [
+    "common.recipe.CustomRecipe",
+    "pytorch.cpp_extensions.gemm.custom_gemm",
+    "pytorch.quantized_tensor.Quantizer",
+]
+REFERENCES = {
+    "2.10.0": "pytorch.custom_recipes.quantization_nvfp4.nvfp4_ref_rht_2d_quantizer_factory",
+    "2.12.0": "pytorch.custom_recipes.quantization_nvfp4.nvfp4_ref_rht_2d_quantizer_factory",
+    "2.15.0": "pytorch.custom_recipes.quantization_nvfp4.nvfp4_ref_rht_2d_quantizer_factory",
+    "2.16.1": "pytorch.custom_recipes.quantization_ref_nvfp4.nvfp4_ref_rht_2d_quantizer_factory",
+    "2.18.0+abc": "pytorch.custom_recipes.quantization_ref_nvfp4.nvfp4_ref_rht_2d_quantizer_factory",
+    "2.19.0": "pytorch.custom_recipes.reference_nvfp4.nvfp4_ref_rht_2d_factory",
+    "2.20.2": "pytorch.custom_recipes.reference_nvfp4.nvfp4_ref_rht_2d_factory",
+}
 
 
-def test_emulation_without_what_it_needs(with_packages) -> None:
+@pytest.fixture
+def engine(monkeypatch):
+    """`engine("2.20.2", ["common.recipe.CustomRecipe"])`: a Transformer Engine of these names alone."""
+
+    def install(release: str | None, names: list[str]) -> None:
+        for module in [each for each in sys.modules if each.split(".")[0] == "transformer_engine"]:
+            monkeypatch.delitem(sys.modules, module)
+        known = {"megatron-bridge": "0.3.1"} | ({"transformer-engine": release} if release else {})
+        monkeypatch.setattr(versions, "installed", lambda: known)
+        if release is None:
+            monkeypatch.setitem(sys.modules, "transformer_engine", None)
+        for name in (*names, "pytorch.custom_recipes.gemm") if release else ():
+            path = f"transformer_engine.{name}".split(".")
+            for depth in range(1, len(path)):
+                module = sys.modules.get(".".join(path[:depth])) or ModuleType(".".join(path[:depth]))
+                module.__path__ = []
+                monkeypatch.setitem(sys.modules, module.__name__, module)
+            setattr(module, path[-1], object())
+
+    return install
+
+
+@pytest.mark.parametrize("release", REFERENCES)
+def test_what_is_probed_of_transformer_engine_is_what_is_used(engine, with_packages, release: str) -> None:
     with_packages("triton")
-    with pytest.raises(UsageError, match=r"custom recipes \(2.10 or newer\), and none is installed"):
-        versions.quantizer_factory("triton")
-    with_packages("quantization_nvfp4")
+    engine(release, [*CUSTOM, REFERENCES[release]])
+    assert versions.quantizer_factory("reference") == f"transformer_engine.{REFERENCES[release]}"
+    assert versions.quantizer_factory("triton") == OURS
+    engine(release, CUSTOM)
+    assert versions.quantizer_factory("triton") == OURS, "which has nothing to do with Transformer Engine's reference"
+    engine(release, [REFERENCES[release]])
+    assert versions.quantizer_factory("reference") == f"transformer_engine.{REFERENCES[release]}"
+
+
+@pytest.mark.parametrize("emulator", ["triton", "reference"])
+def test_what_an_emulator_lacks_is_said_as_it_is(engine, with_packages, emulator: str) -> None:
+    with_packages("triton")
+    engine(None, [])
+    with pytest.raises(UsageError, match="needs Transformer Engine, and none is installed: leave RUNTIME out"):
+        versions.quantizer_factory(emulator)
+    engine("2.8.0", [])
+    with pytest.raises(UsageError, match=r"custom recipes, which came with 2\.10, and this is 2\.8\.0: use a newer"):
+        versions.quantizer_factory(emulator)
+    engine("2.31.4", CUSTOM[:1])
+    with pytest.raises(UsageError, match=r"which Transformer Engine 2\.31\.4 does not have: it was renamed") as caught:
+        versions.quantizer_factory(emulator)
+    assert {"triton": "gemm.custom_gemm and", "reference": "nvfp4_ref_rht_2d_factory or"}[emulator] in str(caught.value)
+    assert "newer" not in str(caught.value)
+
+
+def test_triton_is_needed_by_the_emulator_that_is_made_with_it(engine, with_packages) -> None:
+    with_packages()
+    engine("2.16.1", [*CUSTOM, REFERENCES["2.16.1"]])
     with pytest.raises(UsageError, match=r"needs Triton.*pip install triton, or --emulate reference"):
         versions.quantizer_factory("triton")
     assert versions.quantizer_factory("reference")
+
+
+def test_what_fails_within_transformer_engine_is_not_called_its_absence(tmp_path, monkeypatch) -> None:
+    (tmp_path / "transformer_engine").mkdir()
+    (tmp_path / "transformer_engine" / "__init__.py").write_text("import onnxscript_of_nobody")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="onnxscript_of_nobody"):
+        versions.quantizer_factory("reference")
 
 
 @pytest.mark.parametrize(

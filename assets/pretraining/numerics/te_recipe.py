@@ -188,14 +188,24 @@ def _gemm(
         others: what to call for other quantizers' tensors, with all the rest.
 
     Raises:
-        ValueError: a bias, which no layer of a Llama has.
+        ValueError: asked for what no layer of a Llama asks for and this does not do.
     """
     if not (isinstance(a, NVFP4Tensor) and isinstance(b, NVFP4Tensor)):
         return others(
             a, b, workspace, out_dtype, quantization_params, gelu, gelu_in, accumulate, layout, out, bias, *rest
         )
-    if bias is not None and layout == "TN":
-        raise ValueError("emulated NVFP4 has no bias: use a model whose linear layers have none")
+    result_type = torch.bfloat16 if out is None else out.dtype
+    refused = {
+        "a bias": bias is not None,
+        "a fused GELU": gelu or gelu_in is not None,
+        "a quantized result": quantization_params is not None,
+        f"a result in {out_dtype}": out_dtype not in (None, result_type),
+    }
+    if asked := [name for name, wanted in refused.items() if wanted]:
+        raise ValueError(
+            f"emulated NVFP4's products have no {' and no '.join(name.removeprefix('a ') for name in asked)}: use a "
+            "model whose linear layers do without, in BF16"
+        )
     if layout == "TN":
         left, right = b.rows, a.rows
         result = product(left.values, right.values.T, left.scale * right.scale, out=out, accumulate=accumulate)

@@ -147,8 +147,17 @@ def test_what_cannot_be_done_is_said(engine):
     x, weight, _ = tensors()
     make = engine.recipe.quantizer_factory
     qx, qw = make("linear_input")(x), make("linear_weight")(weight)
-    with pytest.raises(ValueError, match="no bias"):
-        engine.gemm.custom_gemm(qw, qx, None, None, None, False, None, False, "TN", None, torch.ones(OUTPUTS))
+    refused = {
+        "no bias": {"bias": torch.ones(OUTPUTS)},
+        "no fused GELU": {"gelu": True},
+        "no quantized result": {"quantization_params": make("linear_input")},
+        r"no result in torch\.float32": {"out_dtype": torch.float32},
+        r"no result in torch\.bfloat16": {"out_dtype": torch.bfloat16, "out": torch.zeros(TOKENS, OUTPUTS)},
+        "no bias and no fused GELU": {"bias": torch.ones(OUTPUTS), "gelu_in": torch.ones(1)},
+    }
+    for said, asked in refused.items():
+        with pytest.raises(ValueError, match=said):
+            engine.gemm.custom_gemm(qw, qx, None, **asked)
     qx.update_usage(columnwise_usage=False)
     with pytest.raises(RuntimeError, match="after the tensor they come from was gone"):
         qx.update_usage(columnwise_usage=True)

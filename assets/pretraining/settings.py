@@ -348,6 +348,11 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{**above, **{name: value for name, value in below.items() if name not in keep}})
 
 
+def named(args: argparse.Namespace) -> frozenset[str]:
+    """The settings that a command line names: by flag, by override, or in its config file."""
+    return frozenset(name for name, value in vars(merged(args)).items() if value is not None)
+
+
 def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
     """The settings that a config file stands for, by argument."""
     arguments = vars(_words_of(file))

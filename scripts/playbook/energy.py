@@ -20,8 +20,8 @@ def used(run: Run, lines: Lines, first: int) -> tuple[float, float] | None:
         first: index of the first timed one.
 
     Returns:
-        Joules, summed over all devices, and seconds; None where power or time was not recorded, or samples do not
-        reach from end to end.
+        Joules, summed over all devices, and seconds; None where power or time was not recorded, a process's device is
+        missing, or samples do not reach from end to end.
     """
     times = lines.column("time")
     if first < 1 or first >= len(times) or not np.isfinite(times[first - 1 :]).all():
@@ -29,6 +29,8 @@ def used(run: Run, lines: Lines, first: int) -> tuple[float, float] | None:
     periods = [(times[first - 1], times[-1], 1.0), *_pauses(times, lines.column("step_time_s"), first)]
     joules = 0.0
     devices = _cumulative(run.samples)
+    if len(devices) < run.parity.get("world_size", 1):  # of a machine whose file is not here
+        return None
     for at, energy in devices:
         if at[0] > times[first - 1] or at[-1] < times[-1]:
             return None

@@ -192,16 +192,11 @@ def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
     why = _fit(asked, where) if args.auto_split else ""
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
-    given = _named(argparse.Namespace(**{**vars(args), "config": None}))
-    job = plan.make_plan(chosen, where, args.nproc, given, _named(asked) - given)
+    given = settings.named(argparse.Namespace(**{**vars(args), "config": None}))
+    job = plan.make_plan(chosen, where, args.nproc, given, settings.named(asked) - given)
     if why:
         job.choices["split"] = replace(job.choices["split"], reason=why)
     return job
-
-
-def _named(args: argparse.Namespace) -> frozenset[str]:
-    """The settings that a command line names: by flag, by override, or in its config file."""
-    return frozenset(name for name, value in vars(settings.merged(args)).items() if value is not None)
 
 
 def _fit(asked: argparse.Namespace, where: Place) -> str:

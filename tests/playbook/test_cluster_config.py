@@ -1,13 +1,14 @@
 """cluster.yaml, and what a node does with a job, where no Slurm is needed to show it."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from playbook.cluster import config
-from playbook.cluster.head import explain
+from playbook.cluster import config, follow
+from playbook.cluster.slurm import explain
 from pretraining.errors import UsageError
 
 
@@ -21,9 +22,32 @@ def node(project: Path):
 
 def test_the_example_is_valid_and_says_every_field() -> None:
     assert config.read(config.EXAMPLE).image == "nvcr.io/nvidia/nemo:26.04"
-    fields = set(config.Cluster.__dataclass_fields__)
-    assert set(yaml.safe_load(config.EXAMPLE.read_text())) == fields - {"kubeflow", "skypilot"}
-    assert all(f"# {name}: {{" in config.EXAMPLE.read_text() for name in ("kubeflow", "skypilot"))
+    assert set(yaml.safe_load(config.EXAMPLE.read_text())) == set(config.Cluster.__dataclass_fields__)
+
+
+def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("executor: slurm\nhost: null\ngpus: 4")
+    assert config.read(path) == config.Cluster(gpus=4)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sbatch", "asked"),
+    [
+        (8, {}, 8),
+        (None, {}, None),
+        (0, {}, None),
+        (8, {"gres": "gpu:8"}, None),
+        (8, {"gpus-per-node": None}, None),
+        (8, {"gpus_per_node": 4}, None),
+        (8, {"tres-per-node": "gres/gpu:8"}, None),
+        (8, {"qos": "high"}, 8),
+        (8, None, 8),
+    ],
+)
+def test_gpus_are_asked_for_once_or_not_at_all(gpus: int | None, sbatch: dict | None, asked: int | None) -> None:
+    cluster = config.Cluster(gpus=gpus, sbatch=sbatch)
+    assert (cluster.gpus_per_node, cluster.on_gpu) == (asked, gpus != 0)
 
 
 def test_it_is_made_on_first_use(tmp_path: Path, monkeypatch) -> None:
@@ -37,10 +61,16 @@ def test_it_is_made_on_first_use(tmp_path: Path, monkeypatch) -> None:
     ("content", "words"),
     [
         ("partion: batch", "unknown field 'partion': did you mean partition?"),
-        ("gpus: many", "gpus is 'many', which is no int"),
+        ("gpus: many", "gpus is 'many', which is no int or null"),
+        ("gpus: true", "gpus is True, which is no int or null"),
+        ("gpus: -1", "gpus is -1; it cannot be below 0"),
+        ("python: null", "python is None, which is no str"),
+        ("mounts: /shared", "mounts is '/shared', which is no list or null"),
+        ("host: you@login", "submit on a login node"),
+        ("executor: kubeflow", "NeMo-Run's own examples"),
         ("time: 4:00:00", "put it in quotes"),
         ('time: "soon"', "time is 'soon'"),
-        ("executor: pbs", "executor is 'pbs'; one of slurm"),
+        ("executor: pbs", "this playbook submits to Slurm"),
         ("environment: {HF_TOKEN: hf_x}", "export it in your shell"),
         ("environment: {lower: x}", "use capitals"),
         ("runs: relative", "must be an absolute path"),
@@ -99,3 +129,39 @@ def test_a_node_says_what_it_cannot_see(node, tmp_path: Path) -> None:
         Path(f"{prefix}{end}").touch()
     assert node.unseen(["--data", str(prefix)]) is None
     assert node.unseen(["--resume", "/no/such"]) == "--resume /no/such"
+
+
+@pytest.mark.parametrize(
+    ("state", "over"),
+    [
+        *((state, False) for state in ("RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT")),
+        *((state, True) for state in ("COMPLETED", "NODE_FAIL", "REVOKED", "UNKNOWN")),
+    ],
+)
+def test_only_states_that_are_ends_are_ends(tmp_path: Path, state: str, over: bool) -> None:
+    job = follow.Job(tmp_path, {"job": "7", "folder": "x"}, state)
+    follow.settle(job)
+    assert job.over is over
+    assert (tmp_path / "outcome.json").exists() is (over and state != "UNKNOWN")
+
+
+def test_a_log_of_any_bytes_is_followed_once(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Line ends of Windows and broken UTF-8, with a letter of two bytes that is cut between two readings."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "job.json").write_text('{"job": "7", "submitted": "2026", "folder": "x"}')
+    (run / "plan.json").write_text("{}")
+    (run / "train.log").write_bytes(b"one\r\n\xff two \xc3")
+    growing = [b"\xa4\n", b"", b"end\n", b""]
+    states = iter(["RUNNING", "RUNNING", "RUNNING", "COMPLETED", "COMPLETED"])
+
+    def state_of(job: follow.Job) -> follow.Job:
+        with (run / "train.log").open("ab") as log:
+            log.write(growing.pop(0) if growing else b"")
+        return replace(job, state=next(states))
+
+    monkeypatch.setattr(follow, "state_of", state_of)
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0)
+    assert follow.logs(config.Cluster(runs=str(tmp_path)), "run") == 1
+    shown = capsys.readouterr().out.split("\n", 1)[1]
+    assert shown.startswith("one\r\n\ufffd two ä\nend\n") and "run: failed the job ended without a verdict" in shown

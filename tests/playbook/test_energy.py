@@ -36,6 +36,13 @@ def test_devices_are_summed_and_resident_memory_is_none() -> None:
     assert joules == pytest.approx(800.0 * 62)
 
 
+def test_a_machine_whose_file_is_missing_leaves_no_half_of_the_energy() -> None:
+    two = Run(Path("x"), environment={"parity": {"world_size": 2}}, samples=samples(600.0))
+    assert energy.used(two, LINES, first=19) is None
+    both = replace(two, samples=[*samples(600.0), *samples(600.0, 1)])
+    assert energy.used(both, LINES, first=19) is not None
+
+
 def test_an_evaluation_or_checkpoint_in_the_window_is_left_out() -> None:
     late = [0.0] * 30 + [7.5] * 20  # before iteration 31
     lines = [

@@ -6,12 +6,10 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from playbook.cluster.config import Cluster
 from pretraining import record
 from pretraining.record import Verdict
 
@@ -228,10 +226,6 @@ def test_what_slurm_refuses(head) -> None:
     refused(head, "fewer NODES", "--nodes", "3", "--global-batch-size", "9", "--micro-batch-size", "3")
 
 
-def test_an_unreachable_head_node(head) -> None:
-    refused(head, "nobody@127.0.0.2 cannot be reached", host="nobody@127.0.0.2")
-
-
 def test_a_slurm_that_does_not_answer(head, tmp_path: Path, monkeypatch) -> None:
     dead = tmp_path / "slurm.conf"
     own = Path(head.slurm.environment["SLURM_CONF"]).read_text()
@@ -283,27 +277,20 @@ def test_a_dry_run_for_a_container(head) -> None:
     assert "export A_B='two words'" in ended.stdout
 
 
-@pytest.mark.parametrize("executor", ["kubeflow", "skypilot"])
-def test_the_other_executors_take_what_cluster_yaml_says(head, executor: str) -> None:
-    """They have the fields that are set, and no more: there is neither a Kubernetes nor a cloud here."""
-    own = {"executor": executor, "image": "nvcr.io/nvidia/nemo:26.04", "gpus": 8, "skypilot": {"cloud": "aws"}}
-    code = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import nemo, nemo_run
-from nemo_run.core.execution import kubeflow, skypilot
-kubeflow._KUBERNETES_AVAILABLE = skypilot._SKYPILOT_AVAILABLE = True
-kubeflow.KubeflowExecutor._load_kube_clients = lambda self: None
-job = json.loads(sys.argv[2])
-made = nemo.executor_of(job)
-print(type(made).__name__, made.num_nodes, made.gpus_per_node, nemo.script_of(nemo_run, job).path)
-"""
-    cluster = {**asdict(Cluster()), **own}
-    job = {"project": str(PROJECT), "environment": {}, "nodes": 2, "nproc": 8, "flags": [], "run_dir": "/runs/x"}
-    folder = PROJECT / "scripts" / "playbook" / "cluster"
-    python = PROJECT / ".venv" / "cluster" / "bin" / "python"
-    made = subprocess.run(
-        [str(python), "-c", code, str(folder), json.dumps({**job, "cluster": cluster})], capture_output=True, text=True
-    )
-    name = {"kubeflow": "KubeflowExecutor", "skypilot": "SkypilotExecutor"}[executor]
-    assert made.stdout.split() == [name, "2", "8", "/nemo_run/code/assets/pretrain_llama.py"], made.stderr
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"gpus": 4}, ["#SBATCH --gpus-per-node=4"]),
+        ({"gpus": None}, []),
+        ({"gpus": 8, "sbatch": {"gpus-per-node": None}}, []),
+        ({"gpus": 8, "sbatch": {"gres": "gpu:b200:8"}}, ["#SBATCH --gres=gpu:b200:8"]),
+        ({"gpus": None, "sbatch": {"gpus_per_task": 2}}, ["#SBATCH --gpus-per-task=2"]),
+    ],
+)
+def test_what_is_null_is_left_out(head, fields: dict, asked: list[str]) -> None:
+    everything = {"time": None, "restarts": None, "exclusive": None, "mounts": None, "environment": None}
+    cluster = head.cluster(**{**everything, "end_before_limit": None, **fields})
+    ended = head.run("submit", "--dry-run", "--precision", "bf16", cluster=cluster)
+    assert ended.returncode == 0, ended.stderr
+    assert [line for line in ended.stdout.splitlines() if "gpu" in line.lower() and "SBATCH" in line] == asked
+    assert "None" not in ended.stdout and "--time" not in ended.stdout and "--signal" not in ended.stdout

@@ -7,7 +7,7 @@ import re
 import shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -17,36 +17,48 @@ from pretraining.settings import RUNS
 
 FILE = PROJECT / "cluster.yaml"
 EXAMPLE = Path(__file__).resolve().parent.parent / "cluster.example.yaml"
-EXECUTORS = ("slurm", "kubeflow", "skypilot")
+# Fields of earlier versions: what they may still say, and what to do with anything else.
+_GONE = {
+    "executor": ("slurm", "this playbook submits to Slurm; NeMo-Run's own examples show its other executors"),
+    "host": (None, "submit on a login node of the cluster, in a checkout there"),
+}
+_GPU_FLAGS = {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-node", "tres-per-task"}
 _TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The fields of `cluster.yaml`, whose comments say what each is; a null there is None or the default here."""
+    """The fields of `cluster.yaml`, whose comments say what each is. One that is null is left out of the job."""
 
-    executor: str = "slurm"
-    host: str | None = None
     account: str | None = None
     partition: str | None = None
-    time: str = "04:00:00"
-    gpus: int = 8
-    exclusive: bool = False
-    sbatch: dict[str, Any] = field(default_factory=dict)
-    restarts: int = 5
-    end_before_limit: int = 120
+    time: str | None = "04:00:00"
+    gpus: int | None = 8
+    exclusive: bool | None = False
+    sbatch: dict[str, Any] | None = field(default_factory=dict)
+    restarts: int | None = 5
+    end_before_limit: int | None = 120
     runs: str | None = None
     image: str | None = None
-    mounts: list[str] = field(default_factory=list)
+    mounts: list[str] | None = field(default_factory=list)
     python: str = "python"
-    environment: dict[str, str] = field(default_factory=dict)
-    kubeflow: dict[str, Any] = field(default_factory=dict)
-    skypilot: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] | None = field(default_factory=dict)
 
     @property
     def runs_folder(self) -> Path:
         """Where run folders go, the same path on every node."""
         return Path(self.runs) if self.runs else PROJECT / RUNS
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the nodes train on GPUs, counted or not."""
+        return self.gpus != 0
+
+    @property
+    def gpus_per_node(self) -> int | None:
+        """What to ask Slurm for by `--gpus-per-node`: nothing where `sbatch` has words of its own about GPUs."""
+        own = {str(name).replace("_", "-") for name in self.sbatch or {}}
+        return None if own & _GPU_FLAGS else self.gpus or None
 
 
 def read(path: Path = FILE) -> Cluster:
@@ -66,29 +78,33 @@ def read(path: Path = FILE) -> Cluster:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} has no `name: value` lines; {EXAMPLE.name} shows them")
+    for name, (harmless, instead) in _GONE.items():
+        if content.pop(name, harmless) not in (harmless, None):
+            raise UsageError(f"{path}: {name} is no longer a field: {instead}")
     known = {each.name: each for each in fields(Cluster)}
     for name in content:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             raise UsageError(f"{path}: unknown field {name!r}{f': did you mean {near[0]}?' if near else ''}")
-    cluster = Cluster(**{name: value for name, value in content.items() if value is not None})
+    cluster = Cluster(**content)
     _check(cluster, path)
     return cluster
 
 
 def _check(cluster: Cluster, path: Path) -> None:
-    kinds = {"gpus": int, "restarts": int, "end_before_limit": int, "exclusive": bool, "time": str, "python": str}
-    kinds |= {"environment": dict, "sbatch": dict, "mounts": list, "kubeflow": dict, "skypilot": dict}
-    for name, kind in kinds.items():
+    for name, kind in get_type_hints(Cluster).items():
         value = getattr(cluster, name)
-        if not isinstance(value, kind):
+        kinds = tuple(get_origin(each) or each for each in get_args(kind) or (kind,))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             hint = " (put it in quotes: YAML reads 4:00:00 as a number)" if name == "time" else ""
-            raise UsageError(f"{path}: {name} is {value!r}, which is no {kind.__name__}{hint}")
-    if cluster.executor not in EXECUTORS:
-        raise UsageError(f"{path}: executor is {cluster.executor!r}; one of {', '.join(EXECUTORS)}")
-    if not _TIME.fullmatch(cluster.time):
+            wanted = " or ".join("null" if each is type(None) else each.__name__ for each in kinds)
+            raise UsageError(f"{path}: {name} is {value!r}, which is no {wanted}{hint}")
+    for name in ("gpus", "restarts", "end_before_limit"):
+        if (getattr(cluster, name) or 0) < 0:
+            raise UsageError(f"{path}: {name} is {getattr(cluster, name)}; it cannot be below 0")
+    if cluster.time is not None and not _TIME.fullmatch(cluster.time):
         raise UsageError(f"{path}: time is {cluster.time!r}; write it as hours:minutes:seconds, or days-hours")
-    for name in cluster.environment:
+    for name in cluster.environment or {}:
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
             raise UsageError(f"{path}: environment name {name!r}; use capitals, which is all that NeMo-Run exports")
         if re.search(r"TOKEN|PASSWORD|SECRET|API_KEY", name):

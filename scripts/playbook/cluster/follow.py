@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from playbook.cluster import slurm
 from playbook.cluster.config import Cluster
-from playbook.cluster.head import ClusterError, Head
+from playbook.cluster.slurm import ClusterError
 from pretraining import record
 from pretraining.errors import UsageError
 from pretraining.record import Verdict
 
 POLL_SECONDS = 1.0
-ACTIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED")
-# How Slurm says that a job ended: the verdict, and the cause where training could not write one.
+_AT_ONCE = 1 << 20  # bytes of a log
+ASK_SECONDS = 15.0  # between two questions to Slurm's controller while the log grows
+# How Slurm says that a job ended: the verdict, and the cause where training could not write one. Every other state of
+# Slurm's (RESIZING, SIGNALING, STAGE_OUT, ...) is one of a job that goes on.
 _ENDS = {
     "COMPLETED": (Verdict.FAILED, "the job ended without a verdict"),
     "CANCELLED": (Verdict.INTERRUPTED, "the job was cancelled"),
@@ -26,6 +29,7 @@ _ENDS = {
     "PREEMPTED": (Verdict.INTERRUPTED, "the job was preempted"),
     "NODE_FAIL": (Verdict.KILLED, "a node went down"),
     "BOOT_FAIL": (Verdict.FAILED, "a node did not start"),
+    "REVOKED": (Verdict.INTERRUPTED, "the job went to another cluster of the federation"),
     "DEADLINE": (Verdict.INTERRUPTED, "the job's deadline passed"),
     "OUT_OF_MEMORY": (
         Verdict.OUT_OF_MEMORY,
@@ -61,34 +65,20 @@ class Job:
         return str(self.told["job"])
 
     @property
-    def head(self) -> Head:
-        """Where to ask about it."""
-        return Head(self.told.get("host"))
-
-    @property
     def over(self) -> bool:
         """Whether it has ended for good."""
-        return self.state not in ACTIVE
+        return self.state in _ENDS or self.state == "UNKNOWN"
 
 
 def submitted(cluster: Cluster) -> list[Job]:
-    """Every submitted run under the cluster's runs folder, newest last, with what Slurm says of it."""
-    head, runs = Head(cluster.host), cluster.runs_folder
-    found = head.run(
-        "sh", "-c", 'cd "$1" 2>/dev/null && for f in */job.json; do [ -f "$f" ] && echo "$f" && cat "$f"; done; true',
-        "sh", str(runs),
-    ).stdout  # fmt: skip
-    jobs = []
-    for name, text in re.findall(r"^(\S[^\n]*)/job\.json\n(\{.*?^\})", found, re.MULTILINE | re.DOTALL):
-        told = json.loads(text)
-        if told.get("executor") == "slurm":
-            jobs.append(Job(runs / name, told))
-    return [state_of(job) for job in sorted(jobs, key=lambda job: job.told["submitted"])]
+    """Every submitted run under the cluster's runs folder, newest last; Slurm is not asked."""
+    jobs = [Job(path.parent, json.loads(path.read_text())) for path in cluster.runs_folder.glob(f"*/{record.JOB}")]
+    return sorted(jobs, key=lambda job: job.told["submitted"])
 
 
 def state_of(job: Job) -> Job:
     """The same with Slurm's present answer: scontrol's while it remembers the job, then accounting's."""
-    said = job.head.run("scontrol", "-o", "show", "job", job.number, check=False)
+    said = slurm.run("scontrol", "-o", "show", "job", job.number, check=False)
     if said.returncode == 0:
         facts = dict(re.findall(r"(\w+)=(\S*)", said.stdout))
         return Job(
@@ -97,7 +87,7 @@ def state_of(job: Job) -> Job:
         )  # fmt: skip
     if "Invalid job id" not in said.stderr:
         raise ClusterError(said.stderr.strip() or "scontrol does not answer")
-    said = job.head.run("sacct", "-nXPD", "-j", job.number, "-o", "State,Elapsed,NNodes", check=False)
+    said = slurm.run("sacct", "-nXPD", "-j", job.number, "-o", "State,Elapsed,NNodes", check=False)
     lines = [line.split("|") for line in said.stdout.splitlines() if line.count("|") == 2]
     if not lines:
         return job
@@ -109,14 +99,14 @@ def attempt(job: Job) -> Path:
     """The folder of the newest attempt that has begun."""
     for restart in range(job.restarts, 0, -1):
         folder = job.run.with_name(f"{job.run.name}-restart{restart}")
-        if job.head.run("test", "-d", str(folder), check=False).returncode == 0:
+        if folder.is_dir():
             return folder
     return job.run
 
 
 def settle(job: Job) -> None:
     """Write the verdict of an ended job whose training could not: killed with its node, cancelled while waiting."""
-    if not job.over or job.state == "UNKNOWN" or job.head.host:
+    if not job.over or job.state == "UNKNOWN":
         return
     folder = attempt(job)
     verdict, cause = _ENDS.get(job.state, (Verdict.FAILED, f"Slurm says {job.state}"))
@@ -125,7 +115,7 @@ def settle(job: Job) -> None:
 
 
 def pick(cluster: Cluster, name: str | None) -> Job:
-    """The job called `name`, by run folder or number; without a name the newest. Raises UsageError."""
+    """The job called `name`, by run folder or number; without a name the newest; with its state. Raises UsageError."""
     jobs = submitted(cluster)
     if not jobs:
         raise UsageError(f"no job was submitted from {cluster.runs_folder}: make submit")
@@ -133,16 +123,16 @@ def pick(cluster: Cluster, name: str | None) -> Job:
     if not found:
         known = ", ".join(f"{job.run.name} ({job.number})" for job in jobs[-5:])
         raise UsageError(f"RUN={name} is no submitted job; the newest are {known}")
-    return found[-1]
+    return state_of(found[-1])
 
 
 def show(cluster: Cluster) -> int:
     """Print a line a job."""
     rows = [("JOB", "STATE", "TIME", "NODES", "RUN", "")]
-    for job in submitted(cluster):
+    for job in map(state_of, submitted(cluster)):
         settle(job)
         rest = job.why
-        if job.over and not job.head.host:
+        if job.over:
             outcome = record.read_facts(attempt(job)).outcome
             rest = f"{outcome.get('verdict', '')} {outcome.get('cause', '')}".strip()
         again = f" (restart {job.restarts})" if job.restarts else ""
@@ -160,30 +150,26 @@ def show(cluster: Cluster) -> int:
 def logs(cluster: Cluster, name: str | None) -> int:
     """Print a job's log as it grows, until it ends. Returns 0 where it succeeded, else 1 or 130."""
     job = pick(cluster, name)
-    shown, folder = 0, None
     print(f"{job.run.name}: job {job.number} (Ctrl-C leaves it running)", flush=True)
-    waiting = ""
+    shown, folder, waiting, asked = 0, attempt(job), "", time.monotonic()
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while True:
-        job = state_of(job)
-        present = attempt(job)
-        if present != folder:
-            if folder is not None:
-                print(f"-- restarted: {present.name}", flush=True)
-            folder, shown = present, 0
-        text = job.head.run("tail", "-c", f"+{shown + 1}", str(folder / record.LOG), check=False).stdout
-        read = text.encode("utf-8", "surrogateescape")
-        sys.stdout.flush()
-        sys.stdout.buffer.write(read)
-        sys.stdout.buffer.flush()
+        read = _from(folder / record.LOG, shown)
         shown += len(read)
-        if job.over:
+        print(decoder.decode(read), end="", flush=True)
+        if not read and job.over:
             break
+        time.sleep(0 if read else POLL_SECONDS)
+        if read and time.monotonic() - asked < ASK_SECONDS:
+            continue
+        job, asked = state_of(job), time.monotonic()
+        if (present := attempt(job)) != folder and not read:
+            print(f"-- restarted: {present.name}", flush=True)
+            folder, shown = present, 0
         if job.state == "PENDING" and job.why != waiting:
             waiting = job.why
             print(f"waiting: {waiting}", flush=True)
-        time.sleep(POLL_SECONDS)
     settle(job)
-    folder = attempt(job) if not job.head.host else fetch(job)
     ended = record.read_facts(folder)
     print(f"{folder.name}: {ended.verdict} {ended.outcome.get('cause', '')}".rstrip())
     if not shown:
@@ -193,20 +179,14 @@ def logs(cluster: Cluster, name: str | None) -> int:
     return 130 if ended.verdict is Verdict.INTERRUPTED else 1
 
 
-def fetch(job: Job) -> Path:
-    """Copy an ended run's record, without checkpoints, from the head node to the local runs. Returns where."""
-    from playbook import PROJECT
-    from pretraining.settings import RUNS
-
-    folder = attempt(job)
-    here = PROJECT / RUNS / folder.name
-    here.mkdir(parents=True, exist_ok=True)
-    for file in (record.PLAN, record.ENVIRONMENT, record.METRICS, record.SAMPLES, record.LOG, record.CONFIG,
-                 record.JOB, record.OUTCOME):  # fmt: skip
-        answer = job.head.run("cat", str(folder / file), check=False)
-        if answer.returncode == 0:
-            (here / file).write_text(answer.stdout, encoding="utf-8")
-    return here
+def _from(path: Path, start: int) -> bytes:
+    """What a file has from a byte on, b"" where it is not there yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(_AT_ONCE)
+    except FileNotFoundError:
+        return b""
 
 
 def cancel(cluster: Cluster, name: str | None) -> int:
@@ -215,7 +195,7 @@ def cancel(cluster: Cluster, name: str | None) -> int:
     if job.over:
         print(f"{job.run.name}: job {job.number} has ended already ({job.state})")
         return 0
-    job.head.run("scancel", job.number)
+    slurm.run("scancel", job.number)
     deadline = time.monotonic() + 60
     while not job.over and time.monotonic() < deadline:
         time.sleep(0.5)

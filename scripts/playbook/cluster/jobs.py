@@ -53,10 +53,6 @@ def _submit(args: argparse.Namespace, cluster: Cluster) -> int:
         return 0
     print(f"{job.settings.precision.name}:")
     plan.show(job, folder)
-    if cluster.executor != "slurm":
-        answer = submission.nemo(submission.job_of(job, cluster, args.nodes, args.nproc), "submit")
-        print(f"submitted as {answer['job']}; follow it with {'kubectl' if cluster.executor == 'kubeflow' else 'sky'}")
-        return 0
     submitted = submission.submit(job, cluster, args.nodes, args.nproc)
     print(f"submitted as job {submitted['job']}: make logs, make jobs, make cancel RUN={submitted['job']}", flush=True)
     return follow.logs(cluster, submitted["job"]) if args.wait else 0

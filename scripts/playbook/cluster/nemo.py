@@ -44,52 +44,12 @@ trap again EXIT
 _NEVER_AGAIN = "scontrol update jobid=$SLURM_JOB_ID requeue=0\n"
 
 
-def executor_of(job: dict[str, Any]) -> Any:
-    """The NeMo-Run executor of a job."""
-    import nemo_run as run
-
+def executor_of(run: Any, job: dict[str, Any]) -> Any:
+    """The NeMo-Run executor of a job. What is None in `cluster.yaml` becomes no flag of sbatch."""
     cluster = job["cluster"]
-    packager = run.PatternPackager(include_pattern=str(Path(job["project"]) / "assets"), relative_path=job["project"])
-    environment = {name: shlex.quote(str(value)) for name, value in job["environment"].items()}
-    if cluster["executor"] == "slurm":
-        return _slurm(run, job, packager, environment)
-    if cluster["executor"] == "kubeflow":
-        given = cluster["kubeflow"]
-        return run.KubeflowExecutor(
-            namespace=given.get("namespace", "default"),
-            image=cluster["image"],
-            num_nodes=job["nodes"],
-            nprocs_per_node=job["nproc"],
-            gpus_per_node=cluster["gpus"] or None,
-            workdir_pvc=given.get("volume_claim"),
-            workdir_pvc_path=given.get("mounted_at", "/runs"),
-            launcher="torchrun",
-            packager=packager,
-            env_vars=job["environment"],
-        )
-    given = dict(cluster["skypilot"])
-    return run.SkypilotExecutor(
-        container_image=cluster["image"],
-        cloud=given.pop("cloud", None),
-        gpus=given.pop("gpu", None),
-        gpus_per_node=cluster["gpus"] or None,
-        num_nodes=job["nodes"],
-        torchrun_nproc_per_node=job["nproc"],
-        launcher="torchrun",
-        packager=run.GitArchivePackager(),  # it takes no other: what is not committed stays here
-        env_vars=job["environment"],
-        **given,
-    )
-
-
-def _slurm(run: Any, job: dict[str, Any], packager: Any, environment: dict[str, str]) -> Any:
-    cluster = job["cluster"]
-    tunnel = run.LocalTunnel(job_dir="")
-    if cluster["host"]:
-        user, _, host = cluster["host"].rpartition("@")
-        tunnel = run.SSHTunnel(host=host, user=user or os.environ.get("USER", "root"), job_dir=job["home"])
-    setup = _SETUP.format(run=shlex.quote(job["run_dir"]), restarts=cluster["restarts"])
-    further = {str(name).replace("-", "_"): value for name, value in cluster["sbatch"].items()}
+    setup = _SETUP.format(run=shlex.quote(job["run_dir"]), restarts=cluster["restarts"] or 0)
+    before = cluster["end_before_limit"]
+    further = {str(name).replace("-", "_"): value for name, value in (cluster["sbatch"] or {}).items()}
     return run.SlurmExecutor(
         account=cluster["account"],
         job_name_prefix="nvfp4-playbook.",
@@ -97,28 +57,21 @@ def _slurm(run: Any, job: dict[str, Any], packager: Any, environment: dict[str, 
         time=cluster["time"],
         nodes=job["nodes"],
         ntasks_per_node=1,
-        gpus_per_node=cluster["gpus"] or None,
+        gpus_per_node=job["gpus_per_node"],
         exclusive=cluster["exclusive"] or None,
-        signal=f"TERM@{cluster['end_before_limit']}" if cluster["restarts"] else None,
+        signal=f"TERM@{before}" if cluster["restarts"] and before is not None else None,
         container_image=cluster["image"],
         container_mounts=job["mounts"],
-        additional_parameters=further,
+        additional_parameters={name: value for name, value in further.items() if value is not None},
         srun_args=["--no-container-mount-home"] if cluster["image"] else None,
-        tunnel=tunnel,
-        packager=packager,
-        env_vars=environment,
+        tunnel=run.LocalTunnel(job_dir=""),
+        packager=run.PatternPackager(
+            include_pattern=str(Path(job["project"]) / "assets"), relative_path=job["project"]
+        ),
+        env_vars={name: shlex.quote(str(value)) for name, value in job["environment"].items()},
         setup_lines=setup if cluster["restarts"] else setup + _NEVER_AGAIN,
         poll_estimated_start_time=False,
     )
-
-
-def script_of(run: Any, job: dict[str, Any]) -> Any:
-    """What the executor starts: on Slurm our own launcher once a node, elsewhere NeMo-Run's torchrun the training."""
-    if job["cluster"]["executor"] == "slurm":
-        words = [job["cluster"]["python"], f"{CODE}/cluster_node.py", job["run_dir"], str(job["nproc"]), *job["flags"]]
-        return run.Script(inline=f"exec {shlex.join(words)}\n")
-    arguments = [*job["flags"], "--run-dir", job["run_dir"]]
-    return run.Script(path=f"{CODE}/pretrain_llama.py", entrypoint="python", args=arguments)
 
 
 def main() -> int:
@@ -128,8 +81,9 @@ def main() -> int:
     import nemo_run as run  # before the job is known: it takes seconds, in which the launcher makes sure of the rest
 
     job = json.load(sys.stdin)
-    executor = executor_of(job)
-    script = script_of(run, job)
+    words = [job["cluster"]["python"], f"{CODE}/cluster_node.py", job["run_dir"], str(job["nproc"]), *job["flags"]]
+    script = run.Script(inline=f"exec {shlex.join(words)}\n")  # our own launcher, once a node
+    executor = executor_of(run, job)
     with run.Experiment(job["name"], executor=executor, log_level="ERROR") as experiment:
         experiment.add(script, name=job["name"], tail_logs=False)
         if sys.argv[1] == "show":

@@ -7,15 +7,18 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from playbook import PROJECT, plan
+from playbook.cluster import slurm
 from playbook.cluster.config import Cluster
-from playbook.cluster.head import ClusterError, Head, explain
+from playbook.cluster.slurm import ClusterError
 from playbook.environments import ensure
 from playbook.folders import read_by
 from playbook.place import Choice, Place
@@ -48,17 +51,17 @@ def planned(args: argparse.Namespace, cluster: Cluster) -> plan.Plan:
     if cluster.gpus and args.nproc > cluster.gpus:
         raise UsageError(f"NPROC={args.nproc} is over the {cluster.gpus} GPUs a node of cluster.yaml (gpus:)")
     processes = args.nodes * args.nproc
-    chosen = settings.resolve(args, on_gpu=cluster.gpus > 0, processes=processes)
+    chosen = settings.resolve(args, on_gpu=cluster.on_gpu, processes=processes)
     folder = chosen.run_dir or cluster.runs_folder / record.run_name(chosen.precision.name, chosen.model.name)
     chosen = replace(chosen, run_dir=folder)
     if args.cache_dir == PROJECT / ".cache":
         chosen = replace(chosen, cache_dir=cluster.runs_folder / ".cache")
-    given = {name for name, value in vars(args).items() if value is not None}
+    given = settings.named(argparse.Namespace(**{**vars(args), "config": None}))
     where = Choice(f"{args.nodes} x {args.nproc} processes", "NODES x NPROC")
-    through = Choice(cluster.executor, f"cluster.yaml; {Head(cluster.host)}")
+    through = Choice("slurm", "make submit")
     place = Place("cluster", image=cluster.image or "", choices={"runtime": through, "processes": where})
-    job = plan.make_plan(chosen, place, processes, given)
-    if not cluster.gpus:
+    job = plan.make_plan(chosen, place, processes, given, settings.named(args) - given)
+    if not cluster.on_gpu:
         job.choices["precision"] = Choice(chosen.precision.name, "emulated exactly on the nodes' CPUs (gpus: 0)")
     return job
 
@@ -68,9 +71,9 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     chosen = job.settings
     folder = chosen.run_dir
     assert folder is not None
-    environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **cluster.environment}
+    environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **(cluster.environment or {})}
     environment |= {name: os.environ[name] for name in switches.NAMES if name in os.environ}
-    if not cluster.gpus:
+    if not cluster.on_gpu:
         environment |= cpu.environment_of(threads=1)
     needed = {cluster.runs_folder, folder.parent, chosen.cache_dir, *read_by(chosen)}
     return {
@@ -78,44 +81,39 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
         "run_dir": str(folder),
         "project": str(PROJECT),
         "home": str(cluster.runs_folder / HOME),
-        "local_home": str(PROJECT / ".cache" / "nemo_run" if cluster.host else cluster.runs_folder / HOME),
         "nodes": nodes,
         "nproc": nproc,
+        "gpus_per_node": cluster.gpus_per_node,
         "flags": settings.as_flags(replace(chosen, run_dir=None)),
         "environment": environment,
-        "mounts": [*cluster.mounts, *(f"{path}:{path}" for path in sorted(needed))] if cluster.image else [],
+        "mounts": [*(cluster.mounts or []), *(f"{path}:{path}" for path in sorted(needed))] if cluster.image else [],
         "cluster": asdict(cluster),
     }
 
 
-def check(cluster: Cluster, folder: Path) -> None:
+def check(folder: Path) -> None:
     """What would keep the job from starting, before anything is made.
 
     Raises:
-        ClusterError: no way to the head node, no Slurm there, or a runs folder that cannot be written to.
+        ClusterError: no Slurm here, or a runs folder that cannot be written to.
         UsageError: the run folder is taken.
     """
-    head = Head(cluster.host)
-    if cluster.executor == "slurm":
-        head.run("sbatch", "--version")
-        state = head.run("scontrol", "ping", check=False)
-        if "is UP" not in state.stdout:
-            said = (state.stderr.strip() or state.stdout.strip() or "nothing").splitlines()[0]
-            raise ClusterError(f"Slurm's controller does not answer: scontrol ping on {head} says {said!r}; try later")
-    for name in (record.JOB, record.ENVIRONMENT, record.OUTCOME):
-        if head.run("test", "-e", str(folder / name), check=False).returncode == 0:
-            raise UsageError(f"--run-dir {folder} already holds a run or a submitted job; name another, or `make jobs`")
-    beside = folder.parent / f".{folder.name}.{os.getpid()}"
+    slurm.run("sbatch", "--version")
+    state = slurm.run("scontrol", "ping", check=False)
+    if "is UP" not in state.stdout:
+        said = (state.stderr.strip() or state.stdout.strip() or "nothing").splitlines()[0]
+        raise ClusterError(f"Slurm's controller does not answer: scontrol ping says {said!r}; try later")
+    if any((folder / name).exists() for name in (record.JOB, record.ENVIRONMENT, record.OUTCOME)):
+        raise UsageError(f"--run-dir {folder} already holds a run or a submitted job; name another, or `make jobs`")
     try:
-        head.run("mkdir", "-p", str(folder.parent))
-        head.write(beside, "x" * 4096)
-    except ClusterError as error:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+            beside.write(b"x" * 4096)
+    except OSError as error:
         raise ClusterError(
-            f"{folder.parent} on {head} cannot be written to: {error}\n  "
+            f"{folder.parent} cannot be written to: {error.strerror}\n  "
             "free some space there, or name another shared folder in cluster.yaml (runs:)"
         ) from None
-    finally:
-        head.run("rm", "-f", str(beside), check=False)
 
 
 def nemo(job: dict[str, Any], what: str, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -129,7 +127,7 @@ def nemo(job: dict[str, Any], what: str, meanwhile: Callable[[], None] = lambda:
     """
     process = subprocess.Popen(
         [str(ensure("cluster")), str(NEMO), what],
-        env={**os.environ, "NEMORUN_HOME": job["local_home"]},
+        env={**os.environ, "NEMORUN_HOME": job["home"]},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -147,7 +145,7 @@ def nemo(job: dict[str, Any], what: str, meanwhile: Callable[[], None] = lambda:
     except KeyboardInterrupt:
         said, errors = process.communicate()
         if what == "submit" and (number := _answer(said).get("job")):
-            Head(job["cluster"]["host"]).run("scancel", number, check=False)
+            slurm.run("scancel", number, check=False)
         raise
     answer = _answer(said) if process.returncode == 0 else {}
     if not answer or (what == "submit" and not answer["job"]):
@@ -165,7 +163,7 @@ def _why(said: str) -> str:
     """The cause in what NeMo-Run and sbatch printed."""
     sbatch = [line.strip() for line in said.splitlines() if line.strip().startswith(("sbatch: error", "sbatch: fatal"))]
     if sbatch:
-        return explain(max(sbatch, key=len).split(":", 2)[2].strip())
+        return slurm.explain(max(sbatch, key=len).split(":", 2)[2].strip())
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return f"NeMo-Run could not submit the job: {lines[-1] if lines else 'it said nothing'}"
 
@@ -179,60 +177,54 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     folder = job.settings.run_dir
     assert folder is not None
     told = job_of(job, cluster, nodes, nproc)
-    head = Head(cluster.host)
-    ours = []
+    ours, number = [], ""
 
     def make_folder() -> None:
-        check(cluster, folder)
-        made = head.run("mkdir", str(folder), check=False).returncode == 0
-        if not made and head.run("test", "-e", str(folder / record.PLAN), check=False).returncode == 0:
+        check(folder)
+        folder.mkdir(exist_ok=True)
+        command = ["srun", cluster.python, "cluster_node.py", *told["flags"]]
+        if not record.write_json(folder / record.PLAN, job.described(command), keep_existing=True):
             raise UsageError(f"{folder} was made by another submission just now: try again")
         ours.append(folder)
-        _put(head, folder / record.PLAN, job.described(["srun", cluster.python, "cluster_node.py", *told["flags"]]))
 
     try:
         answer = nemo(told, "submit", make_folder)
+        number = answer["job"]
+        submitted = {
+            "schema": record.SCHEMA,
+            "job": number,
+            "submitted": record.utc_now(),
+            "script": answer["script"],
+            "folder": answer["folder"],
+            "restarts": cluster.restarts,
+        }
+        record.write_json(folder / record.JOB, submitted)
+        if never := _never_starts(number):
+            raise ClusterError(never)
+        return submitted
     except BaseException:
-        if ours:
-            _take_back(head, folder)
+        if number:
+            slurm.run("scancel", number, check=False)
+        for path in ours:
+            _take_back(path)
         raise
-    submitted = {
-        "schema": record.SCHEMA,
-        "job": answer["job"],
-        "submitted": record.utc_now(),
-        "executor": cluster.executor,
-        "host": cluster.host,
-        "script": answer["script"],
-        "folder": answer["folder"],
-        "restarts": cluster.restarts,
-    }
-    _put(head, folder / record.JOB, submitted)
-    if cluster.executor == "slurm" and (never := _never_starts(head, answer["job"])):
-        head.run("scancel", answer["job"])
-        _take_back(head, folder)
-        raise ClusterError(never)
-    return submitted
 
 
-def _take_back(head: Head, folder: Path) -> None:
+def _take_back(folder: Path) -> None:
     """Remove what a submission wrote, and the folder where nothing else is in it."""
-    head.run("rm", "-f", str(folder / record.PLAN), str(folder / record.JOB), check=False)
-    head.run("rmdir", str(folder), check=False)
+    for name in (record.PLAN, record.JOB):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
-def _never_starts(head: Head, number: str) -> str:
+def _never_starts(number: str) -> str:
     """Why Slurm has taken the job and will not start it, "" where it may."""
     deadline = time.monotonic() + SCHEDULED_SECONDS
     while time.monotonic() < deadline:
-        said = head.run("squeue", "-h", "-j", number, "-o", "%T %r", check=False).stdout.split()
+        said = slurm.run("squeue", "-h", "-j", number, "-o", "%T %r", check=False).stdout.split()
         state, reason = (*said, "", "")[:2]
         if state != "PENDING" or reason not in ("None", "Priority"):
             return NEVER.get(reason, "") if state == "PENDING" else ""
         time.sleep(0.2)
     return ""
-
-
-def _put(head: Head, path: Path, content: dict[str, Any]) -> None:
-    beside = path.with_name(f"{path.name}.new")
-    head.write(beside, json.dumps(content, indent=2, default=str) + "\n")
-    head.run("mv", str(beside), str(path))

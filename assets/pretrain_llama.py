@@ -45,7 +45,18 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import changes, checkpoint, config_file, corpus, environment, recipes, text, versions, weights
+    from pretraining import (
+        changes,
+        checkpoint,
+        config_file,
+        corpus,
+        environment,
+        finetuning,
+        recipes,
+        text,
+        versions,
+        weights,
+    )
     from pretraining.plugin import Plugin
     from pretraining.profiling import Profiler
     from pretraining.telemetry import Telemetry
@@ -64,6 +75,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     if not on_gpu:
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)
+    finetuning.keep_loaded_base(config, chosen, run.folder)
     versions.skip_compile_helpers()
     if chosen.save:
         versions.save_without_nvrx()

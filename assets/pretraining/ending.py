@@ -11,6 +11,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -37,6 +38,7 @@ PATIENCE_SECONDS = 1.0  # an interrupted run's, with who reads its output
 REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
 _TRACEBACK_LINES = 40
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # What gloo and NCCL say on the ranks that another one leaves behind.
 _LOST_PARTNER = re.compile(
     r"Connection (closed|reset) by (remote )?peer|Broken pipe|Socket closed|remote process exited|"
@@ -231,7 +233,7 @@ class RunEnd:
 
     def failed(self, error: BaseException) -> int:
         """Write the outcome that `error` stands for. Returns the exit code."""
-        verdict, cause, code = self._saved_first() if self.ended_by_saving(error) else classify(error)
+        verdict, cause, code = self._saved_first() if self.ended_by_saving(error) else classify(error, self.folder)
         if self.plugin and not isinstance(error, UsageError) and (line := located(error, self.plugin)):
             cause = f"{line}: {cause}"
         if isinstance(error, Interrupted) and str(error) == "SIGTERM" and self.partners:
@@ -289,8 +291,13 @@ class RunEnd:
         return kind and {"bytes": known[kind], "kind": kind, "processes": processes, "all": known}
 
 
-def classify(error: BaseException) -> tuple[Verdict, str, int]:
-    """The verdict, a one-line cause that says what to do, and the exit code that an exception stands for."""
+def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
+    """The verdict, a one-line cause that says what to do, and the exit code that an exception stands for.
+
+    Args:
+        error: what ended the training.
+        folder: the run folder, on whose disk checkpoints are written.
+    """
     first_line = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, KeyboardInterrupt):
         return Verdict.INTERRUPTED, f"interrupted by {first_line or 'SIGINT'}", INTERRUPTED
@@ -303,7 +310,7 @@ def classify(error: BaseException) -> tuple[Verdict, str, int]:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or on_cpu:
         cause = f"{first_line or 'out of memory.'} Lower --micro-batch-size or --seq-length, or take a smaller --model"
         return Verdict.OUT_OF_MEMORY, cause, 1
-    if _is_full_disk(error):
+    if _is_full_disk(error, folder):
         where = f" writing {error.filename}" if getattr(error, "filename", None) else ""
         return Verdict.FAILED, f"the disk is full{where}: free some space, `make clean` lists what old runs hold", 1
     if isinstance(error, SystemExit):
@@ -311,11 +318,26 @@ def classify(error: BaseException) -> tuple[Verdict, str, int]:
     return Verdict.FAILED, f"{type(error).__name__}: {first_line or f'see {record.LOG}'}", 1
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether a full disk is behind `error`: itself, what it was raised from, or a checkpoint writer's words in it."""
+def _is_full_disk(error: BaseException | None, folder: Path) -> bool:
+    """Whether a full disk, or a used-up quota, is behind `error`: itself, what it was raised from, or words in it.
+
+    Megatron-Core 0.17 keeps the type of what stopped a checkpoint's writer and loses its words: the disk is asked.
+    """
     words = re.compile(rf"{os.strerror(errno.ENOSPC)}|unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing")
     while error is not None:
-        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or words.search(str(error)):
+        if (isinstance(error, OSError) and error.errno in _NO_ROOM) or words.search(str(error)):
+            return True
+        if type(error).__name__ == "CheckpointException" and not _has_room(folder):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether the disk takes a MiB more."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+    except OSError as error:
+        return error.errno not in _NO_ROOM
+    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,8 +86,6 @@ def set_up(config: ConfigContainer, settings: Settings) -> None:
     config.tokenizer.tokenizer_model = settings.tokenizer
     if is_run(settings.weights):
         config.checkpoint.pretrained_checkpoint = str(Path(settings.weights) / record.CHECKPOINTS)
-    elif settings.finetune in ADAPTERS:
-        _take_base_as_it_is(config)
 
 
 def evaluation_batches(settings: Settings) -> int:
@@ -111,14 +110,15 @@ def _laid_out(given: dict[str, Path], settings: Settings) -> Path:
     return folder
 
 
-def _take_base_as_it_is(config: ConfigContainer) -> None:
-    """Adapters on Hugging Face's weights, which `weights.loader` has put into the model already.
+def keep_loaded_base(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:
+    """Adapters on Hugging Face's weights: add them to what `weights.loader` has put into the model already.
 
-    Megatron-Bridge would load the base from a Megatron checkpoint in the same hook that adds the adapters.
+    Megatron-Bridge loads the base from a Megatron checkpoint in the same hook that adds the adapters, and wants one
+    that exists when it validates the config: the run folder does, and nothing is read there.
     """
+    if settings.finetune not in ADAPTERS or is_run(settings.weights):
+        return
     from megatron.bridge.training import setup
 
-    exists = setup.checkpoint_exists
-    config.checkpoint.pretrained_checkpoint = "loaded"
-    setup.checkpoint_exists = lambda path: path == "loaded" or exists(path)
-    setup._load_checkpoint_from_path = lambda *_, **__: (0, 0)
+    config.checkpoint.pretrained_checkpoint = str(run_dir)
+    setup._create_peft_pre_wrap_hook = lambda config, state: partial(setup._apply_peft_transformation, config.peft)

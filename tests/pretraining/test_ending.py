@@ -37,6 +37,7 @@ class OutOfMemoryError(RuntimeError):
         (MemoryError(), Verdict.OUT_OF_MEMORY, 1, "Lower --micro-batch-size or --seq-length"),
         (OSError(errno.ENOSPC, "No space", "/d/f"), Verdict.FAILED, 1, "disk is full writing /d/f: free some space"),
         (OSError(errno.ENOSPC, "No space"), Verdict.FAILED, 1, "the disk is full: free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), Verdict.FAILED, 1, "the disk is full: free some space"),
         (OSError(errno.EACCES, "Permission denied", "/d/f"), Verdict.FAILED, 1, "PermissionError: [Errno 13] Permi"),
         (SystemExit(3), Verdict.FAILED, 1, "Megatron ended the process with exit code 3: see train.log"),
         (SystemExit(), Verdict.FAILED, 1, "Megatron ended the process with exit code None"),
@@ -46,7 +47,7 @@ class OutOfMemoryError(RuntimeError):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )  # fmt: skip
 def test_classify(error: BaseException, verdict: Verdict, code: int, cause: str) -> None:
-    found, said, exit_code = ending.classify(error)
+    found, said, exit_code = ending.classify(error, Path("nowhere"))
     assert (found, exit_code) == (verdict, code)
     assert cause in said
     assert "\n" not in said and "None" not in said.replace("code None", "")
@@ -56,7 +57,7 @@ def test_classify(error: BaseException, verdict: Verdict, code: int, cause: str)
 def test_torchs_own_out_of_memory_error() -> None:
     import torch
 
-    assert ending.classify(torch.OutOfMemoryError("CUDA out of memory."))[0] is Verdict.OUT_OF_MEMORY
+    assert ending.classify(torch.OutOfMemoryError("CUDA out of memory."), Path("nowhere"))[0] is Verdict.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_torchs_own_out_of_memory_error() -> None:
     ],
 )
 def test_a_cpu_out_of_memory(said: str) -> None:
-    assert ending.classify(RuntimeError(said))[0] is Verdict.OUT_OF_MEMORY
+    assert ending.classify(RuntimeError(said), Path("nowhere"))[0] is Verdict.OUT_OF_MEMORY
 
 
 def test_a_full_disk_behind_another_error() -> None:
@@ -80,10 +81,35 @@ def test_a_full_disk_behind_another_error() -> None:
         except OSError:
             raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 448 vs 342")  # noqa: B904
     except RuntimeError as error:
-        assert "the disk is full: free some space" in ending.classify(error)[1]
+        assert "the disk is full: free some space" in ending.classify(error, Path("nowhere"))[1]
     for words in (str(full), "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"):
         wrapped = RuntimeError(f"CheckpointException ranks:dict_keys([0])\nRuntimeError: Worker failure: {words}")
-        assert "the disk is full: free some space" in ending.classify(wrapped)[1]
+        assert "the disk is full: free some space" in ending.classify(wrapped, Path("nowhere"))[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (errno.ENOSPC, "the disk is full: free some space"),
+        (errno.EDQUOT, "the disk is full: free some space"),
+        (errno.EACCES, "CheckpointException: CheckpointException ranks:dict_keys([0])"),
+        (None, "CheckpointException: CheckpointException ranks:dict_keys([0])"),
+    ],
+)
+def test_a_checkpoint_writer_that_keeps_its_cause_to_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int | None, cause: str
+) -> None:
+    """As Megatron-Core 0.17 does: "error: <class 'RuntimeError'>"; the disk is asked."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    def no_file(**_) -> None:
+        raise OSError(number, os.strerror(number))
+
+    if number:
+        monkeypatch.setattr(ending.tempfile, "TemporaryFile", no_file)
+    found = ending.classify(CheckpointException("write", {0: (RuntimeError("Worker failure"), None)}), tmp_path)
+    assert found[0] is Verdict.FAILED and found[1].startswith(cause)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

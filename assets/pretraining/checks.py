@@ -183,7 +183,7 @@ def tokenizer(args: argparse.Namespace) -> str | None:
     if not args.finetune:
         return None
     if args.tokenizer:
-        return str(Path(args.tokenizer).absolute()) if Path(args.tokenizer).is_dir() else args.tokenizer
+        return str(Path(args.tokenizer).resolve()) if Path(args.tokenizer).is_dir() else args.tokenizer
     if finetuning.is_run(args.weights):
         raise UsageError("a run folder has no tokenizer of its own: name it with --tokenizer (TOKENIZER=)")
     return weights.source(args.weights)

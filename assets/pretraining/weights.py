@@ -33,7 +33,7 @@ def source(given: str) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UsageError(f"--from {given}: {folder} has no config.json, so it is no Hugging Face model")
-        return str(folder.absolute())
+        return str(folder.resolve())  # relative links in it lead to the same places inside a container
     if not given.startswith(SCHEME):
         raise UsageError(f"--from {given}: no such folder; a repository of Hugging Face is written {SCHEME}{given}")
     return name

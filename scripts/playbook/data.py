@@ -12,6 +12,7 @@ from pathlib import Path
 
 from playbook import ASSETS, PROJECT, foreground, gpus, place
 from playbook.environments import ensure
+from playbook.folders import behind_links
 from playbook.runtimes import local
 from pretraining.data import OUT_OF_MEMORY
 from pretraining.errors import UsageError
@@ -86,24 +87,27 @@ def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> lis
         name=None,
         command=["python", str(SCRIPT), *wanted],
         environment=container.user_environment(cache, found.path),
-        secrets=container.given_secrets(),
+        secrets=container.given((*container.SECRETS, *container.NETWORK)),
         folders=container.checked(
             [
                 container.Folder(ASSETS),
-                *(container.Folder(path, True) for path in (out.parent, cache, container.huggingface_home())),
-                *(container.Folder(_existing(each)) for path in reads for each in (path.absolute(), path.resolve())),
+                *(
+                    container.Folder(path, True)
+                    for path in (out.parent, cache, *container.huggingface_folders(args.tokenizer))
+                ),
+                *(container.Folder(each) for path in reads for each in _folders(path.absolute())),
             ]
         ),
-        user=container.user(connected.rootless),
         workdir=os.getcwd(),
         gpu=None,
+        engine=connected.kind,
     )
     container.make_ready(asked, "make data", ", or RUNTIME=cpu")
     return asked.in_foreground()
 
 
-def _existing(path: Path) -> Path:
-    """The folder to mount for a file or pattern: the nearest one without a wildcard."""
-    while glob.has_magic(str(path)) or not path.is_dir():
+def _folders(path: Path) -> set[Path]:
+    """The folders to mount for a file, a folder or a pattern: of a pattern the nearest one without a wildcard."""
+    while glob.has_magic(str(path)):
         path = path.parent
-    return path
+    return behind_links(path) or _folders(path.parent)

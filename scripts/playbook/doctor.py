@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from playbook import PROJECT, gpus, hub, place
 from playbook.environments import python_of
@@ -109,35 +110,55 @@ def _gpu_checks(inventory: gpus.Inventory, wanted: Wanted, precision: Precision,
         yield Check("GPU", False if needed or inventory.problem else None, "no NVIDIA GPU that answers", remedy, needed)
         return
     yield Check("NVIDIA driver", True, f"{inventory.driver}, CUDA up to {inventory.cuda}")
-    for note in inventory.notes:
-        yield Check("GPU", False, note, "dmesg | grep -i nvrm says why; a restart often mends it", needed=False)
+    for note, remedy in inventory.notes:
+        yield Check("GPU", False, note, remedy, needed=False)
     for gpu in inventory.gpus:
         users = f"in use by {', '.join(map(str, gpu.users))}" if gpu.users else "idle"
         trains = f"trains in {', '.join(gpu.precisions()) or 'none of the precisions here'}"
-        yield Check(f"GPU {gpu.index}", None, f"{gpu.name}, {gpu.size}; {trains}; {users}; {gpu.uuid}")
+        yield Check(f"GPU {gpu.label}", None, f"{gpu.name}, {gpu.size}; {trains}; {users}; {gpu.uuid}")
     try:
-        gpu, why = gpus.choose(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate)
+        chosen, why = _chosen(inventory, wanted, precision)
     except UsageError as error:
         cause, *rest = str(error).splitlines()
         yield Check(precision.name, False, cause, "\n".join(line.strip() for line in rest), needed)
     else:
-        yield Check(precision.name, True, f"on GPU {gpu.index} {gpu.name}, {why}")
+        yield Check(precision.name, True, f"on {' and '.join(f'GPU {gpu.label} {gpu.name}' for gpu in chosen)}, {why}")
+
+
+def _chosen(inventory: gpus.Inventory, wanted: Wanted, precision: Precision) -> tuple[tuple[gpus.Gpu, ...], str]:
+    """The job's GPUs, and why these. Raises UsageError where there are none such."""
+    return gpus.for_job(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate, count=wanted.processes)
 
 
 def _engine_checks(wanted: Wanted, inventory: gpus.Inventory, precision: Precision) -> Iterator[Check]:
     from playbook import engine, image
+    from playbook.runtimes.container import PROXIES, given
 
     try:
         connected = engine.connect()
     except engine.EngineError as error:
         yield Check("Docker engine", False, error.cause, error.remedy)
         return
-    found = f"{connected.version}, API {connected.api_version}{', rootless' if connected.rootless else ''}"
-    yield Check("Docker engine", True, found)
-    how = {"nvidia": "NVIDIA Container Toolkit", "cdi": "CDI (nvidia.com/gpu)"}.get(connected.gpus)
-    yield Check("GPUs in containers", how is not None, how or "the engine cannot hand one over", engine.TOOLKIT)
+    product = "Podman " if connected.podman else ""
+    yield Check("Docker engine", True, f"{product}{connected.version}, API {connected.api_version}{connected.kind}")
+    if connected.no_gpus:
+        yield Check("GPUs in containers", False, *connected.no_gpus)
+    else:
+        how = {"nvidia": "NVIDIA Container Toolkit", "cdi": "CDI (nvidia.com/gpu)"}[connected.kind.gpus]
+        yield Check("GPUs in containers", True, how)
+    if "/snap/" in connected.data:
+        remedy = "install docker-ce or docker.io in its place: docs.docker.com/engine/install"
+        yield Check(
+            "engine's confinement", False, "from a snap: it sees folders below /home alone", remedy, needed=False
+        )
+    for name in given(PROXIES):
+        if urlsplit(os.environ[name]).hostname in ("localhost", "127.0.0.1", "::1"):
+            remedy = "give an address of it that a container reaches, or a local folder to what is downloaded"
+            yield Check(
+                "proxy", False, f"{name} is this machine itself, which a container is not", remedy, needed=False
+            )
     yield Check("memory for containers", None, f"{connected.memory / 1e9:.0f} GB of the machine's")
-    if connected.rootless:  # one that runs as root may raise this limit for a container
+    if connected.kind.rootless:  # one that runs as root may raise this limit for a container
         yield _locked_memory(needed=True)
     yield from _image_checks(connected, image.named(wanted.tag), inventory)
     yield from _leftovers(connected, inventory, wanted, precision)
@@ -189,11 +210,8 @@ def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: 
             yield Check("container", False, f"{each} has ended", "any make command records it", needed=False)
             continue
         blocks = False
-        try:
-            gpu, _ = gpus.choose(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate)
-            blocks = gpu.uuid == each.gpu
-        except (UsageError, ValueError):
-            pass  # the gate's own line says so
+        with contextlib.suppress(UsageError, ValueError):  # the gate's own line says so
+            blocks = any(orphans.holder([each], gpu.uuid) for gpu in _chosen(inventory, wanted, precision)[0])
         remedy = "`make attach` follows it, `make stop` ends it" if each.own else "wait for it, or ask whose it is"
         yield Check("container", False, f"{each} trains", remedy, needed=blocks)
 
@@ -264,9 +282,9 @@ def _space(name: str, folder: Path, needed: float) -> Check:
 def _folder_checks(chosen: Settings, runs: Path, runtime: str) -> Iterator[Check]:
     folders = {"run folders": runs, "cache": chosen.cache_dir}
     if runtime == "container":
-        from playbook.runtimes.container import huggingface_home
+        from playbook.runtimes.container import huggingface_caches
 
-        folders["Hugging Face cache"] = huggingface_home()
+        folders |= {f"Hugging Face's {name}": folder for name, folder in huggingface_caches().items()}
     for name, folder in folders.items():
         there = _existing(folder)
         ok = os.access(there, os.W_OK | os.X_OK)

@@ -1,13 +1,8 @@
-"""The Docker engine: reaching it, what it can do with GPUs, and its errors in words.
-
-`DOCKER_HOST` and its relatives are honoured as the `docker` command does; without them the usual socket is asked, then
-the one of a rootless engine.
-"""
+"""The Docker engine: reaching it, what it can do with GPUs, and its errors in words."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +12,11 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
-from playbook.launch import NotStarted
+from playbook import engine_address
+from playbook.engine_address import Address, EngineError
 
 __all__ = ["APIError", "DockerException", "Engine", "EngineError", "ImageNotFound", "NotFound", "connect"]
 
-SOCKET = Path("/var/run/docker.sock")
 HOOK = "nvidia-container-runtime-hook"  # where the engine finds it, it serves `--gpus`, configured or not
 TIMEOUT_SECONDS = 30
 
@@ -29,18 +24,35 @@ TOOLKIT = (
     "install the NVIDIA Container Toolkit (Ubuntu: sudo apt install nvidia-container-toolkit), then: "
     "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
 )
+PODMAN = (
+    "point DOCKER_HOST or the Docker context to a Docker engine, or start NVIDIA's image by hand (podman run -it "
+    "--device nvidia.com/gpu=all --security-opt label=disable --ipc host -v $PWD:$PWD -w $PWD "
+    "nvcr.io/nvidia/nemo:26.04), and in it: make nvfp4 RUNTIME=local"
+)
 CDI_REMEDY = "describe the GPUs anew: sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 
 _SYMPTOMS = {"FileNotFoundError": "its socket is not there", "ConnectionRefused": "nothing listens on its socket"}
 
 
-class EngineError(NotStarted):
-    """The Docker engine cannot be reached, or refuses."""
+@dataclass(frozen=True)
+class Kind:
+    """What of an engine changes how a container is asked for. The default is one that runs as root, with a toolkit.
 
-    def __init__(self, cause: str, remedy: str = "") -> None:
-        super().__init__(f"{cause}: {remedy}" if remedy else cause)
-        self.cause = cause
-        self.remedy = remedy
+    Attributes:
+        gpus: how it hands GPUs over: "nvidia" (the classic request), "cdi", or "" for not at all.
+        rootless: it runs as the user, whose own id is root inside.
+        remaps: its containers have other user ids (userns-remap), which own nothing of the caller's.
+        selinux: it confines containers by labels, which the caller's folders and the GPUs' devices do not have.
+    """
+
+    gpus: str = "nvidia"
+    rootless: bool = False
+    remaps: bool = False
+    selinux: bool = False
+
+    def __str__(self) -> str:
+        said = {"rootless": self.rootless, "userns-remap": self.remaps, "SELinux": self.selinux}
+        return "".join(f", {name}" for name, is_so in said.items() if is_so)
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,7 @@ class Engine:
     Attributes:
         api: the SDK's low-level client.
         version, api_version: its own.
-        gpus: how it hands GPUs over: "nvidia" (the classic request), "cdi", or "" for not at all.
-        rootless: it runs as the user, whose own id is root inside.
+        podman: it is Podman, behind Docker's API.
         memory: bytes it may give to containers.
         data: where it keeps images, on its machine.
     """
@@ -59,50 +70,62 @@ class Engine:
     api: docker.APIClient
     version: str
     api_version: str
-    gpus: str
-    rootless: bool
+    kind: Kind
+    podman: bool
     memory: int
     data: str
 
+    @property
+    def no_gpus(self) -> tuple[str, str] | None:
+        """Why it hands no GPU over, and what would work; None where it does."""
+        if self.podman:
+            return f"this is Podman {self.version}, whose Docker API ignores requests for a GPU", PODMAN
+        return None if self.kind.gpus else ("the Docker engine cannot hand over a GPU", TOOLKIT)
+
 
 def connect() -> Engine:
-    """The engine, asked what it can do.
+    """The engine that the docker command would use, asked what it can do.
 
     Raises:
         EngineError: not installed, not running, no permission; with the remedy.
     """
-    options = docker.utils.kwargs_from_env()
-    own = Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")) / "docker.sock"
-    if "base_url" not in options and not SOCKET.exists() and own.exists():
-        options["base_url"] = f"unix://{own}"
+    address = engine_address.find()
     try:
-        api = docker.APIClient(version="auto", timeout=TIMEOUT_SECONDS, **options)
-        info = api.info()
-    except (DockerException, requests.RequestException, OSError) as error:
-        raise EngineError(*_unreachable(error)) from error
+        api = docker.APIClient(version="auto", timeout=TIMEOUT_SECONDS, **address.options())
+        info, version = api.info(), api.version()
+    except (DockerException, requests.RequestException, OSError, ValueError) as error:  # ValueError: a port of 70000
+        raise EngineError(*_unreachable(error, address)) from error
+    podman = any("podman" in str(part.get("Name")).lower() for part in version.get("Components") or [])
+    security = {option.partition(",")[0] for option in info.get("SecurityOptions") or []}
     return Engine(
         api=api,
         version=info["ServerVersion"],
         api_version=api.api_version,
-        gpus=_gpu_support(info),
-        rootless="name=rootless" in (info.get("SecurityOptions") or []),
+        kind=Kind(
+            gpus="" if podman else _gpu_support(info),
+            rootless="name=rootless" in security,
+            remaps="name=userns" in security,
+            selinux="name=selinux" in security,
+        ),
+        podman=podman,
         memory=info.get("MemTotal", 0),
         data=info.get("DockerRootDir", ""),
     )
 
 
-def _unreachable(error: Exception) -> tuple[str, str]:
+def _unreachable(error: Exception, address: Address) -> tuple[str, str]:
     """Cause and remedy."""
-    where = os.environ.get("DOCKER_HOST")
     said = str(error)
     if "Permission denied" in said or "PermissionError" in said:
         remedy = "sudo usermod -aG docker $USER, then log out and in again (or `newgrp docker` in this shell)"
         return "this user may not talk to the Docker engine", remedy
-    if where:
-        return f"no Docker engine answers at DOCKER_HOST={where}", "correct it, or unset it for this machine's own"
+    why = next((words for mark, words in _SYMPTOMS.items() if mark in said), _short(said))
+    why = engine_address.without_user(why)
+    if address.named:
+        otherwise = "unset DOCKER_HOST" if address.named.startswith("DOCKER_HOST") else "docker context use default"
+        return f"no Docker engine answers at {address.named} ({why})", f"correct it, or for this machine's: {otherwise}"
     if not (shutil.which("dockerd") or shutil.which("docker")):
         return "Docker is not installed", "docs.docker.com/engine/install says how; then `make doctor`"
-    why = next((words for mark, words in _SYMPTOMS.items() if mark in said), _short(said))
     return f"the Docker engine does not answer ({why})", "sudo systemctl start docker"
 
 

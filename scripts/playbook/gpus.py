@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pynvml
 
+from playbook import nvml_errors
 from pretraining.errors import UsageError
 from pretraining.precision import PRECISIONS, Precision
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 _NVIDIA = "0x10de"
 _DISPLAY_CLASS = "0x03"
+_NO_INSTANCE = (
+    "sudo nvidia-smi mig -i {index} -lgip lists what it can be divided into, -cgi with -C makes one; "
+    "or leave MIG mode: sudo nvidia-smi -i {index} -mig 0"
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,14 @@ class User:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
+    """One GPU, or an instance of one in MIG mode, which is a GPU of its own to CUDA.
 
     Attributes:
         index: as nvidia-smi counts.
         capability: CUDA compute capability, major and minor.
         memory: bytes, None where it has none of its own (GB10).
         users: processes on it.
+        instance: of a MIG instance, as nvidia-smi counts those of its GPU; else None.
     """
 
     index: int
@@ -51,6 +57,12 @@ class Gpu:
     capability: tuple[int, int]
     memory: int | None
     users: tuple[User, ...] = ()
+    instance: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What `GPU=` takes: "1", or "1:0" for a MIG instance."""
+        return str(self.index) if self.instance is None else f"{self.index}:{self.instance}"
 
     def trains_in(self, precision: Precision, *, emulate: bool = False) -> bool:
         """Whether its tensor cores have `precision`, or with `emulate` can stand in where that is NVFP4."""
@@ -67,7 +79,7 @@ class Gpu:
         return f"{memory}, compute capability {dotted(self.capability)}"
 
     def __str__(self) -> str:
-        return f"GPU {self.index} {self.name} ({self.size})"
+        return f"GPU {self.label} {self.name} ({self.size})"
 
 
 @dataclass(frozen=True)
@@ -78,14 +90,14 @@ class Inventory:
         gpus: in nvidia-smi's order.
         driver, cuda: the driver's version and the newest CUDA it serves, None without a driver.
         problem: a GPU is there, and this is why it cannot be used; "" otherwise.
-        notes: single GPUs that do not answer.
+        notes: single GPUs that cannot be used, each with what to do.
     """
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
     cuda: str | None = None
     problem: str = ""
-    notes: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def dotted(capability: tuple[int, int]) -> str:
@@ -102,38 +114,70 @@ def read(nvml: Any = pynvml) -> Inventory:
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        return Inventory(problem=_why_unusable(nvml, error))
+        return Inventory(problem=_why_unusable(error))
     try:
         cuda = nvml.nvmlSystemGetCudaDriverVersion()
         gpus, notes = [], []
         for index in range(nvml.nvmlDeviceGetCount()):
             try:
-                gpus.append(_read_one(nvml, index))
+                found = _read_one(nvml, index)
             except nvml.NVMLError as error:  # one that fell off the bus does not hide the others
-                notes.append(f"GPU {index} does not answer: {error}")
+                cause, remedy = nvml_errors.explain(error)
+                notes.append((f"GPU {index} does not answer: {cause}", remedy))
+                continue
+            gpus += found
+            if not found:
+                notes.append((f"GPU {index} is in MIG mode and has no instance", _NO_INSTANCE.format(index=index)))
         return Inventory(
             tuple(gpus),
             _text(nvml.nvmlSystemGetDriverVersion()),
             f"{cuda // 1000}.{cuda % 1000 // 10}",
+            problem="" if gpus else "; ".join(f"{found}: {remedy}" for found, remedy in notes),
             notes=tuple(notes),
         )
     finally:
         nvml.nvmlShutdown()
 
 
-def _read_one(nvml: Any, index: int) -> Gpu:
+def _read_one(nvml: Any, index: int) -> list[Gpu]:
+    """The GPU; in MIG mode its instances, of which alone CUDA opens any, and none where nobody made one."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = None
-    with contextlib.suppress(nvml.NVMLError):
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle).total or None
-    return Gpu(
+    whole = Gpu(
         index=index,
         uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
         name=_text(nvml.nvmlDeviceGetName(handle)),
         capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        memory=memory,
+        memory=_memory(nvml, handle),
         users=tuple(_users(nvml, handle)),
     )
+    with contextlib.suppress(nvml.NVMLError):
+        if nvml.nvmlDeviceGetMigMode(handle)[0]:
+            return _instances(nvml, handle, whole)
+    return [whole]
+
+
+def _instances(nvml: Any, handle: Any, whole: Gpu) -> list[Gpu]:
+    found = []
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        with contextlib.suppress(nvml.NVMLError):  # places that no instance has taken
+            one = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+            found.append(
+                replace(
+                    whole,
+                    uuid=_text(nvml.nvmlDeviceGetUUID(one)),
+                    name=_text(nvml.nvmlDeviceGetName(one)),
+                    memory=_memory(nvml, one),
+                    users=tuple(_users(nvml, one)),
+                    instance=number,
+                )
+            )
+    return found
+
+
+def _memory(nvml: Any, handle: Any) -> int | None:
+    with contextlib.suppress(nvml.NVMLError):
+        return nvml.nvmlDeviceGetMemoryInfo(handle).total or None
+    return None
 
 
 def _users(nvml: Any, handle: Any) -> list[User]:
@@ -154,16 +198,12 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _why_unusable(nvml: Any, error: Exception) -> str:
-    mismatch = getattr(error, "value", None) == nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
-    if mismatch:
-        return "the NVIDIA driver was updated and its old kernel module is still loaded: restart the machine"
-    if not _in_the_machine():
+def _why_unusable(error: Exception) -> str:
+    """ "" where nothing shows that an NVIDIA GPU is in the machine."""
+    if not nvml_errors.proves_a_gpu(error) and not _in_the_machine():
         return ""
-    return (
-        f"an NVIDIA GPU is in this machine, but its driver does not answer ({error}): install the driver "
-        "(Ubuntu: sudo ubuntu-drivers install), restart, and see that `nvidia-smi` lists the GPU"
-    )
+    cause, remedy = nvml_errors.explain(error)
+    return f"an NVIDIA GPU is in this machine and cannot be used, {cause}: {remedy}"
 
 
 def _in_the_machine() -> bool:
@@ -197,7 +237,7 @@ def choose(
     if asked is not None:
         gpu = _find(gpus, asked)
         if gpu not in able:
-            raise UsageError(_refusal([gpu], wanted, [f"GPU={each.index} ({each.name})" for each in able], emulate))
+            raise UsageError(_refusal([gpu], wanted, [f"GPU={each.label} ({each.name})" for each in able], emulate))
         return gpu, "asked for"
     if not able:
         raise UsageError(_refusal(list(gpus), wanted, [], emulate))
@@ -210,8 +250,18 @@ def choose(
     return best, f"the largest of {len(able)} GPUs that train in {names}"
 
 
+def for_job(
+    gpus: tuple[Gpu, ...], precisions: Sequence[Precision], asked: str | None, *, emulate: bool = False, count: int = 1
+) -> tuple[tuple[Gpu, ...], str]:
+    """As many GPUs of one kind as a job has processes, and why these. Takes and raises what `choose` does."""
+    first, why = choose(gpus, precisions, asked, emulate=emulate)
+    return alike(gpus, first, count), why
+
+
 def alike(gpus: tuple[Gpu, ...], first: Gpu, count: int) -> tuple[Gpu, ...]:
     """`first` and as many others of its kind as make `count`. Raises UsageError where the machine has fewer."""
+    if count > 1 and first.instance is not None:
+        raise UsageError(f"NPROC={count}: MIG instances do not train together (NCCL has no way between them): NPROC=1")
     kind = [gpu for gpu in gpus if (gpu.name, gpu.memory) == (first.name, first.memory)]
     if count > len(kind):
         others = f" (of {len(gpus)} GPUs; unlike ones do not train together)" if len(gpus) > len(kind) else ""
@@ -226,14 +276,18 @@ def named(gpus: tuple[Gpu, ...], uuids: Sequence[str]) -> tuple[Gpu, ...]:
 
 
 def _find(gpus: tuple[Gpu, ...], asked: str) -> Gpu:
-    name = asked.strip().lower().removeprefix("gpu-")
-    found = [gpu for gpu in gpus if name == str(gpu.index)]
+    name = _bare(asked.strip())
+    found = [gpu for gpu in gpus if name in (gpu.label, str(gpu.index))]
     if not found and len(name) >= 4:
-        found = [gpu for gpu in gpus if gpu.uuid.lower().removeprefix("gpu-").startswith(name)]
+        found = [gpu for gpu in gpus if _bare(gpu.uuid).startswith(name)]
     if len(found) != 1:
         listed = "; ".join(f"{gpu}, {gpu.uuid}" for gpu in gpus)
         raise UsageError(f"GPU={asked} is {'more than one' if found else 'none'} of this machine's GPUs: {listed}")
     return found[0]
+
+
+def _bare(uuid: str) -> str:
+    return uuid.lower().removeprefix("gpu-").removeprefix("mig-")
 
 
 def _refusal(found: list[Gpu], wanted: Mapping[str, Precision], others: list[str], emulate: bool) -> str:

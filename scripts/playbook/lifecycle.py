@@ -74,7 +74,9 @@ def _wait_for_launcher(found: orphans.Contained) -> None:
 
 def shell_command(asked: container.Container) -> list[str]:
     """The docker command for a shell in the container that a training would get."""
-    inside = replace(asked, name=None, labels={}, command=SHELL, secrets=container.given_secrets())
+    inside = replace(
+        asked, name=None, labels={}, command=SHELL, secrets=container.given((*container.SECRETS, *container.NETWORK))
+    )
     return inside.in_foreground()
 
 

@@ -20,7 +20,7 @@ from pretraining.errors import UsageError
 from pretraining.precision import Precision
 
 if TYPE_CHECKING:
-    from playbook.engine import Engine
+    from playbook.engine import Engine, Kind
     from playbook.image import Image
 
 RUNTIMES = ("auto", "container", "local", "cpu")
@@ -55,6 +55,13 @@ class Place:
     image: str = ""
     found: Image | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        """Of the engine; where a dry run has none, that of the usual one."""
+        from playbook.engine import Kind
+
+        return self.engine.kind if self.engine else Kind()
 
     @property
     def uuids(self) -> str:
@@ -131,14 +138,14 @@ def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precisions:
             )
         choice = Choice("<GPU-UUID>", "no GPU here to name: put one that `nvidia-smi -L` lists in its place")
         return replace(place, choices={**place.choices, "GPU": choice})
-    gpu, why = gpus.choose(inventory.gpus, precisions, wanted.gpu, emulate=wanted.emulate)
-    if wanted.processes > 1:
-        alike = gpus.alike(inventory.gpus, gpu, wanted.processes)
-        choice = Choice(", ".join(str(each.index) for each in alike), f"{len(alike)} x {gpu.name}: NPROC")
-        return replace(place, gpu=gpu, partners=alike[1:], choices={**place.choices, "GPUs": choice})
+    chosen, why = gpus.for_job(inventory.gpus, precisions, wanted.gpu, emulate=wanted.emulate, count=wanted.processes)
+    gpu, *partners = chosen
+    if partners:
+        choice = Choice(", ".join(each.label for each in chosen), f"{len(chosen)} x {gpu.name}: NPROC")
+        return replace(place, gpu=gpu, partners=tuple(partners), choices={**place.choices, "GPUs": choice})
     if gpu.users:
         why += f"; in use by {', '.join(map(str, gpu.users))}"
-    choice = Choice(f"{gpu.index}, {gpu.name}", f"{why}; {gpu.size}")
+    choice = Choice(f"{gpu.label}, {gpu.name}", f"{why}; {gpu.size}")
     return replace(place, gpu=gpu, choices={**place.choices, "GPU": choice})
 
 
@@ -151,11 +158,13 @@ def _in_container(place: Place, wanted: Wanted) -> Place:
     if wanted.dry_run:
         with contextlib.suppress(engine.EngineError):
             place = replace(place, engine=engine.connect())
+        if place.engine and place.engine.no_gpus:
+            choices["engine"] = Choice("cannot train", place.engine.no_gpus[0])
         found = image.find(place.engine, name) if place.engine else None
         return replace(place, found=found)
     connected = engine.connect()
-    if not connected.gpus:
-        raise engine.EngineError(f"the Docker engine cannot hand over a GPU: {engine.TOOLKIT}")
+    if connected.no_gpus:
+        raise engine.EngineError(*connected.no_gpus)
     return replace(place, engine=connected)
 
 
@@ -185,7 +194,7 @@ def prepare(place: Place, runs: Path, *, alone: bool = True) -> Place:
     left = orphans.settle(place.engine)
     for gpu in (place.gpu, *place.partners) if alone else ():
         if held := orphans.holder(left, gpu.uuid):
-            raise EngineError(orphans.busy(held, f"GPU {gpu.index} {gpu.name}"))
+            raise EngineError(orphans.busy(held, f"GPU {gpu.label} {gpu.name}"))
     for each in left:
         if each.running and each.own and each.launcher is None:
             print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)

@@ -283,8 +283,7 @@ def container_of(plan: Plan, folder: Path, flags: list[str]) -> Container:
         image_path=place.found.path if place.found else "",
         gpu=place.uuids or container.PLACEHOLDER,
         processes=plan.processes,
-        request=(place.engine and place.engine.gpus) or "nvidia",
-        rootless=bool(place.engine and place.engine.rootless),
+        engine=place.kind,
     )
 
 

@@ -89,7 +89,7 @@ def _container(words: list[str], where: Place, folder: Path, cache: Path) -> Con
     if FAST_MATH in os.environ:
         variables[FAST_MATH] = os.environ[FAST_MATH]
     readable = (container.Folder(path) for path in (ASSETS, VECTORS))
-    written = (container.Folder(path, True) for path in (folder, cache, container.huggingface_home()))
+    written = (container.Folder(path, True) for path in (folder, cache, *container.huggingface_folders()))
     return container.Container(
         image=where.image,
         name=None,
@@ -97,8 +97,7 @@ def _container(words: list[str], where: Place, folder: Path, cache: Path) -> Con
         environment=variables,
         secrets=(),
         folders=container.checked([*readable, *written]),
-        user=container.user(bool(where.engine and where.engine.rootless)),
         workdir=str(folder),
         gpu=where.uuids or container.PLACEHOLDER,
-        request=(where.engine and where.engine.gpus) or "nvidia",
+        engine=where.kind,
     )

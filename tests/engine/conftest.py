@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE))
 import private_engine  # noqa: E402
 import standin_image  # noqa: E402
 
-from playbook.engine import SOCKET  # noqa: E402
+from playbook.engine_address import SOCKET  # noqa: E402
 from playbook.image import REPOSITORY  # noqa: E402
 from playbook.runtimes.container import LABEL  # noqa: E402
 

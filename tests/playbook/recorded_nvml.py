@@ -55,6 +55,33 @@ GB10 = {  # memory is the machine's own: NVML says not supported, nvidia-smi N/A
         }
     ],
 }
+DIVIDED = {  # a GB300 in MIG mode: places 0 and 2 of 7 are taken
+    "driver": "580.95.05",
+    "cuda": 13000,
+    "gpus": [
+        {
+            "uuid": "GPU-7c1d2e3f-8a9b-4c5d-6e7f-0a1b2c3d4e5f",
+            "name": "NVIDIA GB300",
+            "capability": (10, 3),
+            "memory": 301_989_888_000,
+            "processes": [],
+            "mig": {
+                0: {
+                    "uuid": "MIG-3f0c7d11-52aa-5b1e-9c40-8d2e6a7b1c90",
+                    "name": "NVIDIA GB300 MIG 1g.35gb",
+                    "memory": 35_433_480_192,
+                    "processes": [],
+                },
+                2: {
+                    "uuid": "MIG-b8e21a6c-0d43-5f7a-8e15-4c9b3d2f6a07",
+                    "name": "NVIDIA GB300 MIG 4g.139gb",
+                    "memory": 149_250_179_072,
+                    "processes": [(4410, "python3", 10**9)],
+                },
+            },
+        }
+    ],
+}
 
 
 class RecordedNvml:
@@ -98,6 +125,19 @@ class RecordedNvml:
     def nvmlDeviceGetCudaComputeCapability(self, handle: dict[str, Any]) -> tuple[int, int]:
         return handle["capability"]
 
+    def nvmlDeviceGetMigMode(self, handle: dict[str, Any]) -> list[int]:
+        if handle["capability"][0] == 12:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [int("mig" in handle), int("mig" in handle)]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: dict[str, Any]) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: dict[str, Any], index: int) -> dict[str, Any]:
+        if index not in handle["mig"]:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return handle["mig"][index]
+
     def nvmlDeviceGetMemoryInfo(self, handle: dict[str, Any]) -> SimpleNamespace:
         if handle["memory"] is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -107,8 +147,9 @@ class RecordedNvml:
         return [SimpleNamespace(pid=pid, usedGpuMemory=memory) for pid, _, memory in handle["processes"]]
 
     def nvmlSystemGetProcessName(self, pid: int) -> str:
-        for gpu in self._machine["gpus"]:
-            for number, name, _ in gpu["processes"] if gpu else []:
+        whole = [gpu for gpu in self._machine["gpus"] if gpu]
+        for each in (*whole, *(one for gpu in whole for one in gpu.get("mig", {}).values())):
+            for number, name, _ in each["processes"]:
                 if number == pid:
                     return name
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)

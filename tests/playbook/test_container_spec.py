@@ -21,9 +21,10 @@ from pretraining.errors import UsageError
 
 PROJECT = Path(__file__).resolve().parents[2]
 GPU = "GPU-1b7e90aa-4f0c-2b17-9c35-6f1d20b6ce44"
+CDI = engine.Kind(gpus="cdi")
 PLAIN = container.Container(
     image="nvcr.io/nvidia/nemo:26.04", name="n", command=["python", "-V"], environment={}, secrets=(),
-    folders=(), user="1000:1000", workdir="/w", gpu=GPU,
+    folders=(), workdir="/w", gpu=GPU,
 )  # fmt: skip
 
 
@@ -32,11 +33,11 @@ def api() -> docker.APIClient:
 
 
 def test_cdi_is_asked_for_by_its_own_name() -> None:
-    sent = replace(PLAIN, request="cdi").create_arguments(api())["host_config"]
+    sent = replace(PLAIN, engine=CDI).create_arguments(api())["host_config"]
     assert sent["DeviceRequests"] == [
         {"Driver": "cdi", "Count": 0, "DeviceIDs": [f"nvidia.com/gpu={GPU}"], "Capabilities": [], "Options": {}}
     ]
-    assert f"--device nvidia.com/gpu={GPU}" in " ".join(replace(PLAIN, request="cdi").docker_run())
+    assert f"--device nvidia.com/gpu={GPU}" in " ".join(replace(PLAIN, engine=CDI).docker_run())
 
 
 def test_the_classic_request_names_the_uuid_and_never_all() -> None:
@@ -61,7 +62,7 @@ def test_folders_of_a_config_file_and_a_plugin_are_mounted_read_only(tmp_path: P
     args = settings.parser("x").parse_args(["--config", str(config), "--plugin", str(plugin)])
     chosen = settings.resolve(args, on_gpu=True, processes=1)
     flags = settings.as_flags(chosen)
-    place = {"image": "i", "image_path": "", "gpu": GPU, "request": "cdi", "rootless": False}
+    place = {"image": "i", "image_path": "", "gpu": GPU, "engine": CDI}
     asked = container.training(chosen, tmp_path / "run", flags, **place)
     mounted = {folder.path: folder.writable for folder in asked.folders}
     assert mounted[config.parent] is mounted[plugin.parent] is False
@@ -177,9 +178,7 @@ def test_what_a_writer_needs_goes_by_name_and_only_where_it_is_asked_for(tmp_pat
     def asked(*flags: str) -> container.Container:
         args = settings.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
         chosen = settings.resolve(args, on_gpu=True, processes=1)
-        return container.training(
-            chosen, chosen.run_dir, [], image="nemo", image_path="", gpu=GPU, request="cdi", rootless=False
-        )
+        return container.training(chosen, chosen.run_dir, [], image="nemo", image_path="", gpu=GPU, engine=CDI)
 
     assert asked().secrets == asked("--tensorboard").secrets == ()
     both = asked("--wandb-project", "p", "--mlflow-experiment", "e")
@@ -259,6 +258,6 @@ def test_several_gpus_of_one_container() -> None:
     assert asked._device_request()["DeviceIDs"] == ["GPU-a", "GPU-b"]
     words = asked.docker_run()
     assert words[words.index("--gpus") + 1] == '"device=GPU-a,GPU-b"'
-    cdi = replace(asked, request="cdi")
+    cdi = replace(asked, engine=CDI)
     assert cdi._device_request()["DeviceIDs"] == ["nvidia.com/gpu=GPU-a", "nvidia.com/gpu=GPU-b"]
     assert [word for word in cdi.docker_run() if word.startswith("nvidia.com")] == cdi._device_request()["DeviceIDs"]

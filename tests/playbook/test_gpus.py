@@ -159,7 +159,14 @@ def test_a_gpu_that_is_not_there(asked: str) -> None:
 def test_one_gpu_off_the_bus_does_not_hide_the_other() -> None:
     found = read({**recorded.STATION, "gpus": [None, recorded.STATION["gpus"][1]]})
     assert [gpu.index for gpu in found.gpus] == [1]
-    assert "GPU 0 does not answer" in found.notes[0]
+    ((said, remedy),) = found.notes
+    assert said.startswith("GPU 0 does not answer: it fell off the bus") and "restart the machine" in remedy
+    assert found.problem == ""
+
+
+def test_the_only_gpu_off_the_bus_is_a_problem_and_never_a_cpu_run() -> None:
+    found = read({**recorded.STATION, "gpus": [None]})
+    assert found.gpus == () and "GPU 0 does not answer: it fell off the bus" in found.problem
 
 
 def test_no_driver_and_no_gpu_is_no_problem(tmp_path, monkeypatch) -> None:
@@ -167,17 +174,81 @@ def test_no_driver_and_no_gpu_is_no_problem(tmp_path, monkeypatch) -> None:
     assert read(fails=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND) == gpus.Inventory()
 
 
-def test_a_gpu_without_a_driver_is_a_problem_and_never_a_cpu_run(tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def on_the_bus(tmp_path, monkeypatch) -> None:
+    """An NVIDIA GPU sits in the machine, whatever its driver says."""
     device = tmp_path / "0000:01:00.0"
     device.mkdir()
     (device / "vendor").write_text("0x10de\n")
     (device / "class").write_text("0x030200\n")
     monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path)
-    assert "install the driver" in read(fails=pynvml.NVML_ERROR_DRIVER_NOT_LOADED).problem
 
 
-def test_an_updated_driver_needs_a_restart() -> None:
-    assert "restart the machine" in read(fails=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH).problem
+@pytest.mark.parametrize(
+    ("code", "cause", "remedy"),
+    [
+        (pynvml.NVML_ERROR_NO_PERMISSION, "this user may not open its devices", "usermod -aG"),
+        (pynvml.NVML_ERROR_INSUFFICIENT_POWER, "too little power", "power cables"),
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "its driver is not loaded", "modprobe nvidia"),
+        (pynvml.NVML_ERROR_IRQ_ISSUE, "interrupts", "dmesg"),
+        (pynvml.NVML_ERROR_TIMEOUT, "did not answer in time", "dmesg"),
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "its driver is not installed", "ubuntu-drivers install"),
+        (pynvml.NVML_ERROR_CORRUPTED_INFOROM, "infoROM", "nvidia-smi -q"),
+        (pynvml.NVML_ERROR_GPU_IS_LOST, "fell off the bus", "seat, power and cooling"),
+        (pynvml.NVML_ERROR_RESET_REQUIRED, "has to be reset", "nvidia-smi --gpu-reset"),
+        (pynvml.NVML_ERROR_OPERATING_SYSTEM, "operating system", "started again with the GPU"),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "old kernel module is still loaded", "restart the machine"),
+        (pynvml.NVML_ERROR_UNKNOWN, "unknown error", "in a container, restart that"),
+        (pynvml.NVML_ERROR_MEMORY, "does not answer", "dmesg"),
+    ],
+)
+def test_every_error_of_the_driver_has_its_own_remedy(on_the_bus, code: int, cause: str, remedy: str) -> None:
+    problem = read(fails=code).problem
+    assert problem.startswith("an NVIDIA GPU is in this machine") and cause in problem and remedy in problem
+    installs = code in (
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+        pynvml.NVML_ERROR_MEMORY,
+    )
+    assert ("install the driver" in problem) is installs, "the driver is there already"
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_GPU_IS_LOST])
+def test_errors_that_only_a_gpu_gives_need_no_other_proof(tmp_path, monkeypatch, code: int) -> None:
+    monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path)
+    assert read(fails=code).problem
+    assert not read(fails=pynvml.NVML_ERROR_UNKNOWN).problem
+
+
+def test_in_mig_mode_the_instances_are_the_gpus() -> None:
+    small, large = read(recorded.DIVIDED).gpus
+    assert str(small) == "GPU 0:0 NVIDIA GB300 MIG 1g.35gb (35 GB, compute capability 10.3)"
+    assert (large.label, large.memory, large.users[0].pid) == ("0:2", 149_250_179_072, 4410)
+    assert gpus.choose((small, large), [NVFP4], None) == (large, "the largest of 2 GPUs that train in nvfp4")
+
+
+@pytest.mark.parametrize("asked", ["MIG-3f0c7d11-52aa-5b1e-9c40-8d2e6a7b1c90", "mig-3f0c", "3f0c7d", "0:0"])
+def test_an_instance_is_asked_for_by_uuid_or_place(asked: str) -> None:
+    assert gpus.choose(read(recorded.DIVIDED).gpus, [NVFP4], asked)[0].instance == 0
+
+
+@pytest.mark.parametrize("asked", ["0", "GPU-7c1d2e3f", "0:1"])
+def test_a_divided_gpu_is_no_gpu_to_cuda(asked: str) -> None:
+    with pytest.raises(UsageError, match=r"GPU 0:2 NVIDIA GB300 MIG 4g\.139gb .*, MIG-b8e21a6c"):
+        gpus.choose(read(recorded.DIVIDED).gpus, [NVFP4], asked)
+
+
+def test_instances_do_not_train_together() -> None:
+    with pytest.raises(UsageError, match="NPROC=2: MIG instances do not train together"):
+        gpus.for_job(read(recorded.DIVIDED).gpus, [NVFP4], None, count=2)
+
+
+def test_mig_mode_without_an_instance_says_how_to_make_one() -> None:
+    machine = {**recorded.DIVIDED, "gpus": [{**recorded.DIVIDED["gpus"][0], "mig": {}}]}
+    found = read(machine)
+    assert found.gpus == () and "GPU 0 is in MIG mode and has no instance: sudo nvidia-smi mig -i 0" in found.problem
+    beside = read({**machine, "gpus": [*machine["gpus"], recorded.STATION["gpus"][0]]})
+    assert [gpu.index for gpu in beside.gpus] == [1] and beside.problem == "" and "-mig 0" in beside.notes[0][1]
 
 
 def test_gpus_of_one_kind_train_together() -> None:

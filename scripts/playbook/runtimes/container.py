@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
-from playbook.engine import EngineError
-from playbook.folders import read_by
+from playbook.engine import EngineError, Kind
+from playbook.folders import behind_links, read_by
 from pretraining import saving, switches
 from pretraining.errors import UsageError
 from pretraining.models import MOCK, PYTHON_STDLIB
@@ -35,6 +36,9 @@ LIMITS = {"memlock": -1, "stack": 67108864}
 PLACEHOLDER = "<GPU-UUID>"
 IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SECRETS = ("HF_TOKEN",)
+# How the host reaches a network. The address of a proxy or a mirror may hold a password: they go by name, as secrets.
+PROXIES = tuple(spelt(f"{name}_PROXY") for name in ("HTTP", "HTTPS", "ALL", "NO") for spelt in (str.upper, str.lower))
+NETWORK = ("HF_ENDPOINT", *PROXIES)
 # What a writer needs to reach a server, by package: secret or not, it goes by name alone.
 WRITERS = {
     "wandb": ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY"),
@@ -64,7 +68,7 @@ class Container:
         environment: variables, none of them secret.
         secrets: names of variables whose values come from the caller's environment.
         gpu: UUIDs with commas between them, PLACEHOLDER, or None for a container without one.
-        request: how the engine hands GPUs over, see `Engine.gpus`.
+        engine: what of the engine changes how it is asked.
     """
 
     image: str
@@ -73,16 +77,27 @@ class Container:
     environment: dict[str, str]
     secrets: tuple[str, ...]
     folders: tuple[Folder, ...]
-    user: str
     workdir: str
     gpu: str | None
-    request: str = "nvidia"
+    engine: Kind = field(default_factory=Kind)
     labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def user(self) -> str:
+        """Who works inside, so that files are the caller's: of a rootless engine root is the caller."""
+        return "0:0" if self.engine.rootless else f"{os.getuid()}:{os.getgid()}"
+
+    @property
+    def _security(self) -> list[str]:
+        """Of SELinux: without labels the folders can be read, and they keep the labels that the host needs."""
+        return ["label=disable"] if self.engine.selinux else []
 
     def create_arguments(self, api: docker.APIClient) -> dict[str, Any]:
         """The arguments for `api.create_container`, the only place where a secret's value is read."""
         host = api.create_host_config(
             ipc_mode="host",
+            userns_mode="host" if self.engine.remaps else None,
+            security_opt=self._security or None,
             init=True,
             ulimits=[Ulimit(name=name, soft=limit, hard=limit) for name, limit in LIMITS.items()],
             mounts=[Mount(str(each.path), str(each.path), "bind", not each.writable) for each in self.folders],
@@ -102,7 +117,7 @@ class Container:
         }
 
     def _device_request(self) -> DeviceRequest:
-        if self.request == "cdi":
+        if self.engine.gpus == "cdi":
             return DeviceRequest(driver="cdi", device_ids=self._cdi_names())
         return DeviceRequest(device_ids=self.gpu.split(","), capabilities=[["gpu"]])
 
@@ -117,8 +132,9 @@ class Container:
         if self.gpu:
             classic = ["--gpus", f'"device={self.gpu}"']
             cdi = [word for name in self._cdi_names() for word in ("--device", name)]
-            words += cdi if self.request == "cdi" else classic
-        words += ["--ipc", "host", "--init"]
+            words += cdi if self.engine.gpus == "cdi" else classic
+        words += ["--ipc", "host", "--init", *(["--userns", "host"] if self.engine.remaps else [])]
+        words += [word for option in self._security for word in ("--security-opt", option)]
         for name, limit in LIMITS.items():
             words += ["--ulimit", f"{name}={limit}:{limit}"]
         words += ["--log-driver", "json-file", "--log-opt", "max-size=20m"]
@@ -182,8 +198,7 @@ def training(
     image: str,
     image_path: str,
     gpu: str | None,
-    request: str,
-    rootless: bool,
+    engine: Kind,
     processes: int = 1,
 ) -> Container:
     """The container of a training.
@@ -193,15 +208,15 @@ def training(
         run_dir: the run folder.
         flags: the training script's, without the run folder.
         image, image_path: its name and the PATH it sets ("" where unknown).
-        gpu, request: see `Container`.
-        rootless: the engine runs as the user.
+        gpu, engine: see `Container`.
         processes: as many as GPUs.
 
     Raises:
         UsageError: a folder to mount would hide what the image needs.
     """
     launcher = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    written = (run_dir, settings.cache_dir, huggingface_home())
+    named = (settings.weights, settings.tokenizer)
+    written = (run_dir, settings.cache_dir, *huggingface_folders(*filter(None, named)))
     folders = [Folder(ASSETS), *(Folder(path, True) for path in written), *map(Folder, read_by(settings))]
     if settings.export:
         folders.append(Folder(settings.export.parent, True))
@@ -213,37 +228,47 @@ def training(
         environment=user_environment(settings.cache_dir, image_path)
         | ({saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS)} if settings.save else {}),
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
-        secrets=(*(given_secrets() if asks_hub else ()), *_for_writers(settings)),
+        secrets=(*(given(SECRETS) if asks_hub else ()), *given(NETWORK), *_for_writers(settings)),
         folders=checked(folders),
-        user=user(rootless),
         workdir=str(run_dir),
         gpu=gpu,
-        request=request,
+        engine=engine,
         labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": gpu or ""},
     )
 
 
-def user(rootless: bool) -> str:
-    """Who works inside, so that files are the caller's: of a rootless engine root is the caller."""
-    return "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
-
-
-def given_secrets() -> tuple[str, ...]:
-    """The secrets that the caller's environment has."""
-    return tuple(name for name in SECRETS if os.environ.get(name))
+def given(names: Iterable[str]) -> tuple[str, ...]:
+    """Those that the caller's environment has."""
+    return tuple(name for name in names if os.environ.get(name))
 
 
 def _for_writers(settings: Settings) -> tuple[str, ...]:
     """Of the caller's environment, what the writers that are asked for need."""
-    names = (name for package in settings.writers for name in WRITERS.get(package, ()))
-    return tuple(name for name in names if os.environ.get(name))
+    return given(name for package in settings.writers for name in WRITERS.get(package, ()))
 
 
-def huggingface_home() -> Path:
-    """Hugging Face's cache: HF_HOME, or where its library keeps it."""
-    given = os.environ.get("HF_HOME")
+def huggingface_caches() -> dict[str, Path]:
+    """Where Hugging Face's library keeps things, by its own variables; the second only where it is set apart.
+
+    Without links in them: relative ones further in then lead to the same places inside.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(given).expanduser().absolute() if given else cache / "huggingface"
+    caches = {"HF_HOME": Path(os.environ.get("HF_HOME") or cache / "huggingface")}
+    if hub := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        caches["HF_HUB_CACHE"] = Path(hub)
+    return {name: path.expanduser().resolve() for name, path in caches.items()}
+
+
+def huggingface_folders(*names: str) -> list[Path]:
+    """The folders of the caches, and those that links lead to from the repositories of these names.
+
+    A cache may lie on another disk by links, whole or a repository at a time.
+    """
+    caches = huggingface_caches()
+    hub = caches.get("HF_HUB_CACHE", caches["HF_HOME"] / "hub")
+    repositories = [hub.resolve() / f"models--{name.replace('/', '--')}" for name in names]
+    linked = {hub.resolve()}.union(*map(behind_links, repositories)) if hub.exists() else set()
+    return [*caches.values(), *sorted(linked)]
 
 
 def user_environment(cache: Path, image_path: str) -> dict[str, str]:
@@ -253,7 +278,7 @@ def user_environment(cache: Path, image_path: str) -> dict[str, str]:
         "PATH": f"/opt/venv/bin:{image_path or IMAGE_PATH}".replace("/opt/venv/bin:/opt/venv/bin:", "/opt/venv/bin:"),
         "HOME": str(home),
         "USER": os.environ.get("USER") or "trainer",
-        "HF_HOME": str(huggingface_home()),
+        **{name: str(path) for name, path in huggingface_caches().items()},
         "TRITON_CACHE_DIR": str(home / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",

@@ -121,6 +121,8 @@ def main() -> int:
     print(f"{time.strftime('%H:%M:%S')} {chosen.model.name} in {chosen.precision.name}: {folder}", flush=True)
     if held.problem and rank == 0:
         print(f"pretrain_llama.py: {held.problem}", file=sys.stderr, flush=True)
+    if rank == 0 and (ignored := settings.ignored(chosen)):
+        print(f"--config {chosen.config}: {ignored}", flush=True)
     run = ending.RunEnd(folder, rank, chosen.plugin)
     try:
         ending.interrupt_on_sigterm()

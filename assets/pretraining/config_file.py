@@ -11,13 +11,14 @@ Reading needs PyYAML alone: the host plans with the same settings.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import overrides
+from . import overrides, plugin
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 PLAYBOOK = "playbook"
 ARGUMENTS = "arguments"
 VERSION = "megatron-bridge"
+# What the arguments in a file may say: what the work is. Not where it is written, what code runs in it and whom it
+# tells: a file may be anybody's.
+OF_THE_WORK = {
+    *("model", "num_layers", "weights", "finetune", "tokenizer", "data", "seed", "save", "overrides", "tuned"),
+    *("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate"),
+    *("train_iters", "warmup_iters", "global_batch_size", "micro_batch_size", "seq_length"),
+    *("tensor_parallel", "pipeline_parallel", "context_parallel"),
+}
+_LARGEST = 100_000
+# What the names of objects in a saved config begin with.
+_OBJECTS = ("megatron.", "torch.", "signal.Signals", "transformers.", f"{plugin.MODULE}.")
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,22 @@ class ConfigFile:
     arguments: list[str] | None
     version: str | None
     tree: dict[str, Any]
+
+    def parsed(self, flags: argparse.ArgumentParser, *more: str) -> argparse.Namespace:
+        """The arguments, as far as a file may give them, and `more` after them."""
+        args, others = flags.parse_args([*(self.arguments or ()), *more]), flags.parse_args(more)
+        return argparse.Namespace(
+            **{name: value if name in OF_THE_WORK else getattr(others, name) for name, value in vars(args).items()}
+        )
+
+    def not_taken(self, flags: argparse.ArgumentParser, chosen: object) -> list[str]:
+        """The flags that a file may not give and this one has, other than those that `chosen` has too."""
+        args, default = flags.parse_args(self.arguments or ()), flags.parse_args(())
+        return [
+            overrides.flag_of(name)
+            for name, value in vars(args).items()
+            if name not in OF_THE_WORK and value not in (getattr(default, name), getattr(chosen, name))
+        ]
 
     def edited_settings(self, arguments: dict[str, Any]) -> dict[str, int]:
         """The settings that the file's fields give, other than those its own arguments gave.
@@ -78,6 +106,7 @@ def read(path: Path) -> ConfigFile:
             f"--config {path}: {wrong[0]} is no section of fields; write as in a run's config.yaml, "
             "`optimizer:` and below it, indented, `lr: 1.0e-4`"
         )
+    _check(path, tree)
     own = tree.pop(PLAYBOOK, None) or {}
     tree.pop("_target_", None)
     tree = {name: section for name, section in tree.items() if section is not None}
@@ -87,7 +116,28 @@ def read(path: Path) -> ConfigFile:
             f"--config {path}: {ARGUMENTS} of {PLAYBOOK} is {arguments!r} and no list of words, as every saved "
             "config.yaml has it; a file written by hand has none"
         )
-    return ConfigFile(path, None if arguments is None else [str(each) for each in arguments], own.get(VERSION), tree)
+    if arguments is not None:
+        arguments = [str(each) for each in arguments if each not in ("-h", "--help")]
+    return ConfigFile(path, arguments, own.get(VERSION), tree)
+
+
+def _check(path: Path, tree: Any) -> None:
+    """Raise UsageError where a file is far larger than any, by its aliases, or where an object in it is none of ours.
+
+    `fields.py` looks at an object again, before it makes one.
+    """
+    left = [tree]
+    for _ in range(_LARGEST):
+        if not left:
+            return
+        each = left.pop()
+        if isinstance(each, dict) and not str(each.get("_target_", _OBJECTS[0])).startswith(_OBJECTS):
+            raise UsageError(
+                f"--config {path}: it names {each['_target_']}, which is not of Megatron or torch: a config sets "
+                "fields and calls nothing; code of your own goes into a --plugin"
+            )
+        left += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+    raise UsageError(f"--config {path} has more than {_LARGEST} values, and a run's config.yaml some 600")
 
 
 def digest(path: Path) -> str:

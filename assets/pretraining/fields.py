@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import enum
 import importlib
+import signal
 import sys
 import types
 import typing
@@ -302,25 +303,56 @@ def _dtype(value: Any) -> torch.dtype:
     return found
 
 
+# Modules of torch whose functions are values of a config: activations and initializers.
+_TORCH = ("torch.nn.functional", "torch.nn.init")
+
+
 def _imported(dotted: str) -> Any:
-    """The function that a dotted name stands for."""
+    """The function, class or number format of Megatron or torch that a dotted name stands for.
+
+    Raises:
+        ValueError: none, or another's: a config that somebody sent must not choose what is imported and called.
+    """
     module, _, name = dotted.rpartition(".")
+    if not (module.startswith("megatron.") or module in ("torch", "signal", *_TORCH)):
+        raise ValueError
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         raise ValueError from None
-    if not callable(found):
-        raise ValueError
+    if isinstance(found, torch.dtype) or (module in _TORCH and callable(found)) or found is signal.Signals:
+        return found
+    if not callable(found) or not str(getattr(found, "__module__", "")).startswith("megatron."):
+        raise ValueError  # such as what a module of Megatron itself imports
     return found
 
 
 def _instantiated(value: dict[str, Any]) -> Any:
+    _check_objects(value)
     from megatron.bridge.utils.instantiate_utils import instantiate
 
     try:
         return instantiate(value)
     except Exception as error:  # whatever the class says of these values
         raise ValueError(f"{value['_target_']} cannot be made of it: {error}") from None
+
+
+def _check_objects(value: Any) -> None:
+    """Raise ValueError where the form of an object, at any depth, would call what is no class of Megatron's config."""
+    if isinstance(value, str) and "${" in value:
+        raise ValueError(f"{value!r} would read the environment")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_objects(each)
+    if not isinstance(value, dict) or "_target_" not in value:
+        return
+    name = value["_target_"]
+    try:
+        found = _imported(str(name))
+    except ValueError:
+        raise ValueError(f"{name} is no class, function or type of Megatron or torch for a config") from None
+    called = value.get("_call_", True) and not value.get("_partial_", False)
+    if called and not (dataclasses.is_dataclass(found) or (isinstance(found, type) and issubclass(found, enum.Enum))):
+        raise ValueError(f"{name} is no class of a config, and nothing else is called")
 
 
 def _described(members: tuple[Any, ...]) -> str:

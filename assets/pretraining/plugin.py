@@ -30,7 +30,7 @@ from typing import Any
 from .errors import UsageError
 
 NAMES = ("configure", "callbacks", "forward_step", "loss")
-_MODULE = "playbook_plugin"
+MODULE = "playbook_plugin"
 
 
 def inspect(path: Path) -> tuple[str, ...]:
@@ -82,10 +82,10 @@ class Plugin:
     def __init__(self, path: Path) -> None:
         self.path = path
         sys.path.insert(0, str(path.parent))
-        spec = importlib.util.spec_from_file_location(_MODULE, path)
+        spec = importlib.util.spec_from_file_location(MODULE, path)
         assert spec is not None and spec.loader is not None
         self._module = importlib.util.module_from_spec(spec)
-        sys.modules[_MODULE] = self._module  # pickle looks classes up there
+        sys.modules[MODULE] = self._module  # pickle looks classes up there
         self._called(spec.loader.exec_module, self._module)
 
     def configure(self, config: Any) -> Any:

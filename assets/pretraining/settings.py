@@ -360,13 +360,21 @@ def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
 
 
 def _words_of(file: config_file.ConfigFile, *more: str) -> argparse.Namespace:
-    """The arguments that a config file was saved with, parsed, and `more` after them."""
-    return parser(str(file.path)).parse_args([*(file.arguments or []), *more])
+    """The arguments of a config file, as far as it may give them, and `more` after them."""
+    return file.parsed(parser(str(file.path)), *more)
 
 
 def data_of(file: config_file.ConfigFile) -> str | None:
     """What the run that saved a config file trained on; None where it does not say."""
     return _words_of(file).data
+
+
+def ignored(chosen: Settings) -> str:
+    """A sentence on the flags in the config file that are not taken from it; "" without any."""
+    if chosen.config is None:
+        return ""
+    flags = config_file.read(chosen.config).not_taken(parser(str(chosen.config)), chosen)
+    return f"its {', '.join(flags)} {'is' if len(flags) == 1 else 'are'} ignored: give them here" if flags else ""
 
 
 def of_the_file_alone(file: config_file.ConfigFile, *, data: str, cache_dir: Path) -> Settings | None:

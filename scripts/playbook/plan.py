@@ -19,6 +19,7 @@ from playbook.results import INGREDIENTS
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
 from pretraining import blends, config_file, finetuning, lock, plugin, record, saving, switches
+from pretraining import settings as training_settings
 from pretraining.models import MOCK, PYTHON_STDLIB
 from pretraining.parallel import NO_CONTEXT_PARALLEL
 from pretraining.settings import Settings
@@ -207,7 +208,8 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
     if settings.tuned:
         yield "tuned", "CUDA graphs, no NaN checks", "asked for; compares with tuned runs only"
     if settings.config:
-        yield "config file", settings.config, "its edited fields; flags given beside it win"
+        ignored = training_settings.ignored(settings)
+        yield "config file", settings.config, f"its edited fields; {ignored or 'flags given beside it win'}"
     if settings.plugin:
         yield "plugin", settings.plugin, f"defines {', '.join(plugin.inspect(settings.plugin))}"
     if settings.overrides:

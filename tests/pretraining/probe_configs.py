@@ -83,6 +83,8 @@ OVERRIDES = (
     "model.attention_backend=flash", "model.attention_backend=flahs", "model.recompute_modules=[core_attn,mlp]",
     "model.recompute_granularity=null", "optimizer.exp_avg_dtype=bf16", "optimizer.exp_avg_dtype=x",
     "model.activation_func=torch.nn.functional.gelu", "model.activation_func=torch.nn.functional.gelo",
+    "model.activation_func=os.system", "model.activation_func=megatron.core.utils.warnings.warn",
+    "comm_overlap={_target_: megatron.core.utils.divide, numerator: 4, denominator: 2}",
     "ddp.overlap_grad_reduce=false", "ddp.overlap_grad_reduce=0", "logger.wandb_project=12",
     "comm_overlap.tp_comm_overlap=true", "model.num_layer=8", "modle.num_layers=8", "optimizer.train_iters=3",
     "model.bf16=false", "ddp.grad_reduce_in_fp32=false", "mixed_precision.grad_reduce_in_fp32=false",

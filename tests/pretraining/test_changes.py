@@ -39,6 +39,13 @@ def test_a_function_by_its_name(overridden) -> None:
     assert "is not the dotted name of a function" in overridden["model.activation_func=torch.nn.functional.gelo"]
 
 
+def test_what_is_not_of_a_config_is_neither_imported_nor_called(overridden) -> None:
+    for name in ("os.system", "megatron.core.utils.warnings.warn"):
+        assert "is not the dotted name of a function" in overridden[f"model.activation_func={name}"]
+    called = "comm_overlap={_target_: megatron.core.utils.divide, numerator: 4, denominator: 2}"
+    assert "megatron.core.utils.divide is no class of a config" in overridden[called]
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

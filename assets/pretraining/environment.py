@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import corpus, finetuning, record, text, versions
+from . import code_state, corpus, finetuning, record, text, versions
 from .models import MOCK, PYTHON_STDLIB
 from .numerics.nvfp4 import Recipe
 
@@ -178,6 +178,7 @@ def context_facts(settings: Settings, context: CallbackContext) -> dict[str, Any
     config = context.state.cfg
     stored = str(config.model.params_dtype).removeprefix("torch.")
     return {
+        "code": code_state.digest(),
         "parameter_gather": versions.gathered_in(config) or stored,
         "gradient_reduction": "float32" if config.ddp.grad_reduce_in_fp32 else stored,
         "gradient_accumulation_fusion": config.model.gradient_accumulation_fusion,

@@ -318,6 +318,16 @@ class Run:
         return self.environment.get("context", {})
 
     @property
+    def code(self) -> str:
+        """The state of the training code, see `code_state.digest`; "" of an earlier record and of a log."""
+        return self.context.get("code", "")
+
+    @property
+    def commit(self) -> str:
+        """The project's commit as the launcher found it, "-dirty" where files differed; "" where not known."""
+        return str(self.plan.get("git_commit") or "")
+
+    @property
     def precision(self) -> dict[str, Any]:
         """Name, arithmetic ("native" or "emulated"), emulator on a GPU, BF16 head and tail layers, ingredients."""
         return self.environment.get("precision", {})

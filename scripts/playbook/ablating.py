@@ -20,7 +20,7 @@ from playbook.place import Place
 from playbook.plan import Plan
 from playbook.report import ablation_report, wording
 from playbook.training import exit_code, train
-from pretraining import record, settings, switches
+from pretraining import code_state, record, settings, switches
 from pretraining.errors import UsageError
 from pretraining.models import ABLATED_ON_GPU
 from pretraining.record import Run, Verdict
@@ -69,7 +69,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     for at, step in enumerate(steps):
         title = f"run {at + 1} of {len(steps)}, {step.variant.name}, seed {step.seed}:"
         if past := done.get(at):
-            print(f"{title} reusing {past.folder.name} (FRESH=1 trains again)", flush=True)
+            print(f"{title} {repeats.reusing(past)}", flush=True)
         else:
             print(title, flush=True)
         try:
@@ -203,10 +203,12 @@ def _train(step: Step, runs: Path) -> Run:
 def _reusable(steps: Sequence[Step], runs: Path) -> dict[int, Run]:
     """By step the newest finished run that did what it asks, all with equal facts but for the seed.
 
-    Of several such sets, as of two machines, the one with the most runs, and of equal ones the newest.
+    Of several such sets, as of two machines, the one with the most runs, and of equal ones the newest; of a step's
+    runs one of this state of the code comes first.
     """
+    now = code_state.digest()
     sets: dict[str, dict[int, Run]] = defaultdict(dict)
-    for run in repeats.finished(runs, RESULTS):  # newest first
+    for run in sorted(repeats.finished(runs, RESULTS), key=lambda run: run.code != now):
         facts = json.dumps({**run.parity, "seed": None}, sort_keys=True, default=str)
         for at, step in enumerate(steps):
             if run.plan.get("request") == step.request:

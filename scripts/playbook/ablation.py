@@ -6,6 +6,7 @@ How gaps of several seeds differ is luck, and nothing within that is called a di
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,6 +67,7 @@ class Trained:
 
     Attributes:
         run: the name of its folder.
+        code: the state of the training code, "" where not recorded.
         problem: why there is no gap: how it ended, or what its work differs in from BF16's; "" where there is one.
         training_loss, validation_loss: nats a token, as `results.RunResult`.
         training_loss_gap, validation_loss_gap: per cent from BF16's with the same seed, as `results.Contrast`.
@@ -76,6 +78,7 @@ class Trained:
     verdict: str
     arithmetic: str
     git_commit: str
+    code: str = ""
     problem: str = ""
     training_loss: Figure | None = None
     validation_loss: Figure | None = None
@@ -95,7 +98,8 @@ def trained(seed: int, run: Run, base: Run | None) -> Trained:
         run=run.folder.name,
         verdict=result.verdict,
         arithmetic=run.precision.get("arithmetic", ""),
-        git_commit=run.plan.get("git_commit") or "",
+        git_commit=run.commit,
+        code=run.code,
         training_loss=result.training_loss,
         validation_loss=result.validation_loss,
     )
@@ -329,8 +333,15 @@ def _each(row: Row, name: str, form: str) -> str:
 
 
 def problems(of: Ablation) -> list[str]:
-    """The runs without a gap, each with why."""
-    return [f"{row.name}, seed {each.seed}: {each.problem}" for row in of.rows for each in row.runs if each.problem]
+    """The runs without a gap, each with why; and whether all are of one state of the code."""
+    runs = [(row, each) for row in of.rows for each in row.runs]
+    said = [f"{row.name}, seed {each.seed}: {each.problem}" for row, each in runs if each.problem]
+    states = Counter(each.code for _, each in runs if each.code)
+    if len(states) > 1:
+        said.append(
+            f"not one state of the code: {joined([f'{count} runs of {code}' for code, count in states.items()])}"
+        )
+    return said
 
 
 def about(of: Ablation) -> str:

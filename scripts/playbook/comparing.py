@@ -63,7 +63,7 @@ def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run]
     order = repeats.turns(args.repeat)
     begun = None
     if args.fresh:
-        begun = repeats.begin(requests, args.repeat, plan.code_state(), args.runs, plans[-1].settings.model.name)
+        begun = repeats.begin(requests, args.repeat, args.runs, plans[-1].settings.model.name)
         done = begun.runs()
         found: list[Run | None] = [*done, *[None] * (len(order) - len(done))]
         if done:
@@ -75,7 +75,7 @@ def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run]
         job, past = plans[arm], found[turn]
         if past is not None:
             if not begun:
-                print(f"{job.settings.precision.name}: reusing {past.folder.name} (FRESH=1 trains again)", flush=True)
+                print(f"{job.settings.precision.name}: {repeats.reusing(past)}", flush=True)
             continue
         if args.repeat > 1:
             print(f"run {turn + 1} of {len(order)}, {'AB'[arm]}:")

@@ -115,8 +115,11 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
         unchecked.append("all settings")
     contexts = [each.run.context for each in (a, b)]
     for name in contexts[0]:
-        if name in contexts[1] and not _same(contexts[0][name], contexts[1][name]):
-            differences.append(Difference(name, contexts[0][name], contexts[1][name], "", of, void=False))
+        values = [each.get(name, ABSENT) for each in contexts]
+        if ABSENT not in values and not _same(*values):
+            if name == "code":  # which commit that was, a person can look up
+                values = [f"{run.code} (commit {run.commit[:12] or ABSENT})" for run in (a.run, b.run)]
+            differences.append(Difference(name, *values, "", of, void=False))
     if all(each.run.precision.get("arithmetic") == "emulated" for each in (a, b)):
         emulators = [each.run.precision.get("emulator", ABSENT) for each in (a, b)]
         if ABSENT in emulators and (a.is_log or b.is_log):

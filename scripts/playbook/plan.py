@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Set
@@ -307,25 +306,11 @@ def _in_container(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
 
 def git_commit() -> str | None:
     """The project's commit, with "-dirty" where files differ from it; None outside a git checkout."""
-    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").decode().strip() or None
-
-
-def code_state() -> str | None:
-    """The same, with a digest of how tracked files differ: two states of one dirty commit are two."""
-    commit = git_commit()
-    if commit is None or not commit.endswith("-dirty"):
-        return commit
-    return f"{commit}-{hashlib.sha256(_git('diff', '--no-ext-diff', '--binary', 'HEAD')).hexdigest()[:16]}"
-
-
-def _git(*words: str) -> bytes:
-    """What git prints of the project, nothing where it fails."""
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(
-            ["git", "-C", str(PROJECT), *words], capture_output=True, check=False, timeout=10
-        ).stdout  # fmt: skip
+        return subprocess.run(command, capture_output=True, check=False, timeout=10).stdout.decode().strip() or None
     except (OSError, subprocess.TimeoutExpired):
-        return b""
+        return None
 
 
 def show(plan: Plan, folder: Path, *, margin: str = "  ") -> None:

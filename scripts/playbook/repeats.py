@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from playbook import comparison_file
-from pretraining import record
+from pretraining import code_state, record
 from pretraining.record import Run, Verdict
 
 BEGUN = "repeats.json"
@@ -30,27 +30,40 @@ def turns(repeats: int) -> list[int]:
 def reusable(requests: list[Request], repeats: int, runs: Path) -> list[Run | None]:
     """For each turn a finished run that did what is asked, None where it has to be trained.
 
-    They all have equal facts: the newest set that is whole, else the newest there is. No run is taken twice, so that
-    two arms of one request are two runs.
+    They all have equal facts: the newest set that is whole, else the newest there is; runs of this state of the code
+    come before all others. No run is taken twice, so that two arms of one request are two runs.
     """
     order = turns(repeats)
+    now = code_state.digest()
     found = [run for run in finished(runs) if run.plan.get("request") in requests]
+    found.sort(key=lambda run: run.code != now)
     by_facts: dict[str, list[Run]] = defaultdict(list)
-    for run in found:  # newest first
+    for run in found:
         by_facts[json.dumps(run.parity, sort_keys=True, default=str)].append(run)
     sets = [_taken(found, requests, order) for found in by_facts.values()]
     whole = [found for found in sets if None not in found]
     return (whole or sets or [[None] * len(order)])[0]
 
 
-def _taken(newest_first: list[Run], requests: list[Request], order: list[int]) -> list[Run | None]:
-    """The newest runs that the turns need, in the order in which they ran."""
+def _taken(best_first: list[Run], requests: list[Request], order: list[int]) -> list[Run | None]:
+    """The best runs that the turns need, in the order in which they ran."""
     waiting: list[list[Run]] = []
     for arm, request in enumerate(requests):
         needed = sum(requests[turn] == request for turn in order)
-        mine = [run for run in newest_first if run.plan["request"] == request][:needed]
+        mine = [run for run in best_first if run.plan["request"] == request][:needed]
+        mine.sort(key=lambda run: run.folder.name, reverse=True)
         waiting.append(waiting[requests.index(request)] if request in requests[:arm] else mine)
     return [waiting[arm].pop() if waiting[arm] else None for arm in order]
+
+
+def reusing(run: Run) -> str:
+    """What to say where a run is reused, in one line: it may be of another state of the code."""
+    said, now = f"reusing {run.folder.name}", code_state.digest()
+    if run.code != now:
+        theirs = f"was {run.code}" if run.code else "is not recorded"
+        commit = f" (commit {run.commit[:12]})" if run.commit else ""
+        said += f", whose code {theirs}{commit} and is now {now}"
+    return f"{said} (FRESH=1 trains again)"
 
 
 def finished(runs: Path, verdicts: Collection[Verdict] = (Verdict.SUCCEEDED,)) -> list[Run]:
@@ -111,14 +124,13 @@ class Begun:
         return found
 
 
-def begin(requests: list[Request], repeats: int, code: str | None, runs: Path, name: str) -> Begun:
+def begin(requests: list[Request], repeats: int, runs: Path, name: str) -> Begun:
     """The comparison to train anew: one of the same work and the same code that was cut short, else a new one.
 
     Args:
-        code: its state; a run of other code is not gone on with.
         name: of the model, for the folder's.
     """
-    asked = json.loads(json.dumps({"requests": requests, "repeats": repeats, "code": code}, default=str))
+    asked = json.loads(json.dumps({"requests": requests, "repeats": repeats, "code": code_state.digest()}, default=str))
     for file in sorted(runs.glob(f"*/{BEGUN}"), reverse=True):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from playbook.ablation import BF16, WHOLE, Variant
 from playbook.gpus import Gpu
 from playbook.place import Place
 from playbook.report import ablation_report
-from pretraining import switches
+from pretraining import code_state, switches
 from pretraining.errors import UsageError
 
 LAUNCHER = Path(__file__).parent / "fakes" / "launcher.py"
@@ -83,8 +83,12 @@ def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
     said, errors = job("ablate", *ASKED, FAKE="killed", FAKE_SWITCH="NVFP4_2D", code=1)
     assert "nvfp4: killed:" in errors and "Without 2D scaling, seed 2: killed: " in said and "Written:" in said
     assert said.count(": reusing ") == 11 and newest(runs)["rows"][-1]["to_bf16"] == "killed"
-    said, _ = job("ablate", *ASKED, FAKE_LOSS=LOSS)
+    said, _ = job("ablate", *ASKED, FAKE_LOSS=LOSS, FAKE_CODE="000000000001")
     assert said.count(": reusing ") == 11 and newest(runs)["rows"][-1]["gap"]["value"] == pytest.approx(1.5)
+    now = code_state.digest()
+    assert f"Not one state of the code: 11 runs of {now} and 1 runs of 000000000001." in said
+    said, _ = job("ablate", *ASKED)
+    assert said.count(", whose code was 000000000001 (commit ") == 1 and said.count(": reusing ") == 12
 
 
 def test_without_bf16_there_is_nothing_to_set_the_rest_against(job, runs: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import record
+from pretraining import code_state, record
 
 
 def reused(said: str) -> dict[str, str]:
@@ -139,6 +139,45 @@ def test_a_folder_that_is_none_of_ours_is_no_hindrance(job, runs: Path, content:
     shutil.copytree(runs / folders(runs, "bf16")[0], runs / "99999999T000000Z-bf16-tiny")
     (runs / "99999999T000000Z-bf16-tiny" / record.OUTCOME).write_text(content)
     assert set(reused(job("compare")[0])) == {"bf16", "nvfp4"}
+
+
+def lines_of_reuse(said: str) -> list[str]:
+    return re.findall(r"^\w+: (reusing .*)$", said, re.MULTILINE)
+
+
+def test_a_run_of_another_state_of_the_code_is_reused_and_said_and_listed(job, runs: Path) -> None:
+    job("bf16", FAKE_CODE="000000000001")
+    job("compare", FAKE_CODE="000000000001")
+    theirs, now = "whose code was 000000000001 (commit ", code_state.digest()
+    said, _ = job("compare")
+    for line, precision in zip(lines_of_reuse(said), ("bf16", "nvfp4"), strict=True):
+        assert line.startswith(f"reusing {folders(runs, precision)[0]}, {theirs}")
+        assert line.endswith(f") and is now {now} (FRESH=1 trains again)")
+    assert [found for found in written(runs)["differences"] if found["name"] == "code"] == []
+    job("nvfp4")  # of this state: it comes first, and the comparison lists how the two differ
+    said, _ = job("compare")
+    assert [theirs in line for line in lines_of_reuse(said)] == [True, False]
+    assert folders(runs, "nvfp4")[1] in said
+    (found,) = [found for found in written(runs)["differences"] if found["name"] == "code"]
+    assert found["a"].startswith("000000000001 (commit ") and found["b"].startswith(now) and not found["void"]
+    assert f"code: A {found['a']}, B {found['b']}; it does not void the comparison" in " ".join(said.split())
+
+
+def test_a_record_from_before_the_state_was_kept_is_still_compared(job, runs: Path) -> None:
+    job("compare")
+    old = runs / folders(runs, "bf16")[0] / record.ENVIRONMENT
+    content = json.loads(old.read_text())
+    old.write_text(json.dumps({**content, "context": {}}))
+    said, _ = job("compare")
+    assert "whose code is not recorded (commit " in lines_of_reuse(said)[0]
+    assert "code" not in lines_of_reuse(said)[1]
+    assert [found for found in written(runs)["differences"] if found["name"] == "code"] == []
+
+
+def test_runs_of_this_state_of_the_code_come_before_newer_ones(job, runs: Path) -> None:
+    job("compare")
+    job("compare", "--fresh", FAKE_CODE="000000000001")
+    assert reused(job("compare")[0]) == {name: folders(runs, name)[0] for name in ("bf16", "nvfp4")}
 
 
 def test_of_runs_on_two_machines_the_pair_that_can_be_compared(job, runs: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from playbook import image, jobs, plan
 from playbook.place import Choice, Place
-from pretraining import record, settings, switches
+from pretraining import code_state, record, settings, switches
 
 
 def planned(*flags: str, precision: str = "nvfp4") -> plan.Plan:
@@ -176,13 +177,38 @@ def test_the_commit_says_whether_files_differ(tmp_path: Path, monkeypatch) -> No
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
     commit = plan.git_commit()
-    assert len(commit) == 40 and plan.code_state() == commit
-    states = set()
-    for content in ("2", "3", "2"):
-        (tmp_path / "file").write_text(content)
-        assert plan.git_commit() == f"{commit}-dirty"
-        states.add(plan.code_state())
-    assert len(states) == 2 and all(state.startswith(f"{commit}-dirty-") for state in states)
+    assert len(commit) == 40
+    (tmp_path / "file").write_text("2")
+    assert plan.git_commit() == f"{commit}-dirty"
+
+
+def test_the_state_of_the_code_is_that_of_what_trains(tmp_path: Path, project: Path) -> None:
+    assets = tmp_path / "assets"  # no checkout: a tarball has one too
+    for each in (
+        "pretraining/numerics/layers.py",
+        "pretrain_llama.py",
+        "models/tiny/config.json",
+        "results/x/plan.json",
+    ):
+        (assets / each).parent.mkdir(parents=True, exist_ok=True)
+        (assets / each).write_bytes((project / "assets" / each).read_bytes() if "results" not in each else b"{}")
+    before = code_state.digest(assets)
+    assert re.fullmatch("[0-9a-f]{12}", before)
+    changes = {
+        "pretraining/numerics/layers.py": True, "pretrain_llama.py": True, "models/tiny/config.json": True,
+        "pretraining/new.py": True, "results/x/plan.json": False, "README.md": False,
+        "pretraining/__pycache__/layers.cpython-311.pyc": False,
+    }  # fmt: skip
+    for name, counts in changes.items():
+        path = assets / name
+        old = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"# another\n" + (old or b""))
+        assert (code_state.digest(assets) != before) is counts, name
+        path.write_bytes(old) if old is not None else path.unlink()
+        assert code_state.digest(assets) == before
+    (assets / "pretrain_llama.py").rename(assets / "renamed.py")
+    assert code_state.digest(assets) != before
 
 
 def test_the_launchers_flags_have_the_training_scripts_among_them() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretraining import record
+from pretraining import code_state, record
 from pretraining.models import MODELS
 from pretraining.record import Peak, Run, Verdict
 
@@ -211,8 +211,8 @@ def test_environment(runs, precision: str) -> None:
     assert {name: run.parity[name] for name in expected} == expected
     assert run.parity["data"].startswith("python-stdlib-") and "attention_backend" in run.parity
     assert run.context == {
-        "parameter_gather": "float32", "gradient_reduction": "float32", "gradient_accumulation_fusion": False,
-        "writers": [], "save_interval": 3,
+        "code": code_state.digest(), "parameter_gather": "float32", "gradient_reduction": "float32",
+        "gradient_accumulation_fusion": False, "writers": [], "save_interval": 3,
     }  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def _date(run: Run) -> str:
 
 
 def _commit(run: Run) -> str:
-    commit, dirty, _ = str(run.plan.get("git_commit") or "").partition("-dirty")
+    commit, dirty, _ = run.commit.partition("-dirty")
     return f"commit {commit[:12]}{' and uncommitted changes' if dirty else ''}" if commit else ""
 
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from pretraining import record, settings
+from pretraining import code_state, record, settings
 
 how = os.environ.get("FAKE", "")
 if how == "early":
@@ -56,6 +56,7 @@ record.write_json(
         "schema": 1, "mock_data": False, "tokens_per_step": chosen.tokens_per_step, "flops_per_token": 5e6,
         "precision": {"name": precision, "arithmetic": "emulated", "bf16_head_layers": 0, "bf16_tail_layers": tail},
         "text": {"bigram_entropy": 2.4}, "parity": facts,
+        "context": {"code": os.environ.get("FAKE_CODE", code_state.digest())},
     },
 )  # fmt: skip
 writer = record.MetricsWriter(folder / record.METRICS)

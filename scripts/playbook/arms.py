@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from playbook.measured import Measured, peak
-from playbook.results import Arm, RunResult
+from playbook.results import UNKNOWN, Arm, RunResult
 from playbook.stats import Figure
 from pretraining.errors import UsageError
 from pretraining.record import Peak, Run
@@ -53,7 +53,7 @@ def make_arm(name: str, runs: list[Measured], memory_kind: str) -> Arm:
     mfu = _middle([each.mfu for each in results])
     return Arm(
         name=name,
-        precision=precision.get("name", "unknown precision"),
+        precision=precision.get("name", UNKNOWN),
         arithmetic=precision.get("arithmetic", "native"),
         emulator=precision.get("emulator") or "",
         bf16_head_layers=precision.get("bf16_head_layers"),

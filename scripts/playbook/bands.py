@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playbook import reference
+from playbook import ratios, reference
 from playbook.results import Arm, Contrast
 
 
@@ -16,7 +16,7 @@ def sentences(arms: list[Arm], contrasts: list[Contrast], baseline: Arm) -> list
     for arm in arms:
         entry = reference.band(arm.runs[0].facts)
         limits = entry and entry["tflops"].get(arm.precision)
-        if limits and arm.model_tflops_per_gpu and arm.computes_natively:
+        if limits and arm.model_tflops_per_gpu and arm.computes_natively and not ratios.unusable(arm):
             value = arm.model_tflops_per_gpu.value
             said.append(_sentence(f"{arm.name}: {value:,.0f} MODEL_TFLOP/s/GPU", value, limits, "tflops"))
             sources[f"{entry['name']}: {entry['source']}"] = None

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from playbook import intervals
+from playbook import intervals, timing
 from playbook.intervals import Interval
 from playbook.measured import Measured
-from playbook.results import Arm, Ratio
+from playbook.results import UNKNOWN, Arm, Ratio
 from playbook.stats import Figure
 
 # Relative. Two runs of the same differ by some tenths of a per cent; half of one is no reason to choose.
@@ -21,16 +21,22 @@ SMALLEST_WITHIN = 0.02
 
 
 def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Measured]) -> Ratio | None:
-    """How the step times compare; None where an arm has none."""
-    if not (new.step_time and base.step_time):
+    """How the step times compare; None where an arm has none, or some that are unusable."""
+    if not (new.step_time and base.step_time) or unusable(new, base):
         return None
     emulated = "emulated" in (new.arithmetic, base.arithmetic)
     same = new.precision == base.precision and new.arithmetic == base.arithmetic
-    speed_up = not emulated and not same
+    unknown = new.precision == base.precision == UNKNOWN
+    speed_up = not emulated and (unknown or not same)
     found = measure(base_runs, new_runs) if speed_up else measure(new_runs, base_runs)
     value = found.figure.value
     times = f"{value:.3g}" if value >= 100 else f"{value:.2f}"
-    if same:
+    if unknown:
+        inverse = f"{1 / value:.3g}" if value <= 0.01 else f"{1 / value:.2f}"
+        faster = f"{times} times as fast" if value >= 1 else f"slower, at {times} of the speed"
+        step = f"{inverse} of the step" if value >= 1 else f"{inverse} times the step"
+        kind, sentence = "speed ratio", f"{faster} ({step})"
+    elif same:
         kind, sentence = "step-time ratio", f"{times} times the step of {base.name}"
         if new.ingredients != base.ingredients or _tail(new) != _tail(base):
             sentence += f", another {base.precision} recipe"
@@ -44,6 +50,12 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
         kind = "speed-up"
         sentence = f"{times}x{'' if value >= 1 else ' (slower)'}, {new.precision} over {base.precision}"
     return replace(found, what=kind, sentence=sentence)
+
+
+def unusable(*arms: Arm) -> list[str]:
+    """The labels of the runs whose step times spread too far for any statement of speed."""
+    runs = [(arm.run_label(at), run.step_times) for arm in arms for at, run in enumerate(arm.runs)]
+    return [label for label, times in runs if times and times.spread > timing.UNUSABLE]
 
 
 def measure(top: list[Measured], bottom: list[Measured]) -> Ratio:
@@ -69,7 +81,7 @@ def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float]
         found = intervals.ratio_over_repeats(*medians)
         smallest = max(SMALLEST, math.sqrt(within.high / within.low) - 1 if within else 0.0)
         return _with(found, intervals.OVER_REPEATS.format(repeats), repeats), smallest
-    smallest = max(SMALLEST_WITHIN, *(_spread(times) for times in (*tops, *bottoms)))
+    smallest = max(SMALLEST_WITHIN, *(timing.distribution(times).spread for times in (*tops, *bottoms)))
     if within is None:
         return Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x"), smallest
     return _with(within, intervals.within(max(len(top), len(bottom))), min(map(len, (*tops, *bottoms)))), smallest
@@ -77,11 +89,6 @@ def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float]
 
 def _with(found: Interval, spread: str, count: int) -> Figure:
     return Figure(found.value, "x", found.low, found.high, spread, count)
-
-
-def _spread(times: np.ndarray) -> float:
-    low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
-    return float((high - low) / middle)
 
 
 def _differs(figure: Figure, smallest: float) -> bool | None:

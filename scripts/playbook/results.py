@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2  # 1 had two sides of one run each
 INGREDIENTS = {"rht": "Hadamard transform", "stochastic": "stochastic rounding", "two_d": "2D scaling"}
+UNKNOWN = "unknown precision"  # of a raw log that does not tell
 KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
 
 
@@ -44,6 +45,11 @@ class Distribution:
     maximum: float
     outliers: int
     count: int
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range over the median."""
+        return (self.third_quartile - self.first_quartile) / self.median
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Step times of two arms against each other; `what` is never "speed-up" where one is emulated.
+    """Step times of two arms against each other; `what` is never "speed-up" where one is emulated or both unknown.
 
     Attributes:
         figure: the ratio with its 95 % interval, which `figure.spread` names; "within this run only" where
@@ -167,6 +173,7 @@ class Contrast:
 
     Attributes:
         candidate: the arm's name.
+        step_time: None where an arm has none, or some that are unusable (`ratios.unusable`).
         peak_memory: its difference to the baseline's, GB.
         joules_per_token: its ratio to the baseline's.
         training_loss_gap: per cent over the last tenth, on the same tokens, with its interval.

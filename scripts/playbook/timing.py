@@ -44,8 +44,7 @@ def outliers(times: np.ndarray) -> np.ndarray:
 
 def warnings(times: np.ndarray) -> list[str]:
     """What the timed iterations, in their order, say against a figure made of them."""
-    low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
-    spread = float((high - low) / middle)
+    spread = distribution(times).spread
     said = []
     if spread > UNUSABLE:
         said.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from playbook import ratios
 from playbook.intervals import FEWEST_REPEATS
 from playbook.results import Arm, Contrast, Ratio
 from playbook.stats import Figure
@@ -22,6 +23,8 @@ def _of_contrast(contrast: Contrast, arm: Arm, base: Arm, *, mock: bool) -> list
     said = []
     if contrast.step_time:
         said.append(_speed(contrast.step_time, arm, base))
+    elif labels := ratios.unusable(arm, base):
+        said.append(f"Nothing is said of the speed of {arm.name}: step times of {', '.join(labels)} are unusable.")
     if contrast.training_loss_gap and not mock:
         said.append(_loss(contrast.training_loss_gap, arm, base))
     return said
@@ -41,6 +44,8 @@ def _speed(ratio: Ratio, arm: Arm, base: Arm) -> str:
     if ratio.what == "cost of emulation":
         took, _, remark = ratio.sentence.partition("; ")
         return f"{arm.name} ({arm.label}) takes {took} {interval}; {remark}."
+    if ratio.differs and ratio.what == "speed ratio":
+        return f"{arm.name} is {ratio.sentence} {interval}{more}."
     if not ratio.differs:
         return f"No difference in speed is shown between {pair}: {ratio.sentence} {interval}{more}."
     return f"{_called(arm)} is {_faster(ratio.figure.value)} {_called(base)} {interval}{more}."

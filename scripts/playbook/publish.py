@@ -4,7 +4,7 @@
         README.md                   the list of comparisons, between its marks
         NAME/
             about.json              {"command": what made the runs}, where that is known
-            bf16/ nvfp4/ bf16-2/    run folders, see `anonymous.py` for what is left of them
+            bf16/ nvfp4/ bf16-2/    run folders, see `publishable.py` for what is left of them
             comparison.json         made from the runs, where two or more of them succeeded; or, of an ablation,
             ablation.json           whose runs keep their names, by which it knows them
             pictures/*.svg          made from the runs
@@ -32,11 +32,11 @@ from playbook import (
     PROJECT,
     ablation,
     ablation_file,
-    anonymous,
     arms,
     comparison,
     comparison_file,
     loading,
+    publishable,
     report,
     table,
 )
@@ -257,7 +257,7 @@ def rebuild(project: Path) -> list[Path]:
 
 
 def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
-    """Publish runs: copies of them, without what names a machine, in `assets/results/NAME`. Returns the new folders.
+    """Publish runs: their listed fields, in `assets/results/NAME`. Returns the new folders.
 
     A run that is there already is left out. The runs are compared first, with those that are there.
 
@@ -278,19 +278,19 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
     paths, command = _sources(sources)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=project / RESULTS) as beside:
         there = [path for path in folder.glob("*/") if record.holds_run(path)]
-        copies, names = [], set[str]()
+        copies = []
         for at, run in enumerate(_in_order(loading.load_all(paths))):
             if run.verdict is Verdict.INCOMPLETE:
                 raise UsageError(f"{run.folder} has no outcome: it still runs, or its end was not seen")
             copy = Path(beside) / str(at)
-            names |= anonymous.copy_run(run.folder, copy)
+            publishable.copy_run(run.folder, copy)
             if not any(_same(copy, other) for other in (*there, *copies)):
                 copies.append(copy)
         _compared(_in_order(loading.load_all([*there, *copies])))
         folder.mkdir(exist_ok=True)
         added = [copy.rename(_free(folder, loading.load(copy))) for copy in copies]
         if command and not (folder / ABOUT).exists():
-            record.write_json(folder / ABOUT, {"command": anonymous.clean_text(command, names)})
+            record.write_json(folder / ABOUT, {"command": command})
     return added
 
 
@@ -299,16 +299,16 @@ def _add_ablation(folder: Path, sources: list[Path]) -> list[Path]:
     if len(sources) > 1 or folder.exists():
         raise UsageError("an ablation is published by itself, in a folder that is not there yet")
     (source,) = sources
-    said = json.loads((source / ablation_file.FILE).read_text(encoding="utf-8"))
+    said = publishable.ablation_of(json.loads((source / ablation_file.FILE).read_text(encoding="utf-8")))
     paths = [source.parent / run["run"] for row in said["rows"] for run in row["runs"]]
     if gone := [path for path in paths if not record.holds_run(path)]:
         raise UsageError(f"{gone[0]} is not there any more; an ablation is published with all of its runs")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
         made = Path(beside) / folder.name
-        names = set[str]().union(*(anonymous.copy_run(path, made / path.name) for path in paths))
+        for path in paths:
+            publishable.copy_run(path, made / path.name)
         runs = {path.name: loading.load(made / path.name) for path in paths}
-        said["reproduce"] = anonymous.clean_text(said["reproduce"], names)
-        # As the clean runs make it: what was said of others may name a machine.
+        # As the published fields of the runs make it: what was said of others may name a machine.
         (made / ablation_file.FILE).write_bytes(_json(ablation.reread(said, runs)))
         made.rename(folder)
     return [folder / path.name for path in paths]
@@ -330,7 +330,7 @@ def _sources(given: Sequence[Path]) -> tuple[list[Path], str]:
     for path in found:
         if not (path.is_dir() and record.holds_run(path)):
             raise UsageError(f"{path} is not a run folder; only run folders can be published")
-    return found, command
+    return found, publishable.command(command)
 
 
 def _same(a: Path, b: Path) -> bool:

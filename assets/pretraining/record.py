@@ -33,14 +33,17 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-SCHEMA = 1
+from . import schema
+from .schema import Damaged
+
+SCHEMA = schema.SCHEMA
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -187,14 +190,16 @@ def open_lines(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it was compressed and is broken, such as half of one; this also comes from reading within.
+        Damaged: it was compressed and is broken, such as half of one; this also comes from reading within.
     """
     path = there(path)
+    if path.exists() and not path.is_file():
+        raise Damaged(path, "it is no file")
     try:
         with gzip.open(path) if path.suffix == PACKED else path.open("rb") as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked ({error}); copy it anew from where it came") from error
+        raise Damaged(path, f"it cannot be unpacked ({error})") from error
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -339,7 +344,7 @@ def read_run(folder: Path) -> Run:
     lines = []
     if there(folder / METRICS).exists():
         with open_lines(folder / METRICS) as file:
-            lines = _parsed(file)
+            lines = list(schema.lines(file, schema.LINE, there(folder / METRICS)))
     return replace(
         run,
         train=[line for line in lines if line.get("kind") == "train"],
@@ -353,17 +358,21 @@ def read_facts(folder: Path) -> Run:
 
     Raises:
         FileNotFoundError: the folder holds no file of a record.
-        ValueError: one of the JSON files is not a record's (they are renamed into place whole, so somebody edited it).
+        Damaged: one of the JSON files is not a record's (they are renamed into place whole, so somebody edited it).
+        UsageError: it is of a newer playbook.
+        OSError: one of them cannot be read.
     """
     if not any(there(folder / name).exists() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME)):
         raise FileNotFoundError(f"{folder} is not a run folder: it has none of {PLAN}, {ENVIRONMENT}, {METRICS}")
-    outcome = _read_json(folder / OUTCOME)
+    outcome = schema.read(folder / OUTCOME, schema.OUTCOME)
     if outcome.get("verdict", Verdict.INCOMPLETE) not in list(Verdict):
-        raise ValueError(f"{folder / OUTCOME} has the unknown verdict {outcome['verdict']!r}; was it edited?")
+        raise Damaged(
+            folder / OUTCOME, f"the verdict {schema.shown(outcome['verdict'])} is none of {', '.join(Verdict)}"
+        )
     return Run(
         folder=folder,
-        plan=_read_json(folder / PLAN),
-        environment=_read_json(folder / ENVIRONMENT),
+        plan=schema.read(folder / PLAN, schema.PLAN),
+        environment=schema.read(folder / ENVIRONMENT, schema.ENVIRONMENT),
         outcome=outcome,
     )
 
@@ -379,7 +388,7 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
         if path.exists():
             with open_lines(path) as file:
                 size = 0 if path.name.endswith(PACKED) else path.stat().st_size  # what is published is short
-                found += _parsed(_some_lines(file, size))
+                found += schema.lines(_some_lines(file, size), schema.SAMPLE, path)
     return found
 
 
@@ -393,27 +402,3 @@ def _some_lines(file: BinaryIO, size: int) -> Iterator[bytes]:
         file.seek(start)
         lines = file.read(_PIECE).split(b"\n")
         yield from lines[1 if start else 0 : -1]  # what is cut at either end is none
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); was it edited?") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; was it edited?")
-    return content
-
-
-def _parsed(texts: Iterable[bytes]) -> list[dict[str, Any]]:
-    lines = []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # the last line of a run that lost its power
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines

@@ -46,7 +46,7 @@ def like_run(args: argparse.Namespace, folder: Path) -> None:
     """
     try:
         run = record.read_facts(folder)
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         raise UsageError(str(error)) from error
     args.resume = folder
     for flag, fact in FACTS.items():

@@ -8,11 +8,13 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from playbook.results import KIND, SCHEMA, Comparison
 from pretraining.errors import UsageError
 from pretraining.record import run_name, write_json
+
+Content = TypeVar("Content")
 
 FILE = "comparison.json"
 PAGE, TABLE, MARKDOWN, PLOTS = "report.html", "comparison.csv", "comparison.md", "plots"  # written by `report`, with it
@@ -22,36 +24,42 @@ def is_comparison(path: Path, kind: str = KIND) -> bool:
     """Whether `path` is a file written by `write`, of any schema; or another result, of that `kind`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("kind") == kind
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, shape: type[Content] = dict[str, Any]) -> Content:
     """The content of a comparison.json, given itself or its folder.
 
+    Args:
+        shape: what is wanted of it: a `msgspec.Struct` of some of its fields, or all of it as it is.
+
     Raises:
-        UsageError: it is not there, is none, or is of another schema.
+        UsageError: it is not there, is none, is of another schema, or has another shape.
     """
+    import msgspec  # which cleaning up does without
+
     path = path / FILE if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        head = msgspec.json.decode(text, type=msgspec.defstruct("Head", [("kind", str, ""), ("schema", int, 0)]))
+        if head.kind != KIND:
+            raise UsageError(f"{path} is not a comparison of this playbook. Give a {FILE} that `make compare` wrote.")
+        if head.schema != SCHEMA:
+            way_out = (
+                "it was written by a newer playbook: update this one"
+                if head.schema > SCHEMA
+                else "it was written by an earlier playbook: compare its runs again"
+            )
+            raise UsageError(f"{path} has schema {head.schema}, and this playbook reads {SCHEMA}; {way_out}.")
+        return msgspec.json.decode(text, type=shape)
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist. Give a {FILE}, or the folder that holds one.") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path} as a comparison: {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise UsageError(f"{path} is not a comparison of this playbook. Give a {FILE} that `make compare` wrote.")
-    schema = content.get("schema")
-    if schema != SCHEMA:
-        newer = isinstance(schema, int) and schema > SCHEMA
-        way_out = (
-            "it was written by a newer playbook: update this one"
-            if newer
-            else "it was written by an earlier playbook: compare its runs again"
-        )
-        raise UsageError(f"{path} has schema {schema}, and this playbook reads {SCHEMA}; {way_out}.")
-    return content
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise UsageError(
+            f"cannot read {path} as a comparison: {error}; was it edited? Compare its runs again"
+        ) from error
 
 
 def new_folder(runs: Path, of: str, kind: str = "comparison") -> Path:

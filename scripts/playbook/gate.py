@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from playbook import PROJECT, comparison_file, results
 from playbook.comparison_file import FILE
@@ -18,6 +19,50 @@ from pretraining.settings import RUNS
 TOLERANCES = {"speed": 3.0, "memory": 2.0, "loss": 1.0}
 # What a gate is there to let change: the same work by other software.
 SOFTWARE = {"torch", "megatron_bridge", "megatron_core", "transformer_engine", "driver", "cuda"}
+
+
+class Value(msgspec.Struct):
+    """A figure."""
+
+    value: float
+    unit: str
+
+
+class OfRun(msgspec.Struct):
+    """One run of an arm."""
+
+    facts: dict[str, Any]
+
+
+class OfArm(msgspec.Struct):
+    """One arm, as `results.Arm`; an earlier comparison does not name its emulator."""
+
+    name: str
+    precision: str
+    arithmetic: str
+    bf16_head_layers: int | None
+    bf16_tail_layers: int | None
+    ingredients: dict[str, bool]
+    runs: Annotated[list[OfRun], msgspec.Meta(min_length=1)]
+    step_time: Value | None
+    peak_memory: Value | None
+    peak_memory_kind: str
+    training_loss: Value | None
+    validation_loss: Value | None
+    emulator: str | None = None
+
+
+class Dated(msgspec.Struct):
+    """When a comparison was made."""
+
+    created: str = ""
+
+
+class Held(msgspec.Struct):
+    """What of a comparison.json is held against another's."""
+
+    forced: bool
+    arms: list[OfArm]
 
 
 @dataclass(frozen=True)
@@ -42,20 +87,20 @@ class Check:
     better: bool
 
 
-def check(before: dict[str, Any], now: dict[str, Any], tolerances: dict[str, float]) -> list[Check]:
+def check(before: Held, now: Held, tolerances: dict[str, float]) -> list[Check]:
     """Every figure that both comparisons have.
 
     Args:
-        before, now: contents of two comparison.json.
+        before, now: of two comparison.json.
         tolerances: per cent for each kind.
 
     Raises:
         UsageError: they did not do the same work, one was forced, or the baseline has a figure that is gone.
     """
-    if before["forced"] or now["forced"]:
+    if before.forced or now.forced:
         raise UsageError("a comparison that was forced is held against nothing: its runs did not do the same work")
     checks = []
-    for old, new in _pairs(before["arms"], now["arms"]):
+    for old, new in _pairs(before.arms, now.arms):
         _same_work(old, new)
         for name, figure, kind in (
             ("step time", "step_time", "speed"),
@@ -63,16 +108,17 @@ def check(before: dict[str, Any], now: dict[str, Any], tolerances: dict[str, flo
             ("training loss", "training_loss", "loss"),
             ("validation loss", "validation_loss", "loss"),
         ):
-            if old.get(figure) and not new.get(figure):
+            then, today = getattr(old, figure), getattr(new, figure)
+            if then and not today:
                 raise UsageError(f"the baseline's {_label(old)} has a {name}, and the comparison held against it none")
-            if old.get(figure):
-                checks.append(_check(old, name, kind, old[figure], new[figure], tolerances[kind]))
+            if then:
+                checks.append(_check(old, name, kind, then, today, tolerances[kind]))
     if not checks:
         raise UsageError("the two comparisons have no figure in common; compare runs of the same work again")
     return checks
 
 
-def _pairs(before: list[dict], now: list[dict]) -> list[tuple[dict, dict]]:
+def _pairs(before: list[OfArm], now: list[OfArm]) -> list[tuple[OfArm, OfArm]]:
     """Arms of one configuration, in their order. Raises UsageError where one is missing."""
     left, pairs = list(now), []
     for arm in before:
@@ -85,21 +131,20 @@ def _pairs(before: list[dict], now: list[dict]) -> list[tuple[dict, dict]]:
     return pairs
 
 
-def _are_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two arms are of one configuration; an earlier comparison does not name its emulator."""
+def _are_alike(a: OfArm, b: OfArm) -> bool:
+    """Whether two arms are of one configuration."""
     names = ["precision", "arithmetic", "bf16_head_layers", "bf16_tail_layers", "ingredients"]
-    if "emulator" in a and "emulator" in b:
+    if None not in (a.emulator, b.emulator):
         names.append("emulator")
-    return all(a[name] == b[name] for name in names)
+    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
-def _label(arm: dict[str, Any]) -> str:
-    return results.label(arm["precision"], arm["arithmetic"], arm.get("emulator", ""))
+def _label(arm: OfArm) -> str:
+    return results.label(arm.precision, arm.arithmetic, arm.emulator or "")
 
 
-def _same_work(old: dict[str, Any], new: dict[str, Any]) -> None:
-    facts = [arm["runs"][0]["facts"] for arm in (old, new)]
-    facts = [{"memory": arm["peak_memory_kind"], **those} for arm, those in zip((old, new), facts, strict=True)]
+def _same_work(old: OfArm, new: OfArm) -> None:
+    facts = [{"memory": arm.peak_memory_kind, **arm.runs[0].facts} for arm in (old, new)]
     then, today = ({name: fact for name, fact in those.items() if name not in SOFTWARE} for those in facts)
     if differing := [name for name in {**then, **today} if then.get(name, ABSENT) != today.get(name, ABSENT)]:
         values = {name: (then.get(name, ABSENT), today.get(name, ABSENT)) for name in differing}
@@ -107,10 +152,10 @@ def _same_work(old: dict[str, Any], new: dict[str, Any]) -> None:
         raise UsageError(f"the two comparisons of {_label(old)} did not do the same work: {said}")
 
 
-def _check(arm: dict, name: str, kind: str, old: dict, new: dict, tolerance: float) -> Check:
-    change = 100 * (new["value"] / old["value"] - 1) if old["value"] else 0.0
+def _check(arm: OfArm, name: str, kind: str, old: Value, new: Value, tolerance: float) -> Check:
+    change = 100 * (new.value / old.value - 1) if old.value else 0.0
     return Check(
-        f"{arm['name']}: {_label(arm)}", name, kind, old["unit"], old["value"], new["value"], change, tolerance,
+        f"{arm.name}: {_label(arm)}", name, kind, old.unit, old.value, new.value, change, tolerance,
         abs(change) <= tolerance, change < 0,
     )  # fmt: skip
 
@@ -120,7 +165,7 @@ def newest(runs: Path, *, other_than: Path) -> Path:
     found = []
     for path in (*runs.glob(f"*/{FILE}"), *runs.glob("*.json")):
         if comparison_file.is_comparison(path) and path.resolve() != other_than.resolve():
-            found.append((json.loads(path.read_text(encoding="utf-8")).get("created", ""), path))
+            found.append((comparison_file.read(path, Dated).created, path))
     if not found:
         raise UsageError(f"{runs} has no other comparison to hold against the baseline: make compare, or CURRENT=")
     return max(found)[1]
@@ -150,17 +195,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tolerance", default="", help="per cent, such as 'speed=5 memory=2 loss=0.5'")
     parser.add_argument("--runs", type=Path, default=PROJECT / RUNS, help="where comparisons are")
     given = parser.parse_args(arguments)
-    try:
-        if not given.baseline:
-            raise UsageError(f"what to hold against is not said: make gate BASELINE={RUNS}/NAME")
-        allowed = tolerances(given.tolerance)
-        baseline = Path(given.baseline)
-        baseline = baseline / FILE if baseline.is_dir() else baseline
-        before = comparison_file.read(baseline)
-        current = given.current or newest(given.runs, other_than=baseline)
-        checks = check(before, comparison_file.read(current), allowed)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UsageError(f"one of the two is not what make compare writes ({error!r}); was it edited?") from error
+    if not given.baseline:
+        raise UsageError(f"what to hold against is not said: make gate BASELINE={RUNS}/NAME")
+    allowed = tolerances(given.tolerance)
+    baseline = Path(given.baseline)
+    baseline = baseline / FILE if baseline.is_dir() else baseline
+    before = comparison_file.read(baseline, Held)
+    current = given.current or newest(given.runs, other_than=baseline)
+    checks = check(before, comparison_file.read(current, Held), allowed)
     _show(checks, baseline, current)
     return 0 if all(each.passed for each in checks) else 1
 

@@ -21,6 +21,8 @@ from pretraining import record
 from pretraining.errors import UsageError
 from pretraining.settings import RUNS
 
+UNREADABLE = "unreadable"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -54,24 +56,23 @@ def entries(runs: Path) -> list[Entry]:
     """The runs in a folder, newest first; a damaged one is among them."""
     found = []
     for folder in runs.glob("*/"):
-        if record.holds_run(folder) or (folder / record.PLAN).exists():
-            found.append(_entry(folder))
+        try:
+            if record.holds_run(folder) or (folder / record.PLAN).exists():
+                found.append(_entry(folder))
+        except (UsageError, OSError) as error:
+            written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(folder.stat().st_mtime))
+            found.append(Entry(folder.name, str(folder.absolute()), written, "", "", "", UNREADABLE, str(error)))
     return sorted(found, key=lambda entry: (entry.started, entry.name), reverse=True)
 
 
 def _entry(folder: Path) -> Entry:
-    path = str(folder.absolute())
-    try:
-        run = loading.load(folder)
-        result = measure(run).result
-    except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:  # the last four: edited
-        written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(folder.stat().st_mtime))
-        return Entry(folder.name, path, written, "", "", "", "unreadable", str(error))
+    run = loading.load(folder)
+    result = measure(run).result
     request = run.plan.get("request") or {}
     profiled = "profiled" in run.environment
     return Entry(
         name=folder.name,
-        path=path,
+        path=str(folder.absolute()),
         started=run.environment.get("started") or run.plan.get("created") or "",
         precision=run.precision.get("name") or request.get("precision") or "",
         arithmetic=run.precision.get("arithmetic") or "",
@@ -124,6 +125,9 @@ def _show(found: list[Entry]) -> None:
     whole = Measurement.get(console, console.options.update(width=1000), table).maximum
     console.width = max(console.width, whole)  # Rich cuts what is too wide; a terminal wraps it
     console.print(table)
+    for entry in found:
+        if entry.verdict == UNREADABLE:
+            print(f"{UNREADABLE}: {entry.cause}")
 
 
 def _seconds(step: float | None) -> str:

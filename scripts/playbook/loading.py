@@ -53,11 +53,13 @@ def load(path: Path) -> Run:
     """Read a run folder or a raw log.
 
     Raises:
-        UsageError: there is nothing at `path`, or neither of the two.
+        UsageError: there is nothing at `path`, or neither of the two, or it is damaged.
     """
     try:
         if path.is_dir():
-            return _read_folder(path)
+            run = record.read_facts(path)
+            lines, evaluations = metrics.read(path / record.METRICS)
+            return replace(run, train=lines, evaluations=evaluations, samples=record.read_samples(path))
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is neither a run folder nor a log file.")
         return read_log(path)
@@ -71,19 +73,3 @@ def load(path: Path) -> Run:
         raise UsageError(f"{error}. Give a run folder, or what training printed.") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
-
-
-def _read_folder(path: Path) -> Run:
-    """The run. Raises ValueError where its facts are no facts, or those of a newer playbook."""
-    run = record.read_facts(path)
-    if not (isinstance(run.parity, dict) and isinstance(run.precision, dict)):
-        raise ValueError(f"{ENVIRONMENT} is not what training writes; was it edited?")
-    for part in (run.plan, run.environment, run.outcome):
-        schema = part.get("schema", record.SCHEMA)
-        if isinstance(schema, int) and schema > record.SCHEMA:
-            raise ValueError(
-                f"its record has schema {schema}, and this playbook reads up to {record.SCHEMA}: it was written by a "
-                "newer playbook, so update this one"
-            )
-    lines, evaluations = metrics.read(path / record.METRICS)
-    return replace(run, train=lines, evaluations=evaluations, samples=record.read_samples(path))

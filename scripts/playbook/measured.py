@@ -57,7 +57,7 @@ class Measured:
     @property
     def is_log(self) -> bool:
         """Whether this is a raw log, which does not tell all facts."""
-        return self.run.environment.get("source") == "log"
+        return soundness.is_log(self.run)
 
     @property
     def tokens_per_step(self) -> int:
@@ -82,7 +82,7 @@ def _result(of: Measured) -> RunResult:
     losses = _last_losses(lines)
     validated, tested = _last_evaluation(run, "validation"), _last_evaluation(run, "test")
     joules, seconds = energy.used(run, lines, of.first) or (None, None)
-    covered = int(of.window.last - lines.iterations[of.first - 1]) if joules is not None else 0
+    covered = len(lines) - of.first
     verdict, cause = soundness.verdict(run, lines)
     device = run.environment.get("device") or {}
     return RunResult(
@@ -189,6 +189,10 @@ def _warnings(of: Measured) -> list[str]:
     precision = of.run.precision
     if precision.get("name") == "nvfp4" and precision.get("bf16_tail_layers") == 0:
         said.append("speed only: wholly in NVFP4 an 8B model diverges (arXiv 2509.25149)")
+    said += [
+        f"the record contradicts itself: {name}: {what}"
+        for name, what in soundness.contradictions(of.run, of.lines).items()
+    ]
     if bad := soundness.impossible_times(of.lines):
         said.append(f"{bad} step times are zero, negative or infinite and were left out: the record or log is damaged")
     if not len(of.times):

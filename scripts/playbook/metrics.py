@@ -1,85 +1,69 @@
-"""Reads `metrics.jsonl`, compressed or not, into columns: a million iterations in some seconds.
-
-The lines are `pretraining.record.MetricsWriter`'s, which are all alike: one pattern takes them, and `json` whatever is
-not as the pattern expects it.
-"""
+"""Reads `metrics.jsonl`, compressed or not, into columns: a million iterations in some seconds."""
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import asdict
 
-from playbook.lines import Lines, floats, whole_lines
-from pretraining import record
+from playbook.lines import Lines, whole_lines
+from pretraining import record, schema
 
-_NUMBER = rb"(-?[0-9]++(?:\.[0-9]++)?+(?:e[+-]?[0-9]++)?+|null)"
-_COLUMNS = ("iteration", "loss", "step_time_s", "grad_norm", "skipped", "time")
-_LINE = re.compile(
-    rb'\{"kind": "train", "iteration": ([0-9]++), "loss": ' + _NUMBER + rb', "step_time_s": ' + _NUMBER
-    + rb', "grad_norm": ' + _NUMBER + rb', "learning_rate": [^,}\n]++, "skipped": (true|false)'
-    rb'(?:, "finite": (?:true|false))?+, "time": ' + _NUMBER + rb'(?:, "[a-z_]++": [^,{}\n]++)*+\}\n'
-    rb"|([^\n]*+\n|[^\n]++)"
-)  # fmt: skip
+_Iteration = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
+class _Train(msgspec.Struct, tag_field="kind", tag="train"):
+    """What is kept of a training line, see `pretraining.record.MetricsWriter`."""
+
+    iteration: _Iteration
+    loss: float | None = None
+    step_time_s: float | None = None
+    grad_norm: float | None = None
+    skipped: bool = False
+    time: float | None = None
+
+
+class _Evaluation(msgspec.Struct, tag_field="kind", tag="eval"):
+    split: str
+    iteration: _Iteration
+    loss: float | None = None
+    time: float | None = None
+
+
+_decoder = msgspec.json.Decoder(_Train | _Evaluation)
 
 
 def read(path: Path) -> tuple[Lines, list[dict[str, Any]]]:
     """The training lines and the evaluations of a `metrics.jsonl`; none of either where there is no file.
 
-    A line that is no JSON, such as the last one of a run that lost its power, is left out.
+    msgspec decodes pieces of a file that are as they should be; of any other piece each line is held against its
+    schema, which says what is wrong with it.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or is half of a compressed one.
+        OSError: the file cannot be read.
+        Damaged: a line is of another shape, or the file is half of a compressed one. A cut last line is left out.
     """
     parts: list[Lines] = []
     evaluations: list[dict[str, Any]] = []
-    if record.there(path).exists():
+    before, path = 0, record.there(path)
+    if path.exists():
         with record.open_lines(path) as file:
             for text in whole_lines(file):
-                _take(text, parts, evaluations)
+                try:
+                    found = _decoder.decode_lines(text)
+                    parts.append(_columns([line for line in found if isinstance(line, _Train)]))
+                    evaluations += [{"kind": "eval", **asdict(line)} for line in found if isinstance(line, _Evaluation)]
+                except (msgspec.DecodeError, RecursionError):
+                    checked = list(schema.lines(text.splitlines(keepends=True), schema.LINE, path, before))
+                    parts.append(Lines.of(line for line in checked if line.get("kind") == "train"))
+                    evaluations += [line for line in checked if line.get("kind") == "eval"]
+                before += text.count(b"\n")
     return Lines.joined(parts), evaluations
 
 
-def _take(text: bytes, parts: list[Lines], evaluations: list[dict[str, Any]]) -> None:
-    ordinary: list[tuple[bytes, ...]] = []
-    other: list[dict[str, Any]] = []
-
-    def flush() -> None:
-        """Keep the order in which they were written."""
-        if ordinary:
-            parts.append(_lines(ordinary))
-            ordinary.clear()
-        if other:
-            parts.append(Lines.of(other))
-            other.clear()
-
-    for match in _LINE.findall(text):
-        if not match[-1]:
-            if other:
-                flush()
-            ordinary.append(match)
-        elif line := _parsed(match[-1]):
-            if line.get("kind") == "eval":
-                evaluations.append(line)
-            elif line.get("kind") == "train":
-                if ordinary:
-                    flush()
-                other.append(line)
-    flush()
-
-
-def _lines(matches: list[tuple[bytes, ...]]) -> Lines:
-    *numbers, skipped, time, _ = zip(*matches, strict=True)
-    columns = [*map(floats, numbers), np.array([text == b"true" for text in skipped], dtype=float), floats(time)]
-    return Lines(dict(zip(_COLUMNS, columns, strict=True)))
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except ValueError:  # of JSON and of UTF-8
-        return None
-    return line if isinstance(line, dict) else None
+def _columns(lines: list[_Train]) -> Lines:
+    names = _Train.__struct_fields__
+    return Lines({name: np.array([getattr(line, name) for line in lines], dtype=float) for name in names})

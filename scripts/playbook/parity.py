@@ -64,7 +64,7 @@ def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
 
 def _between(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:
     facts, unchecked = _facts(a, b, of)
-    differences = [*_not_succeeded(a, b, of), *_profiled(a, b, of), *facts]
+    differences = [*_not_succeeded(a, b, of), *_profiled(a, b, of), *_unsound(a, b, of), *facts]
     flops = _flops(a, b, of)
     if flops is None:
         unchecked.append("flops_per_token")
@@ -90,6 +90,19 @@ def _profiled(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]
         return []
     said = ["iterations {} to {}".format(*each) if each else "no" for each in found]
     return [Difference("profiled", *said, "train again without the profiler, which slows the steps it watches", of)]
+
+
+def _unsound(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    """Records that contradict themselves, and one that is a copy of the other."""
+    found = [soundness.contradictions(each.run, each.lines) for each in (a, b)]
+    way_out = "take the undamaged record, or train again"
+    differences = [
+        Difference(name, *(each.get(name, "as it should be") for each in found), way_out, of)
+        for name in dict.fromkeys([*found[0], *found[1]])
+    ]
+    if soundness.are_copies(a.run, b.run, (a.lines, b.lines)):
+        differences.append(Difference("metrics", "one training", "the same one", "one is a copy: give two runs", of))
+    return differences
 
 
 def _command(precision: str | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from playbook import comparison_file
 from pretraining import code_state, record
+from pretraining.errors import UsageError
 from pretraining.record import Run, Verdict
 
 BEGUN = "repeats.json"
@@ -80,7 +81,7 @@ def _ended(folder: Path, verdicts: Collection[Verdict] = (Verdict.SUCCEEDED,)) -
         return None
     try:
         run = record.read_facts(folder)
-    except (ValueError, OSError):
+    except (UsageError, OSError):
         return None
     return run if run.verdict in verdicts else None
 

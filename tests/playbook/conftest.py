@@ -50,11 +50,12 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "runs" / (name or precision)
         folder.mkdir(parents=True)
         facts = PARITY | (parity or {})
+        started = facts["start_iteration"]
         content = {
             "schema": 1,
             "precision": {"name": precision, "arithmetic": arithmetic, "bf16_head_layers": 0, "bf16_tail_layers": 1},
             "mock_data": False,
-            "tokens_per_step": 4096,
+            "tokens_per_step": facts["global_batch_size"] * facts["sequence_length"],
             "flops_per_token": 5309184.0,
             "text": {"bigram_entropy": 2.4037},
             "parity": {name: value for name, value in facts.items() if value != "absent"},
@@ -65,11 +66,11 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 "kind": "train",
                 "iteration": number,
                 "loss": loss * (2 + 1 / number),
-                "step_time_s": 50.0 if number == 1 else step * (1 + 0.01 * (number % 5 - 2)),
+                "step_time_s": 50.0 if number == started + 1 else step * (1 + 0.01 * (number % 5 - 2)),
                 "grad_norm": 1.0,
                 "skipped": False,
             }
-            for number in range(1, iterations + 1)
+            for number in range(started + 1, iterations + 1)
         ]
         if validation:
             lines.append({"kind": "eval", "split": "validation", "iteration": iterations, "loss": validation})

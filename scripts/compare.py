@@ -21,6 +21,7 @@ if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
 from playbook import PROJECT, arms, comparison, comparison_file, entry, loading, report, table
+from pretraining.errors import UsageError
 from pretraining.settings import RUNS
 
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="compare although they did not do the same work")
     given = parser.parse_args(arguments)
     if len(given.runs) < 2:
-        parser.error("two or more runs are needed, and one was given")
+        raise UsageError("two or more runs are needed, and one was given")
     if given.save and not given.json:
         given.json = comparison_file.new_folder(PROJECT / RUNS, "runs")
     gc.disable()  # hundreds of thousands of small objects and no cycles: collecting only costs time
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         for path in written[:2]:
             print("\nWritten to" if path is written[0] else "       and", path)
     except comparison.NotComparable as refusal:
-        table.print_refusal(refusal, sys.stderr, last_way_out=table.FORCE_BY_HAND if given.typed else table.FORCE)
+        table.print_refusal(refusal, sys.stderr, table.FORCE_BY_MAKE if given.typed else table.FORCE)
         return 1
     return 0
 

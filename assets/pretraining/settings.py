@@ -216,9 +216,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     args = merged(args)
     changes = overrides.parse(args.overrides or ())
     model = find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
-    if args.disable_fp4 and args.precision not in (None, "bf16"):
-        raise UsageError(f"--disable-fp4 means --precision bf16, but --precision {args.precision} was given; drop one")
-    precision = find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")
+    precision = find_precision(asked_precision(args) or "nvfp4")
     if not on_gpu:
         checks.check_cpu(model, precision)
     on = switches.read()
@@ -338,7 +336,7 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
     if args.config is None:
         return argparse.Namespace(**above)
     below = _of_the_file(config_file.read(args.config))
-    asked = "bf16" if args.disable_fp4 else args.precision
+    asked = asked_precision(args)
     if below["precision"] is not None and asked not in (None, below["precision"]):
         below |= dict.fromkeys(_OF_THE_PRECISION)
     if below["model"] is not None and args.model not in (None, below["model"]):
@@ -388,11 +386,20 @@ def of_the_file_alone(file: config_file.ConfigFile, *, data: str, cache_dir: Pat
     return resolve(args, on_gpu=True, processes=processes_a_copy(args, on_gpu=True))
 
 
+def asked_precision(args: argparse.Namespace) -> str | None:
+    """The name that a command line gives, None where it gives none. Raises UsageError for two different ones."""
+    if not args.disable_fp4:
+        return args.precision
+    if args.precision not in (None, "bf16"):
+        raise UsageError(f"--disable-fp4 means --precision bf16, but --precision {args.precision} was given; drop one")
+    return "bf16"
+
+
 def processes_a_copy(args: argparse.Namespace, *, on_gpu: bool) -> int:
     """The fewest processes that hold the model a command line asks for."""
     args = merged(args)
     model = find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
-    precision = find_precision("bf16" if args.disable_fp4 else args.precision or "nvfp4")
+    precision = find_precision(asked_precision(args) or "nvfp4")
     return parallel.fewest_processes(parallel.split_of(args, model, precision), model)
 
 
@@ -429,7 +436,10 @@ def as_flags(settings: Settings) -> list[str]:
         "--wandb-project": settings.wandb_project,
         "--mlflow-experiment": settings.mlflow_experiment,
     }
-    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    given = []
+    for flag, value in flags.items():
+        if value is not None:  # one that looks like a flag stands in one word with its own
+            given += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
     switched = [f"--{name}" for name in ("evaluate", "tuned", "tensorboard") if getattr(settings, name)]
     return [*given, *switched, *settings.overrides]
 

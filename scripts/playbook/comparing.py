@@ -39,11 +39,11 @@ def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
     loaded = loading.load_all([run.folder for run in runs])
     groups = [[run for run, arm in zip(loaded, order, strict=True) if arm == wanted] for wanted in (0, 1)]
     try:
-        result = comparison.compare(groups, baseline=args.base or "", reproduce=typed(args))
+        result = comparison.compare(groups, baseline=args.base or "", force=args.force, reproduce=typed(args))
     except comparison.NotComparable as refusal:
         if begun:
             begun.done()  # or the next FRESH=1 would find the same runs
-        table.print_refusal(refusal, sys.stderr, last_way_out="FRESH=1 trains all of them again.")
+        table.print_refusal(refusal, sys.stderr, "FRESH=1 trains all of them again.", table.FORCE_BY_MAKE)
         return 1
     folder = begun.folder if begun else comparison_file.new_folder(args.runs, plans[-1].settings.model.name)
     # Before the table, which may go to a closed pipe.

@@ -42,6 +42,7 @@ def run(arguments: list[str] | None = None) -> int:
     out = (args.out or Path("data") / _name(args.input, args.tokenizer)).absolute()
     wanted = ["--input", args.input, "--tokenizer", args.tokenizer, "--out", str(out), *others]
     runtime = _runtime(args.runtime)
+    place.check_of_use(runtime, tag=args.tag)
     if runtime == "container":
         command = _in_container(wanted, args, out)
     else:

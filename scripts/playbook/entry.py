@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from playbook.cli.make import in_makes_words
 from playbook.failures import Failure
 from pretraining.errors import UsageError
 from pretraining.streams import outlive_readers
@@ -18,12 +19,14 @@ def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted")
         interrupted: what Ctrl-C means, where the work does not say.
     """
     with outlive_readers():
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="surrogateescape")  # a path of bytes that are no text is printed as it is
         try:
             code = work()
             sys.stdout.flush()  # onto a full disk it fails here, and is said
             return code
         except UsageError as error:
-            return _end(name, str(error), 2)
+            return _end(name, in_makes_words(str(error)), 2)
         except (Failure, OSError) as error:
             return _end(getattr(error, "who", "") or name, _in_words(error), 1)
         except KeyboardInterrupt as error:

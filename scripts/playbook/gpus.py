@@ -302,7 +302,7 @@ def _refusal(found: list[Gpu], wanted: Mapping[str, Precision], others: list[str
     if len(wanted) > 1:
         works += [f"make compare A=bf16 B={name}" for name in able if name != "bf16"]
     else:
-        works += ["make bf16" if name == "bf16" else f"make nvfp4 PRECISION={name}" for name in able]
+        works += ["make bf16" if name == "bf16" else f"make train PRECISION={name}" for name in able]
     if not emulate and "nvfp4" in wanted and _able(found, wanted, emulate=True):
         works.append(f"{again} EMULATE=1   (NVFP4's arithmetic on BF16 tensor cores: its losses, not its speed)")
     return "\n".join([*lines, *(f"  would work: {command}" for command in works)])

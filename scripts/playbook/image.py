@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from playbook.engine import APIError, Engine, EngineError, ImageNotFound, explain, message_of, pull_problem
 from pretraining import record
+from pretraining.errors import UsageError
 
 REPOSITORY = "nvcr.io/nvidia/nemo"
 DEFAULT_TAG = "26.04"
@@ -44,7 +46,13 @@ class Image:
 
 
 def named(tag: str | None) -> str:
-    """The image that `TAG=` means: a tag of NeMo's, or a whole name such as one of your own."""
+    """The image that `TAG=` means: a tag of NeMo's, or a whole name such as one of your own.
+
+    Raises:
+        UsageError: it has characters that no image's name has.
+    """
+    if tag and not re.fullmatch(r"[A-Za-z0-9][\w./:@+-]*", tag, re.ASCII):
+        raise UsageError(f"TAG={tag} is neither a tag of {REPOSITORY} nor an image's name, as in {DEFAULT_TAG}")
     if tag and any(mark in tag for mark in "/:"):
         return tag
     return f"{REPOSITORY}:{tag or DEFAULT_TAG}"

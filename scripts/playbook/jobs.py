@@ -15,7 +15,7 @@ from pretraining.precision import find_precision
 from pretraining.record import Verdict
 
 JOBS = (
-    *("nvfp4", "bf16", "compare", "profile", "ablate", "eval", "export", "sft", "lora"),
+    *("train", "nvfp4", "bf16", "compare", "profile", "ablate", "eval", "export", "sft", "lora"),
     *("show-config", "models", "precisions", "selfcheck", "shell", "attach", "stop"),
 )
 PROFILED, BEFORE_PROFILED = 5, 10  # iterations of make profile
@@ -36,6 +36,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
     flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
     flags.add_argument("--seeds", metavar="'N M'", help="of an ablation: a run of each variant with each")
+    flags.add_argument("--force", action="store_true", help="compare runs that did not do the same work")
     flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
     flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     flags.add_argument("--runs", type=Path, default=PROJECT / settings.RUNS, help="where run folders go")
@@ -127,8 +128,8 @@ def _show_profile(folder: Path, *, keep: bool = False) -> int:
 
 
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
-    """What the job trains in. PRECISION= takes the place of NVFP4; A= and B= name both sides of a comparison."""
-    asked = args.precision
+    """What the job trains in. PRECISION= is a comparison's second side in place of NVFP4; A= and B= name both."""
+    asked = settings.asked_precision(args)
     if (args.a or args.b) and args.job != "compare":
         raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
     if args.seeds is not None and args.job != "ablate":
@@ -137,16 +138,17 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
         return ("bf16", "nvfp4")
     if args.job in ("eval", "export", "sft", "lora"):
         return (asked,)
-    if args.job == "profile":
-        return ("bf16" if args.disable_fp4 else find_precision(asked or "nvfp4").name,)
-    quantized = "nvfp4" if asked in (None, "bf16") else asked
-    if args.job == "bf16" and asked not in (None, "bf16"):
-        raise UsageError(f"make bf16 takes no PRECISION={asked}: leave it out, or make nvfp4 PRECISION={asked}")
-    if args.job != "bf16" and (asked == "bf16" or args.disable_fp4):
-        said = "--disable-fp4" if args.disable_fp4 else "PRECISION=bf16"
-        raise UsageError(f"make {args.job} takes no {said}: leave it out, or make bf16")
-    both = (find_precision(args.a or "bf16").name, find_precision(args.b or quantized).name)
-    return {"nvfp4": (quantized,), "shell": ("bf16",), "bf16": ("bf16",), "compare": both}[args.job]
+    if args.job in ("train", "profile"):
+        return (find_precision(asked or "nvfp4").name,)
+    if args.job in ("nvfp4", "bf16") and asked not in (None, args.job):
+        raise UsageError(f"make {args.job} trains in {args.job}: make train PRECISION={asked} is the other")
+    if args.job != "compare":
+        return ({"shell": "bf16"}.get(args.job, args.job),)
+    if asked == "bf16":
+        raise UsageError("make compare takes no PRECISION=bf16, which is the first side already: A= and B= name both")
+    if asked and args.b:
+        raise UsageError(f"PRECISION={asked} and B={args.b} both name the second side of the comparison; give one")
+    return (find_precision(args.a or "bf16").name, find_precision(args.b or asked or "nvfp4").name)
 
 
 def _follow_up(args: argparse.Namespace) -> int:

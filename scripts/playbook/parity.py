@@ -109,7 +109,7 @@ def _command(precision: str | None) -> str:
     """The make target that trains in a precision."""
     if precision not in PRECISIONS:
         return "the run"
-    return f"`make {precision}`" if precision in ("bf16", "nvfp4") else f"`make nvfp4 PRECISION={precision}`"
+    return f"`make {precision}`" if precision in ("bf16", "nvfp4") else f"`make train PRECISION={precision}`"
 
 
 def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:

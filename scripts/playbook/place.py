@@ -96,10 +96,9 @@ def choose(wanted: Wanted, *precisions: Precision) -> Place:
     """
     if wanted.runtime not in RUNTIMES:
         raise UsageError(f"RUNTIME={wanted.runtime} is not one of {', '.join(RUNTIMES)}")
-    if wanted.runtime == "cpu":
-        return Place("cpu", choices={"runtime": Choice("cpu", "asked for")})
-    inventory = gpus.read()
+    inventory = gpus.read() if wanted.runtime != "cpu" else gpus.Inventory()
     runtime, why = _runtime(wanted.runtime, inventory)
+    check_of_use(runtime, tag=wanted.tag, gpu=wanted.gpu)
     if runtime == "cpu":
         return Place("cpu", choices={"runtime": Choice("cpu", why)})
     if runtime == "local":
@@ -107,6 +106,14 @@ def choose(wanted: Wanted, *precisions: Precision) -> Place:
     place = Place(runtime, choices={"runtime": Choice(runtime, why)})
     place = _on_gpu(place, inventory, wanted, precisions)
     return _in_container(place, wanted) if runtime == "container" else place
+
+
+def check_of_use(runtime: str, *, tag: str | None, gpu: str | None = None) -> None:
+    """Raise UsageError for a GPU or an image that a runtime has no use for."""
+    if gpu and runtime == "cpu":
+        raise UsageError(f"GPU={gpu}: the CPU runtime uses no GPU; leave it out, or name another RUNTIME=")
+    if tag and runtime != "container":
+        raise UsageError(f"TAG={tag} is the image of a container, and the runtime here is {runtime}; leave it out")
 
 
 def _runtime(asked: str, inventory: gpus.Inventory) -> tuple[str, str]:

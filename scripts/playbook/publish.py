@@ -364,7 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
     except comparison.NotComparable as refusal:
         there = ", ".join(str(path.relative_to(PROJECT)) for path in added)
         written = f"Added: {there}; nothing that is made from the records was written." if added else ""
-        table.print_refusal(refusal, sys.stderr, last_way_out=written or "Nothing was written.")
+        table.print_refusal(refusal, sys.stderr, written or "Nothing was written.")
         return 1
     for path in (*added, *changed):
         print(path.relative_to(PROJECT))

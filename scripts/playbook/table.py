@@ -22,7 +22,7 @@ from pretraining.record import Peak
 WIDTH = 80  # numbers never wrap at this width; a narrower terminal wraps the lines itself
 CELL = 25  # characters; the table fits where no cell is longer
 FORCE = "Or add --force to compare them all the same; the result will say so."
-FORCE_BY_HAND = "Or compare them all the same with .venv/host/bin/python scripts/compare.py --force."
+FORCE_BY_MAKE = "Or FORCE=1 compares them all the same; the result will say so."
 NO_FIGURE = "-"  # one that would mean nothing; "not known" is one that is missing
 
 
@@ -81,11 +81,11 @@ def joined(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
-def print_refusal(refusal: NotComparable, file: TextIO, *, last_way_out: str = FORCE) -> None:
+def print_refusal(refusal: NotComparable, file: TextIO, *ways_out: str) -> None:
     """Print why runs are not compared: each difference on its own line, then the ways out.
 
     Args:
-        last_way_out: the sentence to end with. `FORCE` is left out where it would not help.
+        ways_out: sentences to end with, `FORCE` and its kin left out where they would not help.
     """
     console = Console(file=file, highlight=False)
     console.width = max(WIDTH, console.width)
@@ -99,8 +99,9 @@ def print_refusal(refusal: NotComparable, file: TextIO, *, last_way_out: str = F
         names = ", ".join(dict.fromkeys(found.name for found in refusal.differences if found.way_out == way_out))
         out.line(f"To mend {names}: {way_out}.")
     empty = any(found.name == NO_ITERATIONS for found in refusal.differences)
-    if not (empty and last_way_out in (FORCE, FORCE_BY_HAND)):
-        out.line(last_way_out)
+    for way_out in ways_out:
+        if not (empty and way_out in (FORCE, FORCE_BY_MAKE)):
+            out.line(way_out)
 
 
 class _Lines:

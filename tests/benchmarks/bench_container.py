@@ -39,11 +39,11 @@ def start_up(station: conftest.Station) -> tuple[float, float]:
     for number in range(STARTS):
         folder = station.runs / f"start-{number}"
         launcher = " ".join(station.command("nvfp4", "--run-dir", str(folder), tag="first"))
-        makefile = station.home / "Makefile"
-        text = (PROJECT / "Makefile").read_text()
-        makefile.write_text(re.sub(r"^nvfp4:.*\n.*", f"nvfp4: host-setup\n\t@{launcher}", text, flags=re.M))
+        python = station.home / "python"  # does what make's own would: check the set-up, then become the launcher
+        python.write_text(f"#!/bin/sh\n{sys.executable} scripts/setup.py host\nexec {launcher}\n")
+        python.chmod(0o755)
         began = time.time()
-        make = ["make", "-C", PROJECT, "-f", makefile, "nvfp4"]
+        make = ["make", "-C", PROJECT, "nvfp4", f"PYTHON={python}"]
         subprocess.run(make, env=station.environment(), stdout=subprocess.DEVNULL, check=True)
         through_make.append(json.loads((folder / "first.json").read_text()) - began)
         script = subprocess.run(

@@ -60,7 +60,7 @@ def test_an_h200_is_refused_nvfp4_with_the_commands_that_would_work() -> None:
     said = str(refusal.value)
     assert "GPU 0 NVIDIA H200 (151 GB, compute capability 9.0)" in said
     assert "compute capability 10.0 or 10.3" in said
-    assert "make nvfp4 PRECISION=fp8" in said and "make nvfp4 EMULATE=1" in said
+    assert "make train PRECISION=fp8" in said and "make nvfp4 EMULATE=1" in said
     assert "mxfp8" not in said
 
 

@@ -100,12 +100,6 @@ def test_the_control_is_two_runs_of_one_precision(job, runs: Path) -> None:
     assert found["reproduce"] == "NVFP4_RHT=1 make compare A=bf16 B=bf16"
 
 
-def test_make_tells_the_launcher_what_was_typed(project: Path) -> None:
-    command = ["make", "-n", "compare", "REPEAT=3", "ARGS=--num-layers 8", "FRESH=1"]
-    said = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
-    assert "--typed \"make compare ARGS='--num-layers 8' REPEAT='3'\"\n" in said
-
-
 def test_a_fresh_comparison_that_was_cut_short_goes_on(job, runs: Path) -> None:
     job("compare")
     job("compare", "--fresh", FAKE="diverged", FAKE_ONLY="nvfp4", code=1)
@@ -191,15 +185,22 @@ def test_two_runs_that_cannot_be_compared_are_refused(job) -> None:
     job("bf16", FAKE_DEVICE="first")
     _, errors = job("compare", FAKE_DEVICE="second", code=1)
     assert "device" in errors and "FRESH=1 trains all of them again." in errors
+    assert "FORCE=1 compares them all the same; the result will say so." in errors
+    assert job("compare", "--force", FAKE_DEVICE="second")[0].count("FORCED: ") == 1
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (("compare", "--run-dir", "x"), "compare makes two runs, so it takes no --run-dir"),
-        (("nvfp4", "--precision", "bf16"), "make nvfp4 takes no PRECISION=bf16: leave it out, or make bf16"),
-        (("nvfp4", "--disable-fp4"), "make nvfp4 takes no --disable-fp4"),
-        (("bf16", "--precision", "nvfp4"), "takes no PRECISION=nvfp4: leave it out, or make nvfp4 PRECISION=nvfp4"),
+        (("nvfp4", "--precision", "bf16"), "make nvfp4 trains in nvfp4: make train PRECISION=bf16 is the other"),
+        (("nvfp4", "--disable-fp4"), "make nvfp4 trains in nvfp4: make train PRECISION=bf16"),
+        (("bf16", "--precision", "nvfp4"), "make bf16 trains in bf16: make train PRECISION=nvfp4 is the other"),
+        (("compare", "--precision", "bf16"), "make compare takes no PRECISION=bf16"),
+        (("compare", "--precision", "fp8", "--b", "nvfp4"), "PRECISION=fp8 and B=nvfp4 both name the second side"),
+        (("nvfp4", "--gpu", "9", "--runtime", "cpu"), "GPU=9: the CPU runtime uses no GPU"),
+        (("nvfp4", "--tag", "!!", "--runtime", "cpu"), "TAG=!! is the image of a container"),
+        (("nvfp4", "--tag", "!!", "--runtime", "container", "--dry-run"), "TAG=!! is neither a tag of"),
         (("profile", "--run", "nope"), "RUN=nope is no run folder"),
         (("nvfp4", "--nproc", "0"), "NPROC=0: at least one process is needed"),
         (("compare", "--repeat", "0"), "REPEAT=0: at least one run of each is needed"),

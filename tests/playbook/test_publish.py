@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from playbook import ablation, ablation_file, comparison, comparison_file, loading, publish, tracing
+from playbook.cli import make
 from playbook.failures import Failure
 from pretraining import record
 from pretraining.errors import UsageError
@@ -289,11 +290,8 @@ def test_what_repeats_each_folder_would_run(project: Path) -> None:
         if not command.startswith("make "):
             continue
         # As it would be in a container, which needs no GPU to be planned.
-        words = [*shlex.split(command), "RUNTIME=container", "DRY_RUN=1"]
-        recipe = subprocess.run(
-            [*words, "--just-print"], cwd=project, text=True, capture_output=True, check=True
-        ).stdout
-        (line,) = [line for line in recipe.replace("\\\n", " ").splitlines() if "scripts/run.py" in line]
-        ours = f"{shlex.quote(sys.executable)} {line[line.index('scripts/run.py') :]}"
-        ended = subprocess.run(ours, shell=True, cwd=project, text=True, capture_output=True)
+        _, target, *given = [*shlex.split(command), "RUNTIME=container", "DRY_RUN=1"]
+        (work,) = make.plan([target], dict(word.split("=", 1) for word in given))
+        words = [sys.executable, *work.commands[-1][1:]]
+        ended = subprocess.run(words, cwd=project, text=True, capture_output=True, check=False)
         assert ended.returncode == 0, f"{name}: {command}\n{ended.stdout}{ended.stderr}"

@@ -43,7 +43,7 @@ def test_the_last_way_out_is_the_caller_s(make_run) -> None:
     with pytest.raises(NotComparable) as refusal:
         compare(make_run("bf16"), make_run("nvfp4", parity={"seed": 1}))
     out = io.StringIO()
-    table.print_refusal(refusal.value, out, last_way_out="FRESH=1 trains all of them again.")
+    table.print_refusal(refusal.value, out, "FRESH=1 trains all of them again.")
     assert out.getvalue().endswith("FRESH=1 trains all of them again.\n")
     assert "--force" not in out.getvalue()
 

@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from playbook import flops, log_facts
-from playbook.lines import CHUNK, Lines, floats, whole_lines
+from playbook import flops, log_lines
+from playbook.lines import CHUNK, Lines, floats
+from playbook.log_ends import Failure
+from playbook.log_facts import Facts
 from pretraining.record import Run, Verdict
-
-COARSEST = 0.02  # relative rounding error of MODEL_TFLOP/s/GPU from which FLOPs are not derived
 
 # One match takes the two lines of an iteration as Megatron-Bridge writes them, or else any one line. Possessive, and
 # both lines at once, because two logs of 1,000,000 iterations have to be compared in less than ten seconds.
-_PREFIX = rb"(?:\[[a-z]++[0-9]++\]:|[0-9]++:)? *"
+_PREFIX = rb"(?:\x1f[^\x1f\n]*+\x1f)? *"  # `log_lines.MARK`, whose line it is
 _PLAIN = rb"([0-9]++\.[0-9]++)"
 _SCIENTIFIC = rb"(-?[0-9]++\.[0-9]++(?:E[+-][0-9]++)?+)"
 _LINES = re.compile(
@@ -57,12 +57,20 @@ _FIELDS = {
         "nan_iterations": rb"number of nan iterations",
     }.items()
 }
-_TFLOPS = re.compile(rb"GPU utilization: *([\d.]+) *MODEL_TFLOP/s/GPU")
+_TFLOPS = re.compile(
+    rb"GPU utilization: *([\d.]+) *MODEL_TFLOP/s/GPU|throughput per GPU \(TFLOP/s/GPU\): *([\d.]+) *\|"
+)
 _EVALUATION = re.compile(r"validation loss at iteration (\d+)( on test set| on validation set)? \|(.*)")
 _EVALUATED_LOSS = re.compile(r"lm loss value: *([-+.\w]+) *\|")
 _START = re.compile(rb"Starting training loop at iteration (\d+)")
-_DIRT = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00\x1b]")
 _END = b"[after training is done]"
+# Logs that are not read, by what they alone say.
+_RELATIVES = {
+    "NeMo 2, whose iterations are other lines": b"| reduced_train_loss: ",
+    "torchtitan": b"tps: ",
+    "Hugging Face's Trainer": b"{'loss': ",
+    "Lightning, a progress bar": b"it/s, v_num=",
+}
 
 
 class NotAMegatronLog(ValueError):
@@ -85,14 +93,18 @@ def read_log(path: Path) -> Run:
         NotAMegatronLog: it is empty, or it is no log of Megatron-Bridge.
     """
     reader = _Reader()
-    with path.open("rb") as file:
-        for text in whole_lines(file):
-            reader.lines(text)
-        size = file.tell()
-    if not size:
+    for text in log_lines.read(path):
+        reader.lines(text)
+    if not path.stat().st_size:
         raise NotAMegatronLog(f"{path} is empty")
-    if not (reader.last or reader.is_megatron):
-        raise NotAMegatronLog(f"{path} is not a Megatron-Bridge log: no iteration line, no configuration summary")
+    if not reader.last and (reader.relative or not reader.is_megatron):
+        other = f"it is one of {reader.relative}" if reader.relative else "no iteration line, no configuration summary"
+        raise NotAMegatronLog(f"{path} is not a Megatron-Bridge log: {other}")
+    if not reader.last and (reader.ended or reader.timed):
+        raise NotAMegatronLog(
+            f"{path} has no iteration lines, though its training ran: Megatron-Bridge prints them on the last rank, so "
+            "they are in the log of the last node; give that one, or both in one file"
+        )
     return reader.run(path)
 
 
@@ -113,8 +125,9 @@ class _Reader:
     """The state of one pass over a log."""
 
     def __init__(self) -> None:
-        self.is_megatron = False
-        self.facts = log_facts.Facts()
+        self.is_megatron = self.timed = False
+        self.relative = ""
+        self.facts = Facts()
         self.trainings = 0
         self._new_training(start=None)
 
@@ -126,7 +139,7 @@ class _Reader:
         self.start = start
         self.total: int | None = None
         self.ended = False
-        self.failure = log_facts.Failure()
+        self.failure = Failure()
         self._tflops: float | None = None
 
     def lines(self, text: bytes) -> None:
@@ -139,8 +152,7 @@ class _Reader:
             if ordinary:
                 self._ordinary(ordinary)
                 ordinary = []
-            line = match[-1].rstrip(b"\r\n")
-            self._other(_DIRT.sub(b"", line) if b"\x1b" in line or b"\x00" in line else line)
+            self._other(match[-1].rstrip(b"\n"))
         if ordinary:
             self._ordinary(ordinary)
 
@@ -154,29 +166,34 @@ class _Reader:
         self._add(part, int(totals[-1]))
 
     def _other(self, line: bytes) -> None:
+        whose, line = log_lines.whose(line)
         heads = list(_HEAD.finditer(line))
         starts = [*(head.start() for head in heads), len(line)]
-        self._text(line[: starts[0]])
+        self._text(line[: starts[0]], whose)
         for head, end in zip(heads, starts[1:], strict=True):
+            if self._tflops is None:
+                self._tflops = _tflops(line[head.end() : end])
             self._damaged_iteration(head, line[head.end() : end])
-            self._text(line[head.end() : end])  # for what may be glued to it
+            self._text(line[head.end() : end], whose)  # for what may be glued to it
 
-    def _text(self, line: bytes) -> None:
-        if found := _TFLOPS.search(line):
-            self._tflops = _number(found[1])
+    def _text(self, line: bytes, whose: str) -> None:
+        if (found := _tflops(line)) is not None:
+            self._tflops, self.timed = found, True
         if found := _START.search(line):
             self.is_megatron = True
             self._started(int(found[1]))
         if _END in line:
             self.ended = True
-            self.failure = log_facts.Failure()
+            self.failure = Failure()
         if not self.is_megatron and (b"egatron" in line or b"Configuration Summary" in line):
             self.is_megatron = True
-        for piece in line.decode("utf-8", errors="replace").splitlines():  # a progress bar's carriage returns
-            if "validation loss at" in piece:
-                self._evaluation(piece)
-            self.facts.line(piece)
-            self.failure.line(piece)
+        if not self.relative:
+            self.relative = next((name for name, mark in _RELATIVES.items() if mark in line), "")
+        text = line.decode("utf-8", errors="replace")
+        if "validation loss at" in text:
+            self._evaluation(text)
+        self.facts.line(text, whose)
+        self.failure.line(text, whose)
 
     def _damaged_iteration(self, head: re.Match[bytes], rest: bytes) -> None:
         found = {name: pattern.search(rest) for name, pattern in _FIELDS.items()}
@@ -211,7 +228,7 @@ class _Reader:
                 self._add_out_of_order(part[row : row + 1])
         self.total = total
         if self.failure.cause and self.failure.survived(len(part)):
-            self.failure = log_facts.Failure()
+            self.failure = Failure()
 
     def _add_out_of_order(self, row: np.ndarray) -> None:
         iteration = int(row[0, _ITERATION])
@@ -263,7 +280,7 @@ class _Reader:
         }
         if parity.get("global_batch_size") and parity.get("sequence_length"):
             environment["tokens_per_step"] = parity["global_batch_size"] * parity["sequence_length"]
-        each, resolution, why_not = _flops_per_token(
+        each, resolution, why_not = flops.printed(
             lines, environment.get("tokens_per_step"), parity.get("world_size"), flops.per_token(parity)
         )
         environment |= {"flops_per_token": each, "flops_resolution": resolution}
@@ -305,34 +322,9 @@ def _diverged(lines: Lines) -> bool:
     return bool((~np.isnan(losses)).any() or lines.column("nan_iterations").any())
 
 
-def _flops_per_token(
-    lines: Lines, tokens_per_step: int | None, world_size: int | None, counted: float | None
-) -> tuple[float | None, float | None, str | None]:
-    """FLOPs a token, its relative rounding error, or why it cannot be derived.
-
-    From what is printed where that is fine enough, because it knows the model as it ran: MODEL_TFLOP/s/GPU has one
-    decimal, and on a small model or a slow device little is left of it. Otherwise as `counted` from the model's sizes.
-    """
-    tflops, steps = (lines.column(name)[:1000] for name in ("model_tflops", "step_time_s"))
-    known = (tflops > 0) & (steps > 0)
-    missing = [
-        name
-        for name, is_known in (
-            ("MODEL_TFLOP/s/GPU", known.any()),
-            ("the sequence length and global batch size", tokens_per_step),
-            ("the number of GPUs", world_size),
-        )
-        if not is_known
-    ]
-    resolution = 0.05 / float(np.median(tflops[known])) if known.any() else math.inf
-    if not missing and resolution <= COARSEST:
-        work = float(np.median(tflops[known] * steps[known]))
-        return work * 1e12 * world_size / tokens_per_step, resolution, None
-    if counted is not None:
-        return counted, 0.0, None
-    if missing:
-        return None, None, f"FLOPs a token cannot be derived: the log does not give {', '.join(missing)}"
-    return None, None, "FLOPs a token cannot be derived: MODEL_TFLOP/s/GPU is too small for its one decimal"
+def _tflops(line: bytes) -> float | None:
+    found = _TFLOPS.search(line)
+    return _number(found[1] or found[2]) if found else None
 
 
 def _number(text: bytes) -> float | None:

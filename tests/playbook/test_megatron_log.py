@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from playbook.log_facts import looks_like_log
 from playbook.megatron_log import CHUNK, NotAMegatronLog, read_log
 from pretraining.record import Run, Verdict
 
@@ -412,11 +411,3 @@ def test_a_log_across_chunks_loses_nothing(read) -> None:
     run = read(START + "".join(step(number) for number in range(1, count + 1)) + END)
     assert [line["iteration"] for line in run.train] == list(range(1, count + 1))
     assert all(line["model_tflops"] == 571.5 for line in run.train)
-
-
-def test_looks_like_log(tmp_path: Path) -> None:
-    other = tmp_path / "server.log"
-    other.write_text("GET /megatron 200\n")
-    assert looks_like_log(FP8)
-    assert looks_like_log(OUT_OF_MEMORY)
-    assert not looks_like_log(other)

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -29,6 +28,7 @@ from pretraining.record import Verdict
 
 SCRIPT = Path(__file__).resolve().with_name("pretrain_llama.py")
 VERDICT_SECONDS = 3.0
+POLL_SECONDS = 0.25
 FIRST_PORT, PORTS = 20_000, 10_000
 
 
@@ -110,17 +110,16 @@ def main() -> int:
 
 def _watch(command: list[str], folder: Path, where: str) -> int:
     """Run to the end; write the verdict that the training processes could not."""
-    asked_to_end = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        asked_to_end.append(number)
-        process.send_signal(signal.SIGTERM)
-
+    asked_to_end: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked_to_end.append(number))  # before it could leave one behind
     # What else ends a process that cannot save is in `ending.py`; one that can may take its time.
     process = subprocess.Popen(command, env={saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS), **os.environ})
-    signal.signal(signal.SIGTERM, pass_on)
+    while process.poll() is None and not asked_to_end:
+        time.sleep(POLL_SECONDS)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
     code = process.wait()
-    if asked_to_end:
+    if code and asked_to_end:
         cause = "Slurm asked it to end (SIGTERM): near its time limit, preempted or cancelled"
         record.write_outcome(folder, Verdict.INTERRUPTED, cause=cause, exit_code=130)
         return 130

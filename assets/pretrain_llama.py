@@ -96,7 +96,10 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         if chosen.save:
             run.saving.begin(context)
 
-    run.telemetry = Telemetry(run.folder, on_start, run.saving.end if chosen.save else lambda: None)
+    saving = run.saving
+    run.telemetry = Telemetry(
+        run.folder, on_start, saving.end if chosen.save else lambda: None, saving.instead_of_raising
+    )
     step = plugin.forward_step(forward_step) if plugin else forward_step
     profiler = [Profiler(chosen, run.folder, on_gpu=on_gpu)] if chosen.profile and run.rank == 0 else []
     pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ()), *profiler])

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import lock, record
-from .errors import Diverged, UsageError
+from .errors import FULL_DISK, Diverged, UsageError
 from .plugin import located
 from .precision import PRECISIONS
 from .record import Peak, Verdict
@@ -38,7 +38,6 @@ PATIENCE_SECONDS = 1.0  # an interrupted run's, with who reads its output
 REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
 _TRACEBACK_LINES = 40
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # What gloo and NCCL say on the ranks that another one leaves behind.
 _LOST_PARTNER = re.compile(
     r"Connection (closed|reset) by (remote )?peer|Broken pipe|Socket closed|remote process exited|"
@@ -259,12 +258,12 @@ class RunEnd:
 
     def _saved_first(self) -> tuple[Verdict, str, int]:
         done = self.telemetry.iterations if self.telemetry else 0
+        saved = f"saved at iteration {done}: --resume {self.folder} (RESUME=) continues"
+        if self.saving.problem:
+            verdict, cause, code = classify(self.saving.problem, self.folder)
+            return verdict, f"{cause}; {saved}", code
         by = self.saving.signal or "a signal to another of its processes"
-        return (
-            Verdict.INTERRUPTED,
-            f"interrupted by {by}, saved at iteration {done}: --resume {self.folder} (RESUME=) continues",
-            INTERRUPTED,
-        )
+        return Verdict.INTERRUPTED, f"interrupted by {by}, {saved}", INTERRUPTED
 
     def _write(self, verdict: Verdict, cause: str, code: int, error: BaseException | None = None) -> None:
         telemetry = self.telemetry
@@ -325,7 +324,7 @@ def _is_full_disk(error: BaseException | None, folder: Path) -> bool:
     """
     words = re.compile(rf"{os.strerror(errno.ENOSPC)}|unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing")
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in _NO_ROOM) or words.search(str(error)):
+        if (isinstance(error, OSError) and error.errno in FULL_DISK) or words.search(str(error)):
             return True
         if type(error).__name__ == "CheckpointException" and not _has_room(folder):
             return True
@@ -339,5 +338,5 @@ def _has_room(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 20))
     except OSError as error:
-        return error.errno not in _NO_ROOM
+        return error.errno not in FULL_DISK
     return True

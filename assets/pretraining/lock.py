@@ -221,6 +221,13 @@ def _check_claim(file: IO[str], folder: Path, process: Process, and_so: str = ""
         _write(file, process)
 
 
+def refuse_taken(folder: Path) -> None:
+    """Raise UsageError where a new run could not have the folder, which need not exist."""
+    if processes(folder) and (used := in_use(folder)):
+        raise UsageError(f"--run-dir {folder} is {used}: name another")
+    _refuse_used(folder, "")
+
+
 def _refuse_used(folder: Path, run: str) -> None:
     if record.holds_run(folder):
         raise UsageError(f"--run-dir {folder} already holds a run; a run is never overwritten: name another")

@@ -26,6 +26,7 @@ Only the standard library is used here: the host reads records without torch.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -264,6 +265,8 @@ class MetricsWriter:
     counts to the iteration after it, on top: a millisecond, or tens with a writer. The first iteration's also has what
     came before the first step.
 
+    `learning_rate` is what the step trained with; Megatron's log has the next step's.
+
     Iterations count from 1. `loss` is the mean cross-entropy in nats a token over the global batch. It and
     `grad_norm` are null where they are not finite; `"finite": false` then says so, because JSON knows no NaN.
     """
@@ -272,7 +275,9 @@ class MetricsWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line and flush it. Raises OSError where the disk is full."""
+        """Append one line and flush it. Raises OSError where the disk is full or the file was removed."""
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "the run folder was removed while it trained", self._file.name)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -30,11 +31,14 @@ class SaveFirst:
     Attributes:
         active: from the first iteration until `end`.
         signal: the name of the one that came, "" where it came to another process.
+        problem: why the run cannot go on, where that is what ends it.
     """
 
     def __init__(self) -> None:
         self.active = False
         self.signal = ""
+        self.problem: OSError | None = None
+        self._flag: Callable[[int, FrameType | None], object] = lambda *_: None
         self._came = 0.0
         self._at_once: Callable[[int, FrameType | None], object] = signal.default_int_handler
 
@@ -46,7 +50,8 @@ class SaveFirst:
         if callable(at_once):
             self._at_once = at_once
         state.signal_handler.__enter__()  # Megatron's: a flag on SIGTERM, gathered from all processes each iteration
-        flag = signal.getsignal(signal.SIGTERM)
+        if callable(flag := signal.getsignal(signal.SIGTERM)):
+            self._flag = flag
 
         def save_first(number: int, frame: FrameType | None) -> None:
             now = time.monotonic()
@@ -56,12 +61,19 @@ class SaveFirst:
                 self.signal, self._came = signal.Signals(number).name, now
                 # Not print: a signal may come while the main thread holds its lock.
                 os.write(2, b"saving a checkpoint, then ending; Ctrl-C again ends at once\n")
-            if callable(flag):
-                flag(signal.SIGTERM, frame)
+            self._flag(signal.SIGTERM, frame)
 
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, save_first)
         self.active = True
+
+    def instead_of_raising(self, problem: OSError) -> bool:
+        """Save and end, as on a signal, because of a problem. Returns whether that will be: not outside the loop."""
+        if self.active and self.problem is None:
+            self.problem = problem
+            print(f"pretrain_llama.py: {problem}: saving a checkpoint, then ending", file=sys.stderr, flush=True)
+            self._flag(signal.SIGTERM, None)
+        return self.active
 
     def end(self) -> None:
         """Give the signals back: the loop is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -21,15 +22,20 @@ class _Patient:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self.leave()
+        except OSError as error:
+            self._leave_if_gone(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self.leave()
+        except OSError as error:
+            self._leave_if_gone(error)
+
+    def _leave_if_gone(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe's reader, and a terminal
+            raise error
+        self.leave()
 
     def leave(self) -> None:
         """Send what is still in buffers, and what comes, nowhere."""

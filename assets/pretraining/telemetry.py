@@ -16,7 +16,7 @@ import torch
 from megatron.bridge.training.callbacks import Callback
 
 from . import ranks, record
-from .errors import Diverged
+from .errors import FULL_DISK, Diverged
 from .record import Peak
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Telemetry(Callback):
         run_dir: the run folder.
         on_start: called on every process with the training context, when model and optimizer exist.
         on_end: called on every process when the last iteration is over.
+        on_full: called when the disk takes no line; where it answers True, training saves and ends by itself.
 
     Attributes:
         iterations: completed iterations, counted from the start of training and not of this process.
@@ -42,11 +43,14 @@ class Telemetry(Callback):
         run_dir: Path,
         on_start: Callable[[CallbackContext], None],
         on_end: Callable[[], None] = lambda: None,
+        on_full: Callable[[OSError], bool] = lambda _: False,
     ) -> None:
         self._run_dir = run_dir
         self._on_start = on_start
         self._on_end = on_end
+        self._on_full = on_full
         self._writer: record.MetricsWriter | None = None
+        self._learning_rate: float | None = None
         self._began = 0.0
         self._own = ranks.OwnTime()
         self.iterations = 0
@@ -62,7 +66,9 @@ class Telemetry(Callback):
         self._own.watch(context)
 
     def on_train_step_start(self, context: CallbackContext) -> None:
-        """Start the clock of one step."""
+        """Start the clock of one step, and read its learning rate: at its end the scheduler has set the next one's."""
+        if self._writer is not None:
+            self._learning_rate = context.optimizer.param_groups[0]["lr"] if context.optimizer else None
         self._began = time.perf_counter()
         self._own.begin()
 
@@ -71,7 +77,7 @@ class Telemetry(Callback):
 
         Raises:
             Diverged: the loss is not finite. An exception here ends the training, which is what it is for.
-            OSError: the record cannot be written (a full disk).
+            OSError: the record cannot be written, and no checkpoint either: the disk is full, or the folder is gone.
         """
         torch.cuda.synchronize()  # the one synchronisation a step: kernels are still running when the call returns
         step_time = time.perf_counter() - self._began
@@ -80,14 +86,14 @@ class Telemetry(Callback):
         if self._writer is None:
             return
         loss = _number((context.loss_dict or {}).get("lm loss"))
-        self._writer.write(
+        self._write(
             {
                 "kind": "train",
                 "iteration": self.iterations,
                 "loss": _finite(loss),
                 "step_time_s": round(step_time, 6),
                 "grad_norm": _finite(_number(context.grad_norm)),
-                "learning_rate": context.optimizer.param_groups[0]["lr"] if context.optimizer else None,
+                "learning_rate": self._learning_rate,
                 "skipped": bool(context.skipped_iter),
                 "finite": loss is None or math.isfinite(loss),
                 "time": round(time.time(), 3),
@@ -117,7 +123,14 @@ class Telemetry(Callback):
         if self._writer is not None and loss is not None:
             step = context.state.train_state.step
             line = {"kind": "eval", "split": split, "iteration": step, "loss": _finite(loss)}
-            self._writer.write({**line, "time": round(time.time(), 3)})
+            self._write({**line, "time": round(time.time(), 3)})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self._writer.write(line)
+        except OSError as error:
+            if error.errno not in FULL_DISK or not self._on_full(error):
+                raise
 
 
 def peaks() -> dict[Peak, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from playbook.progress import shown
 from pretraining import record
 from pretraining.errors import UsageError
 
@@ -65,7 +66,7 @@ def show_evaluation(run: record.Run) -> None:
     """Print the losses of an evaluated checkpoint."""
     where = f"in {run.precision['name']}"
     for line in run.evaluations:
-        print(f"{line['split']} loss {line['loss']:.4f} nats a token {where}, iteration {line['iteration']}")
+        print(f"{line['split']} loss {shown(line['loss'])} nats a token {where}, iteration {line['iteration']}")
 
 
 def _trains(args: argparse.Namespace) -> bool:

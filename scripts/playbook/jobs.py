@@ -155,9 +155,9 @@ def _follow_up(args: argparse.Namespace) -> int:
     from playbook import lifecycle
 
     if args.job == "stop":
-        lifecycle.stop(args.run)
+        lifecycle.stop(args.run, args.runs)
         return 0
-    return exit_code(lifecycle.attach(args.run))
+    return exit_code(lifecycle.attach(args.run, args.runs))
 
 
 def _shell(args: argparse.Namespace, where: Place) -> int:

@@ -70,7 +70,7 @@ def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> re
     """Run a training to its end and return its record.
 
     Args:
-        start: starts it; interrupted or failing, it leaves nothing behind.
+        start: starts it; failing, it leaves nothing behind.
         folder: the run folder, which exists.
         progress: shows what happens.
 
@@ -79,37 +79,53 @@ def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> re
     """
     last_words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
     started: Started | None = None
-    end, recorded = End(130), False
+    end: End | None = None
+    recorded = False
     with _interruptions() as interruptions:
         try:
             started = start()
             reader = threading.Thread(target=_drain, args=(started, last_words), daemon=True)
             reader.start()
-            while (end := started.poll()) is None:
+            while (end := started.poll()) is None and not interruptions.count:
                 progress.update()
                 time.sleep(POLL_SECONDS)
-            reader.join(timeout=5)
-            recorded = see_the_end(folder, end, last_words)
+            stopped = end is None
+            if stopped:
+                progress.say(f"stopping ... (at most {started.grace_seconds:.0f} s; Ctrl-C again: at once)")
+                end = end_now(started, lambda: interruptions.count > 1)
+            else:
+                reader.join(timeout=5)
+            recorded = see_the_end(folder, end, last_words, interrupted=stopped)
         except NotStarted as error:
             end = End(1, Verdict.FAILED, str(error))
             recorded = see_the_end(folder, end)
-        except KeyboardInterrupt:
-            long = f" (at most {started.grace_seconds:.0f} s; Ctrl-C again: at once)" if started else ""
-            progress.say(f"stopping ...{long}")
-            end = _stop(started, interruptions) if started else end
-            recorded = see_the_end(folder, end, last_words, interrupted=True)
-            cause = record.read_facts(folder).outcome.get("cause", "") if recorded else ""
-            raise KeyboardInterrupt(cause) from None
+        except Exception as error:  # the launcher's own, for which training must not lose its end
+            if started and end is None:
+                end_now(started, lambda: interruptions.count > 0)
+            recorded = see_the_end(folder, End(1, Verdict.FAILED, f"the launcher failed: {error!r}"), last_words)
+            raise
         finally:
             if started:
                 started.close(recorded=recorded)
             progress.close()
-    if not recorded and end.verdict is not Verdict.INCOMPLETE:
-        print(f"how the run ended could not be written into {folder}: is the disk full?", file=sys.stderr)
-    ended = record.read_run(folder)
+    if recorded:
+        record.sweep(folder)
+    ended = _read(folder, end, recorded)
+    if interruptions.count:
+        raise KeyboardInterrupt(ended.outcome.get("cause", ""))
     if end.cause and end.cause != ended.outcome.get("cause"):  # training wrote its own; this says why it came to that
         print(end.cause, file=sys.stderr)
     return ended
+
+
+def _read(folder: Path, end: End, recorded: bool) -> record.Run:
+    """The record, and a word on what keeps it from being whole."""
+    if not folder.is_dir():
+        cause = f"the run folder {folder} was removed while it trained, and its record with it"
+        return record.Run(folder, outcome={"cause": cause, "exit_code": 1})
+    if not recorded and end.verdict is not Verdict.INCOMPLETE:
+        print(f"how the run ended could not be written into {folder}: is the disk full?", file=sys.stderr)
+    return record.read_run(folder)
 
 
 def _drain(started: Started, last_words: collections.deque[str]) -> None:
@@ -119,21 +135,22 @@ def _drain(started: Started, last_words: collections.deque[str]) -> None:
 
 
 class _Interruptions:
-    """The first Ctrl-C or SIGTERM raises KeyboardInterrupt; later ones are counted, so that none interrupts the end."""
+    """Counts Ctrl-C, SIGTERM and a closed terminal, and raises nothing: no call is left half done, such as a start."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def __call__(self, number: int, frame: object) -> None:
         self.count += 1
-        if self.count == 1:
-            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _interruptions() -> Iterator[_Interruptions]:
     handler = _Interruptions()
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield handler
     finally:
@@ -141,11 +158,16 @@ def _interruptions() -> Iterator[_Interruptions]:
             signal.signal(number, old)
 
 
-def _stop(started: Started, interruptions: _Interruptions) -> End:
-    """Interrupt, wait, then kill what is left. A second Ctrl-C kills at once."""
+def end_now(started: Started, at_once: Callable[[], bool] = lambda: False) -> End:
+    """Interrupt, wait, then kill what is left.
+
+    Args:
+        started: what runs.
+        at_once: whether to wait no longer.
+    """
     started.interrupt()
     deadline = time.monotonic() + started.grace_seconds
-    while (end := started.poll()) is None and time.monotonic() < deadline and interruptions.count < 2:
+    while (end := started.poll()) is None and time.monotonic() < deadline and not at_once():
         time.sleep(0.05)
     started.kill()
     return end or started.poll() or End(130)

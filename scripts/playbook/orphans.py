@@ -11,7 +11,6 @@ from playbook.engine import Engine, NotFound
 from playbook.launch import see_the_end
 from playbook.runtimes import container_process
 from playbook.runtimes.container import LABEL
-from pretraining.errors import UsageError
 from pretraining.lock import watcher
 from pretraining.record import read_facts
 
@@ -97,16 +96,3 @@ def busy(held: Contained, gpu: str) -> str:
     if held.own and held.launcher is None:
         return f"{gpu} is held by {held}: `make attach` follows it, `make stop` ends it"
     return f"{gpu} is held by {held}: wait for it, or end it with `make stop` in its folder"
-
-
-def pick(engine: Engine, name: str | None) -> Contained:
-    """The running run to attach to or to stop. Raises UsageError where there is none, or several and no name."""
-    running = [each for each in settle(engine) if each.running and each.own]
-    chosen = [each for each in running if name in (None, each.run.name)]
-    if len(chosen) == 1:
-        return chosen[0]
-    if not running:
-        raise UsageError("no run of this project is a running container")
-    names = ", ".join(each.run.name for each in running)
-    asked = f"{len(running)} runs are running" if name is None else f"RUN={name} is not running"
-    raise UsageError(f"{asked}: name one with RUN=, of {names}")

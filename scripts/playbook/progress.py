@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.status import Status
@@ -72,12 +73,11 @@ class Progress:
             with self._metrics.open("rb") as file:
                 file.seek(self._position)
                 new = file.read()
-        except FileNotFoundError:
+        except OSError:
             return False
         whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
         self._position += len(whole)
-        for text in whole.splitlines():
-            line = json.loads(text)
+        for line in filter(None, map(_parsed, whole.splitlines())):
             if line["kind"] == "train":
                 self._last = line
                 self._times = [*self._times[-19:], line["step_time_s"]]
@@ -90,14 +90,14 @@ class Progress:
         if not self._last:
             return f"{self._label}: starting, {seconds:.0f} s (imports, model, data)"
         step = sorted(self._times)[len(self._times) // 2]
-        done, loss = self._last["iteration"], self._last["loss"]
+        done = self._last["iteration"]
         parts = [
             f"{self._label}: iteration {done}/{self._iterations}",
-            f"loss {loss:.4f}" if loss is not None else "loss not finite",
+            f"loss {shown(self._last['loss'])}",
             f"{step:.3f} s/step",
         ]
         if self._evaluated:
-            parts.append(f"validation loss {self._evaluated['loss']:.4f}")
+            parts.append(f"validation loss {shown(self._evaluated['loss'])}")
         if final:
             parts.append(f"{seconds:.0f} s in all")
         elif done < self._iterations:
@@ -105,3 +105,19 @@ class Progress:
         else:
             parts.append("finishing")  # it may evaluate, save, or only end
         return "  ".join(parts)
+
+
+def shown(loss: float | None) -> str:
+    """A loss of `metrics.jsonl`, where one that is not finite is null."""
+    return "not finite" if loss is None else f"{loss:.4f}"
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`, None where it is damaged: what is shown must not end what is trained."""
+    try:
+        line = json.loads(text)
+        told = line["step_time_s"] if line["kind"] == "train" else 0 if line["split"] else None
+        numbers = (line["iteration"], line["loss"] or 0, told)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return line if all(isinstance(each, int | float) for each in numbers) else None

@@ -24,8 +24,7 @@ def train(job: plan.Plan, runs: Path) -> Run:
     """
     chosen = job.settings
     folder = chosen.run_dir or new_folder(runs, chosen)
-    if record.holds_run(folder):
-        raise UsageError(f"--run-dir {folder} already holds a run; a run is never overwritten: name another")
+    lock.refuse_taken(folder)  # before anything is prepared for it
     ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
     try:
         folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)
@@ -63,6 +62,8 @@ def exit_code(ended: Run) -> int:
     precision = ended.plan.get("request", {}).get("precision", ended.folder.name)
     for line in ended.outcome.get("traceback", ()):  # of one rank among several
         print(f"  | {line}", file=sys.stderr)
-    print(f"{precision}: {ended.verdict}: {cause}\n  all of it: {ended.folder / record.LOG}", file=sys.stderr)
+    print(f"{precision}: {ended.verdict}: {cause}", file=sys.stderr)
+    if (log := ended.folder / record.LOG).exists():
+        print(f"  all of it: {log}", file=sys.stderr)
     code = ended.outcome.get("exit_code", 1)
     return code if code in (2, 130) else 1

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from playbook.launch import End, see_the_end
-from pretraining import record
+from pretraining import lock, record
 from pretraining.record import Run, Verdict
 
 LAUNCHER = Path(__file__).parent / "fakes" / "launcher.py"
@@ -67,7 +68,7 @@ def launch(environment, project: Path, tmp_path: Path) -> Iterator:
 
     def start(job: str, *flags: str, stdout: int = subprocess.PIPE, **more: str) -> Launched:
         runs = tmp_path / "runs"
-        paths = os.pathsep.join([str(project / "assets"), str(project / "scripts")])
+        paths = os.pathsep.join([str(project / "assets"), str(project / "scripts"), more.pop("MORE_PATH", "")])
         process = subprocess.Popen(
             [sys.executable, str(LAUNCHER), job, *FLAGS, *flags, "--runs", str(runs)],
             env=environment(PYTHONPATH=paths, **more), stdin=subprocess.DEVNULL,
@@ -285,3 +286,144 @@ def test_a_full_disk_is_told_although_nothing_could_be_written(launch) -> None:
     assert launched.process.returncode == 1
     assert "the disk is full" in errors
     assert "before it began" not in errors  # it had trained two iterations
+
+
+def test_lines_that_are_not_finite_or_damaged_end_nothing(launch) -> None:
+    launched = launch("nvfp4", FAKE="odd", PLAIN_EVERY_SECONDS="0")
+    said, errors = launched.process.communicate(timeout=60)
+    assert (launched.process.returncode, errors) == (0, "")
+    assert "validation loss not finite" in said and "validation loss 2.5000" in said.splitlines()[-1]
+    assert launched.read().verdict is Verdict.SUCCEEDED
+
+
+def test_a_folder_removed_while_it_trains_is_told_as_that(launch, until) -> None:
+    launched = launch("nvfp4", FAKE="slow")
+    until(lambda: launched.iterations() >= 2, 60)
+    folder = launched.folder
+    shutil.rmtree(folder)
+    _, errors = launched.process.communicate(timeout=60)
+    assert launched.process.returncode == 1 and not folder.exists()
+    words = f"{folder.name}: incomplete: the run folder {folder} was removed while it trained, and its record with it\n"
+    assert errors.endswith(words) and "Traceback" not in errors and "disk" not in errors
+
+
+def test_a_closed_terminal_ends_training_with_its_record(launch, until) -> None:
+    master, slave = pty.openpty()
+    launched = launch("nvfp4", FAKE="slow", stdout=slave, TERM="xterm")
+    os.close(slave)
+    until(lambda: launched.iterations() >= 2, 60)
+    os.close(master)  # nobody reads it: writing to it fails
+    launched.process.send_signal(signal.SIGHUP)
+    assert launched.process.wait(timeout=60) == 130
+    assert launched.read().verdict is Verdict.INTERRUPTED and not is_running(launched.folder)
+
+
+def test_nohup_outlives_its_terminal(launch, until) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        launched = launch("bf16")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    until(lambda: launched.iterations() >= 2, 60)
+    launched.process.send_signal(signal.SIGHUP)
+    assert launched.process.wait(timeout=60) == 0
+    assert launched.read().verdict is Verdict.SUCCEEDED
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interruption_while_the_process_is_made_leaves_none(launch, tmp_path: Path, when: str) -> None:
+    """The launcher's own SIGINT, from within Popen: before the child is there, and when it is and nobody knows it."""
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import os, signal, subprocess
+made = subprocess.Popen._execute_child
+def interrupted(self, arguments, *more):
+    training = "training.py" in str(arguments)
+    if training and {when == "before"}:
+        os.kill(os.getpid(), signal.SIGINT)
+    made(self, arguments, *more)
+    if training and {when == "after"}:
+        os.kill(os.getpid(), signal.SIGINT)
+subprocess.Popen._execute_child = interrupted
+""")
+    launched = launch("nvfp4", FAKE="slow", MORE_PATH=str(tmp_path))
+    _, errors = launched.process.communicate(timeout=60)
+    assert launched.process.returncode == 130 and "Traceback" not in errors
+    assert launched.read().verdict is Verdict.INTERRUPTED and not is_running(launched.folder)
+
+
+def test_two_launchers_in_one_folder_are_one_run(launch, tmp_path: Path, until) -> None:
+    folder = tmp_path / "runs" / "one"
+    first = launch("nvfp4", "--run-dir", str(folder), "--seed", "1", FAKE="slow")
+    until(lambda: (folder / record.PLAN).exists(), 60)  # long before it has written a line
+    before = (folder / record.PLAN).read_bytes()
+    second = launch("bf16", "--run-dir", str(folder), "--seed", "2")
+    _, errors = second.process.communicate(timeout=60)
+    assert second.process.returncode == 2
+    assert re.search(rf"^run: --run-dir {folder} is in use by process \d+ \((launcher|training)\).*: name ano", errors)
+    assert (folder / record.PLAN).read_bytes() == before
+    until(lambda: first.iterations() >= 2, 60)
+    first.process.send_signal(signal.SIGINT)
+    first.process.communicate(timeout=60)
+    kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    third = launch("bf16", "--run-dir", str(folder))
+    _, errors = third.process.communicate(timeout=60)
+    assert third.process.returncode == 2 and "already holds a run" in errors
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == kept
+    assert not [path for path in folder.iterdir() if path.name.startswith(".outcome")]
+
+
+@pytest.fixture
+def orphaned(launch, until) -> Launched:
+    """A training whose launcher was killed."""
+    launched = launch("nvfp4", FAKE="slow")
+    until(lambda: launched.iterations() >= 2, 60)
+    launched.process.kill()
+    launched.process.wait()
+    assert is_running(launched.folder)
+    return launched
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_whose_launcher_is_gone_can_be_stopped(launch, orphaned, named: bool) -> None:
+    ended = launch("stop", *(("--run", orphaned.folder.name) if named else ()))
+    said, errors = ended.process.communicate(timeout=60)
+    assert ended.process.returncode == 0, errors
+    assert said == f"stopped {orphaned.folder.name}: interrupted\n"
+    assert orphaned.read().outcome["cause"] == "interrupted by SIGINT" and not is_running(orphaned.folder)
+    again = launch("stop", DOCKER_HOST="unix:///nonexistent/docker.sock")
+    _, errors = again.process.communicate(timeout=60)
+    assert again.process.returncode == 1
+    assert "no run of this project is a process of this machine; and no Docker engine answers" in errors
+
+
+def test_a_run_whose_launcher_is_gone_can_be_followed_once_and_stopped_there(launch, orphaned, until) -> None:
+    attached = launch("attach")
+    until(lambda: lock.watcher(orphaned.folder) == attached.process.pid, 60)
+    second = launch("attach", "--run", str(orphaned.folder))
+    _, errors = second.process.communicate(timeout=60)
+    assert second.process.returncode == 2 and f"watched already, by process {attached.process.pid}" in errors
+    attached.process.send_signal(signal.SIGINT)
+    said, _ = attached.process.communicate(timeout=60)
+    assert attached.process.returncode == 130
+    assert re.search(r"nvfp4 tiny: following, from iteration \d+ of 8", said)
+    assert orphaned.read().verdict is Verdict.INTERRUPTED and not is_running(orphaned.folder)
+
+
+def test_an_end_that_attach_saw_and_training_could_not_tell(launch, orphaned, until) -> None:
+    attached = launch("attach")
+    until(lambda: lock.watcher(orphaned.folder) == attached.process.pid, 60)
+    (number,) = trainings(orphaned.folder)
+    os.kill(number, signal.SIGKILL)
+    _, errors = attached.process.communicate(timeout=60)
+    assert attached.process.returncode == 1 and "while no launcher watched it" in errors
+    assert orphaned.read().verdict is Verdict.KILLED
+
+
+def test_a_watched_run_is_stopped_too_and_its_launcher_sees_it(launch, until) -> None:
+    launched = launch("nvfp4", FAKE="slow")
+    until(lambda: launched.iterations() >= 2, 60)
+    ended = launch("stop")
+    said, errors = ended.process.communicate(timeout=60)
+    assert (ended.process.returncode, said) == (0, f"stopped {launched.folder.name}: interrupted\n"), errors
+    assert launched.process.wait(timeout=60) == 130
+    assert launched.read().outcome["cause"] == "interrupted by SIGINT"

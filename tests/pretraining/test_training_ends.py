@@ -1,6 +1,7 @@
 """The ends a training can come to, each with a verdict, a cause and an exit code; all but the folder's are real."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import record
+from pretraining import lock, record
 from pretraining.record import Verdict
 
 pytestmark = pytest.mark.slow
@@ -205,3 +206,60 @@ def test_a_full_disk(train, small_disk: Path, what: str) -> None:
     assert run.verdict in (Verdict.FAILED, Verdict.INCOMPLETE)  # there may have been no room for the outcome
     if run.verdict is Verdict.INCOMPLETE:
         assert "the outcome could not be written" in said
+
+
+def test_a_disk_that_fills_ends_a_run_that_saves_with_a_checkpoint(train_after) -> None:
+    run, said = train_after(
+        """
+        import errno
+        from pretraining import record
+        write = record.MetricsWriter.write
+        def full(self, line):
+            if line["iteration"] >= 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(self, line)
+        record.MetricsWriter.write = full
+        """,
+        *("--disable-fp4", "--save", "1000"),
+    )
+    assert run.verdict is Verdict.FAILED
+    assert run.outcome["cause"].startswith("the disk is full: free some space")
+    assert f"saved at iteration 3: --resume {run.folder} (RESUME=) continues" in run.outcome["cause"]
+    assert record.has_checkpoint(run.folder) and len(run.train) == 2
+    assert said.count("saving a checkpoint, then ending") == 1 and "Traceback" not in said
+
+
+def test_a_run_whose_folder_is_removed_ends(start_training, until, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start_training(folder)
+    until(lambda: iterations(folder) >= 2, 120)
+    shutil.rmtree(folder)
+    assert process.wait(timeout=30) == 1
+    assert "the run folder was removed while it trained" in process.stdout.read()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stray_rank_changes_nothing_of_a_run_that_lives_or_has_ended(
+    start_training, until, environment, tmp_path: Path, rank: int
+) -> None:
+    folder = tmp_path / "run"
+    process = start_training(folder)
+    until(lambda: (folder / record.LOG).exists(), 120)
+
+    def refused() -> str:
+        alone = environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29999")
+        script = Path(lock.__file__).parents[1] / "pretrain_llama.py"
+        ended = subprocess.run(
+            [sys.executable, str(script), "--model", "tiny", "--run-dir", str(folder)],
+            env=alone, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 2 and ended.stdout == "" and ended.stderr.count("\n") == 1, ended.stderr
+        return ended.stderr
+
+    assert f"is in use by process {process.pid} (training)" in refused()
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert "already holds a run" in refused()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

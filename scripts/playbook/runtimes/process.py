@@ -6,11 +6,15 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from playbook.launch import End
-from pretraining import saving
+from pretraining import lock, saving
 from pretraining.record import Verdict
+
+KILL_SECONDS = 3.0
 
 
 class LocalProcess:
@@ -62,3 +66,50 @@ class LocalProcess:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+
+class AdoptedProcess:
+    """A training of this machine whose launcher is gone: its processes, which wrote themselves down in its lock."""
+
+    grace_seconds = LocalProcess.grace_seconds
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._known: set[lock.Process] = set()
+
+    def lines(self) -> Iterator[bytes]:
+        """Nothing: its output has lost its reader, and goes to its log alone."""
+        return iter(())
+
+    def poll(self) -> End | None:
+        """How it ended, None while it runs. Its own outcome is right; that it left none is all that is known."""
+        if self._living():
+            return None
+        return End(1, Verdict.KILLED, "training was killed, or died without a word, while no launcher watched it")
+
+    def interrupt(self) -> None:
+        """Ask every process to end, with a record; torch.distributed.run ends with them."""
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End what is left, and wait for that."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while self._living() and time.monotonic() < deadline:
+            self._signal(signal.SIGKILL)
+            time.sleep(0.05)
+
+    def close(self, *, recorded: bool) -> None:
+        """Nothing is left of it: helpers end with their training."""
+
+    def _living(self) -> list[lock.Process]:
+        self._known.update(trainings(self._run_dir))  # which are gone where the folder was removed
+        return [each for each in self._known if each.lives()]
+
+    def _signal(self, number: signal.Signals) -> None:
+        for each in self._living():
+            each.send(number)
+
+
+def trainings(run_dir: Path) -> list[lock.Process]:
+    """The processes of this machine that train in a run folder."""
+    return [each for each in lock.processes(run_dir) if each.role == "training" and each.lives()]

@@ -2,7 +2,7 @@
 
 FAKE says how it ends: "" as told by its flags, "slow" not by itself, "stubborn" neither by SIGINT, "killed" by
 SIGKILL, "early" before it has a log, "refused" before that and with torch.distributed.run's words after its own,
-"diverged", "disk" on a full disk that takes no outcome.
+"diverged", "disk" on a full disk that takes no outcome, "odd" with lines that a reader must bear.
 FAKE_ONLY names the one precision that does so, FAKE_SWITCH the switch that is off where it does so, FAKE_LOSS, as
 {"nvfp4 1234": 1.01}, what to multiply losses with by precision and seed.
 """
@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from pretraining import code_state, record, settings
+from pretraining import code_state, ending, record, settings
 
 how = os.environ.get("FAKE", "")
 if how == "early":
@@ -31,7 +31,7 @@ if os.environ.get("FAKE_ONLY", precision) != precision:
 if "FAKE_SWITCH" in os.environ and os.environ.get(os.environ["FAKE_SWITCH"], "1") != "0":
     how = ""
 scale = json.loads(os.environ.get("FAKE_LOSS", "{}")).get(f"{precision} {chosen.seed}", 1.0)
-folder.mkdir(parents=True, exist_ok=True)
+held = ending.claim_run_dir(chosen)
 (folder / record.LOG).write_text("fake\n")
 if how == "stubborn":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -72,6 +72,10 @@ try:
             if os.fork() == 0:  # a helper, which never hears of it
                 time.sleep(600)
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "odd" and iteration == 2:
+            writer.write({"kind": "eval", "split": "validation", "iteration": 2, "loss": None})
+            with (folder / record.METRICS).open("a") as file:
+                file.write('{"kind": "train", "iter\n\0\n[]\n5\n{"kind": "train"}\n{"kind": "eval", "split": []}\n')
         if how == "diverged" and iteration == 2:
             end(record.Verdict.DIVERGED, "the loss is nan at iteration 2: try a lower learning rate", 1)
         if how == "disk" and iteration == 2:

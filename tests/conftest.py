@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -44,11 +45,16 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path,
     """`train("bf16", "--seed", "7")` runs 6 iterations of the tiny model; gives run folder and ended process."""
 
     def run(
-        precision: str, *flags: str, code: int | None = 0, folder: Path | None = None, **more: str
+        precision: str,
+        *flags: str,
+        code: int | None = 0,
+        folder: Path | None = None,
+        python: str = sys.executable,
+        **more: str,
     ) -> tuple[Path, subprocess.CompletedProcess[str]]:
         folder = folder or tmp_path_factory.mktemp("train") / precision
         ended = subprocess.run(
-            training_command(precision, folder, *flags),
+            [python, *training_command(precision, folder, *flags)[1:]],
             env=cpu_environment(**more),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -133,3 +139,21 @@ def make_dataset() -> Callable[..., str]:
         return str(prefix)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def instructions(tmp_path_factory) -> Path:
+    """Sums to learn, and a tokenizer whose words are tiny's: the 256 bytes and an end."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("instructions")
+    words = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    fast = Tokenizer(models.BPE(vocab={**words, "<end>": 256}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "pad_token": "<end>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    for name, count in (("training", 64), ("validation", 16)):
+        lines = [json.dumps({"input": f"What is {n}+{n}?", "output": f"It is {2 * n}."}) + "\n" for n in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder

@@ -1,7 +1,8 @@
 """The project's virtual environments: what each holds, and making it so once.
 
 An environment remembers a hash of every requirements file it was made from, and is brought up to date when one
-changes. Only the standard library is used: this runs before anything is installed.
+changes. Each Python has its own, `.venv/cpu-3.12`; `.venv/cpu` leads to the one that was last asked for. Only the
+standard library is used: this runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from playbook.failures import Failure
 VENVS = PROJECT / ".venv"
 REQUIREMENTS = PROJECT / "requirements"
 
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+
 # name: (folder, requirements files in order, what to say while it takes its time)
 ENVIRONMENTS = {
     "host": ("host", ("host.txt",), "the launcher's packages"),
@@ -43,28 +46,60 @@ class SetupError(Failure):
     who = "setup"
 
 
+def folder_of(name: str) -> Path:
+    """Where environment `name` of this Python is, made or not."""
+    return VENVS / f"{ENVIRONMENTS[name][0]}-{VERSION}"
+
+
 def python_of(name: str) -> Path:
     """The interpreter of environment `name`, made or not."""
-    return VENVS / ENVIRONMENTS[name][0] / "bin" / "python"
+    return folder_of(name) / "bin" / "python"
 
 
 def ensure(name: str) -> Path:
-    """Make environment `name`, or bring it up to date. Returns its interpreter.
+    """Make environment `name` of this Python, or bring it up to date, and have `.venv/NAME` lead to it.
+
+    Returns its interpreter.
 
     Raises:
         SetupError: no venv module, no network, no space: with what pip said last.
     """
-    folder_name, files, what = ENVIRONMENTS[name]
-    folder = VENVS / folder_name
+    python = make(name)
+    link = VENVS / ENVIRONMENTS[name][0]
+    if not link.is_symlink() or os.readlink(link) != folder_of(name).name:
+        beside = link.with_name(f".{link.name}.{os.getpid()}")
+        beside.symlink_to(folder_of(name).name)
+        beside.replace(link)
+    return python
+
+
+def make(name: str) -> Path:
+    """As `ensure`, and leave `.venv/NAME` as it is."""
+    _, files, what = ENVIRONMENTS[name]
+    folder, link = folder_of(name), VENVS / ENVIRONMENTS[name][0]
     wanted = {file: _fingerprint(file) for file in files}
-    if _missing(folder, wanted):
+    if _missing(folder, wanted) or not link.is_symlink():
         VENVS.mkdir(exist_ok=True)
-        with _locked(VENVS / f".{folder_name}.lock"):  # two makes at once: the second waits and finds it done
+        with _locked(VENVS / f".{folder.name}.lock"):  # two makes at once: the second waits and finds it done
+            _adopt(link)
             missing = _missing(folder, wanted)
             if missing:
                 print(f"Setting up {folder.relative_to(PROJECT)}: {what} ...", flush=True)
                 _make(folder, missing, wanted)
     return python_of(name)
+
+
+def _adopt(old: Path) -> None:
+    """Give an environment its own folder that lies where the link goes, from when all Pythons had one."""
+    if not old.is_dir() or old.is_symlink():
+        return
+    try:
+        python = json.loads((old / _STAMP).read_text())["python"]
+        own = old.rename(old.with_name(f"{old.name}-{'.'.join(map(str, python))}"))
+    except (OSError, ValueError, TypeError, KeyError):  # never finished, damaged, or there is another
+        shutil.rmtree(old)
+    else:
+        old.symlink_to(own.name)
 
 
 def fingerprint(name: str) -> str:
@@ -103,7 +138,7 @@ def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
     if have is None:
         _create(folder)
         have = {}
-    log = folder.with_suffix(".log")
+    log = folder.with_name(f"{folder.name}.log")
     with log.open("w", encoding="utf-8") as output:
         for file in missing:
             flags = ["--no-deps"] if file in _WITHOUT_DEPENDENCIES else []
@@ -123,10 +158,9 @@ def _torch_pin() -> str:
 
 def _create(folder: Path) -> None:
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise SetupError(
             f"{sys.executable} cannot make virtual environments: install them "
-            f"(Debian, Ubuntu: apt install python{version}-venv) or name another Python: make PYTHON=python3.12 ..."
+            f"(Debian, Ubuntu: apt install python{VERSION}-venv) or name another Python: make PYTHON=python3.12 ..."
         )
     shutil.rmtree(folder, ignore_errors=True)  # a broken or outdated environment of ours
     made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, check=False)

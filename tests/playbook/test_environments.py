@@ -15,6 +15,7 @@ import pytest
 
 from playbook import environments
 
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 HEAD = """
 import sys
 from pathlib import Path
@@ -78,13 +79,13 @@ def set_up(command):
 def version_in(root: Path, environment: str, module: str) -> str | None:
     """The version of a package in an environment, None where it is not there."""
     code = f"import {module}; print({module}.version)"
-    python = root / ".venv" / environment / "bin" / "python"
+    python = root / ".venv" / f"{environment}-{VERSION}" / "bin" / "python"
     ended = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
     return ended.stdout.strip() or None
 
 
 def test_made_once_and_brought_up_to_date(set_up, root: Path) -> None:
-    assert set_up("host") == "Setting up .venv/host: the launcher's packages ...\n"
+    assert set_up("host") == f"Setting up .venv/host-{VERSION}: the launcher's packages ...\n"
     assert version_in(root, "host", "pkg_host") == "1.0"
     began = time.monotonic()
     assert set_up("host") == ""
@@ -108,7 +109,7 @@ def test_the_test_environment_is_the_cpu_one_and_more(set_up, root: Path) -> Non
     assert [version_in(root, "cpu", f"pkg_{file}") for file in ("cpu", "megatron", "host", "dev")] == [
         "1.0", "1.0", None, None,
     ]  # fmt: skip
-    assert set_up("test") == "Setting up .venv/cpu: the CPU runtime and the test tools ...\n"
+    assert set_up("test") == f"Setting up .venv/cpu-{VERSION}: the CPU runtime and the test tools ...\n"
     assert version_in(root, "cpu", "pkg_dev") == version_in(root, "cpu", "pkg_host") == "1.0"
     assert set_up("cpu") == set_up("test") == ""
     (root / "requirements" / "dev.txt").write_text(make_wheel(root, "pkg_dev", "2.0"))
@@ -123,9 +124,9 @@ def test_a_failed_installation_says_why_and_goes_on_from_there(set_up, root: Pat
     assert "No matching distribution found for no-such-package-here==9" in said
     assert "Check the network and the disk, then run the same command again" in said
     log = Path(said.rsplit(" ", 1)[-1].strip())
-    assert log == root / ".venv" / "cpu.log" and "no-such-package-here" in log.read_text()
+    assert log == root / ".venv" / f"cpu-{VERSION}.log" and "no-such-package-here" in log.read_text()
     assert version_in(root, "cpu", "pkg_cpu") == "1.0"
-    marker = root / ".venv" / "cpu" / "marker"
+    marker = root / ".venv" / f"cpu-{VERSION}" / "marker"
     marker.touch()
     (root / "requirements" / "megatron.txt").write_text(make_wheel(root, "pkg_megatron"))
     set_up("cpu")
@@ -145,7 +146,9 @@ def test_an_interrupted_set_up_is_completed(command, set_up, until, root: Path) 
     with subprocess.Popen(
         **command("host", slow_pip(60)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
-        until(lambda: (root / ".venv" / "host.log").exists(), 60)  # the folder is there, the packages are not
+        until(
+            lambda: (root / ".venv" / f"host-{VERSION}.log").exists(), 60
+        )  # the folder is there, the packages are not
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -162,6 +165,56 @@ def test_two_at_once(command, root: Path) -> None:
     assert [errors for _, errors in said] == ["", ""]
     assert sorted(len(out.splitlines()) for out, _ in said) == [0, 1]  # the second waits and finds it done
     assert version_in(root, "host", "pkg_host") == "1.0"
+
+
+EMPTY = """
+def create(folder):
+    environments.shutil.rmtree(folder, ignore_errors=True)
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").touch()
+environments._create, environments._pip = create, lambda *_: None
+"""  # an environment in no time, where only its folder counts
+
+
+def make_old(root: Path, python: list[int]) -> None:
+    """Move `host` to where it lay when all Pythons had one folder."""
+    (root / ".venv" / "host").unlink()
+    (root / ".venv" / f"host-{VERSION}").rename(root / ".venv" / "host")
+    stamp = root / ".venv" / "host" / ".installed.json"
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "python": python}))
+
+
+def test_each_python_has_its_own(set_up, root: Path) -> None:
+    """Of two Pythons neither undoes the other's, and `.venv/host` leads to the one that was last asked for."""
+    other = [3, 12] if sys.version_info[:2] == (3, 11) else [3, 11]
+    theirs = "host-" + ".".join(map(str, other))
+    set_up("host", EMPTY)
+    make_old(root, other)
+    marker = root / ".venv" / "host" / "marker"
+    marker.touch()
+    assert f"Setting up .venv/host-{VERSION}: " in set_up("host", EMPTY)
+    folders = root / ".venv"
+    assert (folders / theirs / "marker").exists() and not marker.exists()
+    assert os.readlink(folders / "host") == f"host-{VERSION}"
+    assert set_up("host", f"environments.VERSION, environments._missing = {theirs[5:]!r}, lambda *_: []") == ""
+    assert os.readlink(folders / "host") == theirs
+    assert set_up("host", "environments.ensure = environments.make") == ""
+    assert os.readlink(folders / "host") == theirs
+    assert set_up("host", EMPTY) == ""
+    assert sorted(path.name for path in folders.iterdir() if path.is_dir()) == sorted(
+        ["host", theirs, f"host-{VERSION}"]
+    )
+
+
+def test_an_environment_from_before_is_taken_over(set_up, root: Path) -> None:
+    set_up("host", EMPTY)
+    make_old(root, list(sys.version_info[:2]))
+    marker = root / ".venv" / "host" / "marker"
+    marker.touch()
+    assert set_up("host", EMPTY) == "" and marker.exists() and (root / ".venv" / "host").is_symlink()
+    make_old(root, [])
+    (root / ".venv" / "host" / ".installed.json").write_text("")
+    assert "Setting up" in set_up("host", EMPTY) and not marker.exists()
 
 
 PYTHON = json.dumps(list(sys.version_info[:2]))
@@ -192,7 +245,7 @@ def test_a_python_without_venv(set_up, root: Path, module: str) -> None:
     said = set_up("host", f"sys.modules[{module!r}] = None", code=1)
     assert "cannot make virtual environments" in said and "-venv) or name another Python: make PYTHON=" in said
     assert said.count("\n") == 2  # what it does, and why it cannot
-    assert not (root / ".venv" / "host").exists()
+    assert not (root / ".venv" / "host").is_symlink() and not (root / ".venv" / f"host-{VERSION}").exists()
 
 
 def test_a_place_that_cannot_be_written(set_up, root: Path) -> None:

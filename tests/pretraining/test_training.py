@@ -340,24 +340,6 @@ def test_exported_weights_are_those_of_the_checkpoint(others, in_python) -> None
     assert loss == pytest.approx(trained, abs=0.4) and loss < math.log(257) - 0.5
 
 
-@pytest.fixture(scope="session")
-def instructions(tmp_path_factory) -> Path:
-    """Sums to learn, and a tokenizer whose words are tiny's: the 256 bytes and an end."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("instructions")
-    words = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    fast = Tokenizer(models.BPE(vocab={**words, "<end>": 256}, merges=[]))
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.save(str(folder / "tokenizer.json"))
-    described = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "pad_token": "<end>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(described))
-    for name, count in (("training", 64), ("validation", 16)):
-        lines = [json.dumps({"input": f"What is {n}+{n}?", "output": f"It is {2 * n}."}) + "\n" for n in range(count)]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    return folder
-
-
 def test_fine_tuning(train, others, runs, instructions: Path) -> None:
     """All weights from a run's checkpoint, and adapters on the same weights as Hugging Face's: one first loss."""
     exported = str(others["exported"][0].parents[1] / "huggingface")

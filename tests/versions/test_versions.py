@@ -6,43 +6,32 @@ One process a version answers all questions, see contract.py.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-import version_environments as environments
 
 from pretraining.models import MODELS
 from pretraining.precision import PRECISIONS
 
 pytestmark = pytest.mark.versions
 
-VERSIONS = (environments.OWN, *environments.NEWER)
 
-
-@pytest.fixture(scope="module", params=VERSIONS)
-def answers(request: pytest.FixtureRequest, environment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one version answers. Skipped, with the reason printed, where it cannot be had."""
-    version = request.param
-    try:
-        python, folders = environments.command_of(version)
-    except environments.Missing as missing:
-        print(f"\nnot tested: {missing}")
-        pytest.skip(str(missing))
+@pytest.fixture(scope="module")
+def answers(release, environment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one version answers."""
     path = tmp_path_factory.mktemp("versions") / "answers.json"
-    variables = environment()
-    variables["PYTHONPATH"] = os.pathsep.join([*folders, variables["PYTHONPATH"]])
     contract = Path(__file__).with_name("contract.py")
     ended = subprocess.run(
-        [python, str(contract), str(path)],
-        env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+        [release.python, str(contract), str(path)],
+        env=environment(PYTHONPATH=release.path), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=300, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(path.read_text())
-    print(f"\n{version}: {found['versions']}, {found['cpu_seconds']:.1f} s, {found['peak_bytes'] / 1e9:.2f} GB")
-    return {"version": version, **found}
+    print(f"\n{release.version}: {found['versions']}, {found['cpu_seconds']:.1f} s, {found['peak_bytes'] / 1e9:.2f} GB")
+    return {"version": release.version, **found}
 
 
 def test_the_version_is_the_one_asked_for(answers) -> None:

@@ -1,7 +1,8 @@
-"""An interpreter and a module path for each version of Megatron-Bridge, made once under `.cache/versions`.
+"""An interpreter and a module path for each version of Megatron-Bridge.
 
-From 0.4 it needs Python 3.12, which need not be the project's own. One virtual environment holds what all versions
-share (torch alone is gigabytes); each version and what it pins otherwise lies in a folder before it on the path.
+From 0.4 it needs Python 3.12, where 0.3.1 wants 3.11: each has the project's own environment of that Python. What a
+version pins otherwise lies in a folder of `.cache/versions` before it on the path, so that torch, which alone is
+gigabytes, is installed once.
 """
 
 from __future__ import annotations
@@ -21,25 +22,11 @@ CACHE = PROJECT / ".cache" / "versions"
 OWN = "0.3.1"  # what requirements/megatron.txt installs for Python 3.11
 NEWER = tuple(sorted(path.stem for path in (REQUIREMENTS / "versions").glob("*.txt")))
 SECONDS = 900
+MAKE = "from playbook.environments import make; print(make('cpu'))"
 
 
 class Missing(Exception):
     """A version cannot be had here: which and why."""
-
-
-def python312() -> Path | None:
-    """A Python 3.12 that runs: this one, on PATH, or pyenv's."""
-    if sys.version_info[:2] == (3, 12):
-        return Path(sys.executable)
-    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    found = [shutil.which("python3.12"), *sorted(pyenv.glob("3.12*/bin/python3.12"), reverse=True)]
-    return next((Path(each) for each in found if each and _runs(each)), None)
-
-
-def _runs(python: str | Path) -> bool:
-    """A shim of pyenv is there also where its version is not."""
-    code = "import sys, venv, ensurepip; raise SystemExit(sys.version_info[:2] != (3, 12))"
-    return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def command_of(version: str) -> tuple[str, list[str]]:
@@ -48,38 +35,47 @@ def command_of(version: str) -> tuple[str, list[str]]:
     Raises:
         Missing: no Python for it, or its packages cannot be installed.
     """
-    if version == OWN:
-        if sys.version_info[:2] != (3, 11):
-            raise Missing(f"Megatron-Bridge {OWN} is tested with Python 3.11, and this is {sys.version.split()[0]}")
-        return sys.executable, []
-    python = python312()
+    wanted = "3.11" if version == OWN else "3.12"
+    python = _interpreter(wanted)
     if python is None:
-        raise Missing(f"Megatron-Bridge {version} needs Python 3.12: none on PATH or under ~/.pyenv")
+        raise Missing(f"Megatron-Bridge {version} needs Python {wanted}: none on PATH or under ~/.pyenv")
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / ".lock").open("w") as lock:  # two test runs at once: the second waits and finds it done
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return str(_base(python)), [str(_layer(python, version))]
+        return _environment(python, wanted), [] if version == OWN else [str(_layer(python, version))]
 
 
-def _base(python: Path) -> Path:
-    """The environment that all versions share; the project's own where that is a 3.12."""
-    if sys.version_info[:2] == (3, 12):
-        return Path(sys.executable)
-    folder = CACHE / "base"
-    made = folder / "bin" / "python"
-    for _ in _unless_made(folder, REQUIREMENTS / "cpu.txt"):
-        print(f"\ninstalling {folder.relative_to(PROJECT)}: PyTorch for Python 3.12, gigabytes ...", flush=True)
-        _run([python, "-m", "venv", folder])
-        _run([made, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS / "cpu.txt"])
-    return made
+def _interpreter(wanted: str) -> str | None:
+    """A Python of that version that runs: this one, on PATH, or pyenv's."""
+    if _is_own(wanted):
+        return sys.executable
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found = [shutil.which(f"python{wanted}"), *sorted(pyenv.glob(f"{wanted}*/bin/python{wanted}"), reverse=True)]
+    return next((str(each) for each in found if each and _runs(each)), None)
 
 
-def _layer(python: Path, version: str) -> Path:
+def _is_own(wanted: str) -> bool:
+    return ".".join(map(str, sys.version_info[:2])) == wanted
+
+
+def _runs(python: str | Path) -> bool:
+    """A shim of pyenv is there also where its version is not."""
+    return subprocess.run([python, "-c", "import venv, ensurepip"], capture_output=True, check=False).returncode == 0
+
+
+def _environment(python: str, wanted: str) -> str:
+    """The interpreter of the project's CPU environment of that Python; `.venv/cpu` goes on leading to where it did."""
+    if _is_own(wanted):
+        return sys.executable
+    return _run([python, "-c", MAKE], PYTHONPATH=str(PROJECT / "scripts")).splitlines()[-1]
+
+
+def _layer(python: str, version: str) -> Path:
     """The folder of one version."""
     folder = CACHE / version
     pins = REQUIREMENTS / "versions" / f"{version}.txt"
     for _ in _unless_made(folder, pins):
-        _run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "-r", pins])
+        _run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "-r", str(pins)])
     return folder
 
 
@@ -93,11 +89,14 @@ def _unless_made(folder: Path, pins: Path) -> Iterator[None]:
     stamp.write_text(wanted)
 
 
-def _run(words: list[str | Path]) -> None:
+def _run(words: list[str], **environment: str) -> str:
     try:
-        ended = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+        ended = subprocess.run(
+            words, env=os.environ | environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
-        raise Missing(f"{' '.join(map(str, words))}: not done within {SECONDS} s") from None
+        raise Missing(f"{' '.join(words)}: not done within {SECONDS} s") from None
     if ended.returncode:
         said = [line for line in ended.stderr.splitlines() if line.startswith("ERROR")] or [ended.stderr[-300:]]
-        raise Missing(f"{' '.join(map(str, words))}: {said[-1]}")
+        raise Missing(f"{' '.join(words)}: {said[-1]}")
+    return ended.stdout

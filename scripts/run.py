@@ -1,6 +1,6 @@
-"""Pretrain in one precision, compare two, or ablate one: what `make nvfp4`, `bf16`, `compare` and `ablate` run.
+"""Pretrain in one precision, compare two, or ablate one: what `make train`, `compare` and `ablate` run, among others.
 
-    python scripts/run.py nvfp4|bf16|compare [--runtime R] [--nproc N] [--fresh] [flags of assets/pretrain_llama.py]
+    python scripts/run.py train|nvfp4|bf16|compare [--runtime R] [--nproc N] [flags of assets/pretrain_llama.py]
     python scripts/run.py ablate [--seeds 'N M'] [the same]
     python scripts/run.py show-config [--precision P] [flags of assets/pretrain_llama.py]
     python scripts/run.py models|precisions|selfcheck

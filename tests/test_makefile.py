@@ -145,7 +145,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_options_name(recorded, opti
         ("bf16", "GBS=0", "GBS=0 (--global-batch-size): a whole number from 1"),
         ("compare", "REPEAT=0", "REPEAT=0 (--repeat): a whole number from 1"),
         ("bf16", "TP=all", "(--tensor-parallel): a whole number from 1 to 2147483647 is needed, or auto"),
-        ("submit", "TP=auto", "make submit takes no TP=auto: what memory the cluster's GPUs have is not known here"),
+        ("submit", "TP=Auto", "make submit takes no TP=Auto: what memory the cluster's GPUs have is not known here"),
         ("estimate", "TOKENS=inf", "TOKENS=inf (--tokens): a number above 0 is needed"),
         ("nvfp4", "DRY_RUN=maybe", "DRY_RUN=maybe (--dry-run): it is a switch, on with 1 and off with 0"),
         ("nvfp4", "NVFP4_RHT=", "NVFP4_RHT=: it is a switch, on with 1 and off with 0"),
@@ -157,7 +157,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_options_name(recorded, opti
         ("compare", "REPEATS=3", "there is no option REPEATS: did you mean REPEAT?"),
         ("nvfp4", "REPEAT=3", "make nvfp4 takes no REPEAT: make compare does; make help-nvfp4 lists"),
         ("logs", "RUNS=x", "make logs takes no RUNS: make compare does; did you mean RUN?"),
-        ("nvfp4", "PRECISION=fp8", "make nvfp4 takes no PRECISION: make train PRECISION=... trains in"),
+        ("nvfp4", "PRECISION=fp8", "make nvfp4 takes no PRECISION: make train PRECISION=fp8 trains in it"),
         ("history", "DRY_RUN=1", "make history takes no DRY_RUN: "),
         ("nvpf4", "ITERS=1", "there is no target nvpf4: did you mean make nvfp4?"),
         ("help-copmare", "A=", "there is no target copmare: did you mean make compare?"),
@@ -195,6 +195,16 @@ def test_a_switch_is_off_with_zero_no_and_nothing(target: str) -> None:
 
 def _words(work: cli.Work) -> tuple[str, ...]:
     return work.commands[-1]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_honours_a_dry_run_or_refuses_it(target: str) -> None:
+    try:
+        work = planned(target, DRY_RUN="1")
+    except UsageError as refusal:
+        assert str(refusal).startswith(f"make {target} takes no DRY_RUN: ")
+    else:
+        assert "--dry-run" in _words(work) or target == "image"
 
 
 def test_emulation_is_on_or_named() -> None:

@@ -345,6 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
     runtime = likely_runtime(wanted)
     if runtime not in place.RUNTIMES:
         raise UsageError(f"RUNTIME={runtime} is not one of {', '.join(place.RUNTIMES)}")
+    place.check_of_use(runtime, tag=args.tag, gpu=args.gpu)
     chosen = settings.resolve(args, on_gpu=runtime != "cpu", processes=args.nproc)
     precision = find_precision(args.precision or "nvfp4")
     return report(list(examine(wanted, precision, chosen, runtime, args.runs)), as_json=args.json)

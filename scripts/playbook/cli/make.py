@@ -84,7 +84,7 @@ def _listed(target: Target) -> str:
 def _not_taken(name: str, value: str, targets: Sequence[Target]) -> str:
     said = f"make {' '.join(target.name for target in targets)} takes no {name}: "
     if reason := next((target.without[name] for target in targets if name in target.without), ""):
-        return said + reason
+        return said + reason.format(value)
     near = difflib.get_close_matches(name, [each for target in targets for each in target.takes], n=1, cutoff=0.7)
     able = [target.name for target in TARGETS.values() if name in target.takes]
     others = f"make {able[0]} does" if len(able) == 1 else f"{', '.join(able[:4])}{', ...' * (len(able) > 4)} do"
@@ -92,7 +92,6 @@ def _not_taken(name: str, value: str, targets: Sequence[Target]) -> str:
 
 
 def _work(target: Target, given: dict[str, str]) -> Work:
-    name_of_all = target.name
     environment = {name: options.setting(OPTIONS[name], given[name]) for name in given if name in VARIABLES}
     given = {name: value for name, value in given.items() if not options.is_off(OPTIONS[name], value)}
     for name, other in target.instead.items():
@@ -103,15 +102,15 @@ def _work(target: Target, given: dict[str, str]) -> Work:
             target = other
     flags, words, last = [], [], []
     for name, value in given.items():
-        if reason := target.without.get(f"{name}={value}"):
-            raise UsageError(f"make {name_of_all} takes no {name}={value}: {reason}")
+        if reason := target.without.get(f"{name}={value.strip().lower()}"):
+            raise UsageError(f"make {target.name} takes no {name}={value}: {reason}")
         option = OPTIONS[name]
         flag = target.flags.get(name, option.flag)
         into = last if option.kind in options.LAST and not flag else words if option.kind == options.WORDS else flags
         if name not in VARIABLES:
             into += options.words(option, value, flag)
     if target.again:
-        flags.append(f"--typed={options.again(name_of_all, given)}")
+        flags.append(f"--typed={options.again(target.name, given)}")
     *before, command = target.commands or ((),)
     whole = (*command, *flags, *words, *(("--", *last) if last else ()))
     return Work(target, given, (*before, whole), {**target.environment, **environment})

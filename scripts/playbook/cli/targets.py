@@ -43,7 +43,7 @@ class Target(NamedTuple):
         flags: of the script, where they are not the options' own.
         environment: what its commands get.
         again: whether its commands are told how to say the same again.
-        without: what it cannot do, NAME or NAME=value, each with what to do about it.
+        without: what it cannot do, NAME (whose value stands for {}) or NAME=value, each with what to do about it.
         chore: what it is instead of commands: takes the options that are given, and returns the exit code.
     """
 
@@ -90,7 +90,7 @@ _THESE = Target(
 )
 _OF_A_RUN = _run("profile", LOOK, "", "RUN")
 _NO_MEMORY = {"TP=auto": "what memory the cluster's GPUs have is not known here: give TP= and PP= as numbers"}
-_ITS_OWN = {"PRECISION": "make train PRECISION=... trains in the precision that it names"}
+_ITS_OWN = {"PRECISION": "make train PRECISION={} trains in it"}
 _NO_PLACE = {"TP=auto": "it looks at no GPU: give TP= and PP= as numbers"}
 
 _ALL = (

@@ -242,6 +242,8 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     for name, least in (("train_iters", 1), ("warmup_iters", 0), ("global_batch_size", 1), ("sequence_length", 2)):
         if sizes[name] < least:
             raise UsageError(f"{checks.flag_of(name)} is {sizes[name]}; it must be at least {least}")
+        if sizes[name] >= 2**31:
+            raise UsageError(f"{checks.flag_of(name)} is {sizes[name]}; it must be below 2147483648")
     if sizes["warmup_iters"] >= sizes["train_iters"] > 1:
         raise UsageError(
             f"--warmup-iters {sizes['warmup_iters']} is not below --train-iters {sizes['train_iters']}; lower it"

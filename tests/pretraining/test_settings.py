@@ -90,6 +90,7 @@ def test_micro_batch_is_the_models_own_or_the_largest_that_divides(batch: int, p
         (("--model", "tinny"), "unknown model 'tinny'", "did you mean tiny?"),
         (("--precision", "fp4"), "unknown precision 'fp4'", "did you mean nvfp4?"),
         (("--train-iters", "0"), "--train-iters is 0", "at least 1"),
+        (("--train-iters", "2147483648"), "--train-iters is 2147483648", "below 2147483648"),
         (("--train-iters", "-5"), "--train-iters is -5", "at least 1"),
         (("--warmup-iters", "-1"), "--warmup-iters is -1", "at least 0"),
         (("--global-batch-size", "0"), "--global-batch-size is 0", "at least 1"),

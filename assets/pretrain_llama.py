@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu: bool) -> None:
     """Build the config, train, and leave peak memory and iteration count in `run`."""
     loggers.check(chosen)
+    if chosen.nvfp4:
+        switches.use(chosen.nvfp4)
     if not on_gpu:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(chosen.cache_dir / "numba"))  # beside the source may be read-only
         from pretraining import cpu
@@ -40,7 +42,6 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         cpu.enable()
     else:
         ending.check_capability(chosen)
-        switches.hand_to_transformer_engine()
     run.sampler = sampling.start(run.folder, on_gpu=on_gpu)
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain

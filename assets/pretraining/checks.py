@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import blends, checkpoint, finetuning, footprint, overrides, plugin, record, weights
+from . import blends, checkpoint, finetuning, footprint, overrides, plugin, record, switches, weights
 from .data import manifest
 from .errors import UsageError, unknown
 from .models import MOCK, MODELS, PYTHON_STDLIB, Model
@@ -36,6 +36,43 @@ def emulator(args: argparse.Namespace, model: Model, precision: Precision) -> st
             "takes none but its own tensors; train it in another precision, or a model without experts"
         )
     return args.emulate
+
+
+def recipe(args: argparse.Namespace, precision: Precision, emulator: str | None) -> switches.Nvfp4Recipe | None:
+    """How NVFP4 trains: as asked for, else as the run that is resumed did; None in another precision.
+
+    Args:
+        args: merged, so that `nvfp4` says all that was asked for.
+        precision, emulator: of the run.
+
+    Raises:
+        UsageError: words that are none, that the emulator does not know, or another recipe than the resumed run's.
+    """
+    words = switches.words_in(args.nvfp4 or "")
+    if precision.name != "nvfp4":
+        return None
+    past = _recipe_of(args.resume)
+    found = switches.Nvfp4Recipe.of({**(past.words() if past else {}), **words})
+    if emulator == "reference":
+        others = [word for word in found.changed() if word != "stochastic"]
+        if others:
+            raise UsageError(
+                f"--emulate reference rounds to nearest and knows no other change of the recipe: leave "
+                f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
+            )
+        found = switches.Nvfp4Recipe(stochastic=False)
+    if past not in (None, found) and not (args.evaluate or args.export):
+        raise UsageError(
+            f"--resume {args.resume} was trained with {switches.as_text(past.words())}, and this asks for "
+            f"{switches.as_text(found.words())}: leave --nvfp4 and the like out, or begin anew"
+        )
+    return found
+
+
+def _recipe_of(run: Path | None) -> switches.Nvfp4Recipe | None:
+    """What the run that is resumed trained with, None where it does not say."""
+    facts = record.read_facts(run).precision if run and record.holds_run(run) else {}
+    return switches.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
 
 
 def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -> int | None:

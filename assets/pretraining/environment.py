@@ -6,14 +6,12 @@ import os
 import platform
 import re
 import socket
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import code_state, corpus, finetuning, record, text, versions
 from .models import MOCK, PYTHON_STDLIB
-from .numerics.nvfp4 import Recipe
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
@@ -61,16 +59,9 @@ def describe_precision(settings: Settings, *, on_gpu: bool) -> dict[str, Any]:
     }
     if settings.emulate:
         facts["emulator"] = settings.emulate
-    if settings.precision.name == "nvfp4":
-        facts["ingredients"] = asdict(_recipe(settings))
+    if settings.nvfp4:
+        facts["ingredients"] = settings.nvfp4.facts()
     return facts
-
-
-def _recipe(settings: Settings) -> Recipe:
-    """Which ingredients of the recipe run."""
-    if settings.emulate == "reference":  # no switches, and it rounds to nearest
-        return Recipe(stochastic=False)
-    return Recipe.from_environment()
 
 
 def describe_device(on_gpu: bool) -> dict[str, Any]:
@@ -165,6 +156,7 @@ def parity_facts(
         "transformer_engine": found.get("transformer-engine"),
         **({"weights": settings.weights} if settings.weights else {}),
         **({"finetune": settings.finetune} if settings.finetune else {}),
+        **({"engine_switches": " ".join(settings.engine_switches)} if settings.engine_switches else {}),
     }
 
 

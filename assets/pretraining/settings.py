@@ -43,6 +43,8 @@ class Settings:
             saves when it is interrupted.
         emulate: on a GPU, which of `EMULATORS` computes NVFP4 without FP4 tensor cores, or None for these; the CPU
             runtime has its own.
+        nvfp4: what of the NVFP4 recipe is on; None in another precision.
+        engine_switches: Transformer Engine's variables that are set, see `switches.engine_switches`.
         resume: the run folder whose last checkpoint to continue from, or None.
         weights: Hugging Face's to begin with, a repository or local folder, or None for random ones.
         finetune: None to pretrain, or "sft", "lora" or "dora" on the instructions in `data`, beginning with `weights`,
@@ -75,6 +77,8 @@ class Settings:
     seed: int
     save: int | None
     emulate: str | None
+    nvfp4: switches.Nvfp4Recipe | None
+    engine_switches: tuple[str, ...]
     resume: Path | None
     weights: str | None
     finetune: str | None
@@ -162,6 +166,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         choices=EMULATORS,
         help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: Transformer Engine's, slow",
     )
+    add("--nvfp4", metavar="WORDS", help=f"less than its whole recipe: {switches.HELP}")
     add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
     add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
     defaults = "; 8B models"
@@ -213,16 +218,15 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     Raises:
         UsageError: naming the flag, what was found and what would work.
     """
+    typed = args.nvfp4
     args = merged(args)
     changes = overrides.parse(args.overrides or ())
     model = find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
     precision = find_precision(asked_precision(args) or "nvfp4")
     if not on_gpu:
         checks.check_cpu(model, precision)
-    on = switches.read()
-    if on_gpu and args.emulate == "reference" and not all(on.values()):
-        off = ", ".join(switches.SWITCHES[name][0] for name, value in on.items() if not value)
-        raise UsageError(f"--emulate reference has no switches: leave {off} out")
+    if typed and precision.name != "nvfp4":
+        raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {precision.name}; leave it out")
     emulator = checks.emulator(args, model, precision)
     layers = model.num_layers if args.num_layers is None else args.num_layers
     if layers < 1:
@@ -294,6 +298,8 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         seed=SEED if args.seed is None else args.seed,
         save=(sizes["train_iters"] if args.save is None and own_data else args.save or None) if trains else None,
         emulate=emulator if on_gpu else None,
+        nvfp4=checks.recipe(args, precision, emulator if on_gpu else None),
+        engine_switches=switches.engine_switches(),
         resume=resume,
         weights=checks.starting_weights(args.weights, model, finetune=bool(args.finetune)),
         finetune=args.finetune,
@@ -316,12 +322,14 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
 
 
 # What belongs to a precision, or to a model, and is no longer meant where another is asked for.
-_OF_THE_PRECISION = ("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate")
+_OF_THE_PRECISION = ("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4")
 _OF_THE_MODEL = ("num_layers", "bf16_tail_layers", "tensor_parallel", "pipeline_parallel")
 
 
 def merged(args: argparse.Namespace) -> argparse.Namespace:
     """The command line with the settings of its --config below it, and of its overrides beside it.
+
+    Of the NVFP4 recipe word by word: short forms in the environment go before the file and behind --nvfp4.
 
     Raises:
         UsageError: a setting with two values, an override of what the playbook decides, or no config file.
@@ -335,8 +343,9 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
                 "drop one"
             )
     above = {**vars(args), **given, "overrides": [f"{name}={value}" for name, value in rest.items()] or None}
+    asked_recipe = switches.in_environment() | switches.words_in(args.nvfp4 or "")
     if args.config is None:
-        return argparse.Namespace(**above)
+        return argparse.Namespace(**{**above, "nvfp4": switches.as_text(asked_recipe) or None})
     below = _of_the_file(config_file.read(args.config))
     asked = asked_precision(args)
     if below["precision"] is not None and asked not in (None, below["precision"]):
@@ -344,6 +353,7 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
     if below["model"] is not None and args.model not in (None, below["model"]):
         below |= dict.fromkeys(_OF_THE_MODEL)
     below["overrides"] = [*(below["overrides"] or ()), *(above["overrides"] or ())] or None
+    above["nvfp4"] = switches.as_text(switches.words_in(below["nvfp4"] or "") | asked_recipe) or None
     keep = {name for name, value in above.items() if value is not None and value is not False} - {"overrides"}
     return argparse.Namespace(**{**above, **{name: value for name, value in below.items() if name not in keep}})
 
@@ -412,6 +422,7 @@ def as_flags(settings: Settings) -> list[str]:
         "--precision": settings.precision.name,
         "--num-layers": settings.num_layers,
         "--emulate": settings.emulate,
+        "--nvfp4": settings.nvfp4 and switches.as_text(settings.nvfp4.words()),
         "--bf16-head-layers": settings.bf16_head_layers,
         "--bf16-tail-layers": settings.bf16_tail_layers,
         "--train-iters": settings.train_iters,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,7 +71,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         else:
             print(title, flush=True)
         try:
-            run = past or _train(step, args.runs)
+            run = past or train(step.plan, args.runs)
         except KeyboardInterrupt:
             _say_how_far(ready | done.keys(), steps, args)
             raise
@@ -144,8 +142,12 @@ def _refuse(args: argparse.Namespace) -> None:
     for name, (given, why) in ours.items():
         if given:
             raise UsageError(f"make ablate takes no {name}: {why}")
-    if off := [switches.SWITCHES[name][0] for name, on in switches.read().items() if not on]:
-        raise UsageError(f"make ablate switches each ingredient off by itself; unset {' and '.join(off)}")
+    asked = switches.Nvfp4Recipe.of(switches.words_in(settings.merged(args).nvfp4 or ""))
+    if changed := asked.changed():
+        raise UsageError(
+            f"make ablate takes each ingredient away by itself; leave {switches.as_text(changed)} out "
+            f"({' '.join(switches.short_forms().values()) or '--nvfp4, or the config file'})"
+        )
 
 
 def _seeds(words: str | None) -> list[int]:
@@ -166,38 +168,16 @@ def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place, make_pl
 
     def step(variant: Variant, seed: int) -> Step:
         own = {"seed": seed, "bf16_tail_layers": variant.tail} | ({"model": ABLATED_ON_GPU} if defaulted else {})
-        with _switched_off(variant.without):
-            job = make_plan(argparse.Namespace(**{**vars(args), **own}), variant.precision, where)
-            if defaulted:
-                job.choices["model"] = replace(job.choices["model"], reason="make ablate's default with a GPU")
-            return Step(variant, seed, job, job.request())
+        own["nvfp4"] = variant.nvfp4
+        job = make_plan(argparse.Namespace(**{**vars(args), **own}), variant.precision, where)
+        if defaulted:
+            job.choices["model"] = replace(job.choices["model"], reason="make ablate's default with a GPU")
+        return Step(variant, seed, job, job.request())
 
     first = [step(variant, seed) for seed in seeds for variant in (BF16, WHOLE)]
     chosen = first[1].plan.settings
     others = ablation.variants(chosen.num_layers, chosen.bf16_head_layers, chosen.bf16_tail_layers)[2:]
     return [*first, *(step(variant, seed) for variant in others for seed in seeds)]
-
-
-@contextlib.contextmanager
-def _switched_off(ingredient: str) -> Iterator[None]:
-    """Within: plans ask for, and trainings run, without the ingredient; "" for all of them."""
-    if not ingredient:
-        yield
-        return
-    name = switches.SWITCHES[ingredient][0]
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
-
-
-def _train(step: Step, runs: Path) -> Run:
-    with _switched_off(step.variant.without):
-        return train(step.plan, runs)
 
 
 def _reusable(steps: Sequence[Step], runs: Path) -> dict[int, Run]:
@@ -218,5 +198,4 @@ def _reusable(steps: Sequence[Step], runs: Path) -> dict[int, Run]:
 
 def _show_dry(step: Step, runs: Path, show_dry: Callable[[Plan, Path], None]) -> None:
     print(f"# {step.variant.name}, seed {step.seed}")
-    with _switched_off(step.variant.without):
-        show_dry(step.plan, runs)
+    show_dry(step.plan, runs)

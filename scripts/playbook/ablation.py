@@ -15,10 +15,10 @@ import numpy as np
 
 from playbook import comparison, gaps, measured
 from playbook.ablation_file import KIND, SCHEMA
-from playbook.results import INGREDIENTS
 from playbook.stats import Figure
 from playbook.table import joined
 from pretraining.record import Run, Verdict
+from pretraining.switches import INGREDIENTS, Nvfp4Recipe, as_text
 
 ALIKE, ABOVE, BELOW = "not told apart", "above", "below"
 FEWEST_SEEDS = 2  # one has no spread, and so nothing to tell a difference by
@@ -29,13 +29,18 @@ class Variant:
     """One way to train.
 
     Attributes:
-        without: the ingredient that is switched off, a name of `results.INGREDIENTS`; "" for none.
+        without: the ingredient that is switched off, a name of `switches.INGREDIENTS`; "" for none.
         tail: last layers in BF16, None for as many as the recipe keeps.
     """
 
     precision: str
     without: str = ""
     tail: int | None = None
+
+    @property
+    def nvfp4(self) -> str | None:
+        """The words of its recipe; None for the whole one."""
+        return as_text(Nvfp4Recipe().without(self.without).changed()) if self.without else None
 
     @property
     def name(self) -> str:

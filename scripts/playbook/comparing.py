@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 
@@ -95,6 +94,6 @@ def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run]
 
 def typed(args: argparse.Namespace) -> str:
     """The command that makes this comparison or ablation again, with the switches of the recipe that were set."""
-    switched = [f"{name}={os.environ[name]}" for name in switches.NAMES if name in os.environ]
+    switched = [shlex.quote(each) for each in (*switches.short_forms().values(), *switches.engine_switches())]
     command = args.typed or shlex.join([".venv/host/bin/python", "scripts/run.py", *sys.argv[1:]])
     return " ".join([*switched, command])

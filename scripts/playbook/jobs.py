@@ -85,6 +85,8 @@ def run(arguments: list[str] | None = None) -> int:
         args.finetune = args.finetune or args.job
         args.precision = args.precision or "bf16"
     precisions = _precisions(args)
+    if args.nvfp4 and "nvfp4" not in precisions:
+        raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {' and '.join(precisions)}; leave it out")
     where = place.choose(wanted(args), *map(find_precision, precisions))
     if args.job == "shell":
         return _shell(args, where)
@@ -191,7 +193,9 @@ def wanted(args: argparse.Namespace) -> Wanted:
 
 def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     emulate = args.emulate if precision == "nvfp4" else None  # of a comparison, one side alone
-    asked = argparse.Namespace(**{**vars(args), "precision": precision, "disable_fp4": False, "emulate": emulate})
+    recipe = args.nvfp4 if precision == "nvfp4" else None
+    own = {"precision": precision, "disable_fp4": False, "emulate": emulate, "nvfp4": recipe}
+    asked = argparse.Namespace(**{**vars(args), **own})
     why = _fit(asked, where) if args.auto_split else ""
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
     given = settings.named(argparse.Namespace(**{**vars(args), "config": None}))

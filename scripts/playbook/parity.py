@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 NO_ITERATIONS = "iterations"
 ABSENT = "not recorded"
-USUAL = {"finetune": "none: pretraining", "weights": "random"}  # training records these two where they are otherwise
+# What training records only where it is otherwise.
+USUAL = {"finetune": "none: pretraining", "weights": "random", "engine_switches": "none"}
 FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
 FEWEST_TIMED = 5  # iterations; fewer have no quartiles worth the name
 

@@ -14,7 +14,6 @@ from playbook.environments import fingerprint
 from playbook.launch import Started
 from playbook.place import Choice, Place
 from playbook.place import show as show_choices
-from playbook.results import INGREDIENTS
 from playbook.runtimes import cpu, local
 from playbook.runtimes.process import LocalProcess
 from pretraining import blends, config_file, finetuning, lock, plugin, record, saving, switches
@@ -71,8 +70,11 @@ class Plan:
             "runtime": place.runtime,
             "processes": self.processes,
             "split": [settings.tensor_parallel, settings.pipeline_parallel, settings.context_parallel],
-            "switches": {switches.SWITCHES[each][0]: str(int(on)) for each, on in switches.read().items()},
         }
+        if settings.nvfp4:
+            asked["nvfp4"] = settings.nvfp4.words()
+        if settings.engine_switches:
+            asked["engine_switches"] = list(settings.engine_switches)
         if place.runtime == "cpu":
             asked["packages"] = fingerprint("cpu")
         if settings.finetune:
@@ -160,9 +162,11 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
         default = f"the default for {precision.name}"
         choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, KEPT, default)
-    if off := _turned_off(settings):
-        without = " and ".join(INGREDIENTS[ingredient] for ingredient in off)
-        choices["NVFP4 recipe"] = Choice(f"without {without}", f"asked for: {' '.join(off.values())}")
+    if settings.nvfp4 and settings.nvfp4.missing:
+        without = f"without {' and '.join(settings.nvfp4.missing)}"
+        choices["NVFP4 recipe"] = Choice(without, _why_less(settings, given, filed))
+    if settings.engine_switches:
+        choices["Transformer Engine"] = Choice(" ".join(settings.engine_switches), "set in the environment")
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"
     choices |= {
         "iterations": choice(settings.train_iters, {"train_iters"}, f"{model.name}'s default"),
@@ -185,10 +189,16 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
     return Plan(settings, place, processes, choices)
 
 
-def _turned_off(settings: Settings) -> dict[str, str]:
-    """Which ingredients of the NVFP4 recipe are off, and by what setting; none of a run that has no such switch."""
-    switched = settings.precision.name == "nvfp4" and settings.emulate != "reference"
-    return switches.turned_off() if switched else {}
+def _why_less(settings: Settings, given: Set[str], filed: Set[str]) -> str:
+    """Who said that the NVFP4 recipe is not whole."""
+    if settings.emulate == "reference":
+        return "which that quantizer does not have"
+    changed, short, stands_for = settings.nvfp4.changed(), switches.short_forms(), switches.in_environment()
+    if all(stands_for.get(word) == value for word, value in changed.items()):
+        return f"asked for: {' '.join(short[word] for word in changed)}"
+    if "nvfp4" in given:
+        return "asked for"
+    return "as in the config file" if "nvfp4" in filed else "as in the run that it begins with"
 
 
 def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str]]:
@@ -263,7 +273,7 @@ def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
     if saves:
         environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
     set_here = [f"{name}={value}" for name, value in environment.items()]
-    typed = shlex.join([*set_here, *_turned_off(plan.settings).values(), *words])
+    typed = shlex.join([*set_here, *plan.settings.engine_switches, *words])
 
     def start(run: str) -> Started:
         return LocalProcess(words, environment | {lock.VARIABLE: run}, saves=saves)

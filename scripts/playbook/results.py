@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pretraining import switches
+
 if TYPE_CHECKING:
     from playbook.parity import Difference
     from playbook.stats import Figure, Window
 
 SCHEMA = 2  # 1 had two sides of one run each
-INGREDIENTS = {"rht": "Hadamard transform", "stochastic": "stochastic rounding", "two_d": "2D scaling"}
 UNKNOWN = "unknown precision"  # of a raw log that does not tell
 KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
 
@@ -135,7 +136,7 @@ class Arm:
     @property
     def recipe(self) -> str:
         """How much of the NVFP4 recipe is on: "full", "without stochastic rounding"; "" where not known."""
-        missing = [INGREDIENTS.get(name, name) for name, on in self.ingredients.items() if not on]
+        missing = switches.missing(self.ingredients)
         return f"without {', '.join(missing)}" if missing else "full" if self.ingredients else ""
 
     @property

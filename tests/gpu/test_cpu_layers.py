@@ -13,9 +13,9 @@ te = pytest.importorskip("transformer_engine.pytorch", reason="no Transformer En
 
 from transformer_engine.common.recipe import CustomRecipe
 
+from pretraining import switches
 from pretraining.numerics import te_recipe
 from pretraining.numerics.layers import NVFP4, PreparedWeight, linear
-from pretraining.numerics.nvfp4 import Recipe
 
 TOKENS, HIDDEN, STEPS = 256, 192, 20
 
@@ -46,12 +46,12 @@ def on_cpu(x, weights, arithmetic):
 
 
 def test_a_training_of_two_layers_has_the_same_losses(monkeypatch):
-    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
     torch.manual_seed(0)
     masters = [torch.randn(HIDDEN, HIDDEN) / HIDDEN**0.5 for _ in range(2)]
     x, target = torch.randn(TOKENS, HIDDEN).bfloat16().float(), torch.randn(TOKENS, HIDDEN)
     sides = {"cpu": [m.clone() for m in masters], "gpu": [m.clone() for m in masters]}
-    arithmetic, model = NVFP4(Recipe(stochastic=False)), OnGpu(masters)
+    arithmetic, model = NVFP4(switches.in_use()), OnGpu(masters)
     losses = {"cpu": [], "gpu": []}
     for _ in range(STEPS):
         weights = [m.bfloat16().float().requires_grad_() for m in sides["cpu"]]

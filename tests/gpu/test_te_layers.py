@@ -13,7 +13,7 @@ te = pytest.importorskip("transformer_engine.pytorch", reason="no Transformer En
 
 from transformer_engine.common.recipe import CustomRecipe
 
-from pretraining import versions
+from pretraining import switches, versions
 from pretraining.numerics import te_recipe
 from pretraining.numerics.product import product
 
@@ -55,7 +55,7 @@ def micro_batches(count=2):
 @pytest.mark.parametrize("kind", [te.Linear, te.LayerNormLinear])
 @pytest.mark.parametrize("leading", [(TOKENS,), (8, TOKENS // 8)])
 def test_equals_the_reference_quantizer_without_stochastic_rounding(kind, leading, monkeypatch):
-    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
     options = {"normalization": "RMSNorm"} if kind is te.LayerNormLinear else {}
     x = [micro_batches(1)[0].view(*leading, INPUTS)]
     ours, theirs = layer(kind, **options), layer(kind, **options)
@@ -67,13 +67,13 @@ def test_equals_the_reference_quantizer_without_stochastic_rounding(kind, leadin
         assert relative(found, expected) < 1e-3
 
 
-@pytest.mark.parametrize("switch", ["NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D"])
-def test_each_switch_changes_only_what_it_should(switch, monkeypatch):
+@pytest.mark.parametrize("ingredient", switches.INGREDIENTS)
+def test_each_ingredient_changes_only_what_it_should(ingredient, monkeypatch):
     x = micro_batches(1)
     whole = layer(te.Linear)
     torch.manual_seed(3)
     ((y, dx),) = passes(whole, te_recipe.quantizer_factory, x)
-    monkeypatch.setenv(switch, "0")
+    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe().without(ingredient))
     without = layer(te.Linear)
     ((y_off, dx_off),) = passes(without, te_recipe.quantizer_factory, x)
     changed = {
@@ -82,16 +82,16 @@ def test_each_switch_changes_only_what_it_should(switch, monkeypatch):
         "dw": not torch.equal(whole.weight.grad, without.weight.grad),
     }
     expected = {
-        "NVFP4_RHT": {"y": False, "dx": False, "dw": True},
-        "NVFP4_STOCHASTIC": {"y": False, "dx": True, "dw": True},
-        "NVFP4_2D": {"y": True, "dx": True, "dw": False},
+        "rht": {"y": False, "dx": False, "dw": True},
+        "stochastic": {"y": False, "dx": True, "dw": True},
+        "two_d": {"y": True, "dx": True, "dw": False},
     }
-    assert changed == expected[switch]
+    assert changed == expected[ingredient]
 
 
 @pytest.mark.parametrize("kind", [te.Linear, te.LayerNormLinear])
 def test_every_weight_gradient_of_two_micro_batches_is_in_main_grad(kind, monkeypatch):
-    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
     fused, plain = layer(kind, fuse_wgrad_accumulation=True), layer(kind)
     fused.weight.main_grad = torch.full((OUTPUTS, INPUTS), 0.5, device="cuda")
     passes(fused, te_recipe.quantizer_factory, micro_batches())
@@ -101,7 +101,7 @@ def test_every_weight_gradient_of_two_micro_batches_is_in_main_grad(kind, monkey
 
 
 def test_a_cached_weight_is_rounded_once_a_step_and_anew_after_it(monkeypatch):
-    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
     calls = []
     quantize_tiles = te_recipe.quantize_tiles
     monkeypatch.setattr(te_recipe, "quantize_tiles", lambda *a, **k: calls.append(1) or quantize_tiles(*a, **k))
@@ -121,7 +121,7 @@ def test_a_cached_weight_is_rounded_once_a_step_and_anew_after_it(monkeypatch):
 
 
 def test_recomputed_activations_give_the_same_gradients(monkeypatch):
-    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
     gradients = []
     for run in (lambda module, x: module(x), te.checkpoint):
         module, x = layer(te.LayerNormLinear, normalization="RMSNorm"), micro_batches(1)[0].requires_grad_()

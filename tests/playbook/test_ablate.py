@@ -17,8 +17,9 @@ from playbook.ablation import BF16, WHOLE, Variant
 from playbook.gpus import Gpu
 from playbook.place import Place
 from playbook.report import ablation_report
-from pretraining import code_state, switches
+from pretraining import code_state
 from pretraining.errors import UsageError
+from pretraining.switches import INGREDIENTS, Nvfp4Recipe, words_in
 
 LAUNCHER = Path(__file__).parent / "fakes" / "launcher.py"
 ASKED = ("--seeds", "1 2", "--num-layers", "2")  # of two layers two cannot stay in BF16: six variants
@@ -48,7 +49,7 @@ def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
     asked = ("--runtime", "cpu", "--model", "tiny", "--train-iters", "40", "--runs", str(runs), *ASKED)
     cut = subprocess.Popen(
         [sys.executable, str(LAUNCHER), "ablate", *asked],
-        env=environment(PYTHONPATH=paths, FAKE_STEP="0.001", FAKE="slow", FAKE_SWITCH="NVFP4_RHT", FAKE_LOSS=LOSS),
+        env=environment(PYTHONPATH=paths, FAKE_STEP="0.001", FAKE="slow", FAKE_SWITCH="rht", FAKE_LOSS=LOSS),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -60,7 +61,7 @@ def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
     assert cut.returncode == 130 and "6 of 12 runs are done; the same command goes on there" in errors
     assert steps(said) == ORDER[:7] and "reusing" not in said
 
-    said, errors = job("ablate", *ASKED, FAKE="diverged", FAKE_SWITCH="NVFP4_RHT", FAKE_LOSS=LOSS)
+    said, errors = job("ablate", *ASKED, FAKE="diverged", FAKE_SWITCH="rht", FAKE_LOSS=LOSS)
     assert steps(said) == ORDER and said.count(": reusing ") == 6
     assert errors.count("diverged") == 2 and "the loss is nan at iteration 2" in errors
     found = newest(runs)
@@ -74,13 +75,13 @@ def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
     assert "Diverged: without Hadamard transform (seed 1) and without Hadamard transform (seed 2)." in found["verdict"]
     asked_for = [loading.load(runs / run["run"]).plan["request"] for row in rows.values() for run in row["runs"]]
     assert [each["seed"] for each in asked_for] == [1, 2] * 6
-    off = [{name for name, value in each["switches"].items() if value == "0"} for each in asked_for[::2]]
-    assert off == [set(), set(), set(), *({name} for name in switches.NAMES)]
+    off = [Nvfp4Recipe.of(each.get("nvfp4", {})).changed() for each in asked_for[::2]]
+    assert off == [{}, {}, {}, {"rht": "off"}, {"stochastic": "off"}, {"weights": "1x16"}]
     assert [each["bf16_tail_layers"] for each in asked_for[::2]] == [0, 1, 0, 1, 1, 1]
 
     # One that fails is named, and made again the next time; one that diverged is a result, and is not.
     shutil.rmtree(runs / rows["without 2D scaling"]["runs"][1]["run"])
-    said, errors = job("ablate", *ASKED, FAKE="killed", FAKE_SWITCH="NVFP4_2D", code=1)
+    said, errors = job("ablate", *ASKED, FAKE="killed", FAKE_SWITCH="two_d", code=1)
     assert "nvfp4: killed:" in errors and "Without 2D scaling, seed 2: killed: " in said and "Written:" in said
     assert said.count(": reusing ") == 11 and newest(runs)["rows"][-1]["to_bf16"] == "killed"
     said, _ = job("ablate", *ASKED, FAKE_LOSS=LOSS, FAKE_CODE="000000000001")
@@ -100,7 +101,8 @@ def test_without_bf16_there_is_nothing_to_set_the_rest_against(job, runs: Path) 
 def test_a_dry_run_prints_every_command_in_order(job, runs: Path) -> None:
     said, _ = job("ablate", "--dry-run", *ASKED)
     assert [(name, int(seed)) for name, seed in re.findall(r"^# (.+), seed (\d)$", said, re.MULTILINE)] == ORDER
-    assert re.findall(r" (NVFP4_\w+)=0 ", said) == [name for name in switches.NAMES for _ in (1, 2)]
+    recipes = [Nvfp4Recipe.of(words_in(words)).missing for words in re.findall(r" --nvfp4 '([^']+)' ", said)]
+    assert list(filter(None, recipes)) == [[title] for title in INGREDIENTS.values() for _ in (1, 2)]
     assert subprocess.run(["bash", "-n", "-c", said], check=False).returncode == 0
     assert not runs.exists() or not list(runs.iterdir())
 
@@ -129,8 +131,11 @@ def test_wrong_usage(flags: tuple[str, ...], words: str, tmp_path: Path) -> None
 
 def test_a_switch_that_is_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NVFP4_RHT", "0")
-    with pytest.raises(UsageError, match="switches each ingredient off by itself; unset NVFP4_RHT"):
+    with pytest.raises(UsageError, match=r"takes each ingredient away by itself; leave rht=off out \(NVFP4_RHT=0\)"):
         jobs.run(["ablate", "--runtime", "cpu", "--dry-run"])
+    monkeypatch.delenv("NVFP4_RHT")
+    with pytest.raises(UsageError, match=r"leave weights=1x16 out \(--nvfp4, or the config file\)"):
+        jobs.run(["ablate", "--runtime", "cpu", "--dry-run", "--nvfp4", "rht=on weights=1x16"])
 
 
 def test_the_variants_of_a_model() -> None:

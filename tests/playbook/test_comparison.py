@@ -187,6 +187,18 @@ def test_tunings_that_are_not_the_same_are_refused(make_run, change: dict, expec
     assert refused(make_run("bf16", parity=TUNED), make_run("nvfp4", parity=TUNED | change)) == expected
 
 
+def test_a_switch_of_transformer_engine_is_refused_beside_a_record_that_names_none(make_run) -> None:
+    switched = {"engine_switches": "NVTE_NVFP4_4OVER6=weights"}
+    assert refused(make_run("bf16"), make_run("nvfp4", parity=switched)) == {
+        "engine_switches": ("none", "NVTE_NVFP4_4OVER6=weights")
+    }
+
+
+def test_switches_of_transformer_engine_on_both_sides_are_the_same_work(make_run) -> None:
+    switched = {"engine_switches": "NVTE_NVFP4_4OVER6=weights"}
+    assert compare(make_run("bf16", parity=switched), make_run("nvfp4", parity=switched))
+
+
 def test_tunings_alike_are_compared_without_the_gap_of_pretraining(make_run) -> None:
     result = compare(make_run("bf16", parity=TUNED), make_run("nvfp4", parity=TUNED))
     assert result.contrasts[0].step_time and result.contrasts[0].published_gap == result.contrasts[0].placed == ""

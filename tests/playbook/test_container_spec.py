@@ -170,6 +170,17 @@ def test_the_images_own_path_follows_its_python() -> None:
     assert path == "/opt/venv/bin:/usr/bin"
 
 
+def test_transformer_engines_variables_go_in_and_the_recipe_goes_by_flag(tmp_path: Path, monkeypatch) -> None:
+    given = {"NVTE_FUSED_ATTN": "0", "NVTE_NVFP4_DISABLE_RHT": "1", "NVFP4_2D": "0"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    chosen = settings.resolve(settings.parser("x").parse_args([]), on_gpu=True, processes=1)
+    flags = settings.as_flags(chosen)
+    assert flags[flags.index("--nvfp4") + 1] == "rht=off stochastic=on weights=1x16"
+    asked = container.training(chosen, tmp_path, flags, image="nemo", image_path="", gpu=GPU, engine=CDI)
+    assert asked.environment.items() >= given.items() and flags == asked.command[-len(flags) - 2 : -2]
+
+
 def test_what_a_writer_needs_goes_by_name_and_only_where_it_is_asked_for(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "hush-wandb")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hush-mlflow@host")

@@ -86,8 +86,8 @@ def test_a_default_named_is_the_same_work() -> None:
     assert planned("--model", "tiny", "--train-iters", str(tiny.train_iters)).request() == planned().request()
 
 
-@pytest.mark.parametrize("switch", switches.NAMES)
-def test_a_switch_of_the_nvfp4_recipe_is_in_the_request_and_shown(monkeypatch, tmp_path: Path, switch: str) -> None:
+@pytest.mark.parametrize("switch", switches.SHORT)
+def test_a_switch_of_the_nvfp4_recipe_is_in_the_request_and_shown(monkeypatch, switch: str) -> None:
     before = planned().request()
     monkeypatch.setenv(switch, "1")
     assert planned().request() == before
@@ -97,17 +97,38 @@ def test_a_switch_of_the_nvfp4_recipe_is_in_the_request_and_shown(monkeypatch, t
     assert made.request() != before
     assert made.choices["NVFP4 recipe"].value.startswith("without ")
     assert made.choices["NVFP4 recipe"].reason == f"asked for: {switch}=0"
-    assert f" {switch}=0 " in plan.prepare(made, tmp_path, []).typed
+    (changed,) = switches.Nvfp4Recipe.of(made.request()["nvfp4"]).changed().items()
+    words = switches.as_text(dict([changed]))
+    flags = settings.as_flags(made.settings)
+    assert words in flags[flags.index("--nvfp4") + 1]
+    monkeypatch.delenv(switch)
+    named = planned("--nvfp4", words)
+    assert named.request() == made.request() and named.choices["NVFP4 recipe"].reason == "asked for"
+    monkeypatch.setenv(switch, "0")
     bf16 = planned("--precision", "bf16")
-    assert "NVFP4 recipe" not in bf16.choices and switch not in plan.prepare(bf16, tmp_path, []).typed
+    assert "NVFP4 recipe" not in bf16.choices and "nvfp4" not in bf16.request()
+    assert "--nvfp4" not in settings.as_flags(bf16.settings)
 
 
 def test_transformer_engines_own_switch_is_asked_for_and_shown_as_it_was_set(monkeypatch) -> None:
     before = planned().request()
     monkeypatch.setenv("NVTE_NVFP4_DISABLE_RHT", "1")
-    assert planned().request() == {**before, "switches": {**before["switches"], "NVFP4_RHT": "0"}}
+    assert planned().request() == {**before, "nvfp4": {**before["nvfp4"], "rht": "off"}}
     shown = planned().choices["NVFP4 recipe"]
     assert (shown.value, shown.reason) == ("without Hadamard transform", "asked for: NVTE_NVFP4_DISABLE_RHT=1")
+
+
+def test_every_other_switch_of_transformer_engine_is_other_work(monkeypatch, tmp_path: Path) -> None:
+    before = planned()
+    monkeypatch.setenv("NVTE_NVFP4_4OVER6", "weights")
+    monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    made = planned()
+    said = ["NVTE_FUSED_ATTN=0", "NVTE_NVFP4_4OVER6=weights"]
+    assert made.request() == {**before.request(), "engine_switches": said}
+    assert made.choices["Transformer Engine"] == Choice(" ".join(said), "set in the environment")
+    assert f" {' '.join(said)} " in plan.prepare(made, tmp_path, []).typed
+    assert "hf_secret" not in json.dumps(made.described([]))
 
 
 def test_what_the_user_changes_is_in_the_request_and_shown(tmp_path: Path) -> None:

@@ -427,17 +427,6 @@ def test_the_launcher_may_leave_flags_out() -> None:
     assert all(value is None for name, value in vars(args).items() if name not in left_out)
 
 
-def test_a_switch_is_0_or_1(monkeypatch) -> None:
-    monkeypatch.setenv("NVFP4_2D", "no")
-    assert "NVFP4_2D is 'no'" in refusal()
-
-
-def test_the_reference_quantizer_has_no_switches(monkeypatch) -> None:
-    monkeypatch.setenv("NVFP4_RHT", "0")
-    assert "leave NVFP4_RHT out" in refusal("--emulate", "reference", on_gpu=True)
-    assert resolve("--emulate", on_gpu=True).emulate == "triton"
-
-
 def test_a_model_can_be_cut() -> None:
     cut = resolve("--model", "llama3-8b", "--num-layers", "8", on_gpu=True)
     assert (cut.num_layers, cut.bf16_tail_layers) == (8, 1) and resolve(on_gpu=True).num_layers == 32

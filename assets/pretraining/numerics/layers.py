@@ -33,7 +33,7 @@ from megatron.core.utils import get_tensor_model_parallel_group_if_none
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pretraining.numerics.nvfp4 import Recipe
+from pretraining import switches
 from pretraining.numerics.nvfp4_cpu import Operand, quantize_columns, quantize_rows, quantize_tiles, round_bf16
 
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, its bits spread: ranks land far apart
@@ -79,11 +79,11 @@ class NVFP4:
     """NVFP4 operands, BF16 results, float32 sums.
 
     Args:
-        recipe: which ingredients are on; by default those of the environment.
+        recipe: which ingredients are on; by default those of this process.
     """
 
-    def __init__(self, recipe: Recipe | None = None) -> None:
-        self.recipe = recipe or Recipe.from_environment()
+    def __init__(self, recipe: switches.Nvfp4Recipe | None = None) -> None:
+        self.recipe = recipe or switches.in_use()
 
     def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
         """The weight for fprop and for dgrad: one quantization with 16x16 tiles, two without."""

@@ -30,8 +30,6 @@ from dataclasses import dataclass
 
 import torch
 
-from pretraining import switches
-
 BLOCK = 16
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
@@ -40,31 +38,6 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # The sign vector of Transformer Engine's random Hadamard transform. It is fixed, so that both operands of the
 # weight-gradient product, quantized at different times, are rotated alike and the rotations cancel.
 RHT_SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Which ingredients of the NVFP4 training recipe are on (arXiv 2509.25149, section 4).
-
-    Attributes:
-        rht: random Hadamard transform on both operands of the weight gradient.
-        stochastic: stochastic rounding of output gradients.
-        two_d: 16x16 block scales for weights, one quantization for forward and backward; otherwise 1x16 along the
-            contraction of each product, two unlike quantizations.
-    """
-
-    rht: bool = True
-    stochastic: bool = True
-    two_d: bool = True
-
-    @classmethod
-    def from_environment(cls) -> Recipe:
-        """The full recipe, less what NVFP4_RHT=0, NVFP4_STOCHASTIC=0 and NVFP4_2D=0 turn off.
-
-        Raises:
-            UsageError: a variable is neither 0 nor 1.
-        """
-        return cls(**switches.read())
 
 
 @dataclass(frozen=True)

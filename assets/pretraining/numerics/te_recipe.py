@@ -23,8 +23,7 @@ from torch import Tensor
 from transformer_engine.pytorch.cpp_extensions import gemm as te_gemm
 from transformer_engine.pytorch.quantized_tensor import QuantizedTensorStorage, Quantizer
 
-from pretraining import versions
-from pretraining.numerics.nvfp4 import Recipe
+from pretraining import switches, versions
 from pretraining.numerics.nvfp4_triton import Operand, quantize, quantize_tiles
 from pretraining.numerics.product import product
 
@@ -43,8 +42,8 @@ def quantizer_factory(role: Any) -> NVFP4Quantizer | None:
     is_name = isinstance(role, str)
     tensor = role.removeprefix("linear_") if is_name else getattr(role, "tensor_type", "")
     if tensor in ("input", "weight", "grad_output"):
-        return NVFP4Quantizer(tensor, Recipe.from_environment())
-    return None if is_name else NVFP4Quantizer("input", Recipe.from_environment())
+        return NVFP4Quantizer(tensor, switches.in_use())
+    return None if is_name else NVFP4Quantizer("input", switches.in_use())
 
 
 class NVFP4Tensor(QuantizedTensorStorage):
@@ -104,7 +103,7 @@ class NVFP4Quantizer(Quantizer):
 
     custom = True
 
-    def __init__(self, tensor: str, recipe: Recipe) -> None:
+    def __init__(self, tensor: str, recipe: switches.Nvfp4Recipe) -> None:
         super().__init__(rowwise=True, columnwise=True)
         self.tensor, self.recipe = tensor, recipe
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pretraining import versions
 from pretraining.numerics import nvfp4
-from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor, Recipe
+from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor
+from pretraining.switches import Nvfp4Recipe
 
 if TYPE_CHECKING:
     from pretraining.numerics.nvfp4_triton import Operand
@@ -188,7 +189,7 @@ def _nearest_quantizer(role: Any) -> Any:
 
     quantizer = te_recipe.quantizer_factory(role)
     if quantizer is not None:
-        quantizer.recipe = Recipe(stochastic=False)
+        quantizer.recipe = Nvfp4Recipe(stochastic=False)
     return quantizer
 
 

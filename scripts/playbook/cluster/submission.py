@@ -72,7 +72,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     folder = chosen.run_dir
     assert folder is not None
     environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **(cluster.environment or {})}
-    environment |= {name: os.environ[name] for name in switches.NAMES if name in os.environ}
+    environment |= switches.passed_on()
     if not cluster.on_gpu:
         environment |= cpu.environment_of(threads=1)
     needed = {cluster.runs_folder, folder.parent, chosen.cache_dir, *read_by(chosen)}

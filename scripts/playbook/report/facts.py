@@ -9,8 +9,9 @@ from typing import Any
 
 from playbook.report import wording
 from playbook.report.canvas import Runs
-from playbook.results import INGREDIENTS, Comparison
+from playbook.results import Comparison
 from pretraining.record import Run
+from pretraining.switches import INGREDIENTS
 
 _GROUPS = ("Hardware", "Software", "Precision", "Work")
 _HARDWARE = ("host", "device", "processes")

@@ -44,7 +44,6 @@ WRITERS = {
     "wandb": ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY"),
     "mlflow": ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
 }
-SWITCHES = (*switches.NAMES, "HF_HUB_OFFLINE")
 # A mount at or above one of these would hide what the image itself needs.
 _OF_THE_IMAGE = ("/opt/venv", "/opt/Megatron-Bridge", "/usr", "/bin", "/lib", "/etc", "/proc", "/sys", "/dev", "/tmp")
 
@@ -283,7 +282,8 @@ def user_environment(cache: Path, image_path: str) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "PYTHONUNBUFFERED": "1",
-        **{name: os.environ[name] for name in SWITCHES if name in os.environ},
+        **{name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ},
+        **switches.passed_on(),
     }
 
 

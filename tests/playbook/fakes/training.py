@@ -3,7 +3,7 @@
 FAKE says how it ends: "" as told by its flags, "slow" not by itself, "stubborn" neither by SIGINT, "killed" by
 SIGKILL, "early" before it has a log, "refused" before that and with torch.distributed.run's words after its own,
 "diverged", "disk" on a full disk that takes no outcome, "odd" with lines that a reader must bear.
-FAKE_ONLY names the one precision that does so, FAKE_SWITCH the switch that is off where it does so, FAKE_LOSS, as
+FAKE_ONLY names the one precision that does so, FAKE_SWITCH the ingredient that is off where it does so, FAKE_LOSS, as
 {"nvfp4 1234": 1.01}, what to multiply losses with by precision and seed.
 """
 
@@ -28,7 +28,7 @@ chosen = settings.resolve(args, on_gpu=False, processes=1)
 folder, precision = chosen.run_dir, chosen.precision.name
 if os.environ.get("FAKE_ONLY", precision) != precision:
     how = ""
-if "FAKE_SWITCH" in os.environ and os.environ.get(os.environ["FAKE_SWITCH"], "1") != "0":
+if "FAKE_SWITCH" in os.environ and getattr(chosen.nvfp4, os.environ["FAKE_SWITCH"], True):
     how = ""
 scale = json.loads(os.environ.get("FAKE_LOSS", "{}")).get(f"{precision} {chosen.seed}", 1.0)
 held = ending.claim_run_dir(chosen)

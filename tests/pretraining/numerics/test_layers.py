@@ -14,9 +14,10 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from pretraining import switches
 from pretraining.numerics import layers, nvfp4
 from pretraining.numerics.layers import BF16, NVFP4, NVFP4ColumnParallelLinear, set_arithmetic
-from pretraining.numerics.nvfp4 import Recipe
+from pretraining.switches import Nvfp4Recipe as Recipe
 
 DETERMINISTIC = Recipe(stochastic=False)
 
@@ -258,8 +259,8 @@ def test_layer_spec_swaps_linear_layers_only():
         layers.layer_spec(spec, "bf16")
 
 
-def test_layers_read_the_environment(monkeypatch):
-    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+def test_layers_take_the_recipe_of_their_process(monkeypatch):
+    monkeypatch.setattr(switches, "_in_use", DETERMINISTIC)
     module = build(NVFP4ColumnParallelLinear)
     assert module._forward_impl.keywords["arithmetic"].recipe == DETERMINISTIC
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.errors import UsageError
-from pretraining.numerics.nvfp4 import E2M1, RHT_SIGNS, Recipe, quantize, random_hadamard_transform
+from pretraining.numerics.nvfp4 import E2M1, RHT_SIGNS, quantize, random_hadamard_transform
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
 
@@ -147,13 +146,3 @@ def test_seed_reproduces():
     x = torch.randn(32, 64)
     draw = [quantize(x, stochastic=True, generator=torch.Generator().manual_seed(s)).codes for s in (1, 1, 2)]
     assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
-
-
-def test_recipe_reads_the_environment(monkeypatch):
-    assert Recipe.from_environment() == Recipe()
-    monkeypatch.setenv("NVFP4_RHT", "0")
-    monkeypatch.setenv("NVFP4_2D", "0")
-    assert Recipe.from_environment() == Recipe(rht=False, two_d=False)
-    monkeypatch.setenv("NVFP4_STOCHASTIC", "off")
-    with pytest.raises(UsageError, match="NVFP4_STOCHASTIC is 'off'"):
-        Recipe.from_environment()

@@ -13,8 +13,9 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton for this machine")
 
+from pretraining import switches
 from pretraining.numerics.layers import NVFP4  # before the stand-ins: Megatron looks for Transformer Engine
-from pretraining.numerics.nvfp4 import Recipe
+from pretraining.switches import Nvfp4Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")
 
@@ -82,12 +83,11 @@ def linear(engine, x, weight, gradient, main_grad=None):
     return y, dx, dw
 
 
-@pytest.mark.parametrize("switches", [{}, {"NVFP4_RHT": "0"}, {"NVFP4_2D": "0"}], ids=str)
-def test_products_are_the_cpu_runtimes(engine, switches, monkeypatch):
-    for name, value in {**switches, "NVFP4_STOCHASTIC": "0"}.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize("off", [{}, {"rht": False}, {"two_d": False}], ids=str)
+def test_products_are_the_cpu_runtimes(engine, off, monkeypatch):
+    monkeypatch.setattr(switches, "_in_use", Nvfp4Recipe(**off, stochastic=False))
     x, weight, gradient = tensors()
-    arithmetic = NVFP4(Recipe.from_environment())
+    arithmetic = NVFP4()
     prepared = arithmetic.prepare(weight)
     dgrad, wgrad = arithmetic.backward(gradient)
     expected = arithmetic.fprop(x, prepared), dgrad(prepared), wgrad(x)
@@ -97,7 +97,7 @@ def test_products_are_the_cpu_runtimes(engine, switches, monkeypatch):
 
 
 def test_weight_gradients_add_up_in_main_grad(engine, monkeypatch):
-    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    monkeypatch.setattr(switches, "_in_use", Nvfp4Recipe(stochastic=False))
     x, weight, gradient = tensors()
     main_grad = torch.full((OUTPUTS, INPUTS), 0.5)
     for _ in range(2):

@@ -4,10 +4,10 @@ import torch
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.layers import NVFP4, PreparedWeight, linear
-from pretraining.numerics.nvfp4 import Recipe
 from pretraining.numerics.nvfp4_triton import Operand
 from pretraining.selfcheck import engines
 from pretraining.selfcheck.engines import Stored
+from pretraining.switches import Nvfp4Recipe as Recipe
 
 
 def matrix(rows=48, columns=80):

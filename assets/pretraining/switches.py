@@ -97,8 +97,10 @@ SHORT = tuple(about["short"] for about in _ABOUT.values() if about["short"])
 _ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["engine"]}
 
 
+# word: its values, the default first
+VALUES = {word: tuple(_VALUES[name]) for word, name in _FIELDS.items()}
 # What can be said in place of the default.
-HELP = " ".join(f"{word}={list(_VALUES[name])[1]}" for word, name in _FIELDS.items())
+HELP = " ".join(f"{word}={values[1]}" for word, values in VALUES.items())
 
 
 def missing(ingredients: Mapping[str, Any]) -> list[str]:

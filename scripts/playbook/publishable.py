@@ -25,6 +25,7 @@ from pretraining.finetuning import SCHEMES
 from pretraining.models import MODELS
 from pretraining.precision import PRECISIONS
 from pretraining.settings import EMULATORS
+from pretraining.switches import SHORT, VALUES
 
 _LEFT_OUT = object()
 
@@ -146,7 +147,8 @@ FIELDS: dict[str, dict[str, Any]] = {
             "finetune": words(*SCHEMES),
             "runtime": words(*RUNTIMES),
             "split": [number],
-            "switches": dict.fromkeys(("NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D"), words("0", "1")),
+            "nvfp4": {word: words(*values) for word, values in VALUES.items()},
+            "switches": dict.fromkeys(SHORT, words("0", "1")),  # of earlier records
         },
     },
     record.ENVIRONMENT: {
@@ -197,7 +199,7 @@ FIELDS: dict[str, dict[str, Any]] = {
             "weights": _WEIGHTS,
             "finetune": words(*SCHEMES),
             "plugin": _DIGEST,
-            "engine_switches": form(r"NVTE_[A-Z\d_]{1,40}=\d( NVTE_[A-Z\d_]{1,40}=\d)*"),
+            "engine_switches": form(r"NVTE_[A-Z\d_]{1,40}=[A-Za-z\d]{0,12}( NVTE_[A-Z\d_]{1,40}=[A-Za-z\d]{0,12})*"),
             "overrides": _overrides,
         },
     },

@@ -74,6 +74,7 @@ FULL: dict[str, dict[str, Any]] = {
             "data": "mock",
             "runtime": "cpu",
             "switches": {"NVFP4_RHT": "1"},
+            "nvfp4": {"rht": "on", "stochastic": "off", "weights": "1x16"},
         },
         "command": ["python3", "-m"],
         "choices": {"model": {"value": "tiny", "reason": "asked for"}},

@@ -7,6 +7,7 @@ import shlex
 from typing import NamedTuple
 
 from pretraining.errors import UsageError
+from pretraining.switches import HELP
 
 OFF = ("", "0", "no", "off", "false")
 ON = ("1", "yes", "on", "true")
@@ -81,6 +82,7 @@ _ALL = (
     ),
     _count("BF16_TAIL", "--bf16-tail-layers", "last layers kept in BF16", "nvfp4: an eighth, at least 1", least=0),
     _count("BF16_HEAD", "--bf16-head-layers", "first layers kept in BF16", "nvfp4: 0", least=0),
+    Option("NVFP4", "--nvfp4", "WORDS", f"less than the whole recipe: '{HELP}'"),
     _ingredient("NVFP4_RHT", "the Hadamard transform"),
     _ingredient("NVFP4_STOCHASTIC", "stochastic rounding"),
     _ingredient("NVFP4_2D", "two-dimensional scaling of weights"),

@@ -10,7 +10,7 @@ from playbook.cli import chores
 from playbook.cli.options import OPTIONS, SET_UP
 
 _SIZES = ("MODEL", "ITERS", "WARMUP", "GBS", "MBS", "SEQ", "DATA")
-_RECIPE = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D", "TUNED")
+_RECIPE = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", "NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D", "TUNED")
 _SPLIT = ("TP", "PP", "CP")
 _CODE = ("CONFIG", "PLUGIN", "ARGS")
 _WRITERS = ("TENSORBOARD", "WANDB", "MLFLOW")
@@ -110,7 +110,7 @@ _ALL = (
     _run("bf16", TRAIN, "pretrain in BF16", *_TRAINING, "RESUME", *_WHERE, common=True, without=_ITS_OWN),
     _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, "RESUME", *_WHERE, common=True),
     _run("ablate", TRAIN, "what each ingredient of NVFP4 brings, over seeds", "SEEDS", "FRESH",
-         *(name for name in _TRAINING if name not in ("BF16_TAIL", "NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D")),
+         *(name for name in _TRAINING if name != "BF16_TAIL" and not name.startswith("NVFP4")),
          *_WHERE, common=True, again=True),
     _run("profile", LOOK, "where the time of a step goes", "PRECISION", *_TRAINING, "RESUME", *_WHERE, common=True,
          instead={"RUN": _OF_A_RUN}),

@@ -171,9 +171,9 @@ def _append_to(path: Path) -> tuple[IO[str], bool]:
     """The lock file, and whether this call made it."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     try:
-        descriptor, created = os.open(path, flags | os.O_EXCL, 0o644), True
+        descriptor, created = os.open(path, flags | os.O_EXCL, 0o666), True
     except FileExistsError:
-        descriptor, created = os.open(path, flags, 0o644), False
+        descriptor, created = os.open(path, flags, 0o666), False
     return os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace"), created
 
 

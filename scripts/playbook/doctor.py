@@ -21,7 +21,8 @@ from playbook import PROJECT, gpus, hub, place
 from playbook.environments import python_of
 from playbook.place import Wanted
 from playbook.runtimes import local
-from pretraining import footprint
+from playbook.runtimes.process import trainings
+from pretraining import footprint, lock
 from pretraining.errors import UsageError
 from pretraining.precision import Precision
 from pretraining.settings import Settings
@@ -89,6 +90,7 @@ def examine(wanted: Wanted, precision: Precision, chosen: Settings, runtime: str
         yield from _local_memory()
     elif not python_of("cpu").exists():
         yield _space("disk for the CPU environment", PROJECT, CPU_ENVIRONMENT_BYTES)
+    yield from _training_checks(runs)
     yield from _disk_checks(chosen, runs)
     yield from _folder_checks(chosen, runs, runtime)
     yield from _token_check(chosen)
@@ -214,6 +216,18 @@ def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: 
             blocks = any(orphans.holder([each], gpu.uuid) for gpu in _chosen(inventory, wanted, precision)[0])
         remedy = "`make attach` follows it, `make stop` ends it" if each.own else "wait for it, or ask whose it is"
         yield Check("container", False, f"{each} trains", remedy, needed=blocks)
+
+
+def _training_checks(runs: Path) -> Iterator[Check]:
+    """Runs that are processes of this machine; those in containers are the engine's to tell."""
+    for folder in sorted(runs.glob("*/")):
+        if trainings(folder):
+            launcher = lock.watcher(folder)
+            watched = "its launcher is gone" if launcher is None else f"its launcher is process {launcher}"
+            remedy = "`make attach` follows it, `make stop` ends it"
+            yield Check(
+                "training", False, f"run {folder.name} ({watched}) trains on this machine", remedy, needed=False
+            )
 
 
 def _local_checks(precision: Precision) -> Iterator[Check]:

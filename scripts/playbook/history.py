@@ -17,11 +17,12 @@ from rich.text import Text
 
 from playbook import PROJECT, loading
 from playbook.measured import measure
-from pretraining import record
+from pretraining import lock, record
 from pretraining.errors import UsageError
 from pretraining.settings import RUNS
 
 UNREADABLE = "unreadable"
+RUNNING = "running"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Entry:
 
     Attributes:
         started: UTC.
-        verdict: "unreadable" where the folder is damaged; `cause` then says how.
+        verdict: "unreadable" where the folder is damaged, "running" while its lock is held; `cause` then says more.
         iterations, of: done and wanted.
         step_time: s, the median of the timed iterations; None of a profiled run, where it is no measurement.
         loss: nats a token, the mean of the last tenth.
@@ -70,6 +71,9 @@ def _entry(folder: Path) -> Entry:
     result = measure(run).result
     request = run.plan.get("request") or {}
     profiled = "profiled" in run.environment
+    verdict, cause = result.verdict, result.cause
+    if verdict == record.Verdict.INCOMPLETE and lock.processes(folder) and (used := lock.in_use(folder)):
+        verdict, cause = RUNNING, used
     return Entry(
         name=folder.name,
         path=str(folder.absolute()),
@@ -77,8 +81,8 @@ def _entry(folder: Path) -> Entry:
         precision=run.precision.get("name") or request.get("precision") or "",
         arithmetic=run.precision.get("arithmetic") or "",
         model=run.environment.get("model") or request.get("model") or "",
-        verdict=result.verdict,
-        cause=result.cause,
+        verdict=verdict,
+        cause=cause,
         iterations=result.iterations,
         of=run.parity.get("train_iters") or request.get("train_iters"),
         step_time=None if profiled else result.step_times and result.step_times.median,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 
 from conftest import wait_for
+
+from pretraining import lock
 
 
 def killed_launcher(station):
@@ -87,3 +90,31 @@ def test_two_runs_at_once_never_share_a_gpu(station) -> None:
             each.terminate()
             assert each.wait(timeout=60) == 130
     assert station.containers() == []
+
+
+def test_two_runs_in_one_folder_are_one_on_whatever_gpus(station) -> None:
+    folder = station.runs / "one"
+    first = station.start("nvfp4", "--run-dir", str(folder), tag="steady")
+    station.training()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "metrics.jsonl"}
+    code, printed = station.run("bf16", "--gpu", "0", "--run-dir", str(folder))
+    assert code == 2 and f"--run-dir {folder} is in use by process" in printed
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "metrics.jsonl"} == before
+    first.kill()
+    first.wait()
+    code, printed = station.run("bf16", "--gpu", "0", "--run-dir", str(folder))
+    assert code == 2 and re.search(r"in use by process \d+ on [0-9a-f]{12} \(training\)", printed)  # inside
+    assert lock.in_use(folder)
+    assert station.run("stop")[0] == 0
+    assert lock.in_use(folder) == ""
+
+
+def test_a_container_whose_folder_was_removed_can_be_ended(station) -> None:
+    folder = killed_launcher(station)
+    shutil.rmtree(folder)
+    code, printed = station.run("attach")
+    assert code == 2 and f"the run folder {folder} was removed" in printed and "make stop" in printed
+    code, printed = station.run("stop")
+    assert code == 0 and f"stopped {folder.name}: its run folder was removed before" in printed
+    assert station.containers() == []
+    assert station.run()[0] == 0  # the GPU is free again

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from playbook import doctor, gpus
-from pretraining import footprint
+from pretraining import footprint, lock
 from pretraining.errors import UsageError
 from pretraining.models import MODELS
 
@@ -43,6 +43,15 @@ def test_without_a_gpu_the_cpu_runtime_is_ready(examine) -> None:
     code, checks = examine(None)
     assert code == 0
     assert checks["runtime"]["found"] == "cpu" and checks["GPU"]["ok"] is None
+
+
+def test_a_training_whose_launcher_is_gone_is_told(examine, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    with lock.hold(folder, "one", "training"):
+        code, checks = examine(None)
+    assert code == 0 and checks["training"]["found"] == "run one (its launcher is gone) trains on this machine"
+    assert "make stop" in checks["training"]["remedy"]
 
 
 def test_a_station_without_an_engine_is_not_ready_and_says_what_to_do(examine) -> None:

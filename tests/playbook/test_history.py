@@ -1,9 +1,12 @@
 """`make history`: every run in a line, whatever became of it."""
 
+import fcntl
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from playbook import history
+from pretraining import lock, record
 
 
 def listed(capsys, runs: Path, *flags: str) -> str:
@@ -52,3 +55,21 @@ def test_a_damaged_run_is_listed(make_run, capsys) -> None:
 def test_no_runs_is_no_failure(capsys, tmp_path: Path) -> None:
     assert "There is no run in" in listed(capsys, tmp_path / "nowhere")
     assert json.loads(listed(capsys, tmp_path, "--json")) == []
+
+
+def test_a_run_is_running_while_its_lock_is_held(make_run, capsys) -> None:
+    folder = make_run("nvfp4", outcome={"verdict": record.Verdict.INCOMPLETE})
+
+    def listed() -> tuple[str, str]:
+        history.main(["--runs", str(folder.parent), "--json"])
+        (entry,) = json.loads(capsys.readouterr().out)
+        return entry["verdict"], entry["cause"]
+
+    assert listed()[0] == "incomplete"
+    process = lock.Process.this("one", "training")
+    with (folder / lock.FILE).open("w") as file:
+        file.write(json.dumps(asdict(process)) + "\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert listed() == ("running", f"in use by process {process.number} (training)")
+    assert listed()[0] == "incomplete"

@@ -52,6 +52,45 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     assert [found.name for found in tmp_path.iterdir()] == ["outcome.json"]
 
 
+def test_a_file_system_without_hard_links_keeps_the_first_outcome(tmp_path: Path, monkeypatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    assert record.write_outcome(tmp_path, Verdict.DIVERGED, cause="NaN", exit_code=1)
+    assert not record.write_outcome(tmp_path, Verdict.FAILED, cause="later", exit_code=1)
+    assert record.read_facts(tmp_path).verdict is Verdict.DIVERGED
+    assert [found.name for found in tmp_path.iterdir()] == [record.OUTCOME]
+
+
+def test_writers_with_one_process_number_do_not_share_a_file(tmp_path: Path, monkeypatch) -> None:
+    """As in containers on two nodes, which write an outcome into one folder at the same moment."""
+    replaced, names = os.link, []
+
+    def other_first(beside: Path, path: Path) -> None:
+        names.append(beside.name)
+        if len(names) == 1:
+            assert record.write_outcome(tmp_path, Verdict.KILLED, cause="theirs", exit_code=1)
+        replaced(beside, path)
+
+    monkeypatch.setattr(os, "link", other_first)
+    assert not record.write_outcome(tmp_path, Verdict.FAILED, cause="ours", exit_code=1)
+    assert record.read_facts(tmp_path).outcome["cause"] == "theirs" and len(set(names)) == 2
+
+
+def test_what_a_killed_process_left_half_written_is_swept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # it was killed before
+    monkeypatch.setattr(os, "link", lambda *_: None)
+    record.write_outcome(tmp_path, Verdict.KILLED, cause="", exit_code=1)
+    monkeypatch.undo()
+    mine = {".notes.json.old", ".notes.json", record.PLAN}
+    for name in mine:
+        (tmp_path / name).touch()
+    assert len(list(tmp_path.iterdir())) == 4
+    record.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == mine
+
+
 def test_what_json_does_not_know_is_written_as_words(tmp_path: Path) -> None:
     record.write_json(tmp_path / "x.json", {"path": Path("/a"), "verdict": Verdict.KILLED, "name": "café"})
     assert json.loads((tmp_path / "x.json").read_text()) == {"path": "/a", "verdict": "killed", "name": "café"}

@@ -9,7 +9,8 @@ import sys
 def main() -> int:
     script = next(number for number, word in enumerate(sys.argv) if word.endswith("pretrain_llama.py"))
     flags = sys.argv[script + 1 :]
-    worker = subprocess.Popen([sys.executable, "-m", "standin_training", *flags])
+    assets = os.path.dirname(sys.argv[script])
+    worker = subprocess.Popen([sys.executable, "-m", "standin_training", *flags], env={**os.environ, "ASSETS": assets})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: worker.send_signal(number))
     code = worker.wait()

@@ -75,8 +75,9 @@ class Nvfp4Recipe:
         return {word: value for word, value in self.words().items() if value != whole[word]}
 
     def facts(self) -> dict[str, Any]:
-        """For the record, by field."""
-        return dataclasses.asdict(self)
+        """For the record, by field: whether each ingredient is on, and any other value that is not the default."""
+        found = dataclasses.asdict(self)
+        return {name: value for name, value in found.items() if isinstance(value, bool) or value != _DEFAULTS[name]}
 
     def without(self, field: str) -> Nvfp4Recipe:
         """The same with the second value of a field: an ingredient turned off."""
@@ -94,9 +95,8 @@ _FIELDS: dict[str, str] = {about["word"]: name for name, about in _ABOUT.items()
 # field: what the ingredient is called
 INGREDIENTS: dict[str, str] = {name: about["title"] for name, about in _ABOUT.items()}
 SHORT = tuple(about["short"] for about in _ABOUT.values() if about["short"])
-_ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["engine"]}
-
-
+_DEFAULTS = {each.name: each.default for each in dataclasses.fields(Nvfp4Recipe)}
+_ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["engine"]}  # variable: field
 # word: its values, the default first
 VALUES = {word: tuple(_VALUES[name]) for word, name in _FIELDS.items()}
 # What can be said in place of the default.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from playbook.cluster import config, follow
+from playbook.cluster import config, follow, submission
 from playbook.cluster.slurm import explain
+from pretraining import settings
 from pretraining.errors import UsageError
 
 
@@ -23,6 +24,20 @@ def node(project: Path):
 def test_the_example_is_valid_and_says_every_field() -> None:
     assert config.read(config.EXAMPLE).image == "nvcr.io/nvidia/nemo:26.04"
     assert set(yaml.safe_load(config.EXAMPLE.read_text())) == set(config.Cluster.__dataclass_fields__)
+
+
+def test_a_job_gets_the_recipe_by_flag_and_transformer_engines_variables(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("NVTE_NVFP4_DISABLE_RHT", "1")
+    monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    args = settings.parser("x").parse_args(["--nvfp4", "weights=1x16"])
+    args.nodes = args.nproc = 1
+    cluster = config.Cluster(runs=str(tmp_path), gpus=8, environment={"NVTE_FUSED_ATTN": "1", "MINE": "2"})
+    planned = submission.planned(args, cluster)
+    job = submission.job_of(planned, cluster, 1, 1)
+    assert job["flags"][job["flags"].index("--nvfp4") + 1] == "rht=off stochastic=on weights=1x16"
+    assert job["environment"].items() >= {"NVTE_FUSED_ATTN": "0", "NVTE_NVFP4_DISABLE_RHT": "1", "MINE": "2"}.items()
+    assert "hf_secret" not in str(job)
 
 
 def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from playbook import PROJECT, ablation, comparing, comparison_file, loading, place, repeats
+from playbook import PROJECT, ablation, comparing, comparison_file, loading, place, repeats, timed
 from playbook.ablation import BF16, WHOLE, Variant
 from playbook.catalogue import print_table
 from playbook.place import Place
@@ -52,7 +52,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     _refuse(args)
     seeds = _seeds(args.seeds)
     steps = _steps(args, seeds, where, make_plan)
-    comparing.check_long_enough(steps[0].plan.settings.train_iters)
+    timed.check_long_enough(steps[0].plan.settings.train_iters)
     if args.dry_run:
         for step in steps:
             _show_dry(step, args.runs, show_dry)

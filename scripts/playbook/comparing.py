@@ -6,21 +6,10 @@ import argparse
 import shlex
 import sys
 
-from playbook import PROJECT, arms, comparison, comparison_file, loading, parity, plan, repeats, report, stats, table
+from playbook import PROJECT, arms, comparison, comparison_file, loading, plan, repeats, report, table
 from playbook.training import exit_code, train
 from pretraining import switches
-from pretraining.errors import UsageError
 from pretraining.record import Run
-
-
-def check_long_enough(iterations: int) -> None:
-    """Raise UsageError before two trainings whose comparison would be refused for too few timed iterations."""
-    window = stats.timing_window(0, iterations)
-    if window.last - window.first + 1 < parity.FEWEST_TIMED:
-        raise UsageError(
-            f"ITERS={iterations} leaves fewer than {parity.FEWEST_TIMED} iterations to time, the second half of "
-            f"the run: compare over at least {2 * parity.FEWEST_TIMED}"
-        )
 
 
 def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from playbook import PROJECT
 from playbook.cli.make import in_makes_words
+from playbook.environments import ensure, python_of
 from playbook.failures import Failure
 from pretraining.errors import UsageError
 from pretraining.streams import outlive_readers
@@ -29,8 +33,24 @@ def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted")
             return _end(name, in_makes_words(str(error)), 2)
         except (Failure, OSError) as error:
             return _end(getattr(error, "who", "") or name, _in_words(error), 1)
+        except ModuleNotFoundError:
+            if not _without_packages():
+                raise
+            return run(name, _with_packages)
         except KeyboardInterrupt as error:
             return _end(name, str(error) or interrupted, 130)
+
+
+def _without_packages() -> bool:
+    """Whether this is one of the scripts, as a dry run starts it in a fresh clone: by any Python, with no packages."""
+    started = Path(sys.argv[0]).resolve().parent == PROJECT / "scripts"
+    return started and Path(sys.prefix).resolve() != python_of("host").parents[1].resolve()
+
+
+def _with_packages() -> int:
+    """Start again with the launcher's packages, which this needs after all."""
+    python = str(ensure("host"))
+    os.execv(python, [python, *sys.argv])
 
 
 def _end(name: str, words: str, code: int) -> int:

@@ -7,6 +7,8 @@ standard library is used: this runs before anything is installed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -15,11 +17,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from playbook import PROJECT
+from playbook import PROJECT, torch_index
 from playbook.failures import Failure
 
 VENVS = PROJECT / ".venv"
@@ -29,7 +33,7 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 # name: (folder, requirements files in order, what to say while it takes its time)
 ENVIRONMENTS = {
-    "host": ("host", ("host.txt",), "the launcher's packages"),
+    "host": ("host", ("host.txt",), "the launcher's packages, 0.4 GB"),
     "cpu": ("cpu", ("cpu.txt", "megatron.txt"), "PyTorch and Megatron-Bridge for the CPU, a minute or two"),
     "cluster": ("cluster", ("cluster.txt",), "NeMo-Run and its packages, half a gigabyte, a minute or two"),
     "test": ("cpu", ("cpu.txt", "megatron.txt", "host.txt", "dev.txt"), "the CPU runtime and the test tools"),
@@ -37,6 +41,8 @@ ENVIRONMENTS = {
 _WITHOUT_DEPENDENCIES = {"megatron.txt"}
 _STAMP = ".installed.json"
 # The version is the same on every index, so pip would keep a CUDA build that is there.
+_PLAIN = ("--progress-bar", "off", "--no-color")
+SAY_EVERY_SECONDS = 15.0
 _TORCH_ANEW = ("--no-deps", "--force-reinstall")
 
 
@@ -79,14 +85,28 @@ def make(name: str) -> Path:
     folder, link = folder_of(name), VENVS / ENVIRONMENTS[name][0]
     wanted = {file: _fingerprint(file) for file in files}
     if _missing(folder, wanted) or not link.is_symlink():
-        VENVS.mkdir(exist_ok=True)
-        with _locked(VENVS / f".{folder.name}.lock"):  # two makes at once: the second waits and finds it done
-            _adopt(link)
-            missing = _missing(folder, wanted)
-            if missing:
-                print(f"Setting up {folder.relative_to(PROJECT)}: {what} ...", flush=True)
-                _make(folder, missing, wanted)
+        try:
+            VENVS.mkdir(exist_ok=True)
+            with _locked(VENVS / f".{folder.name}.lock"):  # two makes at once: the second waits and finds it done
+                _adopt(link)
+                missing = _missing(folder, wanted)
+                if missing:
+                    print(f"Setting up {folder.relative_to(PROJECT)}: {what} ...", flush=True)
+                    _make(folder, missing, wanted)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise SetupError(
+                f"{error.filename or VENVS} cannot be written ({error.strerror}), and the packages go there: work in "
+                "a clone of your own (git clone), or have its owner do this once; a DRY_RUN=1 needs no set-up"
+            ) from error
     return python_of(name)
+
+
+def for_a_dry_run(name: str) -> Path:
+    """The interpreter of environment `name` where it is there, else the one that runs this: nothing is set up."""
+    made = (folder for folder in (folder_of(name), VENVS / ENVIRONMENTS[name][0]) if _installed(folder))
+    return next((folder / "bin" / "python" for folder in made), Path(sys.executable))
 
 
 def _adopt(old: Path) -> None:
@@ -119,10 +139,17 @@ def _installed(folder: Path) -> dict[str, str] | None:
     try:
         stamp = json.loads((folder / _STAMP).read_text())
         if stamp["python"] == list(sys.version_info[:2]) and (folder / "bin" / "python").exists():
-            return dict(stamp["files"])
+            whole = set(stamp.get("packages", ["pip"])) <= _packages(folder)
+            return dict(stamp["files"]) if whole else None
     except (OSError, ValueError, TypeError, KeyError):  # never finished, or damaged
         pass
     return None
+
+
+def _packages(folder: Path) -> set[str]:
+    """The folders that can be imported from there."""
+    there = (folder / "lib" / f"python{VERSION}" / "site-packages").glob("*")
+    return {entry.name for entry in there if entry.is_dir() and entry.suffix != ".dist-info"} - {"__pycache__"}
 
 
 def _missing(folder: Path, wanted: dict[str, str]) -> list[str]:
@@ -142,18 +169,31 @@ def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
     with log.open("w", encoding="utf-8") as output:
         for file in missing:
             flags = ["--no-deps"] if file in _WITHOUT_DEPENDENCIES else []
-            if file == "cpu.txt" and os.environ.get("TORCH_INDEX"):
-                _pip(folder, output, log, "--index-url", os.environ["TORCH_INDEX"], *_TORCH_ANEW, _torch_pin())
+            if file == "cpu.txt":
+                _torch(folder, output, log)
             _pip(folder, output, log, *flags, "-r", str(REQUIREMENTS / file))
             have[file] = wanted[file]
+            made = {"python": list(sys.version_info[:2]), "files": have, "packages": sorted(_packages(folder))}
             beside = stamp.with_suffix(".new")
-            beside.write_text(json.dumps({"python": list(sys.version_info[:2]), "files": have}))
+            beside.write_text(json.dumps(made))
             beside.replace(stamp)
 
 
-def _torch_pin() -> str:
-    lines = (REQUIREMENTS / "cpu.txt").read_text().splitlines()
-    return next(line for line in lines if line.startswith("torch=="))
+def _torch(folder: Path, output: IO[str], log: Path) -> None:
+    """Install torch alone, where it is to come from another index than the rest."""
+    wanted = torch_index.pin(REQUIREMENTS / "cpu.txt")
+    if wanted is None:
+        return
+    source = torch_index.choose(folder / "bin" / "python")
+    print(f"  PyTorch: {source.why}", flush=True)
+    if source.url is None:
+        return
+    try:
+        _pip(folder, output, log, "--index-url", source.url, *_TORCH_ANEW, wanted)
+    except SetupError:
+        if not source.by_itself:
+            raise
+        print(f"  PyTorch: {source.url} did not give it; the plain wheel, up to {torch_index.LARGE}", flush=True)
 
 
 def _create(folder: Path) -> None:
@@ -168,11 +208,23 @@ def _create(folder: Path) -> None:
         raise SetupError(f"{sys.executable} -m venv failed: {_last_line(made.stdout + made.stderr)}")
 
 
-def _pip(folder: Path, output, log: Path, *arguments: str) -> None:
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    ended = subprocess.run([*command, *arguments], stdout=output, stderr=subprocess.STDOUT, check=False)
-    if ended.returncode:
-        text = log.read_text(encoding="utf-8", errors="replace")
+def _pip(folder: Path, output: IO[str], log: Path, *arguments: str) -> None:
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *_PLAIN]
+    began = log.stat().st_size
+    with subprocess.Popen(
+        [*command, *arguments],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as pip:
+        try:
+            _follow(pip, log)
+        except BaseException:
+            pip.kill()
+            raise
+    if pip.returncode:
+        text = log.read_bytes()[began:].decode("utf-8", errors="replace")
         errors = [line for line in text.splitlines() if line.startswith("ERROR")]
         raise SetupError(
             f"pip could not install {' '.join(arguments[-1:])}: {errors[-1] if errors else _last_line(text)}\n"
@@ -180,8 +232,26 @@ def _pip(folder: Path, output, log: Path, *arguments: str) -> None:
         )
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+def _follow(pip: subprocess.Popen[bytes], log: Path) -> None:
+    """Show what pip does and for how long, until it ends: on a terminal a line that moves, else one now and then."""
+    moves = sys.stdout.isatty()
+    began = said = time.monotonic()
+    shown = 0
+    while pip.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pip.wait(0.25)
+        now = time.monotonic()
+        if moves or now - said > SAY_EVERY_SECONDS:
+            doing = _last_line(log.read_text(encoding="utf-8", errors="replace")[-2000:], "starting").strip()
+            line = f"  {now - began:3.0f} s  {doing}"[: shutil.get_terminal_size((120, 0)).columns - 1]
+            print(f"\r{line:<{shown}}" if moves else line, end="" if moves else "\n", flush=True)
+            said, shown = now, len(line)
+    if moves and shown:
+        print(f"\r{'':<{shown}}\r", end="", flush=True)
+
+
+def _last_line(text: str, otherwise: str = "it said nothing") -> str:
+    return (text.strip().splitlines() or [otherwise])[-1]
 
 
 @contextmanager

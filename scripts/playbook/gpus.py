@@ -1,20 +1,19 @@
 """The NVIDIA GPUs of this machine, what each can train in, and which one a job gets.
 
 They are read through NVML (`nvidia-ml-py`), which needs the driver and nothing else: no torch, no nvidia-smi. What NVML
-cannot tell stays None: a GB10 shares its memory with the CPU and reports none of its own.
+cannot tell stays None: a GB10 shares its memory with the CPU and reports none of its own. Importing this module takes
+the standard library alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pynvml
-
-from playbook import nvml_errors
 from pretraining.errors import UsageError
 from pretraining.precision import PRECISIONS, Precision
 
@@ -105,12 +104,21 @@ def dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
 
 
-def read(nvml: Any = pynvml) -> Inventory:
+def read(nvml: Any = None) -> Inventory:
     """Ask NVML. Without a driver the inventory is empty; it names a problem where a GPU sits in the machine anyway.
 
     Args:
         nvml: the library, or recorded answers of one.
+
+    Raises:
+        ModuleNotFoundError: there is a GPU, and no nvidia-ml-py to ask.
     """
+    if nvml is None:
+        if importlib.util.find_spec("pynvml") is None and not in_the_machine():
+            return Inventory()
+        import pynvml as nvml
+    from playbook import nvml_errors
+
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -199,14 +207,16 @@ def _text(value: str | bytes) -> str:
 
 
 def _why_unusable(error: Exception) -> str:
-    """ "" where nothing shows that an NVIDIA GPU is in the machine."""
-    if not nvml_errors.proves_a_gpu(error) and not _in_the_machine():
+    """In words; nothing where nothing shows that an NVIDIA GPU is in the machine."""
+    from playbook import nvml_errors
+
+    if not nvml_errors.proves_a_gpu(error) and not in_the_machine():
         return ""
     cause, remedy = nvml_errors.explain(error)
     return f"an NVIDIA GPU is in this machine and cannot be used, {cause}: {remedy}"
 
 
-def _in_the_machine() -> bool:
+def in_the_machine() -> bool:
     """Whether the PCI bus has an NVIDIA GPU, driver or not."""
     for device in PCI_DEVICES.glob("*"):
         with contextlib.suppress(OSError):

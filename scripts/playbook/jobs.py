@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, catalogue, checkpoints, configs, place, plan, selfcheck
+from playbook import PROJECT, catalogue, checkpoints, configs, place, plan, selfcheck, timed
 from playbook.place import Place, Wanted
 from playbook.training import exit_code, new_folder, train
 from pretraining import record, settings, shares
@@ -98,9 +98,7 @@ def run(arguments: list[str] | None = None) -> int:
         raise UsageError("compare makes two runs, so it takes no --run-dir")
     plans = [_plan(args, precision, where) for precision in precisions]
     if args.job == "compare":
-        from playbook import comparing  # whose libraries take a second to import
-
-        comparing.check_long_enough(plans[-1].settings.train_iters)
+        timed.check_long_enough(plans[-1].settings.train_iters)
     if args.dry_run:
         for each in dict(zip(precisions, plans, strict=True)).values():
             _show_dry(each, args.runs)
@@ -109,6 +107,8 @@ def run(arguments: list[str] | None = None) -> int:
         where = place.prepare(where, args.runs)
         plans = [_plan(args, precision, where) for precision in precisions]
     if args.job == "compare":
+        from playbook import comparing  # whose libraries take a second to import
+
         return comparing.compare(plans, args)
     ended = train(plans[0], args.runs)
     if args.job == "eval" and ended.evaluations:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from playbook import energy, flops, reference, soundness, stats, timing
+from playbook import energy, flops, reference, soundness, stats, timed, timing
 from playbook.lines import Lines
 from playbook.megatron_log import printed_times
 from playbook.results import RunResult
@@ -29,7 +29,7 @@ class Measured:
 
     run: Run
     lines: Lines
-    window: stats.Window
+    window: timed.Window
 
     @cached_property
     def first(self) -> int:
@@ -69,7 +69,7 @@ def measure(run: Run) -> Measured:
     """Find what is timed of a run."""
     lines = Lines.of(run.train)
     start = run.parity.get("start_iteration") or 0
-    return Measured(run, lines, stats.timing_window(start, lines.last or start))
+    return Measured(run, lines, timed.timing_window(start, lines.last or start))
 
 
 def _result(of: Measured) -> RunResult:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from playbook import soundness
+from playbook.timed import FEWEST_TIMED
 from pretraining.precision import PRECISIONS
 from pretraining.record import Verdict
 
@@ -18,7 +19,6 @@ ABSENT = "not recorded"
 # What training records only where it is otherwise.
 USUAL = {"finetune": "none: pretraining", "weights": "random", "engine_switches": "none"}
 FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
-FEWEST_TIMED = 5  # iterations; fewer have no quartiles worth the name
 
 SAME_SETTINGS = "run one of them again with the settings of the other"
 

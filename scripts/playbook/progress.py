@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.status import Status
+from typing import TYPE_CHECKING, Any
 
 from pretraining import record
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 PLAIN_EVERY_SECONDS = 15.0
 
@@ -34,6 +34,8 @@ class Progress:
         self._times: list[float] = []
         self._began = time.monotonic()
         self._said = 0.0
+        from rich.console import Console  # not of a dry run, which has the standard library alone
+
         console = Console()
         self._status: Status | None = None
         if console.is_terminal:

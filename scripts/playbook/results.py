@@ -15,7 +15,8 @@ from pretraining import switches
 
 if TYPE_CHECKING:
     from playbook.parity import Difference
-    from playbook.stats import Figure, Window
+    from playbook.stats import Figure
+    from playbook.timed import Window
 
 SCHEMA = 2  # 1 had two sides of one run each
 UNKNOWN = "unknown precision"  # of a raw log that does not tell

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from playbook.lines import Lines
+from playbook.timed import Window
 
-WARMUP = 20  # iterations 20 to the end are timed, as in the playbook's published figures
 FEWEST_LOSSES = 5  # a tenth of a short run is too few to have a spread
 
 
@@ -30,29 +30,6 @@ class Figure:
     high: float | None = None
     spread: str = ""
     count: int = 1
-
-
-@dataclass(frozen=True)
-class Window:
-    """The iterations that are timed, both ends included; `first` > `last` where there are none."""
-
-    first: int
-    last: int
-    reason: str
-
-
-def timing_window(start: int, last: int) -> Window:
-    """The iterations to time of a training that began after iteration `start` and got to `last`.
-
-    Iterations 20 to the end; of a run too short for that, its second half. Never the first one, which pays for
-    compilation, allocation and autotuning. Evaluations and checkpoints lie between two steps, in a record's step times
-    as in those that Megatron prints.
-    """
-    done = last - start
-    half = done // 2 + 1
-    first = max(2, min(WARMUP, half))
-    reason = "iterations 20 to the end" if first == WARMUP else "the second half, as the run is short"
-    return Window(start + first, last, reason)
 
 
 def quartiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from playbook import plan
 from playbook.launch import launch
 from playbook.progress import Progress
+from playbook.runtimes import cpu
 from pretraining import lock, record, settings
 from pretraining.errors import UsageError
 from pretraining.record import Run, Verdict
@@ -25,6 +26,8 @@ def train(job: plan.Plan, runs: Path) -> Run:
     chosen = job.settings
     folder = chosen.run_dir or new_folder(runs, chosen)
     lock.refuse_taken(folder)  # before anything is prepared for it
+    if job.place.runtime == "cpu":
+        cpu.make_ready()
     ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
     try:
         folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)

@@ -1,19 +1,23 @@
 """The virtual environments, made for real with pip, from packages that need no network."""
 
 import ast
+import contextlib
+import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from playbook import environments
+from playbook import environments, torch_index
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 HEAD = """
@@ -27,12 +31,12 @@ environments.REQUIREMENTS = environments.PROJECT / "requirements"
 RUN = "sys.exit(environments.main(sys.argv[1:]))"
 
 
-def make_wheel(folder: Path, name: str, version: str = "1.0") -> str:
+def make_wheel(folder: Path, name: str, version: str = "1.0", module: str = "") -> str:
     """A package of one module; gives the requirement that installs it."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}.py", f"version = {version!r}\n")
+        wheel.writestr(f"{module or name}.py", f"version = {version!r}\n")
         wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(
             f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -85,7 +89,7 @@ def version_in(root: Path, environment: str, module: str) -> str | None:
 
 
 def test_made_once_and_brought_up_to_date(set_up, root: Path) -> None:
-    assert set_up("host") == f"Setting up .venv/host-{VERSION}: the launcher's packages ...\n"
+    assert set_up("host") == f"Setting up .venv/host-{VERSION}: the launcher's packages, 0.4 GB ...\n"
     assert version_in(root, "host", "pkg_host") == "1.0"
     began = time.monotonic()
     assert set_up("host") == ""
@@ -237,6 +241,9 @@ def test_what_counts_as_installed(tmp_path: Path, content: str, installed: dict 
     assert environments._installed(tmp_path) is None  # there is no interpreter
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()
+    assert environments._installed(tmp_path) is None  # nor a package
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (tmp_path / "lib" / version / "site-packages" / "pip").mkdir(parents=True)
     assert environments._installed(tmp_path) == installed
 
 
@@ -321,4 +328,175 @@ def test_another_torch_index_counts_for_torch_alone(monkeypatch) -> None:
     assert environments._missing(Path("cpu"), {"cpu.txt": before["cpu.txt"]}) == []  # torch from elsewhere is torch
     monkeypatch.setattr(environments, "_installed", lambda folder: before)
     assert environments._missing(Path("cpu"), named) == ["cpu.txt"]
-    assert environments._torch_pin().startswith("torch==")
+    assert torch_index.pin(environments.REQUIREMENTS / "cpu.txt").startswith("torch==")
+
+
+@pytest.mark.parametrize("lost", ["lib", "lib/python{}.{}/site-packages/folder_of_host"])
+def test_what_was_deleted_is_made_anew(set_up, root: Path, lost: str) -> None:
+    (root / "requirements" / "host.txt").write_text(make_wheel(root, "pkg_host", module="folder_of_host/__init__"))
+    set_up("host")
+    assert set_up("host") == ""
+    shutil.rmtree(root / ".venv" / "host" / lost.format(*sys.version_info))
+    assert "Setting up .venv/host" in set_up("host")
+    assert version_in(root, "host", "folder_of_host") == "1.0"
+
+
+def test_progress_is_a_line_now_and_then(set_up) -> None:
+    often = "environments.SAY_EVERY_SECONDS = 0.2\n"
+    first, *said = set_up("host", often).splitlines()
+    assert "0.4 GB" in first and said and all(re.match(r" +\d+ s  \S", line) for line in said)
+
+
+def test_on_a_terminal_progress_is_a_line_that_moves(command, root: Path) -> None:
+    ours, theirs = os.openpty()
+    words = command("host")
+    process = subprocess.Popen(**{**words, "stdin": theirs}, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal's end
+        while piece := os.read(ours, 1000):
+            said += piece
+    os.close(ours)
+    assert process.wait(timeout=120) == 0
+    assert said.count(b"\n") == 1 and b"\r" in said.partition(b"\n")[2]
+    assert said.rpartition(b"\r")[2] == b"", "the line is wiped at the end"
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_a_checkout_of_somebody_else_says_what_to_do(command, root: Path) -> None:
+    words = command("host")
+    if os.geteuid() == 0:
+        root.chmod(0o555), root.parent.chmod(0o755)
+        words["args"] = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *words["args"]]
+        words["env"]["PYTHONDONTWRITEBYTECODE"] = "1"
+    else:
+        root.chmod(0o555)
+    ended = subprocess.run(**words, capture_output=True, timeout=60, check=False)
+    root.chmod(0o755)
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        rf"setup: {root}/\.venv cannot be written \(.*\), .*clone of your own.*DRY_RUN=1.*\n", ended.stderr
+    )
+
+
+def test_a_dry_run_sets_nothing_up(root: Path, monkeypatch) -> None:
+    monkeypatch.setattr(environments, "VENVS", root / ".venv")
+    assert environments.for_a_dry_run("host") == Path(sys.executable)
+    assert not (root / ".venv").exists()
+
+
+class Index:
+    """A package index on this machine: PyTorch's page of CPU wheels, or what is wrong with it."""
+
+    def __init__(self, folder: Path, how: str) -> None:
+        wheel = Path(make_wheel(folder, "torch", "9.9+cpu", module="torch").strip())
+        content = wheel.read_bytes()
+        index = self
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                index.asked.append(f"{self.command} {self.path}")
+                if how == "silent":
+                    index.ended.wait(30)
+                body = content if self.path.endswith(".whl") else f'<a href="/{wheel.name}">{wheel.name}</a>'.encode()
+                gone = how == "broken" and self.command == "GET"
+                self.send_response(404 if gone else 200)
+                self.send_header(
+                    "Content-Type", "application/octet-stream" if self.path.endswith(".whl") else "text/html"
+                )
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    self.wfile.write(b"" if self.command == "HEAD" else body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.asked: list[str] = []
+        self.ended = threading.Event()
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/whl/cpu"
+
+    def close(self) -> None:
+        self.ended.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def index(tmp_path_factory):
+    """`index("silent")`: an index of that kind, which is the one of CPU wheels, beside no GPU."""
+    made = []
+
+    def start(how: str) -> Index:
+        made.append(Index(tmp_path_factory.mktemp("index"), how))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "version", "says"),
+    [
+        ("whole", "9.9+cpu", "PyTorch: the CPU wheel of {url}, 1.5 GB installed: no NVIDIA GPU is here"),
+        ("broken", "9.9", "PyTorch: {url} did not give it; the plain wheel, up to 4.7 GB"),
+    ],
+)
+def test_without_a_gpu_the_cpu_wheel_is_taken_by_itself(
+    set_up, index, root: Path, tmp_path, how, version, says
+) -> None:
+    there = index(how)
+    (tmp_path / "plain").mkdir()
+    make_wheel(tmp_path / "plain", "torch", "9.9", module="torch")
+    (root / "requirements" / "cpu.txt").write_text(f"--find-links {tmp_path / 'plain'}\ntorch==9.9\n")
+    code = "from playbook import gpus, torch_index\ngpus.in_the_machine = lambda: False\n"
+    code += f"torch_index.CPU_WHEELS = {there.url!r}"
+    free = {"PIP_NO_INDEX": "", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", "NO_PROXY": "127.0.0.1"}
+    said = set_up("cpu", code, **free)
+    assert says.format(url=there.url) in said
+    assert version_in(root, "cpu", "torch") == version
+    assert there.asked[0] == "HEAD /whl/cpu/torch/"
+    assert set_up("cpu") == ""
+
+
+@pytest.mark.parametrize(
+    ("how", "gpu", "variables", "says"),
+    [
+        ("silent", False, {}, "did not answer within 3 s"),
+        ("whole", True, {}, "an NVIDIA GPU is here"),
+        ("whole", False, {"PIP_INDEX_URL": "http://mirror/simple"}, "pip is told where to look (env index-url)"),
+        ("whole", False, {"PIP_NO_INDEX": "1"}, "pip is told where to look (env no-index)"),
+        ("whole", False, {"PIP_CONFIG_FILE": "{folder}/pip.conf"}, "pip is told where to look (global index-url)"),
+        ("whole", False, {"TORCH_INDEX": "http://mine/simple"}, "from TORCH_INDEX"),
+    ],
+)
+def test_else_pips_own_index_and_why(index, tmp_path: Path, monkeypatch, how, gpu, variables, says) -> None:
+    for name in [name for name in os.environ if name.startswith(("PIP_", "TORCH_INDEX"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pip.conf").write_text("[global]\nindex-url = http://mirror/simple\n")
+    for name, value in {"PIP_CONFIG_FILE": os.devnull, "NO_PROXY": "127.0.0.1", **variables}.items():
+        monkeypatch.setenv(name, value.format(folder=tmp_path))
+    there = index(how)
+    monkeypatch.setattr(torch_index, "CPU_WHEELS", there.url)
+    monkeypatch.setattr(torch_index.gpus, "in_the_machine", lambda: gpu)
+    found = torch_index.choose(Path(sys.executable))
+    assert (found.url, found.by_itself) == (variables.get("TORCH_INDEX"), False)
+    assert says in found.why and ("up to 4.7 GB" in found.why or found.url)
+    assert (there.asked == []) is (how == "whole"), "nobody is asked for what is not wanted"
+
+
+def test_the_probe_gives_up_in_three_seconds(index, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    there = index("silent")
+    began = time.monotonic()
+    assert not torch_index.answers(f"{there.url}/torch/")
+    assert time.monotonic() - began < torch_index.PATIENCE_SECONDS + 2

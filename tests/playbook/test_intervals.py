@@ -16,7 +16,7 @@ from scipy.signal import lfilter
 from playbook import intervals, ratios
 from playbook.lines import Lines
 from playbook.measured import Measured
-from playbook.stats import Window
+from playbook.timed import Window
 from pretraining.record import Run
 
 TRIALS = 1000

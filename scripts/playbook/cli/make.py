@@ -161,9 +161,12 @@ def _run(commands: Sequence[Sequence[str]]) -> int:
                 return setup.main()
             from playbook import environments
 
-            if code := environments.main([where]):
+            if "--dry-run" in words:
+                python = str(environments.for_a_dry_run(where))
+            elif code := environments.main([where]):
                 return code
-            python = str(environments.python_of(where))
+            else:
+                python = str(environments.python_of(where))
         sys.stdout.flush()
         if len(commands) == 1:
             os.execv(python, [python, *words])

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 
 from playbook import ASSETS
-from playbook.environments import ensure
+from playbook.environments import ensure, python_of
 
 SCRIPT = str(ASSETS / "pretrain_llama.py")
 
 
+def make_ready() -> None:
+    """Set its environment up, once. Raises SetupError."""
+    ensure("cpu")
+
+
 def command(processes: int, flags: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment variables it adds. Sets the CPU environment up where it is missing.
+    """The command, in the CPU environment, which need not be there yet; and the environment variables it adds.
 
     One process is started directly: torch.distributed.run would import torch once more just to wait for it.
     """
-    python = str(ensure("cpu"))
+    python = str(python_of("cpu"))
     threads = max(1, (len(os.sched_getaffinity(0))) // processes)
     environment = {**environment_of(threads), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
     if processes == 1:

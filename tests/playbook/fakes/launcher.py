@@ -8,7 +8,7 @@ from playbook import entry, jobs, progress
 from playbook.runtimes import cpu, process
 
 cpu.SCRIPT = str(Path(__file__).with_name("training.py"))
-cpu.ensure = lambda name: Path(sys.executable)
+cpu.ensure = cpu.python_of = lambda name: Path(sys.executable)
 progress.PLAIN_EVERY_SECONDS = float(os.environ.get("PLAIN_EVERY_SECONDS", progress.PLAIN_EVERY_SECONDS))
 process.LocalProcess.grace_seconds = float(os.environ.get("GRACE", process.LocalProcess.grace_seconds))
 sys.exit(entry.run("run", jobs.run))

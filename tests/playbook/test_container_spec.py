@@ -221,6 +221,16 @@ def test_a_dry_run_on_the_cpu_prints_the_command(tmp_path) -> None:
     assert "pretrain_llama.py" in shown.stdout and "CUDA_VISIBLE_DEVICES=" in shown.stdout
 
 
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU to ask for")
+@pytest.mark.parametrize("job", ["nvfp4", "compare"])
+def test_a_dry_run_takes_the_standard_library_alone_and_writes_nothing(tmp_path: Path, job: str) -> None:
+    words = [sys.executable, "-S", str(PROJECT / "scripts" / "run.py"), job, "--dry-run", "--runs", str(tmp_path / "r")]
+    shown = subprocess.run(words, text=True, capture_output=True, timeout=60, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "pretrain_llama.py" in shown.stdout and "Setting up" not in shown.stdout
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path) -> None:
     flags = ["nvfp4", "--runtime", "container", "--runs", str(tmp_path), "--dry-run"]
     for words in (["run.py", *flags], ["doctor.py", "--runtime", "cpu"]):

@@ -322,7 +322,8 @@ def test_a_flag_in_an_error_has_its_options_name(monkeypatch) -> None:
     ("arguments", "words"),
     [
         (("nvfp4", "RUNTIME=gpu"), "RUNTIME=gpu is not one of auto, "),
-        (("compare", "MODEL=tinny", "RUNTIME=cpu"), "unknown model 'tinny': did you mean tiny?"),
+        (("compare", "MODEL=tinny", "RUNTIME=cpu"), "MODEL (--model): unknown model 'tinny': did you mean tiny?"),
+        (("compare", "B=nvfp5", "RUNTIME=cpu"), "B (--b): unknown precision 'nvfp5': did you mean nvfp4?"),
         (("bf16", "GBS=7", "MBS=2", "RUNTIME=cpu"), "GBS (--global-batch-size) 7 is not divisible by MBS (--micro-"),
         (("bf16", "ITERS=ten", "RUNTIME=cpu"), "ITERS=ten (--train-iters): a whole number"),
         (("bf16", "NPROC=0", "RUNTIME=cpu"), "NPROC=0 (--nproc): a whole number"),

@@ -117,7 +117,10 @@ def _work(target: Target, given: dict[str, str]) -> Work:
 
 
 def in_makes_words(text: str) -> str:
-    """An error's text with make's name for each flag that the target has an option for: "ITERS (--train-iters)"."""
+    """An error's text with make's name for each flag that the target has an option for: "ITERS (--train-iters)".
+
+    Where it names no flag, and quotes a value that one has on this command line, that flag goes before it.
+    """
     target = TARGETS.get(os.environ.get(TARGET, ""))
     if target is None:
         return text
@@ -126,7 +129,12 @@ def in_makes_words(text: str) -> str:
     def named(flag: re.Match) -> str:  # type: ignore[type-arg]
         return f"{names[flag[0]]} ({flag[0]})" if flag[0] in names else flag[0]
 
-    return re.sub(r"(?<![\w-])--[a-z][a-z0-9-]*", named, text)
+    flags = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+    if not flags.search(text):
+        given = (word.partition("=") for word in sys.argv[1:])
+        of = next((flag for flag, _, value in given if flag in names and value and repr(value) in text), "")
+        text = f"{of}: {text}" if of else text
+    return flags.sub(named, text)
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ def short() -> list[str]:
 def everything() -> list[str]:
     """All targets and all options."""
     return [
-        *_targets(TARGETS.values()),
+        *_targets(TARGETS.values())[1:],
         "",
         "Options, as in make compare MODEL=small ITERS=100; make help-compare says which",
         "of them it takes. 0, no, off and an empty value leave a switch off.",

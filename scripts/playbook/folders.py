@@ -37,13 +37,17 @@ def behind_links(path: Path) -> set[Path]:
     another disk; the folders of every link on the way are given too. None for what does not exist.
     """
     found: set[Path] = set()
+    seen: set[Path] = set()
     rest = [path]
     while rest:
         path = rest.pop()
+        if path in seen:  # links can lead in a circle
+            continue
+        seen.add(path)
         if path.is_symlink():
             found.add(path.parent)
             rest.append(Path(os.path.normpath(path.parent.resolve() / path.readlink())))
-        elif path.is_dir() and path not in found:
+        elif path.is_dir():
             found.add(path)
             entries = (Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
             rest += [each for each in entries if each.is_symlink()]

@@ -23,7 +23,7 @@ if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").ex
     # times longer as soon as another program wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from pretraining import ending, helpers, loggers, record, sampling, settings, switches, tee
+from pretraining import ending, files, helpers, loggers, record, sampling, settings, switches, tee
 from pretraining.errors import EndedEarly, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from pretraining import (
         changes,
         checkpoint,
-        config_file,
         corpus,
         environment,
         finetuning,
@@ -72,7 +71,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
     config, changed = changes.configured(chosen, run.folder, plugin, builtin=builtin, processes=processes)
     if run.rank == 0:
-        config_file.save(run.folder / record.CONFIG, changes.as_text(config, chosen, changed))
+        files.write_text(run.folder / record.CONFIG, changes.as_text(config, chosen, changed))
     if not on_gpu:
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)

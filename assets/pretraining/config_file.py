@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,16 +156,6 @@ def text_of(config: ConfigContainer, arguments: list[str], version: str) -> str:
 
     own = {PLAYBOOK: {ARGUMENTS: arguments, VERSION: version}}
     return f"{yaml.safe_dump(own, width=120, default_flow_style=None)}{_dumped(config)}"
-
-
-def save(path: Path, text: str) -> None:
-    """Write a config file whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def tree_of(config: ConfigContainer) -> dict[str, Any]:

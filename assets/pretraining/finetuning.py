@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import record
 from .errors import UsageError
+from .files import beside
 from .models import Model
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def _laid_out(given: dict[str, Path], settings: Settings) -> Path:
     folder = settings.cache_dir / "instructions" / identify(settings.data)
     folder.mkdir(parents=True, exist_ok=True)
     for name, file in given.items():  # the same lines may have lain elsewhere before
-        beside = folder / f".{name}.{os.getpid()}"
-        beside.symlink_to(file)
-        beside.replace(folder / name)
+        link = beside(folder / name)
+        link.symlink_to(file)
+        link.replace(folder / name)
     return folder
 
 

@@ -280,8 +280,8 @@ def watch(folder: Path) -> Held:
     for _ in range(_TRIES):
         try:
             had = _lock(file, fcntl.LOCK_EX)
-        except _CannotLock:  # as `hold` has said
-            had = True
+        except _CannotLock:
+            had = watcher(folder) in (None, os.getpid())
         if had:
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
@@ -294,9 +294,13 @@ def watch(folder: Path) -> Held:
 
 def watcher(folder: Path) -> int | None:
     """The number of the process that watches a run, None where none does or nobody can tell."""
-    with contextlib.suppress(OSError, ValueError, _CannotLock):
+    try:
         if not _is_free(folder / LAUNCHER, fcntl.LOCK_SH):
             return int((folder / LAUNCHER).read_text().strip() or 0)
+    except _CannotLock:
+        return next((each.number for each in processes(folder) if each.role == "launcher" and each.lives()), None)
+    except (OSError, ValueError):
+        pass
     return None
 
 

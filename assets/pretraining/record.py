@@ -30,8 +30,6 @@ import errno
 import gzip
 import json
 import os
-import re
-import secrets
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -41,7 +39,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import schema
+from . import files, schema
 from .schema import Damaged
 
 SCHEMA = schema.SCHEMA
@@ -60,7 +58,6 @@ SELFCHECK = "selfcheck.json"  # alone in its folder: what `make selfcheck` found
 TRACE = "trace.json.gz"
 PROFILE = "profile.json"  # what the launcher made of the trace
 PACKED = ".gz"  # ends the name of a file of lines that was compressed
-_UNFINISHED = re.compile(r"\..+\.json\.[0-9a-f]{16}")
 _PIECES, _PIECE = 2048, 4096  # of samples, bytes: half a day at one device, a fifth of a second to read
 
 
@@ -88,58 +85,8 @@ class Peak(StrEnum):
 
 
 def write_json(path: Path, content: dict[str, Any], *, keep_existing: bool = False) -> bool:
-    """Write `content` to `path` whole or not at all: beside it, synced, then moved into place.
-
-    Args:
-        path: the file.
-        content: what JSON can hold; anything else is written as its string.
-        keep_existing: leave a file that is already there, however close the race.
-
-    Returns:
-        Whether `path` now holds `content`.
-    """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # process numbers repeat on other machines
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    try:
-        _write_new(beside, text)
-        if not keep_existing:
-            beside.replace(path)
-            return True
-        try:
-            os.link(beside, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links: what else it may be, the next says
-            return _write_first(path, text)
-        return True
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write_new(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_first(path: Path, text: str) -> bool:
-    """Write it unless it is there. Only a power cut can leave half of it."""
-    try:
-        _write_new(path, text)
-    except FileExistsError:
-        return False
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return True
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a killed process was about to rename into place. Only for who knows that none lives."""
-    for path in folder.glob(".*.json.*"):
-        if _UNFINISHED.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    """Write `content` as `files.write_text` does; what JSON cannot hold is written as its string."""
+    return files.write_text(path, json.dumps(content, indent=2, default=str) + "\n", keep_existing=keep_existing)
 
 
 def write_outcome(

@@ -111,8 +111,8 @@ def run(arguments: list[str] | None = None) -> int:
 
         return comparing.compare(plans, args)
     ended = train(plans[0], args.runs)
-    if args.job == "eval" and ended.evaluations:
-        checkpoints.show_evaluation(ended)
+    if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
+        checkpoints.show_evaluation(record.read_run(ended.folder))
     if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
         return _show_profile(ended.folder, keep=True)
     if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from playbook.failures import Failure
 from playbook.progress import Progress
-from pretraining import record
+from pretraining import files, record
 from pretraining.record import Verdict
 
 POLL_SECONDS = 0.25
@@ -67,7 +67,7 @@ class Started(Protocol):
 
 
 def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> record.Run:
-    """Run a training to its end and return its record.
+    """Run a training to its end and return its record, without its metrics and samples.
 
     Args:
         start: starts it; failing, it leaves nothing behind.
@@ -109,7 +109,7 @@ def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> re
                 started.close(recorded=recorded)
             progress.close()
     if recorded:
-        record.sweep(folder)
+        files.sweep(folder)
     ended = _read(folder, end, recorded)
     if interruptions.count:
         raise KeyboardInterrupt(ended.outcome.get("cause", ""))
@@ -125,7 +125,7 @@ def _read(folder: Path, end: End, recorded: bool) -> record.Run:
         return record.Run(folder, outcome={"cause": cause, "exit_code": 1})
     if not recorded and end.verdict is not Verdict.INCOMPLETE:
         print(f"how the run ended could not be written into {folder}: is the disk full?", file=sys.stderr)
-    return record.read_run(folder)
+    return record.read_facts(folder)
 
 
 def _drain(started: Started, last_words: collections.deque[str]) -> None:

@@ -112,7 +112,8 @@ def pick(name: str | None, runs: Path) -> Running:
             raise engine.EngineError(
                 f"no run of this project is a process of this machine; and {error.cause}", error.remedy
             ) from error
-    chosen = [each for each in here.values() if name in (None, each.folder.name, str(each.folder))]
+    path = Path(name).absolute() if name else None
+    chosen = [each for each in here.values() if name in (None, each.folder.name) or each.folder == path]
     if len(chosen) == 1:
         return chosen[0]
     if not here:

@@ -293,7 +293,7 @@ def test_lines_that_are_not_finite_or_damaged_end_nothing(launch) -> None:
     said, errors = launched.process.communicate(timeout=60)
     assert (launched.process.returncode, errors) == (0, "")
     assert "validation loss not finite" in said and "validation loss 2.5000" in said.splitlines()[-1]
-    assert launched.read().verdict is Verdict.SUCCEEDED
+    assert record.read_facts(launched.folder).verdict is Verdict.SUCCEEDED
 
 
 def test_a_folder_removed_while_it_trains_is_told_as_that(launch, until) -> None:

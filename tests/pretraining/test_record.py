@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import record
+from pretraining import files, record
 from pretraining.record import Verdict
 from pretraining.schema import Damaged
 
@@ -87,7 +87,7 @@ def test_what_a_killed_process_left_half_written_is_swept(tmp_path: Path, monkey
     for name in mine:
         (tmp_path / name).touch()
     assert len(list(tmp_path.iterdir())) == 4
-    record.sweep(tmp_path)
+    files.sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == mine
 
 

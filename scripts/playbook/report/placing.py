@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from pretraining.files import beside as beside_it
+
 
 def place(folder: Path, files: Mapping[str, Callable[[Path], object]], earlier: Iterable[str]) -> None:
     """Write files beside their place, synced, then move them into it.
@@ -26,7 +28,7 @@ def place(folder: Path, files: Mapping[str, Callable[[Path], object]], earlier: 
         OSError: it cannot be written; the folder is as it was.
     """
     is_new = not folder.exists()
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}") if is_new else folder / f".report.{os.getpid()}"
+    beside = beside_it(folder if is_new else folder / "report")
     try:
         for name, write in files.items():
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Write each beside its place, synced, then move all into theirs. Raises OSError where one cannot be written."""
-    beside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    beside = {path: beside_it(path) for path in files}
     try:
         for path, content in files.items():
             write_synced(beside[path], content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -157,3 +158,20 @@ def instructions(tmp_path_factory) -> Path:
         lines = [json.dumps({"input": f"What is {n}+{n}?", "output": f"It is {2 * n}."}) + "\n" for n in range(count)]
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder
+
+
+@pytest.fixture
+def make(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`make("help")`: the ended process."""
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+
+    def run(*arguments: str, cwd: Path = project, **more: str) -> subprocess.CompletedProcess[str]:
+        ours = ("MAKE", "MFLAGS", "PLAYBOOK")
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        return subprocess.run(
+            ["make", *arguments], cwd=cwd, env=plain | more, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    return run

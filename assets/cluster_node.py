@@ -100,7 +100,7 @@ def main() -> int:
     if restarts and slurm["NODEID"] == "0":
         shutil.copyfile(first / record.PLAN, folder / record.PLAN)
     if resume := last_checkpoint(first, restarts):
-        flags = [*without(flags, "--resume"), "--resume", str(resume)]
+        flags = [*without(without(flags, "--resume"), "--iteration"), "--resume", str(resume)]
     port = FIRST_PORT + (int(slurm["JOB_ID"]) * 16 + restarts) % PORTS
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={slurm['NNODES']}"]
     launcher += [f"--node-rank={slurm['NODEID']}", f"--nproc-per-node={processes}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -175,3 +176,30 @@ def make(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Path]:
+    """`make_checkpoint(run, 3, 6)`: whole checkpoints in a run folder, as far as they are looked at before loading."""
+
+    def make(run: Path, *iterations: int) -> Path:
+        import torch
+        from torch.distributed.checkpoint import filesystem
+
+        root = run / "checkpoints"
+        for iteration in iterations:
+            folder = root / f"iter_{iteration:07}"
+            folder.mkdir(parents=True)
+            stored = {at: filesystem._StorageInfo(f"__0_{at}.distcp", 0, 3000) for at in (0, 1)}
+            (folder / ".metadata").write_bytes(pickle.dumps(filesystem.Metadata({}, storage_data=stored)))
+            for each in stored.values():
+                (folder / each.relative_path).write_bytes(bytes(3000))
+            for name in ("common.pt", "train_state.pt"):
+                torch.save({"step": torch.tensor(iteration)}, folder / name)
+            (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+            (folder / "run_config.yaml").write_text("model: {fp4: null}\n")
+            shutil.copy(folder / "train_state.pt", root / "latest_train_state.pt")
+            (root / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+        return run
+
+    return make

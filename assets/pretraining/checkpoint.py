@@ -10,14 +10,19 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shlex
 import sys
+import zipfile
+import zlib
 from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+from . import record
 from .errors import UsageError
 
 METADATA = ".metadata"
+_TRACKER, _LATEST, _STATE = "latest_checkpointed_iteration.txt", "latest_train_state.pt", "train_state.pt"
 _DTYPES = (
     "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e8m0fnu float4_e2m1fn_x2 "
     "int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 complex128"
@@ -111,6 +116,86 @@ def _sizes(metadata: Any) -> dict[str, int]:
             raise Refused(f"it names the file {name!r}, and a checkpoint's files lie beside it")
         sizes[name] = max(sizes.get(name, 0), stored.offset + stored.length)
     return sizes
+
+
+def find(run: Path, iteration: int | None = None) -> int:
+    """The iteration whose checkpoint to load: the one asked for, else the run's last.
+
+    What is looked at is that every file is there, as long as it should be, and of its format; a changed byte in the
+    middle of a tensor is not seen. Needs no torch.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        UsageError: there is none, or it is not whole; it names the newest that is.
+    """
+    folder = run / record.CHECKPOINTS
+    saved = sorted(filter(None, (_number(path.name.removeprefix("iter_")) for path in folder.glob("iter_*"))))
+    if not saved and not record.has_checkpoint(run):
+        raise UsageError(f"--resume {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
+    wanted = iteration
+    if wanted is None:
+        tracker = folder / _TRACKER
+        said = tracker.read_bytes()[:20].decode("ascii", "replace").strip() if tracker.is_file() else None
+        wanted = _number(said)
+        fault = f"{tracker} holds {said!r} and no iteration" if said is not None else f"{tracker} is missing"
+    if wanted is not None:
+        fault = _fault(folder, wanted)
+    if not fault and not _is_torch_file(folder / _LATEST):
+        copy = shlex.join(["cp", str(folder / _name(wanted) / _STATE), str(folder / _LATEST)])
+        raise UsageError(
+            f"--resume {run}: {folder / _LATEST} is missing or damaged, without which nothing loads: {copy}"
+        )
+    if fault:
+        whole = next((each for each in reversed(saved) if each != wanted and not _fault(folder, each)), None)
+        raise UsageError(
+            f"--resume {run}: {fault}; "
+            + ("none of its checkpoints is whole: take another run" if whole is None else "the newest whole one is of "
+            f"iteration {whole}: --iteration {whole} takes it")
+        )  # fmt: skip
+    return wanted
+
+
+def _fault(folder: Path, iteration: int) -> str:
+    """What is wrong with the checkpoint of one iteration, "" where it is whole."""
+    folder = folder / _name(iteration)
+    if not folder.is_dir():
+        return f"there is no checkpoint of iteration {iteration}, {folder.name}"
+    try:
+        sizes = data_files(folder)
+        loose = b"common_state" in (folder / METADATA).read_bytes()  # Megatron-Core 0.19 keeps it among the tensors
+    except UsageError as error:
+        return str(error)
+    of = f"the checkpoint of iteration {iteration} is damaged"
+    for name, size in sizes.items():
+        there = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if there < size:
+            return f"{of}: {folder / name} has {there:,} of {size:,} bytes"
+    for name in (_STATE, *(() if loose else ("common.pt",))):
+        if not _is_torch_file(folder / name):
+            return f"{of}: {folder / name} is missing or damaged"
+    for name, ends in (("metadata.json", b"}"), ("run_config.yaml", b"\n")):  # a cut one ends anywhere
+        if not ((folder / name).is_file() and (folder / name).read_bytes().endswith((ends, ends + b"\n"))):
+            return f"{of}: {folder / name} is missing or damaged"
+    return ""
+
+
+def _name(iteration: int) -> str:
+    return f"iter_{iteration:07}"
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether a small file is what `torch.save` writes, whole: a ZIP archive whose parts have their checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile):
+        return False
 
 
 def guard() -> None:

@@ -167,11 +167,6 @@ def resume(run: Path | None, model: Model, precision: Precision | None, finetune
     """The run to continue, refused by its facts before anything is loaded; `precision` None for any."""
     if run is None:
         return None
-    if not record.has_checkpoint(run):
-        raise UsageError(f"--resume {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
-    for folder in (run / record.CHECKPOINTS).glob("iter_*"):
-        if (folder / checkpoint.METADATA).exists():
-            checkpoint.data_files(folder)
     facts = record.read_facts(run).environment if record.holds_run(run) else {}
     if facts.get("model", model.name) != model.name:
         raise UsageError(
@@ -190,8 +185,17 @@ def resume(run: Path | None, model: Model, precision: Precision | None, finetune
     return run.absolute()
 
 
-def iteration_of(args: argparse.Namespace, model: Model) -> int:
-    """The iteration of the checkpoint to evaluate or export: a run that ends there trains nothing."""
+def iteration(args: argparse.Namespace) -> int | None:
+    """The iteration of the checkpoint to begin with, None without any. Raises UsageError where it is not whole."""
+    if args.resume is not None:
+        return checkpoint.find(args.resume, args.iteration)
+    if args.iteration is not None:
+        raise UsageError(f"--iteration {args.iteration} is one of a run's checkpoints: --resume RUN names the run")
+    return None
+
+
+def trains_nothing(args: argparse.Namespace, model: Model) -> None:
+    """Raise UsageError where there is nothing to evaluate or to export, or nowhere to."""
     what = "--evaluate" if args.evaluate else "--export"
     if args.resume is None:
         raise UsageError(f"{what} needs the run whose checkpoint it means: --resume RUN (RUN=)")
@@ -199,7 +203,6 @@ def iteration_of(args: argparse.Namespace, model: Model) -> int:
         raise UsageError(f"--export {args.export} exists, and nothing is overwritten: name another")
     if args.evaluate and (args.data or model.data) == MOCK:
         raise UsageError("--evaluate needs text: random tokens have no loss worth knowing; give --data")
-    return int((args.resume / record.CHECKPOINTS / "latest_checkpointed_iteration.txt").read_text())
 
 
 def instructions(args: argparse.Namespace) -> str:
@@ -233,6 +236,7 @@ def starting_weights(given: str | None, model: Model, *, finetune: bool) -> str 
     if finetuning.is_run(given):
         if not finetune:
             raise UsageError(f"--from {given} is a run of this playbook: --resume (RESUME=) continues it")
+        checkpoint.find(Path(given))
         return str(resume(Path(given), model, None, None))
     source = weights.source(given)
     weights.check_folder(source, model)

@@ -237,4 +237,5 @@ def _set_checkpoints(config: ConfigContainer, settings: Settings, run_dir: Path)
             versions.save_packed_weights(config)
     if settings.resume:
         checkpoint.load = str(settings.resume / record.CHECKPOINTS)
+        checkpoint.ckpt_step = settings.iteration  # the one that was looked at, whatever is saved meanwhile
         checkpoint.load_optim = checkpoint.load_rng = settings.trains

@@ -45,12 +45,13 @@ class Settings:
             runtime has its own.
         nvfp4: what of the NVFP4 recipe is on; None in another precision.
         engine_switches: Transformer Engine's variables that are set, see `switches.engine_switches`.
-        resume: the run folder whose last checkpoint to continue from, or None.
+        resume: the run folder whose checkpoint to continue from, or None.
+        iteration: that checkpoint's, or None without any.
         weights: Hugging Face's to begin with, a repository or local folder, or None for random ones.
         finetune: None to pretrain, or "sft", "lora" or "dora" on the instructions in `data`, beginning with `weights`,
             which may then also be a run folder.
         tokenizer: of the instructions, a Hugging Face name or folder; None but for tuning.
-        evaluate: train nothing, only evaluate `resume`'s last checkpoint, which may be of another precision.
+        evaluate: train nothing, only evaluate `resume`'s checkpoint, which may be of another precision.
         export: train nothing, only write `resume`'s weights to this folder for Hugging Face, or None.
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
@@ -80,6 +81,7 @@ class Settings:
     nvfp4: switches.Nvfp4Recipe | None
     engine_switches: tuple[str, ...]
     resume: Path | None
+    iteration: int | None
     weights: str | None
     finetune: str | None
     tokenizer: str | None
@@ -187,6 +189,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="checkpoint every N iterations and at the end; 0: never (own data on a GPU: at the end)",
     )
     add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
+    add("--iteration", type=int, metavar="N", help="from its checkpoint of iteration N and not from the last")
     add("--from", dest="weights", metavar="WEIGHTS", help="begin with Hugging Face's: hf:NAME or a local folder")
     add("--finetune", metavar="HOW", help=f"fine-tune on instructions: {', '.join(finetuning.SCHEMES)}; wants --from")
     add("--tokenizer", help="of the instructions (default: that of --from)")
@@ -258,9 +261,11 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
     if args.save is not None and args.save < 0:
         raise UsageError(f"--save is {args.save}; it is a number of iterations, or 0 for never")
     trains = not args.evaluate and args.export is None
+    iteration = checks.iteration(args)
     resume = checks.resume(args.resume, model, precision if trains else None, args.finetune)
     if not trains:
-        sizes |= {"train_iters": checks.iteration_of(args, model), "warmup_iters": 0}
+        checks.trains_nothing(args, model)
+        sizes |= {"train_iters": iteration, "warmup_iters": 0}
     if args.weights and resume and not args.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
     data = checks.instructions(args) if args.finetune else checks.data(args.data or model.data, model)
@@ -301,6 +306,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         nvfp4=checks.recipe(args, precision, emulator if on_gpu else None),
         engine_switches=switches.engine_switches(),
         resume=resume,
+        iteration=iteration,
         weights=checks.starting_weights(args.weights, model, finetune=bool(args.finetune)),
         finetune=args.finetune,
         tokenizer=checks.tokenizer(args),
@@ -434,6 +440,7 @@ def as_flags(settings: Settings) -> list[str]:
         "--seed": settings.seed,
         "--save": settings.save or 0,
         "--resume": settings.resume,
+        "--iteration": settings.iteration,
         "--from": settings.weights and _as_given(settings.weights),
         "--finetune": settings.finetune,
         "--tokenizer": settings.tokenizer,

@@ -63,6 +63,7 @@ class Plan:
             "data": settings.data,
             "seed": settings.seed,
             "resume": str(settings.resume) if settings.resume else None,
+            **({"iteration": settings.iteration} if settings.resume else {}),
             "from": settings.weights,
             "finetune": settings.finetune,
             "tokenizer": settings.tokenizer,
@@ -182,7 +183,8 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
         )
     if settings.resume:
         done = {True: "continues it", False: "exports it" if settings.export else "evaluates it"}
-        choices["checkpoint"] = Choice(settings.resume.name, f"asked for: {done[settings.trains]}")
+        of = f"{settings.resume.name}, iteration {settings.iteration}"
+        choices["checkpoint"] = Choice(of, f"asked for: {done[settings.trains]}")
     if settings.save:
         reason = "asked for" if "save" in given else "own data on a GPU: at the end (SAVE=0: never)"
         choices["checkpoints"] = Choice(f"every {settings.save} iterations", reason)

@@ -67,12 +67,11 @@ def test_what_a_tuning_is(instructions: Path, base: Path) -> None:
         (("--resume", "RUN", "--export", "out"), "holds lora adapters alone: --finetune lora"),
     ],
 )
-def test_what_is_refused(instructions: Path, base: Path, tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
+def test_what_is_refused(
+    instructions, base, make_checkpoint, tmp_path: Path, flags: tuple[str, ...], words: str
+) -> None:
     for name, tuned in (("run", "lora"), ("plain", None)):
-        checkpoints = tmp_path / name / "checkpoints"
-        checkpoints.mkdir(parents=True)
-        (checkpoints / "latest_train_state.pt").touch()
-        (checkpoints / "latest_checkpointed_iteration.txt").write_text("3")
+        make_checkpoint(tmp_path / name, 3)
         facts = {"model": "tiny", "precision": {"name": "bf16"}, "finetuned": tuned}
         (tmp_path / name / "environment.json").write_text(json.dumps(facts))
     places = {"BASE": str(base), "RUN": f"{tmp_path}/run", "PLAIN": f"{tmp_path}/plain", "DATA": str(instructions)}

@@ -302,18 +302,21 @@ def test_a_manifest_with_more_words_than_the_model(tmp_path: Path) -> None:
     assert "is no manifest of `make data`: was it edited?" in refusal("--data", str(tmp_path / "corpus"))
 
 
-def finished(folder: Path, model: str = "tiny", precision: str = "bf16", iteration: int = 6) -> Path:
-    """A run folder with a checkpoint, as far as the command line looks."""
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "latest_train_state.pt").touch()
-    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(iteration))
-    facts = {"model": model, "precision": {"name": precision}}
-    (folder / "environment.json").write_text(json.dumps(facts))
-    return folder
+@pytest.fixture
+def finished(tmp_path: Path, make_checkpoint):
+    """`finished(model="tiny", precision="bf16", iteration=6)`: a run folder with a checkpoint."""
+
+    def make(model: str = "tiny", precision: str = "bf16", iteration: int = 6, name: str = "run") -> Path:
+        folder = make_checkpoint(tmp_path / name, iteration)
+        facts = {"model": model, "precision": {"name": precision}}
+        (folder / "environment.json").write_text(json.dumps(facts))
+        return folder
+
+    return make
 
 
-def test_a_checkpoint_of_another_model_or_precision(tmp_path: Path) -> None:
-    run = str(finished(tmp_path / "run"))
+def test_a_checkpoint_of_another_model_or_precision(finished, tmp_path: Path) -> None:
+    run = str(finished())
     assert resolve("--resume", run, "--precision", "bf16").resume == tmp_path / "run"
     said = refusal("--resume", run)
     assert f"--resume {run} was trained in bf16, and this is nvfp4: continue it in bf16" in said
@@ -321,8 +324,8 @@ def test_a_checkpoint_of_another_model_or_precision(tmp_path: Path) -> None:
     assert f"--resume {run} is a checkpoint of tiny, and this is small" in said
 
 
-def test_what_trains_nothing(tmp_path: Path) -> None:
-    run = str(finished(tmp_path / "run"))
+def test_what_trains_nothing(finished, tmp_path: Path) -> None:
+    run = str(finished())
     chosen = resolve("--resume", run, "--evaluate")
     assert (chosen.trains, chosen.train_iters, chosen.save, chosen.precision.name) == (False, 6, None, "nvfp4")
     chosen = resolve("--resume", run, "--export", str(tmp_path / "out"))
@@ -343,7 +346,7 @@ def test_when_checkpoints_are_kept(tmp_path: Path) -> None:
     assert resolve(*own).save is None
 
 
-def test_weights_to_begin_with(tmp_path: Path) -> None:
+def test_weights_to_begin_with(finished, tmp_path: Path) -> None:
     assert resolve("--from", "hf:my/llama").weights == "my/llama"
     assert "no such folder; a repository of Hugging Face is written hf:my/llama" in refusal("--from", "my/llama")
     assert "has no config.json" in refusal("--from", str(tmp_path))
@@ -354,7 +357,7 @@ def test_weights_to_begin_with(tmp_path: Path) -> None:
     assert "is not small: it has hidden_size 128 and not 256" in said and said.endswith("take --model tiny")
     (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 9}))
     assert "it has vocab_size 9 and not 257; none of the models here is like it" in refusal("--from", str(tmp_path))
-    run = str(finished(tmp_path / "run", precision="nvfp4"))
+    run = str(finished(precision="nvfp4"))
     assert "give one of them" in refusal("--from", "hf:my/llama", "--resume", run)
 
 
@@ -362,9 +365,15 @@ def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         said = refusal("--resume", str(folder))
         assert f"--resume {folder}: it holds no checkpoint" in said and "--save" in said
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest_train_state.pt").touch()
-    assert resolve("--resume", str(tmp_path)).resume == tmp_path
+    assert "--iteration 3 is one of a run's checkpoints: --resume RUN names the run" in refusal("--iteration", "3")
+
+
+def test_an_earlier_checkpoint(make_checkpoint, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 3, 6)
+    assert resolve("--resume", str(tmp_path)).iteration == 6
+    assert resolve("--resume", str(tmp_path), "--iteration", "3").iteration == 3
+    assert resolve("--resume", str(tmp_path), "--iteration", "3", "--evaluate").train_iters == 3
+    assert resolve().iteration is None
 
 
 @pytest.mark.parametrize(
@@ -387,10 +396,8 @@ def test_as_flags_gives_the_same_settings_wherever_it_is_parsed(flags: tuple[str
     assert resolve(*settings.as_flags(chosen), on_gpu=True) == chosen
 
 
-def test_as_flags_names_every_setting(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest_train_state.pt").touch()
-    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("6")
+def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 6)
     (tmp_path / "c.yaml").write_text("optimizer: {lr: 0.1}")
     (tmp_path / "p.py").write_text("callbacks = []")
     given = ("--config", str(tmp_path / "c.yaml"), "--plugin", str(tmp_path / "p.py"))

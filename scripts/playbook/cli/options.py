@@ -95,6 +95,7 @@ _ALL = (
     Option("PLUGIN", "--plugin", "FILE", "Python with configure(config), callbacks, forward_step or loss"),
     _count("SAVE", "--save", "checkpoint every N iterations and at the end", "own data on a GPU: at the end", least=0),
     Option("RESUME", "--resume", "RUN", "continue this run from its last checkpoint, in a new folder"),
+    _count("ITERATION", "--iteration", "of that run's checkpoints (RESUME=, RUN=) this one", "its last"),
     Option("FROM", "--from", "WEIGHTS", "begin with hf:NAME of Hugging Face, or with a local folder", "random"),
     _switch("TENSORBOARD", "--tensorboard", "log there too, into the run folder"),
     Option("WANDB", "--wandb-project", "PROJECT", "log to Weights & Biases too", kind=MAYBE),

@@ -16,7 +16,8 @@ _CODE = ("CONFIG", "PLUGIN", "ARGS")
 _WRITERS = ("TENSORBOARD", "WANDB", "MLFLOW")
 _TRAINING = (*_SIZES, *_RECIPE, *_SPLIT, *_CODE, "SAVE", "FROM", *_WRITERS)
 _WHERE = ("RUNTIME", "GPU", "TAG", "NPROC", "DRY_RUN")
-_OF_RUN = ("RUN", "DATA", "GBS", "MBS", "SEQ", *_RECIPE, *_SPLIT, *_CODE, *_WHERE)
+_RESUME = ("RESUME", "ITERATION")
+_OF_RUN = ("RUN", "ITERATION", "DATA", "GBS", "MBS", "SEQ", *_RECIPE, *_SPLIT, *_CODE, *_WHERE)
 
 GROUPS = WORKS, TRAIN, LOOK, OWN, CLUSTER, TIDY, CHECK = (
     "Find out what would work here",
@@ -106,13 +107,13 @@ _ALL = (
          "RUNTIME", "GPU", "TAG", "DRY_RUN"),
     _run("compare", TRAIN, "BF16 and NVFP4, and then the comparison", "PRECISION", "A", "B", "BASE", "REPEAT", "FRESH",
          "FORCE", *_TRAINING, *_WHERE, common=True, instead={"RUNS": _THESE}, again=True),
-    _run("nvfp4", TRAIN, "pretrain in NVFP4", *_TRAINING, "RESUME", *_WHERE, common=True, without=_ITS_OWN),
-    _run("bf16", TRAIN, "pretrain in BF16", *_TRAINING, "RESUME", *_WHERE, common=True, without=_ITS_OWN),
-    _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, "RESUME", *_WHERE, common=True),
+    _run("nvfp4", TRAIN, "pretrain in NVFP4", *_TRAINING, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
+    _run("bf16", TRAIN, "pretrain in BF16", *_TRAINING, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
+    _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("ablate", TRAIN, "what each ingredient of NVFP4 brings, over seeds", "SEEDS", "FRESH",
          *(name for name in _TRAINING if name != "BF16_TAIL" and not name.startswith("NVFP4")),
          *_WHERE, common=True, again=True),
-    _run("profile", LOOK, "where the time of a step goes", "PRECISION", *_TRAINING, "RESUME", *_WHERE, common=True,
+    _run("profile", LOOK, "where the time of a step goes", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True,
          instead={"RUN": _OF_A_RUN}),
     _script("history", LOOK, "all runs, and how each ended", "JSON", common=True),
     _script("gate", LOOK, "fail where the newest comparison left an earlier one's figures",
@@ -121,12 +122,12 @@ _ALL = (
     _script("data", OWN, "tokenize your own text", "INPUT", "TOKENIZER", "OUT", "FIELD", "SKIP_BAD", "RUNTIME", "TAG",
             "ARGS", common=True),
     _run("sft", OWN, "fine-tune weights on instructions",
-         "TOKENIZER", "PRECISION", *_TRAINING, "RESUME", *_WHERE, common=True),
+         "TOKENIZER", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("lora", OWN, "the same through adapters",
-         "TOKENIZER", "PRECISION", *_TRAINING, "RESUME", *_WHERE),
+         "TOKENIZER", "PRECISION", *_TRAINING, *_RESUME, *_WHERE),
     _run("eval", OWN, "the validation loss of a checkpoint", "PRECISION", *_OF_RUN),
     _run("export", OWN, "a checkpoint as a Hugging Face folder", "OUT", *_OF_RUN, flags={"OUT": "--export"}),
-    _cluster("submit", "the same training on a cluster", "PRECISION", *_TRAINING, "RESUME", "NODES", "NPROC", "WAIT",
+    _cluster("submit", "the same training on a cluster", "PRECISION", *_TRAINING, *_RESUME, "NODES", "NPROC", "WAIT",
              "DRY_RUN", common=True, without=_NO_MEMORY),
     _cluster("jobs", "what was submitted, and how it stands"),
     _cluster("logs", "a submitted run's log to its end; fails where the run does", "RUN"),
@@ -135,7 +136,7 @@ _ALL = (
     _run("stop", TIDY, "end a run, watched or not", "RUN"),
     Target("clean", TIDY, "list and remove run folders and logs", (("python", "scripts/clean.py"),),
            ("CLEAN", "DRY_RUN"), common=True),
-    _run("shell", TIDY, "a shell in the container that a training would get", *_TRAINING, "RESUME", *_WHERE),
+    _run("shell", TIDY, "a shell in the container that a training would get", *_TRAINING, *_RESUME, *_WHERE),
     Target("image", TIDY, "build docker/Dockerfile; then train in it: TAG=nvfp4-playbook:26.04",
            options=("TAG", "DRY_RUN"), chore=chores.image),
     _tests("test", "the tests, but for the slow suites below",

@@ -72,6 +72,17 @@ def test_own_data_is_mounted_read_only_and_a_token_appears_nowhere(station) -> N
     assert "-e HF_TOKEN \\\n" in printed and secret not in printed
 
 
+def test_proxies_and_a_mirror_are_inside_and_in_no_record(station) -> None:
+    proxy = "http://ada:neverWritten@proxy.invalid:3128"
+    given = {"https_proxy": proxy, "NO_PROXY": "localhost", "HF_ENDPOINT": "https://mirror.invalid"}
+    code, printed = station.run(tag="facts", **given)
+    assert code == 0, printed
+    inside = json.loads((station.folder() / "facts.json").read_text())["environment"]
+    assert {name: inside.get(name) for name in given} == given
+    records = [path.read_text() for path in station.folder().iterdir() if path.name != "facts.json"]
+    assert "neverWritten" not in printed + "".join(records)
+
+
 def test_data_behind_links_is_there_too(station) -> None:
     real, data = station.home / "disk", station.home / "data"
     real.mkdir(), data.mkdir()

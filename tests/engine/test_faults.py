@@ -48,6 +48,21 @@ def ctrl_c(scene: Scene) -> None:
     scene.launcher.send_signal(signal.SIGINT)
 
 
+def ctrl_c_twice(scene: Scene) -> None:
+    ctrl_c(scene)
+    time.sleep(0.5)
+    ctrl_c(scene)
+
+
+def ctrl_c_while_paused(scene: Scene) -> None:
+    scene.station.api.pause(scene.container)
+    ctrl_c(scene)
+
+
+def docker_kill(scene: Scene) -> None:
+    scene.station.api.kill(scene.container)
+
+
 def terminate(scene: Scene) -> None:
     scene.launcher.send_signal(signal.SIGTERM)
 
@@ -105,6 +120,11 @@ def nothing(scene: Scene) -> dict:
 
 def little_patience(scene: Scene) -> dict:
     return {"PLAYBOOK_TEST_PATIENCE": "1"}
+
+
+def an_engine_that_is(**variables: str) -> Callable[[Scene], dict]:
+    """Named by these variables of the environment, and none that could train."""
+    return lambda scene: variables
 
 
 def a_small_disk(scene: Scene) -> dict:
@@ -218,6 +238,25 @@ FAULTS = (
           "interrupted", 130, "interrupted by SIGINT", the_record_alone),
     Fault("Ctrl-C, and training does not listen", "deaf", nothing, ctrl_c,
           "interrupted", 130, "stopped by the launcher", the_record_alone),
+    Fault("Ctrl-C twice, and training does not listen", "deaf", nothing, ctrl_c_twice,
+          "interrupted", 130, "stopped by the launcher", the_record_alone),
+    Fault("Ctrl-C while the container is paused", "steady", nothing, ctrl_c_while_paused,
+          "interrupted", 130, "interrupted by SIGINT|stopped by the launcher", the_record_alone),
+    Fault("container killed from outside", "steady", nothing, docker_kill,
+          "killed", 1, "docker kill", the_record_alone),
+    Fault("more lines than anybody reads", "flood", nothing, None,
+          "succeeded", 0, "", the_record_alone),
+    Fault("no engine at that address", "26.04", an_engine_that_is(DOCKER_HOST="unix:///no/such.sock"), None,
+          None, 1, "no Docker engine answers at DOCKER_HOST=unix:///no/such.sock", no_folder),
+    Fault("an address that is none", "26.04", an_engine_that_is(DOCKER_HOST="tcp://127.0.0.1:70000"), None,
+          None, 1, "no Docker engine answers at DOCKER_HOST=tcp://127.0.0.1:70000", no_folder),
+    Fault("engine over ssh", "26.04", an_engine_that_is(DOCKER_HOST="ssh://gpubox"), None,
+          None, 1, "DOCKER_HOST=ssh://gpubox is not supported", no_folder),
+    Fault("engine's certificates missing", "26.04",
+          an_engine_that_is(DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH="/nope"), None,
+          None, 1, "/nope has no ca.pem", no_folder),
+    Fault("no such context", "26.04", an_engine_that_is(DOCKER_HOST="", DOCKER_CONTEXT="gone"), None,
+          None, 1, "the Docker context gone is not there", no_folder),
     Fault("SIGTERM", "steady", nothing, terminate,
           "interrupted", 130, "interrupted by SIGINT", the_record_alone),
     Fault("kill -9 of the launcher", "steady", nothing, kill_the_launcher,
@@ -285,7 +324,7 @@ def test_fault(scene: Scene, fault: Fault) -> None:
     printed, _ = scene.launcher.communicate(timeout=45)
 
     assert scene.launcher.returncode == fault.code, printed
-    if fault.caused in (ctrl_c, terminate):
+    if fault.caused in (ctrl_c, ctrl_c_twice, ctrl_c_while_paused, terminate):
         assert time.monotonic() - began < STOPS_WITHIN_SECONDS
     made = [each for each in station.runs.iterdir() if each not in before] if station.runs.exists() else []
     scene.folder = scene.folder or (made[0] if made else None)

@@ -182,3 +182,33 @@ def test_weights_of_hugging_face_are_asked_for(examine, monkeypatch: pytest.Monk
     code, checks = examine(None, "--from", "hf:meta-llama/Llama-3.2-1B")
     assert code == 1 and checks["Hugging Face"]["found"] == "meta-llama/Llama-3.2-1B is gated"
     assert "Hugging Face" not in examine(None)[1]
+
+
+def test_processes_beyond_the_gpus_of_one_kind_are_not_ready(examine) -> None:
+    two = {**recorded.STATION, "gpus": [recorded.STATION["gpus"][1], {**recorded.STATION["gpus"][1], "uuid": "GPU-2"}]}
+    _, checks = examine(two, "--nproc", "2")
+    assert checks["nvfp4"]["ok"] and "on GPU 0 NVIDIA GB300 and GPU 1 NVIDIA GB300" in checks["nvfp4"]["found"]
+    code, checks = examine(two, "--nproc", "8")
+    assert code == 1 and "NPROC=8: this machine has 2 x NVIDIA GB300" in checks["nvfp4"]["found"]
+
+
+def test_instances_are_listed_with_their_own_memory(examine) -> None:
+    _, checks = examine(recorded.DIVIDED)
+    assert "35 GB" in checks["GPU 0:0"]["found"] and "MIG-3f0c7d11" in checks["GPU 0:0"]["found"]
+    assert "on GPU 0:2" in checks["nvfp4"]["found"] and "GPU 0" not in checks
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_on_several_gpus_holds_each_of_them(monkeypatch, processes: int) -> None:
+    from playbook import orphans
+    from playbook.place import Wanted
+    from pretraining.precision import PRECISIONS
+
+    one, two = ({**recorded.STATION["gpus"][1], "uuid": f"GPU-{number}"} for number in (1, 2))
+    found = gpus.read(recorded.RecordedNvml({**recorded.STATION, "gpus": [one, two]}))
+    facts = {"identity": "i", "run": Path("r"), "running": True, "own": True, "launcher": None}
+    fields = {name: facts.get(name) for name in orphans.Contained.__dataclass_fields__}
+    held = orphans.Contained(**{**fields, "gpu": "GPU-2,GPU-1"})
+    monkeypatch.setattr(orphans, "find", lambda _: [held])
+    (check,) = doctor._leftovers(None, found, Wanted(processes=processes), PRECISIONS["nvfp4"])
+    assert check.ok is False and check.needed

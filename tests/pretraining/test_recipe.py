@@ -121,11 +121,9 @@ def test_a_config_file_restores_it_word_by_word(tmp_path: Path, monkeypatch) -> 
 
 
 @pytest.fixture
-def past(tmp_path: Path) -> Path:
+def past(tmp_path: Path, make_checkpoint) -> Path:
     """A run that kept a checkpoint and trained without the Hadamard transform."""
-    (tmp_path / record.CHECKPOINTS / "iter_0000002").mkdir(parents=True)
-    (tmp_path / record.CHECKPOINTS / "latest_train_state.pt").touch()
-    (tmp_path / record.CHECKPOINTS / "latest_checkpointed_iteration.txt").write_text("2")
+    make_checkpoint(tmp_path, 2)
     about = {"name": "nvfp4", "arithmetic": "emulated", "ingredients": Nvfp4Recipe(rht=False).facts()}
     record.write_json(tmp_path / record.ENVIRONMENT, {"schema": 1, "model": "tiny", "precision": about})
     return tmp_path

@@ -23,7 +23,7 @@ if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").ex
     # times longer as soon as another program wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from pretraining import ending, files, helpers, loggers, record, sampling, settings, switches, tee
+from pretraining import ending, files, helpers, loggers, record, rendezvous, sampling, settings, switches, tee
 from pretraining.errors import EndedEarly, UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from pretraining.telemetry import Telemetry
 
     checkpoint.guard()
+    rendezvous.use_own_store(processes)
     builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
     corpus.check(chosen, builtin)
     described = environment.describe(chosen, on_gpu=on_gpu, processes=processes, builtin=builtin)
@@ -130,7 +131,7 @@ def main() -> int:
     try:
         ending.interrupt_on_sigterm()
         helpers.outlive_signals()
-        ending.claim_port(rank, processes)
+        rendezvous.describe(rank, processes)
         train(run, chosen, processes, on_gpu)
         code = run.succeeded()
     except BaseException as error:

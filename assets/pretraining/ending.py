@@ -7,7 +7,6 @@ import errno
 import multiprocessing
 import os
 import re
-import secrets
 import signal
 import socket
 import sys
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from .telemetry import Telemetry
 
 INTERRUPTED = 130
-OWN_PORTS = range(10_000, 20_000)  # below what Linux hands out by default; `cluster_node.py` has the next
-PORT_TRIES = 100
 PATIENCE_SECONDS = 1.0  # an interrupted run's, with who reads its output
 REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
@@ -140,52 +137,6 @@ def claim_run_dir(chosen: Settings) -> lock.Held:
     except OSError as error:
         raise UsageError(f"--run-dir {folder}: {error.strerror}") from error
     return lock.hold(folder, lock.run_of_environment(), "training")
-
-
-def claim_port(rank: int, processes: int) -> None:
-    """Give torch.distributed its address. One process alone picks a free port; torchrun has set the others' already.
-
-    Raises:
-        UsageError: MASTER_PORT was given and is in use.
-    """
-    if processes == 1 and "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
-    elif processes == 1:
-        port = os.environ["MASTER_PORT"]
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", int(port)))
-            except (ValueError, OverflowError) as error:
-                raise UsageError(f"MASTER_PORT {port!r} is no port number: unset it or name a free one") from error
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE and "TORCHELASTIC_RUN_ID" not in os.environ:
-                    raise UsageError(f"MASTER_PORT {port} is in use: unset it or name a free one") from error
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    for name, value in (("RANK", rank), ("WORLD_SIZE", processes), ("LOCAL_RANK", 0)):
-        os.environ.setdefault(name, str(value))
-
-
-def _free_port() -> int:
-    """A port that nobody listens on, of those that Linux does not hand out by itself by default.
-
-    torch listens seconds later, and one of the system's choice may be somebody's connection by then. Not by `random`,
-    whose state is the training's.
-
-    Raises:
-        UsageError: none could be had.
-    """
-    for _ in range(PORT_TRIES):
-        port = OWN_PORTS.start + secrets.randbelow(len(OWN_PORTS))
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError as error:
-                why = error
-            else:
-                return port
-    raise UsageError(f"none of {PORT_TRIES} ports from {OWN_PORTS.start} on could be had ({why}): set MASTER_PORT")
 
 
 def settled(code: int) -> None:

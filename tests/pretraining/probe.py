@@ -23,7 +23,7 @@ import probe_models as models
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
-from pretraining import ending
+from pretraining import rendezvous
 
 
 def answered(question: Callable[[], Any]) -> Any:
@@ -38,7 +38,8 @@ def main() -> None:
     """Ask everything."""
     for name in ("MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
-    ending.claim_port(0, 1)
+    rendezvous.describe(0, 1)
+    rendezvous.use_own_store(1)
     torch.distributed.init_process_group("gloo")
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(0)

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -147,65 +146,6 @@ def test_several_processes_need_one_folder(chosen: settings.Settings, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="give --run-dir"):
         ending.claim_run_dir(replace(chosen, run_dir=None))
-
-
-@pytest.fixture
-def no_port(monkeypatch):
-    """An environment without torch.distributed's variables, put back afterwards."""
-    for name in ("MASTER_PORT", "MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-
-
-def test_a_process_alone_takes_a_free_port(no_port) -> None:
-    ending.claim_port(0, 1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
-    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("0", "1", "0")
-    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
-
-
-def test_a_port_is_one_that_nobody_has(no_port, monkeypatch) -> None:
-    with socket.socket() as taken, socket.socket() as other:
-        for each in (taken, other):
-            each.bind(("127.0.0.1", 0))
-        taken.listen()
-        used, free = (each.getsockname()[1] for each in (taken, other))
-        other.close()
-        draws = iter([used, used, free])
-        monkeypatch.setattr(ending.secrets, "randbelow", lambda below: next(draws) - ending.OWN_PORTS.start)
-        ending.claim_port(0, 1)
-        assert os.environ["MASTER_PORT"] == str(free)
-        monkeypatch.delenv("MASTER_PORT")
-        monkeypatch.setattr(ending.secrets, "randbelow", lambda below: used - ending.OWN_PORTS.start)
-        with pytest.raises(UsageError, match=r"none of 100 ports .*in use.*: set MASTER_PORT"):
-            ending.claim_port(0, 1)
-
-
-def test_ports_are_below_what_linux_hands_out_by_default() -> None:
-    assert ending.OWN_PORTS.stop <= 32768
-
-
-def test_a_given_port_in_use_is_refused(no_port, monkeypatch) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(UsageError, match=f"MASTER_PORT {port} is in use: unset it or name a free one"):
-            ending.claim_port(0, 1)
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's own store holds the port
-        ending.claim_port(0, 1)
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    ending.claim_port(0, 1)
-    assert os.environ["MASTER_PORT"] == str(port)
-
-
-@pytest.mark.parametrize("port", ["no-number", "99999999", "-1", ""])
-def test_a_port_that_is_none(no_port, monkeypatch, port: str) -> None:
-    monkeypatch.setenv("MASTER_PORT", port)
-    with pytest.raises(UsageError, match="MASTER_PORT"):
-        ending.claim_port(0, 1)
 
 
 def test_signals_become_interruptions() -> None:

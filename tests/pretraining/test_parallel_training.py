@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from playbook.runtimes.process import WITHOUT_PORT, distributed_run
 from pretraining import record
 from pretraining.ranks import ENOUGH, SKIPPED
 from pretraining.record import Verdict
@@ -87,9 +88,11 @@ def on_two(environment, project: Path, tmp_path_factory) -> Callable[..., tuple[
     def run(*flags: str, code: int = 0) -> tuple[subprocess.CompletedProcess[str], Path]:
         folder = tmp_path_factory.mktemp("two") / "run"
         script = str(project / "assets" / "pretrain_llama.py")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+        command = [*distributed_run(sys.executable, 2), script]
         command += ["--model", "tiny", "--precision", "bf16", *SIZES, "--run-dir", str(folder), *flags]
-        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+        ended = subprocess.run(
+            command, env=environment(**WITHOUT_PORT), capture_output=True, text=True, timeout=300, check=False
+        )
         assert ended.returncode == code, ended.stdout[-3000:] + ended.stderr[-2000:]
         return ended, folder
 
@@ -146,3 +149,11 @@ def test_a_rank_that_dies_is_the_cause(on_two, tmp_path: Path) -> None:
     assert any("dying.py" in line for line in run.outcome["traceback"])
     ended = (folder / record.OUTCOME).stat().st_mtime
     assert took < 60 and time.time() - ended < 30  # from the rank's verdict to the end of the launcher
+
+
+def test_no_port_is_open_beyond_loopback(on_two) -> None:
+    """Of the two, of torch.distributed.run, and of all that they start."""
+    ended, _ = on_two("--plugin", str(Path(__file__).parent / "fakes" / "listeners.py"))
+    listeners = [line.split()[2] for line in ended.stdout.splitlines() if line.startswith("LISTENS")]
+    assert listeners  # gloo's, which shows that another would be seen
+    assert {address.partition(":")[0] for address in listeners} == {"0100007F"}

@@ -6,6 +6,7 @@ import os
 
 from playbook import ASSETS
 from playbook.environments import ensure, python_of
+from playbook.runtimes.process import WITHOUT_PORT, distributed_run
 
 SCRIPT = str(ASSETS / "pretrain_llama.py")
 
@@ -25,8 +26,7 @@ def command(processes: int, flags: list[str]) -> tuple[list[str], dict[str, str]
     environment = {**environment_of(threads), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
     if processes == 1:
         return [python, SCRIPT, *flags], environment
-    launcher = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, SCRIPT, *flags], environment
+    return [*distributed_run(python, processes), SCRIPT, *flags], environment | WITHOUT_PORT
 
 
 def environment_of(threads: int) -> dict[str, str]:

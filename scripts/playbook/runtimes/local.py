@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from playbook import ASSETS
+from playbook.runtimes.process import WITHOUT_PORT, distributed_run
 from pretraining.errors import UsageError
 
 SCRIPT = str(ASSETS / "pretrain_llama.py")
@@ -50,13 +51,11 @@ def check() -> None:
 def command(processes: int, flags: list[str], gpu: str | None = None) -> tuple[list[str], dict[str, str]]:
     """The command and the environment variables it adds.
 
-    `python -m torch.distributed.run` and not `torchrun`: that one may belong to another Python.
-
     Args:
         gpu: the UUID of the only one to use, or None for all.
     """
-    launcher = [python(), "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1"}
+    launcher = distributed_run(python(), processes)
+    environment = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1", **WITHOUT_PORT}
     if gpu:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     return [*launcher, SCRIPT, *flags], environment

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,18 @@ from pretraining import lock, saving
 from pretraining.record import Verdict
 
 KILL_SECONDS = 3.0
+# PyTorch's store would listen on all interfaces; see `pretraining.rendezvous`.
+WITHOUT_PORT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def distributed_run(python: str, processes: int) -> list[str]:
+    """What starts the processes of one machine, which meet in a file: to be used with `WITHOUT_PORT`.
+
+    `python -m torch.distributed.run` and not `torchrun`: that one may belong to another Python.
+    """
+    file = Path(tempfile.gettempdir()) / f"rendezvous-{secrets.token_hex(16)}"
+    meeting = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={file}")
+    return [python, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={processes}"]
 
 
 class LocalProcess:

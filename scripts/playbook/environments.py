@@ -129,9 +129,10 @@ def fingerprint(name: str) -> str:
 
 
 def _fingerprint(file: str) -> str:
-    """Of the file, and of the index that torch was asked for from, after a space."""
+    """Of the file, and of the index that torch was asked for from, after a space: its address may hold a password."""
     index = os.environ.get("TORCH_INDEX", "") if file == "cpu.txt" else ""
-    return f"{hashlib.sha256((REQUIREMENTS / file).read_bytes()).hexdigest()} {index}".strip()
+    of_index = hashlib.sha256(index.encode()).hexdigest()[:12] if index else ""
+    return f"{hashlib.sha256((REQUIREMENTS / file).read_bytes()).hexdigest()} {of_index}".strip()
 
 
 def _installed(folder: Path) -> dict[str, str] | None:
@@ -189,7 +190,7 @@ def _torch(folder: Path, output: IO[str], log: Path) -> None:
     if source.url is None:
         return
     try:
-        _pip(folder, output, log, "--index-url", source.url, *_TORCH_ANEW, wanted)
+        _pip(folder, output, log, *_TORCH_ANEW, wanted, index=source.url)
     except SetupError:
         if not source.by_itself:
             raise
@@ -208,7 +209,8 @@ def _create(folder: Path) -> None:
         raise SetupError(f"{sys.executable} -m venv failed: {_last_line(made.stdout + made.stderr)}")
 
 
-def _pip(folder: Path, output: IO[str], log: Path, *arguments: str) -> None:
+def _pip(folder: Path, output: IO[str], log: Path, *arguments: str, index: str = "") -> None:
+    """Install; `index`, whose address may hold a password, is no argument: everybody sees those."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *_PLAIN]
     began = log.stat().st_size
     with subprocess.Popen(
@@ -216,7 +218,7 @@ def _pip(folder: Path, output: IO[str], log: Path, *arguments: str) -> None:
         stdout=output,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **({"PIP_INDEX_URL": index} if index else {})},
     ) as pip:
         try:
             _follow(pip, log)

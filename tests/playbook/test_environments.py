@@ -500,3 +500,16 @@ def test_the_probe_gives_up_in_three_seconds(index, monkeypatch) -> None:
     began = time.monotonic()
     assert not torch_index.answers(f"{there.url}/torch/")
     assert time.monotonic() - began < torch_index.PATIENCE_SECONDS + 2
+
+
+def test_a_password_in_the_index_is_in_no_stamp_and_no_argument(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_INDEX", "https://me:s3cret@index.example/cpu")
+    assert "s3cret" not in environments._fingerprint("cpu.txt") and "index" not in environments._fingerprint("cpu.txt")
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f"#!/bin/sh\necho $PIP_INDEX_URL > {tmp_path}/index\necho $* > {tmp_path}/arguments\n")
+    python.chmod(0o755)
+    with (tmp_path / "log").open("w") as log:
+        environments._pip(tmp_path, log, tmp_path / "log", "torch", index="https://me:s3cret@index.example/cpu")
+    assert (tmp_path / "index").read_text().strip() == "https://me:s3cret@index.example/cpu"
+    assert "torch" in (tmp_path / "arguments").read_text() and "s3cret" not in (tmp_path / "arguments").read_text()

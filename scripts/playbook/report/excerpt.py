@@ -52,7 +52,7 @@ def section(comparison: Comparison, runs: Runs, *, records: str, pictures: Seque
         parts.append("\n".join(f"- {export.escaped(warning)}" for warning in warnings))
     parts += [f"![{export.escaped(name)}]({path})" for name, path in pictures]
     if comparison.reproduce:
-        parts += ["To repeat it:", f"    {comparison.reproduce}"]
+        parts += ["To repeat it:", f"    {export.on_one_line(comparison.reproduce)}"]
     return "\n\n".join(parts)
 
 
@@ -69,7 +69,7 @@ def ablated(of: Ablation, runs: Sequence[Run], *, records: str, pictures: Sequen
         *(f"![{export.escaped(name)}]({path})" for name, path in pictures),
     ]
     if of.reproduce:
-        parts += ["To repeat it:", f"    {of.reproduce}"]
+        parts += ["To repeat it:", f"    {export.on_one_line(of.reproduce)}"]
     return "\n\n".join(parts)
 
 

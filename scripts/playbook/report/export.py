@@ -56,7 +56,22 @@ def _of_run(run: RunResult) -> Iterator[tuple[str, Figure]]:
 def _rows(arm: str, label: str, run: int | str, figures: Sequence[tuple[str, Figure]]) -> Iterator[tuple]:
     for name, figure in figures:
         ends = ["" if end is None else end for end in (figure.low, figure.high)]
-        yield arm, label, run, name, figure.value, figure.unit, *ends, figure.spread, figure.count
+        yield (
+            _cell(arm),
+            _cell(label),
+            run,
+            _cell(name),
+            figure.value,
+            figure.unit,
+            *ends,
+            _cell(figure.spread),
+            figure.count,
+        )
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r\n") else text
 
 
 def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str:
@@ -78,7 +93,7 @@ def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str
     parts += ["## Figures", figures(comparison)]
     parts += [f"![{escaped(name)}]({path})" for name, path in plots]
     if comparison.reproduce:
-        parts += ["## Reproduce", f"    {comparison.reproduce}"]
+        parts += ["## Reproduce", f"    {on_one_line(comparison.reproduce)}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -125,4 +140,9 @@ def as_table(header: Sequence[object], rows: Sequence[Sequence[object]], *, left
 
 def escaped(value: object) -> str:
     """As it is, nothing of it Markdown or HTML, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(value).split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", on_one_line(value))
+
+
+def on_one_line(value: object) -> str:
+    """As it is, but for line ends and what a terminal would take for orders."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", " ".join(str(value).split()))

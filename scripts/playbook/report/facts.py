@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,13 @@ def commands(comparison: Comparison, runs: Runs) -> list[tuple[str, str]]:
     for arm in comparison.arms:
         words = runs[arm.name][0].plan.get("command")
         if isinstance(words, list) and words:
-            found.append((wording.name(arm), shlex.join(map(str, words))))
+            found.append((wording.name(arm), shlex.join(folderless(str(word)) for word in words)))
     return found
+
+
+def folderless(text: str) -> str:
+    """A path, alone or after = or a comma, by its last part: the page is sent to others, and folders name people."""
+    return re.sub(r"(?:(?<=^)|(?<=[=,]))/(?:[^/=,]+/)*(?=[^/=,])", "", text.rstrip("/"))
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -97,4 +103,4 @@ def _words(value: Any) -> str:
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(_words, value))
-    return str(value)
+    return folderless(str(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -50,7 +51,8 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         drawings: by name; see `canvas.Plot`.
         beside: the names of the files with the same data.
     """
-    return _template().render(
+    page = _template().render(
+        folderless=facts.folderless,
         result=comparison,
         title=title(comparison),
         model=_model(runs),
@@ -71,6 +73,7 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         beside=beside,
         void=[found for found in comparison.differences if found.void],
     )
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", page)  # what a terminal would take for orders
 
 
 def title(comparison: Comparison) -> str:

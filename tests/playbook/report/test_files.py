@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from playbook import comparison_file, report
-from playbook.report import placing
+from playbook.report import export, placing
 from pretraining.errors import UsageError
 
 
@@ -184,3 +184,13 @@ def test_an_empty_folder_takes_a_report_and_other_files_stay(old: Path, tmp_path
     (tmp_path / "empty").mkdir()
     place_new(tmp_path / "empty", [])
     assert contents(tmp_path / "empty") == NEW
+
+
+@pytest.mark.parametrize("name", ["=cmd|'/C calc'!A0", "+1", "-x", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_is_a_formula(name: str) -> None:
+    assert export._cell(name) == f"'{name}" and export._cell("bf16") == "bf16"
+
+
+def test_markdown_has_no_orders_for_a_terminal() -> None:
+    assert export.escaped("a\x1b[31m<b>\x9b1m\n# c") == "a\\[31m\\<b\\>1m \\# c"
+    assert export.on_one_line("make\n<script>\x1b]0;x\x07") == "make <script>]0;x"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from playbook import report
-from playbook.report import canvas
+from playbook.report import canvas, facts
 from playbook.report import page as page_module
 
 LARGEST = 3_000_000  # bytes, whatever the length of the runs
@@ -120,7 +120,7 @@ def test_an_emulation_has_no_speed_up(written: Callable[[str], Path]) -> None:
 def test_what_is_not_known_is_said_or_left_out(written: Callable[[str], Path]) -> None:
     text, _ = page(written("raw-logs"))
     assert "Memory and power" not in text and "Reproduce" not in text and "Peak memory" not in text
-    assert "raw log /srv/bf16.log" in text
+    assert "raw log bf16.log" in text and "/srv/" not in text
     assert 'class="none">not known' in page(written("three-arms"))[0]
 
 
@@ -198,3 +198,18 @@ def test_the_users_own_matplotlib_settings_do_not_matter(
     for path in tmp_path.glob("plots/*.png"):
         assert path.read_bytes() == (written("cpu") / "plots" / path.name).read_bytes()
     assert matplotlib.rcParams["font.size"] == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/jane/project/assets/pretrain_llama.py", "pretrain_llama.py"),
+        ("--run-dir=/home/Jane Doe/runs/a/", "--run-dir=a"),
+        ("type=bind,source=/home/jane/x,target=/home/jane/x", "type=bind,source=x,target=x"),
+        ("nemo_experiments/a", "nemo_experiments/a"),
+        ("hf:meta-llama/Llama-3.2-1B", "hf:meta-llama/Llama-3.2-1B"),
+        ("/", ""),
+    ],
+)
+def test_a_page_that_is_sent_names_no_folder(text: str, expected: str) -> None:
+    assert facts.folderless(text) == expected

@@ -14,7 +14,7 @@ from pretraining.errors import UsageError
 
 # A new flag goes here, or into config_file.OF_THE_WORK.
 OF_THIS_CALL = {
-    *("config", "plugin", "run_dir", "cache_dir", "resume", "evaluate", "export", "profile"),
+    *("config", "plugin", "run_dir", "cache_dir", "resume", "iteration", "evaluate", "export", "profile"),
     *("tensorboard", "wandb_project", "mlflow_experiment"),
 }
 

@@ -1,6 +1,6 @@
-"""Removes what training left in the project: run folders, logs, nemo_experiments.
+"""Removes what this project's jobs left in nemo_experiments, and nothing else.
 
-    python3 scripts/clean.py [--dry-run] [--all] [--root FOLDER]
+    python3 scripts/clean.py [--yes] [--dry-run] [--all] [--root FOLDER]
 
 It says first what it removes and what it keeps, and why; see playbook/cleaning.py for the rules. `make clean
 CLEAN=all` passes --all. Exit code 0, 1 where something could not be removed, 2 for a wrong command or Python.

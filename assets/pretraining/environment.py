@@ -29,6 +29,7 @@ def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: text.
         builtin: the built-in text where the run uses it.
     """
     return {
+        "kind": record.KIND,
         "schema": record.SCHEMA,
         "started": record.utc_now(),
         "host": socket.gethostname(),

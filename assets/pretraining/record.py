@@ -43,6 +43,7 @@ from . import files, schema
 from .schema import Damaged
 
 SCHEMA = schema.SCHEMA
+KIND = "nvfp4-playbook-run"  # tells plan, environment and outcome of a run from another tool's; earlier ones lack it
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -110,6 +111,7 @@ def write_outcome(
     return write_json(
         folder / OUTCOME,
         {
+            "kind": KIND,
             "schema": SCHEMA,
             "verdict": verdict,
             "cause": cause,

@@ -1,245 +1,185 @@
-"""Finds what training left in the project, and removes it: run folders, logs, `nemo_experiments`.
+"""Removes what this project's jobs left in `nemo_experiments`, and nothing else; see `owned` for how it is told.
 
-Nothing outside the project is touched. No symbolic link is followed: a link is removed itself, what it points to
-stays. That holds for `nemo_experiments` too, where somebody moved it to a larger disk: the link goes, its target is
-named and untouched, and the link stays as long as anything behind it has to be kept, because a run still writing
-through it would lose its way.
+A folder goes only where its own record says that this project made it, and no run in it lives. In such a folder go the
+files that a job writes; whatever else is in it is named and stays, and the folder with it. No link is followed, and
+one that lies in `nemo_experiments`, or is it, is somebody's own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
+import stat
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from playbook import PROJECT, ablation_file
-from playbook.comparison_file import FILE as COMPARISON
-from playbook.comparison_file import MARKDOWN, PAGE, PLOTS, TABLE, is_comparison
-from playbook.log_facts import looks_like_log
-from playbook.repeats import BEGUN
-from pretraining import lock
-from pretraining.record import CHECKPOINTS, ENVIRONMENT, JOB, METRICS, OUTCOME, PLAN, SELFCHECK
+from playbook import PROJECT, owned
+from playbook.owned import Contents
 from pretraining.settings import RUNS
 
-MEGATRON_DEFAULT = {CHECKPOINTS, "tb_logs"}  # what Megatron-Bridge's own recipes make in nemo_experiments/default
-RESULT = {COMPARISON, PAGE, TABLE, MARKDOWN, PLOTS}
-ABLATION = {ablation_file.FILE, ablation_file.MARKDOWN, ablation_file.PICTURE}
+SHOWN = 10  # names of others in one folder
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something that training left.
+    """Something in `nemo_experiments`.
 
     Attributes:
-        size: bytes on disk that removing it frees; a link's own only.
-        link: what it points to, where it is a symbolic link.
-        kept: why it stays; "" where it goes.
+        contents: of a folder that this project made.
+        size: bytes on disk that removing it frees.
+        kept: why all of it stays; "" where it goes.
     """
 
     path: Path
-    size: int
-    link: str = ""
+    size: int = 0
     kept: str = ""
+    contents: Contents = field(default_factory=Contents)
 
 
 def find(root: Path, *, everything: bool = False) -> list[Item]:
-    """What training left under `root`, and what of it has to stay.
+    """What is in the project's `nemo_experiments`, and what of it stays.
 
     Args:
         root: the project's folder.
-        everything: also checkpoints of the user's own data, and unknown things in `nemo_experiments`. Runs that are
-            still running stay in any case.
+        everything: also what `owned.why_asked_for` keeps, such as checkpoints of the user's own data.
     """
-    items = [_log(path) for folder in (root, root / "logs") if not folder.is_symlink() for path in _logs(folder)]
     experiments = root / RUNS
     if experiments.is_symlink():
-        return [_linked(experiments, everything), *items]
-    if experiments.is_dir():
-        found = [_item(path, everything) for path in sorted(experiments.iterdir())]
-        items = found + items
-        if not any(item.kept for item in found):
-            items.insert(len(found), Item(experiments, 0))
-    return items
+        return [Item(experiments, kept=f"a link of yours to {os.readlink(experiments)}; nothing behind it is touched")]
+    if not experiments.is_dir():
+        return [Item(experiments, kept="no folder")] if experiments.exists() else []
+    mounts = owned.mount_points()
+    return [judge(path, mounts, everything=everything) for path in sorted(experiments.iterdir())]
+
+
+def judge(path: Path, mounts: Set[str], *, everything: bool = False) -> Item:
+    """Whether something in `nemo_experiments` goes, and what of it."""
+    try:
+        state = path.lstat()
+        if stat.S_ISREG(state.st_mode) and owned.is_comparison(path):
+            return Item(path, state.st_blocks * 512)
+        if stat.S_ISLNK(state.st_mode):
+            return Item(path, kept=f"a link to {os.readlink(path)}, which no job makes")
+        if not stat.S_ISDIR(state.st_mode):
+            return Item(path, kept="not made by this project")
+        if state.st_dev != path.parent.lstat().st_dev or os.path.abspath(path) in mounts:
+            return Item(path, kept="a mount point")
+        layout, why = owned.layout_of(path)
+        if layout is None or why:
+            return Item(path, kept=why or "not made by this project, as far as its files say")
+        if layout is owned.RUN:
+            why = owned.why_in_use(path)
+            if not why and not everything and (why := owned.why_asked_for(path)):
+                why += "; CLEAN=all removes it"
+        contents = owned.contents(path, layout, mounts)
+        if layout is owned.MEGATRON_DEFAULT and contents.others:
+            why = "not made by this project, as far as its files say"
+        return Item(path, contents.size, why, contents)
+    except OSError as error:
+        return Item(path, kept=f"cannot be read: {error.strerror}")
 
 
 def remove(item: Item) -> None:
-    """Remove one item. Raises OSError where it cannot be, such as for files that a container left to root."""
-    if item.path.is_symlink() or item.path.is_file():
+    """Remove it, the record last: what is cut short is known again. Raises OSError where something cannot be."""
+    if not item.path.is_dir():
         item.path.unlink()
-    elif item.path.name == RUNS:
-        item.path.rmdir()  # emptied by now; whatever appeared in it meanwhile stays
-    else:
-        shutil.rmtree(item.path)  # unlinks links and does not follow them
-
-
-def _logs(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted(path for path in folder.glob("*.log") if path.is_symlink() or path.is_file())
-
-
-def _log(path: Path) -> Item:
-    """A log, or a link to something: it goes only where that is a log of a training, and then the link alone."""
-    link = os.readlink(path) if path.is_symlink() else ""
-    try:
-        kept = "" if path.is_file() and looks_like_log(path) else "not a log of a training"
-    except OSError as error:
-        kept = f"cannot be read: {error.strerror}"
-    return Item(path, path.lstat().st_blocks * 512, link, kept)
-
-
-def _linked(experiments: Path, everything: bool) -> Item:
-    target = os.readlink(experiments)
-    kept = [path.name for path in _children(experiments) if _why_kept(path, everything)]
-    why = f"a link to {target}, which holds what must stay: {', '.join(kept)}" if kept else ""
-    return Item(experiments, 0, target, why)
-
-
-def _item(path: Path, everything: bool) -> Item:
-    if path.is_symlink():  # kept with what it points to, such as a link to a run that still runs
-        return Item(path, 0, os.readlink(path), _why_kept(path, everything) if path.exists() else "")
-    size, mount = _measure(path)
-    kept = _why_kept(path, everything) or (f"{mount} is a mount point" if mount else "")
-    return Item(path, size, kept=kept)
-
-
-def _why_kept(path: Path, everything: bool) -> str:
-    """Why something in `nemo_experiments` stays, "" where it goes. Reads through links, removes nothing."""
-    if _is_run(path):
-        return _running(path) or ("" if everything else _own_checkpoints(path))
-    if everything or _is_result(path):
-        return ""
-    if path.name == "default" and path.is_dir() and {child.name for child in _children(path)} <= MEGATRON_DEFAULT:
-        held = _children(path / CHECKPOINTS)
-        return "holds checkpoints that no run of this project made; CLEAN=all removes it" if held else ""
-    return "not made by a training"
-
-
-def _is_run(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME))
-
-
-def _is_result(path: Path) -> bool:
-    """A comparison.json of ours, or a folder of a comparison, an ablation, a begun one or a selfcheck, and no more."""
-    if path.is_dir():
-        names = {child.name for child in _children(path)}
-        if names <= ABLATION and is_comparison(path / ablation_file.FILE, ablation_file.KIND):
-            return True
-        return not names or names in ({BEGUN}, {SELFCHECK}) or (names <= RESULT and is_comparison(path / COMPARISON))
-    return is_comparison(path)
-
-
-def _children(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _running(folder: Path) -> str:
-    """Why the run may still be running, "" where it has surely ended."""
-    if used := lock.in_use(folder):
-        return used
-    if (folder / JOB).exists() and not (folder / OUTCOME).exists():  # it may wait for days; following it writes its end
-        return "a job of a cluster that may still wait or run: `make jobs` says so, and records its end"
-    return ""
-
-
-def _own_checkpoints(folder: Path) -> str:
-    environment = _environment(folder)
-    if not _children(folder / CHECKPOINTS) or environment.get("mock_data") is True or environment.get("text"):
-        return ""  # "text" describes the built-in one, and is there for that alone
-    parity = environment.get("parity")
-    data = parity.get("data") if isinstance(parity, dict) else None
-    of = f"your own data ({data})" if data else "unknown data"
-    return f"holds checkpoints of {of}; CLEAN=all removes it"
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    try:
-        environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return environment if isinstance(environment, dict) else {}
-
-
-def _measure(path: Path) -> tuple[int, Path | None]:
-    """Bytes on disk, a file with several names once, and a mount point inside, if any: it is not the project's."""
-    top = path.lstat()
-    if not path.is_dir():
-        return top.st_blocks * 512, None
-    size, seen = top.st_blocks * 512, set()
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            try:
-                found = os.lstat(os.path.join(folder, name))
-            except OSError:
-                continue  # gone meanwhile
-            if found.st_dev != top.st_dev:
-                return size, Path(folder, name)
-            if found.st_ino not in seen:
-                seen.add(found.st_ino)
-                size += found.st_blocks * 512
-    return size, None
+        return
+    for name in sorted(item.contents.files, key=lambda name: name in owned.RECORDS):
+        (item.path / name).unlink(missing_ok=True)
+    for name in (*reversed(item.contents.folders), ""):
+        if not os.listdir(item.path / name):  # whatever is in it by now is somebody else's
+            (item.path / name).rmdir()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `scripts/clean.py`; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Remove what training left in the project.")
-    parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
-    parser.add_argument("--all", action="store_true", help="also checkpoints of your own data, and unknown files")
+    parser = argparse.ArgumentParser(description="Remove what this project's jobs left in nemo_experiments.")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be removed (DRY_RUN=1)")
+    parser.add_argument("--yes", action="store_true", help="do not ask (YES=1)")
+    parser.add_argument("--all", action="store_true", help="also checkpoints of your own data (CLEAN=all)")
     parser.add_argument("--root", type=Path, default=PROJECT, help="the project's folder, this repository unless given")
     given = parser.parse_args(arguments)
     if not given.root.is_dir():
         print(f"clean: {given.root} is not a folder. Nothing was removed.", file=sys.stderr)
         return 2
-    freed = 0
+    freed = [0]
     try:
         root = given.root.resolve()
         items = find(root, everything=given.all)
         going = [item for item in items if not item.kept]
-        _list(root, items, given.dry_run)
-        if given.dry_run or not going:
+        _list(root, items)
+        if not going:
             return 0
-        failed = 0
-        for item in going:
-            try:
-                remove(item)
-                freed += item.size
-            except OSError as error:
-                failed += 1
-                print(f"clean: cannot remove {item.path.relative_to(root)}: {error.strerror}", file=sys.stderr)
-                if isinstance(error, PermissionError):
-                    print(f"  a container may have made it as root: sudo rm -r {item.path}", file=sys.stderr)
-        print(f"Freed {_size(freed)}.")
+        if given.dry_run:
+            print("Nothing was removed: this was a dry run.")
+            return 0
+        if not given.yes and not _agreed():
+            print("Nothing was removed.")
+            return 0
+        failed = _remove_all(root, going, everything=given.all, freed=freed)
+        print(f"Freed {_size(freed[0])}.")
         return 1 if failed else 0
     except OSError as error:
-        print(f"clean: cannot read {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"clean: cannot read {_shown(error.filename)}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nclean: interrupted; freed {_size(freed)} so far", file=sys.stderr)
+        print(f"\nclean: interrupted; freed {_size(freed[0])} so far", file=sys.stderr)
         return 130
 
 
-def _list(root: Path, items: list[Item], dry_run: bool) -> None:
-    going = [item for item in items if not item.kept]
-    if going:
-        print(f"{'Would remove' if dry_run else 'Removing'} in {root}:")
-    else:
-        print(f"Nothing to remove in {root}.")
+def _agreed() -> bool:
+    """Ask on a terminal. Where there is none, make was asked already."""
+    if not sys.stdin.isatty():
+        print("Removing it without asking, as there is no terminal to ask on (DRY_RUN=1 only lists).")
+        return True
+    print("Remove it? [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _remove_all(root: Path, going: list[Item], *, everything: bool, freed: list[int]) -> bool:
+    """Remove each, judged anew: a run may have begun in it meanwhile. Returns whether something could not be."""
+    failed, mounts = False, owned.mount_points()
     for item in going:
-        link = f"  (the link only, nothing of {item.link})" if item.link else ""
-        print(f"  {_size(item.size):>9}  {item.path.relative_to(root)}{link}")
-    for item in items:
-        if item.kept:
-            print(f"  keeping {item.path.relative_to(root)}: {item.kept}")
-    if dry_run and going:
+        present = judge(item.path, mounts, everything=everything)
+        try:
+            if not present.kept:
+                remove(present)
+                freed[0] += present.size
+        except OSError as error:
+            failed = True
+            print(f"clean: cannot remove {_shown(item.path.relative_to(root))}: {error.strerror}", file=sys.stderr)
+            if isinstance(error, PermissionError):
+                print(f"  a container may have made it as root: sudo chown -R $USER {item.path}", file=sys.stderr)
+    experiments = root / RUNS
+    if not any(experiments.iterdir()) and os.path.abspath(experiments) not in mounts:
+        experiments.rmdir()
+    return failed
+
+
+def _list(root: Path, items: list[Item]) -> None:
+    going = [item for item in items if not item.kept]
+    print(f"To remove in {_shown(root)}:" if going else f"Nothing to remove in {_shown(root)}.")
+    for item in going:
+        print(f"  {_size(item.size):>9}  {_shown(item.path.relative_to(root))}")
+    if going:
         print(f"  {_size(sum(item.size for item in going)):>9}  in total")
+    for item in items:
+        name = _shown(item.path.relative_to(root))
+        if item.kept:
+            print(f"  keeping {name}: {_shown(item.kept)}")
+        elif others := item.contents.others:
+            for other in others[:SHOWN]:
+                print(f"  keeping {name}/{_shown(other)}: no job writes it")
+            if len(others) > SHOWN:
+                print(f"  keeping {len(others) - SHOWN} more in {name} that no job writes")
+
+
+def _shown(name: object) -> str:
+    """A name on one line: bytes that are no text, line ends and escape sequences are written out."""
+    text = os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _size(size: float) -> str:

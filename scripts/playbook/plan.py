@@ -112,6 +112,7 @@ class Plan:
         """What `plan.json` holds."""
         found = self.place.found
         written = {
+            "kind": record.KIND,
             "schema": record.SCHEMA,
             "created": record.utc_now(),
             "choices": {name: {"value": each.value, "reason": each.reason} for name, each in self.choices.items()},

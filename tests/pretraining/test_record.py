@@ -102,7 +102,7 @@ def test_the_first_outcome_wins(tmp_path: Path) -> None:
     run = record.read_run(tmp_path)
     assert run.verdict is Verdict.DIVERGED
     assert (run.outcome["cause"], run.outcome["exit_code"], run.outcome["iterations"]) == ("NaN", 1, 3)
-    assert set(run.outcome) == {"schema", "verdict", "cause", "exit_code", "ended", "iterations"}
+    assert set(run.outcome) == {"kind", "schema", "verdict", "cause", "exit_code", "ended", "iterations"}
 
 
 def test_metrics_are_there_line_by_line_as_they_are_written(tmp_path: Path) -> None:

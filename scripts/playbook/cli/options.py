@@ -115,6 +115,7 @@ _ALL = (
     Option("B", "--b", "PRECISION", "the second; the same as A is the control", "nvfp4"),
     Option("BASE", "--base", "WHICH", "the baseline: A, B, a precision or a run", "bf16"),
     _count("REPEAT", "--repeat", "runs of each precision, in turns; 3 show how runs differ", "1"),
+    _switch("YES", "--yes", "do not ask"),
     _switch("FRESH", "--fresh", "train again, whatever finished runs there are"),
     _switch("FORCE", "--force", "compare runs that did not do the same work; the result says so"),
     Option("RUNS", "", "NAMES", "compare these and train nothing: run folders, their names, or logs", kind=NAMES),
@@ -135,7 +136,7 @@ _ALL = (
     Option("GPU_KIND", "--gpu-kind", "NAME", "of an estimate", "gb300"),
     Option("TOKENS", "--tokens", "N", "tokens to train on, of an estimate", "15.6e12", AMOUNT),
     Option(
-        *("CLEAN", "", "all", "also checkpoints of your own data, and files that nobody knows"),
+        *("CLEAN", "", "all", "also checkpoints of your own data, copies of runs, and runs that other machines left"),
         kind=MAYBE,
         special={"all": ("--all",)},
     ),

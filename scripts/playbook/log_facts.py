@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 from typing import Any
 
 _SUMMARY = "Configuration Summary"
@@ -41,14 +40,6 @@ _SETTINGS = {
 }
 # `[model] fp8_recipe` to the names of pretraining.precision; the summary leaves out "delayed", Megatron-Core's default
 _FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8", "delayed": "fp8_delayed"}
-
-
-def looks_like_log(path: Path) -> bool:
-    """Whether the first 4 MiB of a file hold something that only Megatron-Bridge prints. Raises OSError."""
-    with path.open("rb") as file:
-        start = file.read(1 << 22)
-    marks = (b"Configuration Summary (Non-Default Values vs", b"MODEL_TFLOP/s/GPU", b"Starting training loop at")
-    return any(mark in start for mark in marks)
 
 
 class Facts:

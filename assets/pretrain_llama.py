@@ -103,7 +103,8 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     )
     step = plugin.forward_step(forward_step) if plugin else forward_step
     profiler = [Profiler(chosen, run.folder, on_gpu=on_gpu)] if chosen.profile and run.rank == 0 else []
-    pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ()), *profiler])
+    with ending.asked_for(config.train, run):
+        pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ()), *profiler])
     if chosen.trains and run.telemetry.iterations < chosen.train_iters:
         raise EndedEarly(run.telemetry.iterations, chosen.train_iters)
 
@@ -136,7 +137,7 @@ def main() -> int:
         code = run.succeeded()
     except BaseException as error:
         ending.caught()
-        if not (isinstance(error, UsageError) or run.ended_by_saving(error)):  # whose one line says all
+        if not (isinstance(error, UsageError | EndedEarly) or run.ended_by_saving(error)):  # whose one line says all
             traceback.print_exc()
         code = run.failed(error)
     loggers.finish(chosen, succeeded=code == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import multiprocessing
@@ -14,12 +15,13 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import lock, record
-from .errors import FULL_DISK, Diverged, UsageError
+from .errors import FULL_DISK, Diverged, EndedEarly, UsageError
 from .plugin import located
 from .precision import PRECISIONS
 from .record import Peak, Verdict
@@ -27,6 +29,8 @@ from .saving import SaveFirst
 from .settings import PROJECT, RUNS, Settings
 
 if TYPE_CHECKING:
+    from megatron.bridge.training.config import TrainingConfig
+
     from .sampling import Sampler
     from .telemetry import Telemetry
 
@@ -152,6 +156,20 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+@contextlib.contextmanager
+def asked_for(train: TrainingConfig, run: RunEnd) -> Iterator[None]:
+    """Within: the exit by which Megatron-Bridge ends where a field of its config says so raises EndedEarly."""
+    try:
+        yield
+    except SystemExit as end:
+        done = run.telemetry.iterations if run.telemetry else 0
+        at, minutes = train.exit_interval, train.exit_duration_in_mins
+        asked = "train.exit_interval" if at and done % at == 0 else "train.exit_duration_in_mins" if minutes else ""
+        if end.code or not asked or run.saving.signal or run.saving.problem:
+            raise
+        raise EndedEarly(done, train.train_iters, asked) from end
+
+
 class RunEnd:
     """Turns the end of a training into its outcome.
 
@@ -253,6 +271,8 @@ def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
         return Verdict.INTERRUPTED, f"interrupted by {first_line or 'SIGINT'}", INTERRUPTED
     if isinstance(error, UsageError):
         return Verdict.FAILED, str(error), 2
+    if isinstance(error, EndedEarly):
+        return (Verdict.INTERRUPTED, str(error), INTERRUPTED) if error.asked else (Verdict.FAILED, str(error), 1)
     if isinstance(error, Diverged) or re.search(r"found (NaN|Inf) in local", str(error)):
         cause = f"{first_line}: try a lower learning rate, or more layers in BF16 (--bf16-tail-layers)"
         return Verdict.DIVERGED, cause, 1

@@ -14,12 +14,18 @@ class UsageError(Exception):
 
 
 class EndedEarly(Exception):
-    """Megatron-Bridge returned without an error before the last iteration."""
+    """Megatron-Bridge ended without an error before all was done.
 
-    def __init__(self, done: int, wanted: int) -> None:
+    Attributes:
+        asked: the field of the config that asked for it, "" where none did.
+    """
+
+    def __init__(self, done: int, wanted: int, asked: str = "") -> None:
+        self.asked = asked
         super().__init__(
-            f"Megatron-Bridge ended after iteration {done} of {wanted} without an error: the data is empty, or "
-            "train.exit_interval or train.exit_duration_in_mins is set"
+            f"ended at iteration {done} of {wanted} as {asked} asked"
+            if asked
+            else f"Megatron-Bridge ended after iteration {done} of {wanted} without an error: the data is empty"
         )
 
 

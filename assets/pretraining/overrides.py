@@ -49,7 +49,10 @@ DECIDED = {
     "checkpoint.save": "use --save N: checkpoints go into the run folder",
     "checkpoint.save_interval": "use --save N",
     "checkpoint.load": "use --resume RUN",
+    "checkpoint.ckpt_step": "use --resume RUN and --iteration N (ITERATION=)",
 }
+# Megatron divides by these.
+_FROM_ONE = {"logger.log_interval", "logger.tensorboard_log_interval"}
 # What a saved config holds only because of where and when it was saved.
 OF_THE_PLACE = {
     *(name for name in DECIDED if not name.startswith("mixed_precision.")),
@@ -100,6 +103,8 @@ def settings_among(given: Mapping[str, Any], origin: str = "") -> tuple[dict[str
     for name, value in given.items():
         if name in DECIDED:
             raise UsageError(f"{where}{name} cannot be overridden: {DECIDED[name]}")
+        if name in _FROM_ONE and _integer(where + name, value) < 1:
+            raise UsageError(f"{where}{name}={value}: it is a number of iterations, at least 1")
         if name not in SETTINGS:
             rest[name] = value
             continue

@@ -65,10 +65,16 @@ def build_config(settings: Settings, run_dir: Path, *, processes: int, builtin: 
 def check_built(state: GlobalState, settings: Settings) -> None:
     """Raise UsageError where what Megatron built is not what was asked for, before the first iteration.
 
-    A checkpoint may already be at the end; and Megatron-Bridge 0.6 may take a vocabulary from the tokenizer, which
-    would silently make another model.
+    A checkpoint may already be at the end; a plugin or an override may make an evaluation train; and Megatron-Bridge
+    0.6 may take a vocabulary from the tokenizer, which would silently make another model.
     """
-    done = state.train_state.step
+    done, last = state.train_state.step, state.cfg.train.train_iters
+    if not settings.trains and not settings.iteration == done >= last:
+        raise UsageError(
+            f"{'--evaluate' if settings.evaluate else '--export'} is of iteration {settings.iteration}, and "
+            f"Megatron-Bridge would begin at iteration {done} and train until {last}: an override or the plugin says "
+            "so; leave it out"
+        )
     if settings.trains and done >= settings.train_iters:
         raise UsageError(
             f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "

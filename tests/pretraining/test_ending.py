@@ -8,11 +8,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pretraining import ending, record, settings
-from pretraining.errors import Diverged, UsageError
+from pretraining.errors import Diverged, EndedEarly, UsageError
 from pretraining.record import Verdict
 
 
@@ -38,6 +39,8 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.ENOSPC, "No space"), Verdict.FAILED, 1, "the disk is full: free some space"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), Verdict.FAILED, 1, "the disk is full: free some space"),
         (OSError(errno.EACCES, "Permission denied", "/d/f"), Verdict.FAILED, 1, "PermissionError: [Errno 13] Permi"),
+        (EndedEarly(2, 6, "train.exit_interval"), Verdict.INTERRUPTED, 130, "ended at iteration 2 of 6 as train.exit"),
+        (EndedEarly(2, 6), Verdict.FAILED, 1, "after iteration 2 of 6 without an error: the data is empty"),
         (SystemExit(3), Verdict.FAILED, 1, "Megatron ended the process with exit code 3: see train.log"),
         (SystemExit(), Verdict.FAILED, 1, "Megatron ended the process with exit code None"),
         (ValueError("\n first\nsecond"), Verdict.FAILED, 1, "ValueError: first"),
@@ -51,6 +54,27 @@ def test_classify(error: BaseException, verdict: Verdict, code: int, cause: str)
     assert cause in said
     assert "\n" not in said and "None" not in said.replace("code None", "")
     assert said == said.strip() and not said.endswith(":")
+
+
+@pytest.mark.parametrize(
+    ("interval", "minutes", "done", "code", "signalled", "asked"),
+    [
+        (2, None, 2, 0, "", "train.exit_interval"), (2, None, 4, None, "", "train.exit_interval"),
+        (None, 1, 5, 0, "", "train.exit_duration_in_mins"), (4, 0.5, 6, 0, "", "train.exit_duration_in_mins"),
+        (4, None, 6, 0, "", None), (None, None, 2, 0, "", None), (2, None, 2, 3, "", None),
+        (2, None, 2, 0, "SIGTERM", None),
+    ],
+)  # fmt: skip
+def test_an_end_that_was_asked_for(tmp_path: Path, interval, minutes, done, code, signalled, asked) -> None:
+    """Whether the run keeps checkpoints or not: with them, Megatron's exit after a signal looks the same."""
+    run = ending.RunEnd(tmp_path, 0)
+    run.telemetry = SimpleNamespace(iterations=done)
+    run.saving.active, run.saving.signal = True, signalled
+    train = SimpleNamespace(exit_interval=interval, exit_duration_in_mins=minutes, train_iters=8)
+    with pytest.raises((EndedEarly, SystemExit)) as end, ending.asked_for(train, run):
+        sys.exit(code)
+    assert getattr(end.value, "asked", None) == asked
+    assert not asked or f"at iteration {done} of 8 as {asked} asked" in str(end.value)
 
 
 def test_torchs_own_out_of_memory_error() -> None:

@@ -4,7 +4,8 @@
     python3 assets/prepare_data.py --input 'corpus/*.jsonl' --tokenizer meta-llama/Llama-3.1-8B --out data/mine
 
 Input: JSONL with a text field, plain text (a file is a document; longer ones are cut at the first line end after each
-MiB), Parquet; JSONL and text also compressed with gzip or zstd. Broken lines are an error unless --skip-bad. After
+MiB), Parquet; JSONL and text also compressed with gzip, zstd, bzip2 or xz. A file's content tells what it is, and its
+ending where that does not. Broken lines are an error unless --skip-bad. After
 Ctrl-C or a crash the same command goes on from where it was; the result is the same for any number of workers.
 
 Exit codes: 0 written, 1 failed, 2 wrong usage, 130 interrupted.
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tokenizer", required=True, help="a Hugging Face tokenizer's name or folder, or bytes")
     add("--out", required=True, type=Path, metavar="PREFIX", help="of the dataset, without .bin and .idx")
     add("--field", default="text", help="the field of a JSON line or column of a Parquet file (default text)")
-    add("--format", choices=("jsonl", "text", "parquet"), help="of all files (default: by their endings)")
+    add("--format", choices=("jsonl", "text", "parquet"), help="of all files (default: by content and endings)")
     add("--skip-bad", action="store_true", help="leave broken lines out; they are counted in the manifest")
     add("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)), help="at once (default: a core)")
     return flags
@@ -109,6 +110,9 @@ def prepare(args: argparse.Namespace) -> Manifest | None:
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: at least one is needed")
     inputs = sources.find(args.input, args.format)
+    for source in inputs:
+        if source.note:
+            print(source.note, flush=True)
     prefix = args.out.absolute()
     if prefix.suffix in (".bin", ".idx"):
         prefix = prefix.with_suffix("")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from playbook import ASSETS, PROJECT, foreground, gpus, place
 from playbook.environments import ensure
 from playbook.folders import behind_links
 from playbook.runtimes import local
-from pretraining.data import OUT_OF_MEMORY
+from pretraining.data import OUT_OF_MEMORY, sources
 from pretraining.errors import UsageError
 
 SCRIPT = ASSETS / "prepare_data.py"
@@ -56,8 +55,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _name(patterns: str, tokenizer: str) -> str:
     """A dataset's name where none was given: after its folder or file, and the tokenizer."""
-    first = Path(patterns if glob.glob(patterns) else shlex.split(patterns)[0])
-    stem = first.parent.absolute().name if glob.has_magic(first.name) else first.name.split(".")[0]
+    first = Path(sources.words(patterns)[0])
+    is_pattern = glob.has_magic(first.name) and not first.exists()
+    stem = first.parent.absolute().name if is_pattern else first.name.split(".")[0]
     return f"{stem}-{Path(tokenizer).name}"
 
 
@@ -81,7 +81,7 @@ def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> lis
     found = image.ensure(connected, image.named(args.tag))
     cache = PROJECT / ".cache"
     out.parent.mkdir(parents=True, exist_ok=True)
-    reads = [Path(word) for word in glob.glob(args.input, recursive=True) or shlex.split(args.input)]
+    reads = [Path(file) for word in sources.words(args.input) for file in sources.matching(word) or [word]]
     reads += [Path(args.tokenizer)] if os.path.isdir(args.tokenizer) else []
     asked = container.Container(
         image=found.name,
@@ -109,6 +109,6 @@ def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> lis
 
 def _folders(path: Path) -> set[Path]:
     """The folders to mount for a file, a folder or a pattern: of a pattern the nearest one without a wildcard."""
-    while glob.has_magic(str(path)):
+    while glob.has_magic(str(path)) and not path.exists():
         path = path.parent
     return behind_links(path) or _folders(path.parent)

@@ -6,9 +6,12 @@ interruption. A slot of a file is a range of its (decompressed) bytes; the lines
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import glob
 import gzip
 import io
+import lzma
 import os
 import shlex
 from collections.abc import Iterator
@@ -17,14 +20,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UsageError
+from . import contents
 
 MIB = 2**20
 CHUNK_BYTES = MIB  # more, and the last chunks leave workers idle; less gains nothing
 SLOT_BYTES = {"jsonl": CHUNK_BYTES, "text": MIB}  # a slot of plain text is a document
 PARQUET_ROWS = 256
 
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text", ".text": "text", ".md": "text"}
-COMPRESSIONS = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+KINDS = {
+    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text", ".text": "text", ".md": "text"},
+    ".parquet": "parquet",
+}
+COMPRESSIONS = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+LONGEST_WINDOW = 2**31  # of zstd --long=31; its library alone stops at 2**27
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,9 @@ class Source:
 
     Attributes:
         kind: "jsonl", "text" or "parquet".
-        compression: "gzip", "zstd" or "".
+        compression: of `contents.COMPRESSIONS`, or "".
         size, mtime_ns: as it was found; an interrupted run goes on only from the same files.
+        note: where it is not what its name says, what it is read as.
     """
 
     path: Path
@@ -42,6 +51,7 @@ class Source:
     compression: str
     size: int
     mtime_ns: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,19 +102,36 @@ def find(patterns: str, kind: str | None = None) -> list[Source]:
     """The files that `patterns` name, sorted within each pattern, each once.
 
     Args:
-        patterns: a file or a glob pattern (`**` for any depth), or several separated by spaces.
-        kind: "jsonl", "text" or "parquet" for all of them, or None to tell by their endings.
+        patterns: as `words` reads them.
+        kind: "jsonl", "text" or "parquet" for all of them, or None to tell by their content and their endings.
 
     Raises:
-        UsageError: nothing matches, or a file's kind cannot be told.
+        UsageError: nothing matches, a file's kind cannot be told, or its content is of another.
     """
-    whole = _matching(patterns)
-    found = whole or [path for word in shlex.split(patterns) for path in _matching(word) or [_nothing(word)]]
+    found = [path for word in words(patterns) for path in matching(word) or [_nothing(word)]]
     return [_described(Path(path), kind) for path in dict.fromkeys(found)]
 
 
-def _matching(pattern: str) -> list[str]:
-    return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+def words(patterns: str) -> list[str]:
+    """The files and patterns of `--input`: the whole where there is such a file or it matches, else by blanks.
+
+    Raises:
+        UsageError: a quotation mark without its other one.
+    """
+    if os.path.lexists(patterns) or matching(patterns):
+        return [patterns]
+    try:
+        return shlex.split(patterns)
+    except ValueError as error:
+        raise UsageError(
+            f"--input {patterns}: no such file; of several, one with a quotation mark is quoted"
+        ) from error
+
+
+def matching(pattern: str) -> list[str]:
+    """A file of exactly this name, else those that match it as a pattern: `**` for any depth."""
+    found = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    return [path for path in found if not os.path.isdir(path)]
 
 
 def _nothing(pattern: str) -> str:
@@ -112,22 +139,56 @@ def _nothing(pattern: str) -> str:
     raise UsageError(f"--input {pattern}: no such file, and nothing matches it{inside}")
 
 
-def _described(path: Path, kind: str | None) -> Source:
-    compression = COMPRESSIONS.get(path.suffix.lower(), "")
-    ending = (path.with_suffix("") if compression else path).suffix.lower()
-    kind = kind or ("parquet" if ending == ".parquet" else KINDS.get(ending))
-    if kind is None:
-        raise UsageError(
-            f"--input {path}: cannot tell its format; known endings are {', '.join([*KINDS, '.parquet'])}, each also "
-            f"with .gz or .zst, or say it: --format jsonl, text or parquet"
-        )
-    if kind == "parquet":
+def _described(path: Path, asked: str | None) -> Source:
+    """What a file is: by its content, and where that does not tell, by its ending."""
+    if wrong := contents.pointer(path):
+        raise UsageError(wrong)
+    if not path.is_file():
+        raise UsageError(f"--input {path} is no file: write what comes out of it into one")
+    head, compression = _head(path)
+    named = COMPRESSIONS.get(path.suffix.lower(), "")
+    kind = asked or KINDS.get((path.with_suffix("") if named else path).suffix.lower())
+    notes = [] if named == compression else [f"it is {compression or 'not compressed'}"]
+    if contents.PARQUET.is_in(head):
+        found = "parquet"
+        if compression:
+            raise UsageError(contents.within(path, compression))
         _parquet()
-        compression = ""
-    if compression == "zstd":
-        _zstandard()
+    elif kind in (None, "parquet") and contents.is_json_lines(head):
+        found = "jsonl"
+    else:
+        found = "jsonl" if kind == "parquet" else kind
+        if wrong := contents.fault(path, head, found, compression, asked=asked is not None):
+            raise UsageError(wrong)
+        if head and kind in (None, "parquet"):
+            raise UsageError(_no_kind(path, kind))
+    if found == "text" and asked is None and contents.is_json_lines(head):
+        notes.append("plain text, by its name; it looks like JSON lines, which --format jsonl (ARGS=) reads")
+    if found != kind and head:
+        notes.append(f"it holds {'Parquet' if found == 'parquet' else 'a JSON object a line'}")
     state = path.stat()
-    return Source(path.absolute(), kind, compression, state.st_size, state.st_mtime_ns)
+    note = (f"{path} is read as what it is: {' and '.join(notes)}" if notes else "") if head else f"{path} is empty"
+    return Source(path.absolute(), found or "text", compression, state.st_size, state.st_mtime_ns, note)
+
+
+def _no_kind(path: Path, kind: str | None) -> str:
+    if kind:
+        return f"{path} is no Parquet file, nor lines of JSON: if it is plain text, say --format text (ARGS=)"
+    return (
+        f"--input {path}: cannot tell its format; known endings are {', '.join(KINDS)}, each also with "
+        f"{', '.join(COMPRESSIONS)}, or say it: --format jsonl, text or parquet"
+    )
+
+
+def _head(path: Path) -> tuple[bytes, str]:
+    """The first bytes of a file's text, and how it is compressed."""
+    with path.open("rb") as raw:
+        head = raw.read(contents.HEAD)
+        if not (compression := contents.compression(head)):
+            return head, ""
+        raw.seek(0)
+        with _reading(path):
+            return _decompressed(raw, compression).read(contents.HEAD), compression
 
 
 def chunks(sources: list[Source], field: str) -> Iterator[list[Piece]]:
@@ -171,12 +232,10 @@ def _of_compressed(number: int, source: Source) -> Iterator[Piece]:
         stream = _decompressed(raw, source.compression)
         position = consumed = 0
         while True:
-            try:
+            with _reading(source.path):
                 read = stream.read(size - position % size)
                 if read and not read.endswith(b"\n"):
                     read += stream.readline()
-            except Exception as error:  # gzip: EOFError, BadGzipFile, zlib.error; zstandard: ZstdError
-                raise UsageError(f"{source.path} is damaged: {error}; mend it or leave it out") from error
             if not read:
                 return
             position += len(read)
@@ -184,8 +243,26 @@ def _of_compressed(number: int, source: Source) -> Iterator[Piece]:
             yield Piece(number, source.kind, source.path, content=read, consumed=consumed - before)
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Within: whatever a decompressor says of its input names the file."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # EOFError, BadGzipFile, zlib.error, LZMAError, OSError of bz2; zstandard: ZstdError
+        if isinstance(error, OSError) and error.errno:
+            raise
+        if "ictionary" in str(error):
+            raise UsageError(f"{path} needs the dictionary that it was made with: zstd -D DICTIONARY -d") from error
+        raise UsageError(f"{path} is damaged: {error}; mend it or leave it out") from error
+
+
 def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
-    return gzip.open(raw, "rb") if compression == "gzip" else io.BufferedReader(_Zstd(raw), MIB)
+    if compression == "zstd":
+        return io.BufferedReader(_Zstd(raw), MIB)
+    open_as = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+    return open_as[compression](raw, "rb")
 
 
 class _Zstd(io.RawIOBase):
@@ -209,7 +286,7 @@ class _Zstd(io.RawIOBase):
                 if self._frame is not None:
                     raise EOFError("it ends within a zstd frame")
                 return 0
-            self._frame = self._frame or _zstandard().ZstdDecompressor().decompressobj()
+            self._frame = self._frame or _zstandard().ZstdDecompressor(max_window_size=LONGEST_WINDOW).decompressobj()
             self._output = self._frame.decompress(self._input)
             self._input = self._frame.unused_data
             if self._frame.eof:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -120,6 +121,7 @@ def _documents(piece: Piece) -> Iterator[tuple[int, str | bytes | Bad | None]]:
 
 def _of_text(content: bytes) -> Iterator[tuple[int, str | bytes | Bad]]:
     """A piece of plain text is one document; its number is that of its last line."""
+    content = content.removeprefix(codecs.BOM_UTF8)
     if not content:
         return
     count = content.count(b"\n") + (not content.endswith(b"\n"))
@@ -136,11 +138,15 @@ def _of_json(number: int, line: bytes) -> str | Bad | None:
     if not line.strip():
         return None
     try:
-        found = json.loads(line)
+        found = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
     except json.JSONDecodeError as error:
         return Bad(number, f"not JSON ({error.msg} at column {error.colno})")
     except UnicodeDecodeError as error:
         return Bad(number, f"not UTF-8 ({error.reason})")
+    except ValueError as error:
+        return Bad(number, f"JSON with a number that Python does not hold ({error})")
+    except RecursionError:
+        return Bad(number, "JSON with objects or lists nested too deep")
     if not isinstance(found, dict):
         return Bad(number, f"no JSON object but {type(found).__name__}")
     text = found.get(_task.field)

@@ -20,7 +20,7 @@ import setup
 if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
-from playbook import PROJECT, arms, comparison, comparison_file, entry, loading, report, table
+from playbook import PROJECT, arms, comparison, comparison_file, entry, loading, projected, report, table
 from pretraining.errors import UsageError
 from pretraining.settings import RUNS
 
@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="also write the comparison to PATH.json; a PATH without .json is a folder that gets it and the report",
     )
     parser.add_argument("--save", action="store_true", help="the same into a new folder of " + RUNS)
+    parser.add_argument(
+        *("--speed-up", "--speedup"), type=projected.speed_up, metavar="X", help="a speed-up, or published, to project"
+    )
     parser.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     parser.add_argument("--force", action="store_true", help="compare although they did not do the same work")
     given = parser.parse_args(arguments)
@@ -52,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         if target and target.name == comparison_file.FILE:
             report.check_target(target.parent)
         groups = arms.group(loading.load_all([loading.named(path) for path in given.runs]))
-        result = comparison.compare(groups, baseline=given.base, force=given.force, reproduce=_command(given))
+        result = comparison.compare(
+            groups, baseline=given.base, force=given.force, reproduce=_command(given), speed_up=given.speed_up
+        )
         written = []
         if target and target.name == comparison_file.FILE:
             written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)
@@ -73,6 +78,7 @@ def _command(given):
         return given.typed
     words = [".venv/host/bin/python", "scripts/compare.py", *map(str, given.runs)]
     words += ["--base", given.base] if given.base else []
+    words += ["--speed-up", given.speed_up.typed] if given.speed_up else []
     return " ".join(shlex.quote(word) for word in words + (["--force"] if given.force else []))
 
 

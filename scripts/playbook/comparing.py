@@ -27,7 +27,9 @@ def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
     loaded = loading.load_all([run.folder for run in runs])
     groups = [[run for run, arm in zip(loaded, order, strict=True) if arm == wanted] for wanted in (0, 1)]
     try:
-        result = comparison.compare(groups, baseline=args.base or "", force=args.force, reproduce=typed(args))
+        result = comparison.compare(
+            groups, baseline=args.base or "", force=args.force, reproduce=typed(args), speed_up=args.speed_up
+        )
     except comparison.NotComparable as refusal:
         if begun:
             begun.done()  # or the next FRESH=1 would find the same runs

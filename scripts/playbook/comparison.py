@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from playbook import arms, bands, gaps, parity, ratios, verdicts
+from playbook import arms, bands, equal_loss, gaps, parity, ratios, verdicts
 from playbook.arms import common_memory, make_arm
 from playbook.measured import Measured, measure
+from playbook.projected import SpeedUp
 from playbook.results import Arm, Comparison, Contrast
 from playbook.stats import Figure
 from pretraining.errors import UsageError
@@ -31,7 +33,12 @@ class NotComparable(Exception):
 
 
 def compare(
-    groups: Sequence[Sequence[Run]], *, baseline: str = "", force: bool = False, reproduce: str = ""
+    groups: Sequence[Sequence[Run]],
+    *,
+    baseline: str = "",
+    force: bool = False,
+    reproduce: str = "",
+    speed_up: SpeedUp | None = None,
 ) -> Comparison:
     """Compare configurations.
 
@@ -40,6 +47,7 @@ def compare(
         baseline: what to set the others against: an arm's name, a precision or a run's path, or "" for the least novel.
         force: compare although they differ; the result says so.
         reproduce: the command that makes this comparison again.
+        speed_up: to project the time to equal loss with, in place of the runs' own.
 
     Raises:
         NotComparable: without `force`, where anything is in the way; with it, where one has no iteration at all.
@@ -64,6 +72,8 @@ def compare(
     contrasts = [
         _contrast(arm, base, measured[arm.name], measured[base.name], everything) for arm in built if arm is not base
     ]
+    if not (void or gaps.on_mock(everything)):
+        contrasts = [_with_equal_loss(each, built, base, measured, speed_up) for each in contrasts]
     scope = gaps.scope(everything)
     return Comparison(
         created=utc_now(),
@@ -114,6 +124,14 @@ def _contrast(
         published_gap=published,
         placed=gaps.placed(gap, everything) if published else "",
     )
+
+
+def _with_equal_loss(
+    contrast: Contrast, built: list[Arm], base: Arm, measured: dict[str, list[Measured]], speed_up: SpeedUp | None
+) -> Contrast:
+    arm = next(each for each in built if each.name == contrast.candidate)
+    runs = measured[arm.name], measured[base.name]
+    return replace(contrast, equal_loss=equal_loss.between((arm, base), *runs, contrast.step_time, speed_up))
 
 
 def _memory_difference(arm: Arm, base: Arm) -> Figure | None:

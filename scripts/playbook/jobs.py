@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from playbook import PROJECT, catalogue, checkpoints, configs, place, plan, selfcheck, timed
+from playbook import PROJECT, catalogue, checkpoints, configs, place, plan, projected, selfcheck, timed
 from playbook.place import Place, Wanted
 from playbook.training import exit_code, new_folder, train
 from pretraining import record, settings, shares
@@ -38,6 +38,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--seeds", metavar="'N M'", help="of an ablation: a run of each variant with each")
     flags.add_argument("--force", action="store_true", help="compare runs that did not do the same work")
     flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
+    flags.add_argument(
+        "--speed-up", type=projected.speed_up, metavar="X", help="of a comparison: one to project, or published"
+    )
     flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     flags.add_argument("--runs", type=Path, default=PROJECT / settings.RUNS, help="where run folders go")
     return flags

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pretraining import switches
 
 if TYPE_CHECKING:
+    from playbook.equal_loss import EqualLoss
     from playbook.parity import Difference
     from playbook.stats import Figure
     from playbook.timed import Window
@@ -181,6 +182,7 @@ class Contrast:
         training_loss_gap: per cent over the last tenth, on the same tokens, with its interval.
         published_gap: what NVFP4 is known to cost; "" where these two have no such gap.
         placed: one sentence that places the gap against it and says what to do; "" where there is no gap.
+        equal_loss: the tokens it needs for the baseline's loss; None on mock data and where the work is not the same.
     """
 
     candidate: str
@@ -191,6 +193,7 @@ class Contrast:
     validation_loss_gap: Figure | None
     published_gap: str
     placed: str
+    equal_loss: EqualLoss | None = None
 
 
 @dataclass(frozen=True)

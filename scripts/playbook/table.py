@@ -146,6 +146,8 @@ def _print_contrast(out: _Lines, comparison: Comparison, contrast: Contrast) -> 
         out.item("Validation gap", f"{contrast.validation_loss_gap.value:+.2f} %", style="bold")
     out.item("", contrast.published_gap)
     out.item("", contrast.placed)
+    for index, said in enumerate(contrast.equal_loss.said if contrast.equal_loss else ()):
+        out.item("" if index else "Equal loss", said)
     if contrast.peak_memory:
         arm = comparison.arm(comparison.baseline)
         base = arm.peak_memory

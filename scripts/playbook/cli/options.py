@@ -114,6 +114,11 @@ _ALL = (
     Option("A", "--a", "PRECISION", "the first side of a comparison", "bf16"),
     Option("B", "--b", "PRECISION", "the second; the same as A is the control", "nvfp4"),
     Option("BASE", "--base", "WHICH", "the baseline: A, B, a precision or a run", "bf16"),
+    Option(
+        *("SPEEDUP", "--speed-up", "X", "project the time to equal loss with it: a number, or published (1.68)"),
+        kind=AMOUNT,
+        special={"published": ("--speed-up=published",)},
+    ),
     _count("REPEAT", "--repeat", "runs of each precision, in turns; 3 show how runs differ", "1"),
     _switch("YES", "--yes", "do not ask"),
     _switch("FRESH", "--fresh", "train again, whatever finished runs there are"),
@@ -175,12 +180,12 @@ def words(option: Option, value: str, flag: str) -> list[str]:
         if lower not in ON:
             raise UsageError(f"{named}: it is a switch, on with 1 and off with 0")
         return [flag]
+    also = "".join(f", or {name}" for name in option.special)
     if option.kind == COUNT:
         if not (value.isascii() and value.isdigit() and len(value) < 20 and option.least <= int(value) <= MOST):
-            also = "".join(f", or {name}" for name in option.special)
             raise UsageError(f"{named}: a whole number from {option.least} to {MOST} is needed{also}")
     elif option.kind == AMOUNT:
-        _check_amount(value, named)
+        _check_amount(value, named, also)
     elif option.kind in (WORDS, NAMES):
         return _split(option, value, named, flag)
     elif option.kind == MAYBE and not flag:
@@ -198,13 +203,14 @@ def setting(option: Option, value: str) -> str:
     return value
 
 
-def _check_amount(value: str, named: str) -> None:
+def _check_amount(value: str, named: str, also: str) -> None:
+    example = "1.68" if also else "1e12"
     try:
         found = float(value)
     except ValueError:
         found = -1.0
     if not 0 < found < math.inf:
-        raise UsageError(f"{named}: a number above 0 is needed, such as 1e12")
+        raise UsageError(f"{named}: a number above 0 is needed, such as {example}{also}")
 
 
 def _split(option: Option, value: str, named: str, flag: str) -> list[str]:

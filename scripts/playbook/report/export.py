@@ -105,7 +105,7 @@ def against(comparison: Comparison, contrast: Contrast) -> str:
 
 def contrasted(contrast: Contrast) -> list[str]:
     """An arm against the baseline: the table, then what places its loss gap."""
-    placed = filter(None, (contrast.placed, contrast.published_gap))
+    placed = wording.sentences(contrast)
     return [
         as_table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]),
         *(escaped(wording.sentence(each)) for each in placed),

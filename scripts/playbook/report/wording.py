@@ -112,15 +112,27 @@ def _cell(figure: Figure | None, digits: int) -> Cell:
 
 def against(contrast: Contrast) -> list[Against]:
     """What is known of an arm against the baseline, the speed first."""
-    ratio = contrast.step_time
+    ratio, equal = contrast.step_time, contrast.equal_loss
+    effective = "Effective speed-up, projected" if equal and equal.projected else "Effective speed-up"
     found = [
         ratio and Against(ratio.what.capitalize(), ratio.figure, False),
         contrast.peak_memory and Against("Peak memory", contrast.peak_memory, True),
         contrast.joules_per_token and Against("Energy a token", contrast.joules_per_token, False),
         contrast.training_loss_gap and Against("Training loss gap", contrast.training_loss_gap, True),
         contrast.validation_loss_gap and Against("Validation loss gap", contrast.validation_loss_gap, True),
+        equal and equal.tokens and Against("Tokens to equal loss", equal.tokens, False),
+        equal
+        and equal.validation_tokens
+        and Against("Tokens to equal validation loss", equal.validation_tokens, False),
+        equal and equal.effective_speed_up and Against(effective, equal.effective_speed_up, False),
     ]
     return [each for each in found if each]
+
+
+def sentences(contrast: Contrast) -> list[str]:
+    """What is said of an arm against the baseline, beside its figures."""
+    equal = contrast.equal_loss.said if contrast.equal_loss else ()
+    return [each for each in (contrast.placed, contrast.published_gap, *equal) if each]
 
 
 def name(arm: Arm) -> str:

@@ -232,15 +232,18 @@ def _effective(logs: np.ndarray, seeds: list[list[Pair]], ratio: Ratio | None, g
 
 def _said(figure: Figure, loss: float, names: tuple[str, str], of: str) -> str:
     new, base = names
-    over = _interval(figure)
-    return f"For the same {of} loss ({loss:.4f}), {new} needs {figure.value:.3f} times the tokens of {base} ({over})."
-
-
-def _interval(figure: Figure) -> str:
+    more = 100 * (figure.value - 1)
+    needs = f"{abs(more):.1f} % {'fewer' if more < 0 else 'more'} tokens than {base}"
     if figure.low is None or figure.high is None:
-        seeds = "one seed" if figure.count == 1 else f"{figure.count} seeds"
-        return f"{seeds}: how seeds differ is unknown"
-    return f"95 % interval {figure.low:.3f} to {figure.high:.3f} over {figure.count} seeds"
+        over = _without_interval(figure)
+    else:
+        low, high = (100 * (end - 1) for end in (figure.low, figure.high))
+        over = f"95 % interval {low:+.1f} to {high:+.1f} % over {figure.count} seeds"
+    return f"For the same {of} loss ({loss:.4f}), {new} needs {needs} ({over})."
+
+
+def _without_interval(figure: Figure) -> str:
+    return f"{'one seed' if figure.count == 1 else f'{figure.count} seeds'}: how seeds differ is unknown"
 
 
 def _of_the_rate(holds: bool | None) -> str:
@@ -260,4 +263,8 @@ def _of_the_speed(figure: Figure | None, ratio: Ratio | None, given: SpeedUp | N
         return "An emulation has no speed to set against that; SPEEDUP=published, or a number, projects." * emulated
     speed = f"{given.value:.3g}x, {given.source}" if given else "these runs' own"
     kind = "Effective speed-up, projected" if given else "Effective speed-up"
-    return f"{kind}: {figure.value:.2f}x, the speed-up ({speed}) over the ratio of tokens ({_interval(figure)})."
+    if figure.low is None or figure.high is None:
+        over = _without_interval(figure)
+    else:
+        over = f"95 % interval {figure.low:.2f} to {figure.high:.2f} over {figure.count} seeds"
+    return f"{kind}: {figure.value:.2f}x, the speed-up ({speed}) over the ratio of tokens ({over})."

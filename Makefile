@@ -1,4 +1,4 @@
-# NVFP4 pretraining playbook. `make` says what there is to do; scripts/playbook/cli/targets.py says what each target
+# NVFP4 pretraining playbook. `make` says what there is to do; scripts/playbook/cli/make/targets.py says what each target
 # is, and options.py beside it what it takes.
 
 # What was typed goes to scripts/make.py as it was typed, NAME=value@1 with every @ of its own as @0: neither make nor a

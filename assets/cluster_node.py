@@ -21,10 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import lock, record, saving
 from pretraining.errors import UsageError
-from pretraining.models import MOCK, PYTHON_STDLIB
-from pretraining.record import Verdict
+from pretraining.record import lock, run_folder
+from pretraining.record.run_folder import Verdict
+from pretraining.request.models import MOCK, PYTHON_STDLIB
+from pretraining.run import saving
 
 SCRIPT = Path(__file__).resolve().with_name("pretrain_llama.py")
 VERDICT_SECONDS = 3.0
@@ -41,7 +42,7 @@ def last_checkpoint(first: Path, restarts: int) -> Path | None:
     """The newest earlier attempt that has a checkpoint."""
     for attempt in range(restarts - 1, -1, -1):
         folder = attempt_folder(first, attempt)
-        if record.has_checkpoint(folder):
+        if run_folder.has_checkpoint(folder):
             return folder
     return None
 
@@ -95,10 +96,10 @@ def main() -> int:
     if missing := unseen(flags):
         cause = f"{where} cannot see {missing}: it must be on a file system that every node mounts"
         print(cause, file=sys.stderr)
-        record.write_outcome(folder, Verdict.FAILED, cause=cause, exit_code=2)
+        run_folder.write_outcome(folder, Verdict.FAILED, cause=cause, exit_code=2)
         return 2
     if restarts and slurm["NODEID"] == "0":
-        shutil.copyfile(first / record.PLAN, folder / record.PLAN)
+        shutil.copyfile(first / run_folder.PLAN, folder / run_folder.PLAN)
     if resume := last_checkpoint(first, restarts):
         flags = [*without(without(flags, "--resume"), "--iteration"), "--resume", str(resume)]
     port = FIRST_PORT + (int(slurm["JOB_ID"]) * 16 + restarts) % PORTS
@@ -121,14 +122,14 @@ def _watch(command: list[str], folder: Path, where: str) -> int:
     code = process.wait()
     if code and asked_to_end:
         cause = "Slurm asked it to end (SIGTERM): near its time limit, preempted or cancelled"
-        record.write_outcome(folder, Verdict.INTERRUPTED, cause=cause, exit_code=130)
+        run_folder.write_outcome(folder, Verdict.INTERRUPTED, cause=cause, exit_code=130)
         return 130
     deadline = time.monotonic() + VERDICT_SECONDS  # the process that raised says why, perhaps on another node
-    while code and not (folder / record.OUTCOME).exists() and time.monotonic() < deadline:
+    while code and not (folder / run_folder.OUTCOME).exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     if code:
-        cause = f"training on {where} ended with exit code {code}: see {record.LOG}"
-        record.write_outcome(folder, Verdict.FAILED, cause=cause, exit_code=1)
+        cause = f"training on {where} ended with exit code {code}: see {run_folder.LOG}"
+        run_folder.write_outcome(folder, Verdict.FAILED, cause=cause, exit_code=1)
     return 1 if code else 0
 
 

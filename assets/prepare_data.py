@@ -31,13 +31,13 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as in pretrain_llama.py
 
-from pretraining import ending
+from pretraining.console import outlive_readers
 from pretraining.data import OUT_OF_MEMORY, sources, tokenizers, worker
 from pretraining.data.build import Build, State, plan_of
 from pretraining.data.manifest import Manifest
 from pretraining.data.sources import Piece
 from pretraining.errors import UsageError
-from pretraining.streams import outlive_readers
+from pretraining.run import ending
 
 PLAIN_EVERY_SECONDS = 15.0
 MOST_THREADS = 16

@@ -5,7 +5,8 @@
     torchrun --nproc_per_node 1 assets/pretrain_llama.py --disable-fp4     the same in BF16
     python3 assets/pretrain_llama.py --model tiny                          one process, with or without a GPU
 
-Exit codes: 0 trained, 1 failed, 2 wrong usage, 130 interrupted. `pretraining/record.py` says what the folder holds.
+Exit codes: 0 trained, 1 failed, 2 wrong usage, 130 interrupted. What the folder holds:
+`pretraining/record/run_folder.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").ex
     # times longer as soon as another program wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from pretraining import ending, files, helpers, loggers, record, rendezvous, sampling, settings, switches, tee
 from pretraining.errors import EndedEarly, UsageError
+from pretraining.megatron import writers
+from pretraining.record import files, run_folder
+from pretraining.request import nvfp4_recipe, settings
+from pretraining.run import device_monitor, ending, helpers, rendezvous, tee
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
@@ -32,66 +36,60 @@ if TYPE_CHECKING:
 
 def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu: bool) -> None:
     """Build the config, train, and leave peak memory and iteration count in `run`."""
-    loggers.check(chosen)
+    writers.check(chosen)
     if chosen.nvfp4:
-        switches.use(chosen.nvfp4)
+        nvfp4_recipe.use(chosen.nvfp4)
     if not on_gpu:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(chosen.cache_dir / "numba"))  # beside the source may be read-only
-        from pretraining import cpu
+        from pretraining.megatron import cpu
 
         cpu.enable()
     else:
         ending.check_capability(chosen)
-    run.sampler = sampling.start(run.folder, on_gpu=on_gpu)
+    run.sampler = device_monitor.start(run.folder, on_gpu=on_gpu)
     from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
-    from pretraining import (
-        changes,
-        checkpoint,
-        corpus,
-        environment,
-        finetuning,
-        recipes,
-        text,
-        versions,
-        weights,
-    )
-    from pretraining.plugin import Plugin
-    from pretraining.profiling import Profiler
-    from pretraining.telemetry import Telemetry
+    from pretraining.data import builtin_text, corpus
+    from pretraining.megatron import bridge_config, changes, compat, weights
+    from pretraining.megatron.plugin import Plugin
+    from pretraining.record import checkpoint
+    from pretraining.request import finetuning
+    from pretraining.run import run_facts
+    from pretraining.run.profiling import Profiler
+    from pretraining.run.telemetry import Telemetry
 
     checkpoint.guard()
     rendezvous.use_own_store(processes)
-    builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
+    builtin = builtin_text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
     corpus.check(chosen, builtin)
-    described = environment.describe(chosen, on_gpu=on_gpu, processes=processes, builtin=builtin)
+    described = run_facts.describe(chosen, on_gpu=on_gpu, processes=processes, builtin=builtin)
     if run.rank == 0:
-        record.write_json(run.folder / record.ENVIRONMENT, described)
+        run_folder.write_json(run.folder / run_folder.ENVIRONMENT, described)
 
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
     config, changed = changes.configured(chosen, run.folder, plugin, builtin=builtin, processes=processes)
     if run.rank == 0:
-        files.write_text(run.folder / record.CONFIG, changes.as_text(config, chosen, changed))
+        files.write_text(run.folder / run_folder.CONFIG, changes.as_text(config, chosen, changed))
     if not on_gpu:
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)
     finetuning.keep_loaded_base(config, chosen, run.folder)
-    versions.skip_compile_helpers()
+    compat.skip_compile_helpers()
     if chosen.save:
-        versions.save_without_nvrx()
+        compat.save_without_nvrx()
 
     def on_start(context: CallbackContext) -> None:
-        recipes.check_built(context.state, chosen)
+        bridge_config.check_built(context.state, chosen)
         changes.check_kept(context.state.cfg, changed, "Megatron-Bridge")
-        identity = environment.identify_data(chosen, builtin) if run.rank == 0 else ""  # it reads the whole index
-        facts = environment.parity_facts(chosen, described["device"], context, identity)
-        described["sampling"] = sampling.describe(run.sampler)
+        identity = run_facts.identify_data(chosen, builtin) if run.rank == 0 else ""  # it reads the whole index
+        facts = run_facts.parity_facts(chosen, described["device"], context, identity)
+        described["sampling"] = device_monitor.describe(run.sampler)
         facts |= changes.facts(chosen, changed)
         if run.rank == 0:
-            described.update(parity=facts, context=environment.context_facts(chosen, context))
-            described["flops_per_token"] = environment.flops_per_token(context)
-            record.write_json(run.folder / record.ENVIRONMENT, described)
+            described.update(parity=facts, context=run_facts.context_facts(chosen, context))
+            described["flops_per_token"] = run_facts.flops_per_token(context)
+            run_folder.write_json(run.folder / run_folder.ENVIRONMENT, described)
         if chosen.export:
             weights.export(context.model, chosen.model, chosen.export)
         if chosen.save:
@@ -122,7 +120,7 @@ def main() -> int:
         return 2
 
     folder = held.folder
-    copier = tee.tee(*record.logs_of(folder, rank, processes))
+    copier = tee.tee(*run_folder.logs_of(folder, rank, processes))
     print(f"{time.strftime('%H:%M:%S')} {chosen.model.name} in {chosen.precision.name}: {folder}", flush=True)
     if held.problem and rank == 0:
         print(f"pretrain_llama.py: {held.problem}", file=sys.stderr, flush=True)
@@ -140,7 +138,7 @@ def main() -> int:
         if not (isinstance(error, UsageError | EndedEarly) or run.ended_by_saving(error)):  # whose one line says all
             traceback.print_exc()
         code = run.failed(error)
-    loggers.finish(chosen, succeeded=code == 0)
+    writers.finish(chosen, succeeded=code == 0)
     ending.settled(code)
     tee.finish(copier, ending.PATIENCE_SECONDS if code == ending.INTERRUPTED else None)
     ending.leave(code)

@@ -21,10 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pretraining import record, versions
+from pretraining.console import outlive_readers
 from pretraining.errors import UsageError
-from pretraining.precision import find_precision
-from pretraining.streams import outlive_readers
+from pretraining.megatron import compat
+from pretraining.record import run_folder
+from pretraining.request.precisions import find_precision
 
 VECTORS = Path(__file__).resolve().parents[1] / "tests" / "vectors" / "nvfp4_reference.pt"
 
@@ -54,15 +55,15 @@ def require_native() -> None:
         raise UsageError(
             f"Transformer Engine does not import ({error}): use a NeMo container of its own make"
         ) from error
-    versions.quantizer_factory("triton")  # needs custom recipes, as this project's layers do
+    compat.quantizer_factory("triton")  # needs custom recipes, as this project's layers do
 
 
 def run(folder: Path, commit: str) -> int:
     """Check, print, write. Returns the exit code."""
-    from pretraining import environment
+    from pretraining.run import run_facts
     from pretraining.selfcheck import FAST_MATH, check, engines, report
 
-    device = environment.describe_device(True)  # before anything can go wrong on it
+    device = run_facts.describe_device(True)  # before anything can go wrong on it
     if report.fast_math():
         print(f"{FAST_MATH} is on: Transformer Engine skips a rounding to BF16, differences are expected")
     print("NVFP4 of Transformer Engine's kernels and of this project, on the same tensors: a minute or two", flush=True)
@@ -74,8 +75,8 @@ def run(folder: Path, commit: str) -> int:
         found.append(check.failed("this and all that comes after", None, "", error))
     report.show(found)
     print(report.verdict(found))
-    record.write_json(folder / record.SELFCHECK, report.describe(found, commit, device))
-    print(f"  in full: {folder / record.SELFCHECK}")
+    run_folder.write_json(folder / run_folder.SELFCHECK, report.describe(found, commit, device))
+    print(f"  in full: {folder / run_folder.SELFCHECK}")
     print("  Please send that file, whatever it says: attach it to an issue of the repository that you cloned.")
     return 0 if report.equal(found) else 1
 
@@ -88,7 +89,7 @@ def new_folder(folder: Path) -> Iterator[None]:
         UsageError: it holds a selfcheck, or cannot be written to.
         OSError: it cannot be made.
     """
-    if (folder / record.SELFCHECK).exists():
+    if (folder / run_folder.SELFCHECK).exists():
         raise UsageError(f"{folder} holds a selfcheck already; name another folder")
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)

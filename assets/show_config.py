@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as in pretrain_llama.py
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from pretraining import settings
 from pretraining.errors import UsageError
+from pretraining.request import settings
 
 
 def shown(chosen: settings.Settings, processes: int) -> str:
@@ -29,14 +29,15 @@ def shown(chosen: settings.Settings, processes: int) -> str:
         chosen: the resolved command line.
         processes: that it would have.
     """
-    from pretraining import cpu
+    from pretraining.megatron import cpu
 
     cpu.enable()
 
-    from pretraining import changes, text
-    from pretraining.plugin import Plugin
+    from pretraining.data import builtin_text
+    from pretraining.megatron import changes
+    from pretraining.megatron.plugin import Plugin
 
-    builtin = text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
+    builtin = builtin_text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
     folder = chosen.run_dir or settings.PROJECT / settings.RUNS / "RUN"
     config, changed = changes.configured(chosen, folder, plugin, builtin=builtin, processes=processes)

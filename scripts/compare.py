@@ -20,9 +20,13 @@ import setup
 if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
-from playbook import PROJECT, arms, comparison, comparison_file, entry, loading, projected, report, table
+from playbook import PROJECT, report
+from playbook.cli import entry
+from playbook.compare import arms, comparison, projected, saved
+from playbook.record import loading
+from playbook.report import terminal
 from pretraining.errors import UsageError
-from pretraining.settings import RUNS
+from pretraining.request.settings import RUNS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,26 +52,26 @@ def main(arguments: list[str] | None = None) -> int:
     if len(given.runs) < 2:
         raise UsageError("two or more runs are needed, and one was given")
     if given.save and not given.json:
-        given.json = comparison_file.new_folder(PROJECT / RUNS, "runs")
+        given.json = saved.new_folder(PROJECT / RUNS, "runs")
     gc.disable()  # hundreds of thousands of small objects and no cycles: collecting only costs time
     try:
-        target = comparison_file.check_target(given.json) if given.json else None
-        if target and target.name == comparison_file.FILE:
+        target = saved.check_target(given.json) if given.json else None
+        if target and target.name == saved.FILE:
             report.check_target(target.parent)
         groups = arms.group(loading.load_all([loading.named(path) for path in given.runs]))
         result = comparison.compare(
             groups, baseline=given.base, force=given.force, reproduce=_command(given), speed_up=given.speed_up
         )
         written = []
-        if target and target.name == comparison_file.FILE:
+        if target and target.name == saved.FILE:
             written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)
         elif target:
-            written = [comparison_file.write(result, target)]
-        table.print_comparison(result)
+            written = [saved.write(result, target)]
+        terminal.print_comparison(result)
         for path in written[:2]:
             print("\nWritten to" if path is written[0] else "       and", path)
     except comparison.NotComparable as refusal:
-        table.print_refusal(refusal, sys.stderr, table.FORCE_BY_MAKE if given.typed else table.FORCE)
+        terminal.print_refusal(refusal, sys.stderr, terminal.FORCE_BY_MAKE if given.typed else terminal.FORCE)
         return 1
     return 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from playbook import data, entry
+from playbook.cli import data, entry
 
 if __name__ == "__main__":
     sys.exit(entry.run("data", data.run, interrupted="interrupted; the same command goes on from here"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from playbook import doctor, entry
+from playbook.cli import doctor, entry
 
 if __name__ == "__main__":
     sys.exit(entry.run("doctor", doctor.main))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from playbook import entry, estimate
+from playbook.cli import entry
+from playbook.plan import estimate
 
 if __name__ == "__main__":
     sys.exit(entry.run("estimate", estimate.main))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from playbook import entry, gate
+from playbook.cli import entry
+from playbook.compare import gate
 
 if __name__ == "__main__":
     sys.exit(entry.run("gate", gate.main))

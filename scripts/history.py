@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from playbook import entry, history
+from playbook.cli import entry, history
 
 if __name__ == "__main__":
     sys.exit(entry.run("history", history.main))

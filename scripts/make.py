@@ -10,8 +10,8 @@ import setup
 if sys.version_info[:2] < (3, 8):  # noqa: UP036  # make help needs no more
     sys.exit(setup.main())  # says so
 
-from playbook.cli.make import main
-from pretraining.streams import outlive_readers
+from playbook.cli.make.command import main
+from pretraining.console import outlive_readers
 
 if __name__ == "__main__":
     with outlive_readers():

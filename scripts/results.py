@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from playbook import entry, publish
+from playbook.cli import entry
+from playbook.publish import publish
 
 if __name__ == "__main__":
     sys.exit(entry.run("results", publish.main))

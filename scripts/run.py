@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from playbook import entry, jobs
+from playbook.cli import entry, train
 
 if __name__ == "__main__":
-    sys.exit(entry.run("run", jobs.run))
+    sys.exit(entry.run("run", train.run))

@@ -20,7 +20,7 @@ def main():
             "make PYTHON=python3.12 ...\n"
         )
         return 2
-    from playbook.environments import main as set_up
+    from playbook.common.venvs import main as set_up
 
     return set_up(sys.argv[1:])
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import sys
 
-from playbook import entry
-from playbook.cluster import jobs
+from playbook.cli import cluster, entry
 
 if __name__ == "__main__":
     interrupted = "interrupted; what was submitted goes on: make jobs, make cancel"
-    sys.exit(entry.run("submit", jobs.run, interrupted=interrupted))
+    sys.exit(entry.run("submit", cluster.run, interrupted=interrupted))

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from playbook import estimate, gate, jobs
-from playbook.cli import options, pages
-from playbook.cli.options import OPTIONS
-from playbook.cli.targets import TARGETS
-from pretraining import models, settings
+from playbook.cli import train
+from playbook.cli.make import options, pages
+from playbook.cli.make.options import OPTIONS
+from playbook.cli.make.targets import TARGETS
+from playbook.compare import gate
+from playbook.plan import estimate
+from pretraining.request import models, settings
 
 Make = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -63,7 +65,7 @@ def test_a_targets_help_names_its_options(target: str) -> None:
 
 def test_every_option_is_taken_and_every_flag_is_one(project: Path) -> None:
     assert {name for target in TARGETS.values() for name in target.takes} == set(OPTIONS)
-    known = set(jobs.parser("x")._option_string_actions)
+    known = set(train.parser("x")._option_string_actions)
     for target in TARGETS.values():
         if target.commands and "scripts/run.py" in target.commands[-1]:
             assert {target.flags.get(name, OPTIONS[name].flag) for name in target.options} - known <= {""}
@@ -84,7 +86,7 @@ def test_help_tells_the_defaults() -> None:
     assert told["MBS"] == f"{big.micro_batch_size}; tiny {tiny.micro_batch_size}"
     assert told["SEQ"] == f"{big.sequence_length}; tiny {tiny.sequence_length}"
     assert told["DATA"] == f"{big.data}; tiny {tiny.data}"
-    flags = jobs.parser("x")
+    flags = train.parser("x")
     assert told["NPROC"] == str(flags.get_default("nproc")) and told["REPEAT"] == str(flags.get_default("repeat"))
     assert told["TOLERANCE"].strip("'") == " ".join(f"{name}={value:g}" for name, value in gate.TOLERANCES.items())
     assert told["TOKENS"] == f"{estimate.TOKENS / 1e12:g}e12"

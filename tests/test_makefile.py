@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from playbook import comparing, entry, estimate, gate, jobs, publish
-from playbook.cli import make as cli
-from playbook.cli import options
-from playbook.cli.options import OPTIONS
-from playbook.cli.targets import TARGETS
+from playbook.campaign import compare_job
+from playbook.cli import entry, train
+from playbook.cli.make import command as cli
+from playbook.cli.make import options
+from playbook.cli.make.options import OPTIONS
+from playbook.cli.make.targets import TARGETS
+from playbook.compare import gate
+from playbook.plan import estimate
+from playbook.publish import publish
 from pretraining.errors import UsageError
 
 Make = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -41,7 +45,7 @@ def recorded(make: Make, tmp_path: Path) -> Callable[..., list[dict]]:
         f"#!{sys.executable}\n"
         "import json, os, sys\n"
         f"sys.path.insert(0, {str(SCRIPTS)!r})\n"
-        "from playbook.cli import make\n"
+        "from playbook.cli.make import command as make\n"
         "goals, given = os.environ['PLAYBOOK_GOALS'].split(), make.typed(os.environ['PLAYBOOK_TYPED'])\n"
         "try:\n"
         "    print(json.dumps([work._asdict() | {'target': work.target.name} for work in make.plan(goals, given)]))\n"
@@ -256,10 +260,10 @@ def test_an_image_is_named_before_it_is_built(make: Make) -> None:
 
 
 SCRIPTS_BEHIND = {
-    "bf16": (jobs.run, ("--dry-run", "--runtime", "cpu")),
-    "eval": (jobs.run, ("--dry-run", "--runtime", "cpu")),
-    "compare": (jobs.run, ("--dry-run", "--runtime", "cpu")),
-    "models": (jobs.run, ()),
+    "bf16": (train.run, ("--dry-run", "--runtime", "cpu")),
+    "eval": (train.run, ("--dry-run", "--runtime", "cpu")),
+    "compare": (train.run, ("--dry-run", "--runtime", "cpu")),
+    "models": (train.run, ()),
     "gate": (gate.main, ()),
     "results": (publish.main, ()),
     "estimate": (estimate.main, ()),
@@ -273,7 +277,7 @@ def test_no_value_ends_in_a_traceback(target: str, tmp_path: Path, monkeypatch) 
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "stdout", (tmp_path / "said").open("w"))
-    monkeypatch.setattr(comparing, "compare", lambda *_: pytest.fail("it would train"))
+    monkeypatch.setattr(compare_job, "compare", lambda *_: pytest.fail("it would train"))
     text = set(TEXT) - {options.NAMES, options.VARIABLE}
     tried = 0
     for number, name in enumerate(name for name in TARGETS[target].takes if OPTIONS[name].kind in text):

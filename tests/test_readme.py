@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from playbook.cli import make
+from playbook.cli.make import command as make
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pretraining import record
+from pretraining.record import run_folder
 
 SCRIPT = Path(__file__).resolve().parents[2] / "assets" / "pretrain_llama.py"
 ITERATIONS = 12
@@ -40,7 +40,7 @@ def steps(folder: Path, *, spinning: bool, exported: bool) -> list[float]:
         if spinner:
             spinner.kill()
             spinner.wait()
-    taken = [line["step_time_s"] for line in record.read_run(folder).train]
+    taken = [line["step_time_s"] for line in run_folder.read_run(folder).train]
     return taken[-TIMED:]
 
 

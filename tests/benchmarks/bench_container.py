@@ -83,9 +83,9 @@ def _cpu_seconds(pid: int) -> float:
 
 def streaming(station: conftest.Station) -> tuple[int, float]:
     """Lines received of a container that prints 200,000 as fast as it can, and the seconds that took."""
-    from playbook import engine
-    from playbook.runtimes.container import Container, Folder
-    from playbook.runtimes.container_process import ContainerProcess
+    from playbook.launch.container import engine
+    from playbook.launch.container.container_process import ContainerProcess
+    from playbook.launch.container.spec import Container, Folder
 
     os.environ["DOCKER_HOST"] = station.engine.address
     run = station.home / "flood"

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import prepare_data
-from pretraining import text
-from pretraining.data import sources, tokenizers, worker
+from pretraining.data import builtin_text, sources, tokenizers, worker
 from pretraining.data.build import Build, plan_of
 
 LEAST_OF_TOKENIZER = 0.9
@@ -40,7 +39,7 @@ ALONE = "encode_batch_fast"
 def documents() -> list[str]:
     """The standard library's files."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    return [(root / name).read_text("utf-8", "ignore") for name in sorted(text._sources(root))] * REPEATS
+    return [(root / name).read_text("utf-8", "ignore") for name in sorted(builtin_text._sources(root))] * REPEATS
 
 
 def train_tokenizer(texts: list[str], folder: Path) -> Path:

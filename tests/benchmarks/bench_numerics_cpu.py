@@ -16,8 +16,8 @@ import numba
 import torch
 
 from pretraining.numerics import nvfp4
-from pretraining.numerics.layers import BF16, NVFP4, Arithmetic, PreparedWeight, linear
-from pretraining.numerics.nvfp4_cpu import quantize_columns, quantize_rows, quantize_tiles, round_bf16
+from pretraining.numerics.cpu_layers import BF16, NVFP4, Arithmetic, PreparedWeight, linear
+from pretraining.numerics.nvfp4_numba import quantize_columns, quantize_rows, quantize_tiles, round_bf16
 
 
 def fastest(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

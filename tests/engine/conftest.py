@@ -24,9 +24,9 @@ sys.path.insert(0, str(HERE))
 import private_engine  # noqa: E402
 import standin_image  # noqa: E402
 
-from playbook.engine_address import SOCKET  # noqa: E402
-from playbook.image import REPOSITORY  # noqa: E402
-from playbook.runtimes.container import LABEL  # noqa: E402
+from playbook.launch.container.engine_address import SOCKET  # noqa: E402
+from playbook.launch.container.image import REPOSITORY  # noqa: E402
+from playbook.launch.container.spec import LABEL  # noqa: E402
 
 STATION = [
     {"index": 0, "uuid": "GPU-0a6f", "name": "NVIDIA RTX PRO 6000", "capability": [12, 0], "memory": 102 * 10**9},

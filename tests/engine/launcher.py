@@ -14,12 +14,14 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from playbook.runtimes import container  # noqa: E402
+from playbook.launch.container import spec  # noqa: E402
 
-container.LABEL = os.environ["PLAYBOOK_TEST_NAMES"]  # before others take it from there
+spec.LABEL = os.environ["PLAYBOOK_TEST_NAMES"]  # before others take it from there
 
-from playbook import engine, entry, gpus, jobs  # noqa: E402
-from playbook.runtimes import container_process, local  # noqa: E402
+from playbook.cli import entry, train  # noqa: E402
+from playbook.launch import local  # noqa: E402
+from playbook.launch.container import container_process, engine  # noqa: E402
+from playbook.plan import gpus  # noqa: E402
 
 described = json.loads(os.environ["PLAYBOOK_TEST_GPUS"])
 listed = tuple(gpus.Gpu(**{**each, "capability": tuple(each["capability"])}) for each in described)
@@ -27,9 +29,9 @@ gpus.read = lambda: gpus.Inventory(listed, "580.95.05", "13.0")
 local.inside_container = lambda: False  # as on a station, wherever the tests run
 
 if "PLAYBOOK_TEST_NO_GPU" in os.environ:
-    send, type_out = container.Container.create_arguments, container.Container.docker_run
-    container.Container.create_arguments = lambda self, api: send(replace(self, gpu=None), api)
-    container.Container.docker_run = lambda self, *extra: type_out(replace(self, gpu=None), *extra)
+    send, type_out = spec.Container.create_arguments, spec.Container.docker_run
+    spec.Container.create_arguments = lambda self, api: send(replace(self, gpu=None), api)
+    spec.Container.docker_run = lambda self, *extra: type_out(replace(self, gpu=None), *extra)
     engine._gpu_support = lambda info: "nvidia"
 if "PLAYBOOK_TEST_REQUEST" in os.environ:
     engine._gpu_support = lambda info: os.environ["PLAYBOOK_TEST_REQUEST"]
@@ -41,12 +43,12 @@ if "PLAYBOOK_TEST_UID" in os.environ:
 
 if __name__ == "__main__":
     if sys.argv[1] == "doctor":
-        from playbook import doctor
+        from playbook.cli import doctor
 
         sys.exit(entry.run("doctor", lambda: doctor.main(sys.argv[2:])))
     if sys.argv[1] == "data":
-        from playbook import data
+        from playbook.cli import data
 
         data.PROJECT = Path.cwd()  # whose .cache it writes
         sys.exit(entry.run("data", lambda: data.run(sys.argv[2:])))
-    sys.exit(entry.run("run", jobs.run))
+    sys.exit(entry.run("run", train.run))

@@ -13,7 +13,7 @@ import local_registry
 import pytest
 from conftest import wait_for
 
-from playbook import registry
+from playbook.launch.container import registry
 
 PROJECT = Path(__file__).resolve().parents[2]
 PORT = 5000

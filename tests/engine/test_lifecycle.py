@@ -9,7 +9,7 @@ import signal
 
 from conftest import wait_for
 
-from pretraining import lock
+from pretraining.record import lock
 
 
 def killed_launcher(station):

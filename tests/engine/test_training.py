@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import HERE, Station, wait_for
 
-from playbook.runtimes.container_process import ContainerProcess
+from playbook.launch.container.container_process import ContainerProcess
 
 UID = 12345 if os.geteuid() == 0 else os.getuid()  # nobody whom the image knows
 SECONDS = 240

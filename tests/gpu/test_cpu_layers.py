@@ -13,9 +13,9 @@ te = pytest.importorskip("transformer_engine.pytorch", reason="no Transformer En
 
 from transformer_engine.common.recipe import CustomRecipe
 
-from pretraining import switches
-from pretraining.numerics import te_recipe
-from pretraining.numerics.layers import NVFP4, PreparedWeight, linear
+from pretraining.numerics import te_quantizer
+from pretraining.numerics.cpu_layers import NVFP4, PreparedWeight, linear
+from pretraining.request import nvfp4_recipe
 
 TOKENS, HIDDEN, STEPS = 256, 192, 20
 
@@ -34,7 +34,7 @@ class OnGpu(torch.nn.Module):
             layer.weight.data.copy_(weight)
 
     def forward(self, x):
-        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_recipe.quantizer_factory)):
+        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_quantizer.quantizer_factory)):
             return self.layers[1](torch.nn.functional.silu(self.layers[0](x)))
 
 
@@ -46,12 +46,12 @@ def on_cpu(x, weights, arithmetic):
 
 
 def test_a_training_of_two_layers_has_the_same_losses(monkeypatch):
-    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", nvfp4_recipe.Nvfp4Recipe(stochastic=False))
     torch.manual_seed(0)
     masters = [torch.randn(HIDDEN, HIDDEN) / HIDDEN**0.5 for _ in range(2)]
     x, target = torch.randn(TOKENS, HIDDEN).bfloat16().float(), torch.randn(TOKENS, HIDDEN)
     sides = {"cpu": [m.clone() for m in masters], "gpu": [m.clone() for m in masters]}
-    arithmetic, model = NVFP4(switches.in_use()), OnGpu(masters)
+    arithmetic, model = NVFP4(nvfp4_recipe.in_use()), OnGpu(masters)
     losses = {"cpu": [], "gpu": []}
     for _ in range(STEPS):
         weights = [m.bfloat16().float().requires_grad_() for m in sides["cpu"]]

@@ -13,15 +13,16 @@ te = pytest.importorskip("transformer_engine.pytorch", reason="no Transformer En
 
 from transformer_engine.common.recipe import CustomRecipe
 
-from pretraining import switches, versions
-from pretraining.numerics import te_recipe
+from pretraining.megatron import compat
+from pretraining.numerics import te_quantizer
 from pretraining.numerics.product import product
+from pretraining.request import nvfp4_recipe
 
 TOKENS, INPUTS, OUTPUTS = 512, 256, 384
 
 
 def reference_factory(role):
-    module, name = versions.quantizer_factory("reference").rsplit(".", 1)
+    module, name = compat.quantizer_factory("reference").rsplit(".", 1)
     return getattr(__import__(module, fromlist=[name]), name)(role)
 
 
@@ -55,11 +56,11 @@ def micro_batches(count=2):
 @pytest.mark.parametrize("kind", [te.Linear, te.LayerNormLinear])
 @pytest.mark.parametrize("leading", [(TOKENS,), (8, TOKENS // 8)])
 def test_equals_the_reference_quantizer_without_stochastic_rounding(kind, leading, monkeypatch):
-    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", nvfp4_recipe.Nvfp4Recipe(stochastic=False))
     options = {"normalization": "RMSNorm"} if kind is te.LayerNormLinear else {}
     x = [micro_batches(1)[0].view(*leading, INPUTS)]
     ours, theirs = layer(kind, **options), layer(kind, **options)
-    ((y, dx),) = passes(ours, te_recipe.quantizer_factory, x)
+    ((y, dx),) = passes(ours, te_quantizer.quantizer_factory, x)
     ((y_ref, dx_ref),) = passes(theirs, reference_factory, x)
     assert y.shape == y_ref.shape == (*leading, OUTPUTS)
     # The same exact products, summed in another order and rounded to BF16 once.
@@ -67,15 +68,15 @@ def test_equals_the_reference_quantizer_without_stochastic_rounding(kind, leadin
         assert relative(found, expected) < 1e-3
 
 
-@pytest.mark.parametrize("ingredient", switches.INGREDIENTS)
+@pytest.mark.parametrize("ingredient", nvfp4_recipe.INGREDIENTS)
 def test_each_ingredient_changes_only_what_it_should(ingredient, monkeypatch):
     x = micro_batches(1)
     whole = layer(te.Linear)
     torch.manual_seed(3)
-    ((y, dx),) = passes(whole, te_recipe.quantizer_factory, x)
-    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe().without(ingredient))
+    ((y, dx),) = passes(whole, te_quantizer.quantizer_factory, x)
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", nvfp4_recipe.Nvfp4Recipe().without(ingredient))
     without = layer(te.Linear)
-    ((y_off, dx_off),) = passes(without, te_recipe.quantizer_factory, x)
+    ((y_off, dx_off),) = passes(without, te_quantizer.quantizer_factory, x)
     changed = {
         "y": not torch.equal(y, y_off),
         "dx": not torch.equal(dx, dx_off),
@@ -91,41 +92,41 @@ def test_each_ingredient_changes_only_what_it_should(ingredient, monkeypatch):
 
 @pytest.mark.parametrize("kind", [te.Linear, te.LayerNormLinear])
 def test_every_weight_gradient_of_two_micro_batches_is_in_main_grad(kind, monkeypatch):
-    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", nvfp4_recipe.Nvfp4Recipe(stochastic=False))
     fused, plain = layer(kind, fuse_wgrad_accumulation=True), layer(kind)
     fused.weight.main_grad = torch.full((OUTPUTS, INPUTS), 0.5, device="cuda")
-    passes(fused, te_recipe.quantizer_factory, micro_batches())
-    passes(plain, te_recipe.quantizer_factory, micro_batches())
+    passes(fused, te_quantizer.quantizer_factory, micro_batches())
+    passes(plain, te_quantizer.quantizer_factory, micro_batches())
     assert relative(fused.weight.main_grad - 0.5, plain.weight.grad) < 5e-3  # plain.grad is rounded to BF16 each time
     assert relative(fused.weight.main_grad - 0.5, 0.5 * plain.weight.grad.float()) > 0.3
 
 
 def test_a_cached_weight_is_rounded_once_a_step_and_anew_after_it(monkeypatch):
-    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", nvfp4_recipe.Nvfp4Recipe(stochastic=False))
     calls = []
-    quantize_tiles = te_recipe.quantize_tiles
-    monkeypatch.setattr(te_recipe, "quantize_tiles", lambda *a, **k: calls.append(1) or quantize_tiles(*a, **k))
+    quantize_tiles = te_quantizer.quantize_tiles
+    monkeypatch.setattr(te_quantizer, "quantize_tiles", lambda *a, **k: calls.append(1) or quantize_tiles(*a, **k))
     module, fresh = layer(te.Linear), layer(te.Linear)
     x = micro_batches(1)
     for _ in range(2):
-        cached = passes(module, te_recipe.quantizer_factory, x * 3, first=(True, False, False))
+        cached = passes(module, te_quantizer.quantizer_factory, x * 3, first=(True, False, False))
         with torch.no_grad():
             module.weight.mul_(1.5)
     assert len(calls) == 2
     with torch.no_grad():
         fresh.weight.mul_(1.5)
-    anew = passes(fresh, te_recipe.quantizer_factory, x * 3)  # rounds it for each micro batch
+    anew = passes(fresh, te_quantizer.quantizer_factory, x * 3)  # rounds it for each micro batch
     assert len(calls) == 5
     for once, again in zip(cached, anew, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
 def test_recomputed_activations_give_the_same_gradients(monkeypatch):
-    monkeypatch.setattr(switches, "_in_use", switches.Nvfp4Recipe(stochastic=False))
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", nvfp4_recipe.Nvfp4Recipe(stochastic=False))
     gradients = []
     for run in (lambda module, x: module(x), te.checkpoint):
         module, x = layer(te.LayerNormLinear, normalization="RMSNorm"), micro_batches(1)[0].requires_grad_()
-        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_recipe.quantizer_factory)):
+        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_quantizer.quantizer_factory)):
             y = run(module, x)
         torch.manual_seed(10)
         y.backward(torch.randn_like(y))
@@ -140,7 +141,7 @@ def test_a_seed_repeats_a_training_step():
     for seed in (1, 1, 2):
         module = layer(te.Linear)
         torch.manual_seed(seed)
-        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_recipe.quantizer_factory)):
+        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_quantizer.quantizer_factory)):
             y = module(x[0])
         y.backward(x[0] @ upstream)
         gradients.append(module.weight.grad)
@@ -165,7 +166,7 @@ def test_the_product_is_scaled_before_it_is_rounded(transposed, dtype):
 
 @pytest.mark.parametrize("summed_in", [torch.float32, torch.bfloat16])
 def test_megatrons_own_layer_adds_weight_gradients_without_apex(summed_in):
-    assert versions.fuse_gradient_accumulation()
+    assert compat.fuse_gradient_accumulation()
     from megatron.core.tensor_parallel import layers
 
     kernels = layers.fused_weight_gradient_mlp_cuda

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pretraining import record
+from pretraining.record import run_folder
 
 LAUNCHER = Path(__file__).parent / "fakes" / "launcher.py"
 
@@ -60,7 +60,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             "text": {"bigram_entropy": 2.4037},
             "parity": {name: value for name, value in facts.items() if value != "absent"},
         }
-        record.write_json(folder / record.ENVIRONMENT, content | (environment or {}))
+        run_folder.write_json(folder / run_folder.ENVIRONMENT, content | (environment or {}))
         lines: list[dict[str, Any]] = [
             {
                 "kind": "train",
@@ -74,11 +74,11 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         ]
         if validation:
             lines.append({"kind": "eval", "split": "validation", "iteration": iterations, "loss": validation})
-        (folder / record.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / run_folder.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
         ended = {"peak_memory": {"bytes": 2_000_000_000, "kind": "torch allocated"}} | (outcome or {})
-        if ended.get("verdict") != record.Verdict.INCOMPLETE:
-            verdict, cause = ended.pop("verdict", record.Verdict.SUCCEEDED), ended.pop("cause", "")
-            record.write_outcome(folder, record.Verdict(verdict), cause=cause, exit_code=0, details=ended)
+        if ended.get("verdict") != run_folder.Verdict.INCOMPLETE:
+            verdict, cause = ended.pop("verdict", run_folder.Verdict.SUCCEEDED), ended.pop("cause", "")
+            run_folder.write_outcome(folder, run_folder.Verdict(verdict), cause=cause, exit_code=0, details=ended)
         return folder
 
     return make

@@ -1,4 +1,4 @@
-"""A Python of its own for what changes a process for good, as `pretraining.cpu.enable()` does."""
+"""A Python of its own for what changes a process for good, as `pretraining.megatron.cpu.enable()` does."""
 
 from __future__ import annotations
 

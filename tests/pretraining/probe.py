@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from pretraining import cpu
+from pretraining.megatron import cpu
 
 cpu.enable()
 
@@ -23,7 +23,7 @@ import probe_models as models
 import torch
 from megatron.core import parallel_state, tensor_parallel
 
-from pretraining import rendezvous
+from pretraining.run import rendezvous
 
 
 def answered(question: Callable[[], Any]) -> Any:

@@ -13,10 +13,11 @@ from megatron.bridge.training import mixed_precision
 from megatron.bridge.training.config import ConfigContainer
 from megatron.bridge.training.utils import mlflow_utils
 
-from pretraining import changes, cpu, fields, models, overrides, recipes, settings, versions
 from pretraining.errors import UsageError
-from pretraining.plugin import Plugin
-from pretraining.precision import PRECISIONS
+from pretraining.megatron import bridge_config, changes, compat, cpu, fields
+from pretraining.megatron.plugin import Plugin
+from pretraining.request import models, overrides, settings
+from pretraining.request.precisions import PRECISIONS
 
 FOLDER = Path(sys.argv[1])
 
@@ -52,7 +53,7 @@ def resolved(*flags: str, processes: int = 1, on_gpu: bool = False) -> tuple[set
     """Settings and config of a command line."""
     args = settings.parser("probe").parse_args(list(flags))
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
-    return chosen, recipes.build_config(chosen, FOLDER / "run", processes=processes, builtin=None)
+    return chosen, bridge_config.build_config(chosen, FOLDER / "run", processes=processes, builtin=None)
 
 
 def fewest(*flags: str) -> int:
@@ -250,7 +251,7 @@ def splits() -> dict[str, Any]:
     """How the recipes split the models."""
     answer = {}
     for name, model in models.MODELS.items():
-        provider = recipes._from_recipe(model).model
+        provider = bridge_config._from_recipe(model).model
         answer[name] = {
             "tensor": provider.tensor_model_parallel_size,
             "pipeline": provider.pipeline_model_parallel_size,
@@ -287,7 +288,7 @@ def refusal_of_too_few_processes() -> str:
     args = settings.parser("probe").parse_args(["--model", "llama31-70b"])
     chosen = settings.resolve(args, on_gpu=True, processes=16)
     try:
-        recipes.build_config(chosen, FOLDER / "run", processes=8, builtin=None)
+        bridge_config.build_config(chosen, FOLDER / "run", processes=8, builtin=None)
     except UsageError as error:
         return str(error)
     return "accepted"
@@ -296,7 +297,7 @@ def refusal_of_too_few_processes() -> str:
 def copied_to_mlflow() -> list[str]:
     """What Megatron-Bridge hands to MLflow of a saved checkpoint where its config has no switch against it."""
     copied = []
-    versions.keep_checkpoints_out_of_mlflow(SimpleNamespace(logger=SimpleNamespace()))
+    compat.keep_checkpoints_out_of_mlflow(SimpleNamespace(logger=SimpleNamespace()))
     logger = SimpleNamespace(log_artifacts=lambda folder, **more: copied.append(folder))
     mlflow_utils.on_save_checkpoint_success("/c/iter_0000001", "/c", 1, logger)
     return copied

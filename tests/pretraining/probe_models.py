@@ -15,7 +15,8 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from probe_configs import FOLDER, resolved
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pretraining import cpu, models, weights
+from pretraining.megatron import cpu, weights
+from pretraining.request import models
 
 TOKENS = 384
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import lock, record
-from pretraining.record import Verdict
+from pretraining.record import lock, run_folder
+from pretraining.record.run_folder import Verdict
 
 NODE = """
 import os, signal, subprocess, sys
@@ -47,7 +47,7 @@ def test_asked_to_end(tmp_path: Path, project: Path, training: str, code: int, w
         node.send_signal(signal.SIGTERM)
     node.communicate(timeout=30)
     assert node.returncode == code
-    verdict = record.read_facts(tmp_path).verdict if (tmp_path / record.OUTCOME).exists() else None
+    verdict = run_folder.read_facts(tmp_path).verdict if (tmp_path / run_folder.OUTCOME).exists() else None
     assert verdict == (Verdict.INTERRUPTED if code else None)  # training has written its own success
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from playbook.runtimes.process import WITHOUT_PORT, distributed_run
-from pretraining import record
-from pretraining.ranks import ENOUGH, SKIPPED
-from pretraining.record import Verdict
+from playbook.launch.process import WITHOUT_PORT, distributed_run
+from pretraining.record import run_folder
+from pretraining.record.run_folder import Verdict
+from pretraining.run.stragglers import ENOUGH, SKIPPED
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]  # two processes want both cores of a small machine
 
@@ -57,15 +57,15 @@ def forward_step(state, data_iterator, model, return_schedule_plan=False):
 """
 
 
-def losses(run: record.Run) -> list[float]:
+def losses(run: run_folder.Run) -> list[float]:
     return [line["loss"] for line in run.train]
 
 
 @pytest.fixture(scope="module")
-def one(train) -> record.Run:
+def one(train) -> run_folder.Run:
     """One process, with a checkpoint after every second iteration."""
     folder, _ = train("bf16", *SIZES, "--save", str(START))
-    return record.read_run(folder)
+    return run_folder.read_run(folder)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def start(one, tmp_path_factory) -> Path:
     """The same as it was after its second iteration."""
     folder = tmp_path_factory.mktemp("start") / "run"
     shutil.copytree(one.folder, folder)
-    checkpoints = folder / record.CHECKPOINTS
+    checkpoints = folder / run_folder.CHECKPOINTS
     shutil.copy(checkpoints / f"iter_{START:07}" / "train_state.pt", checkpoints / "latest_train_state.pt")
     tracker = checkpoints / "latest_checkpointed_iteration.txt"
     if tracker.exists():
@@ -99,7 +99,7 @@ def on_two(environment, project: Path, tmp_path_factory) -> Callable[..., tuple[
     return run
 
 
-def check_the_same_work(two: record.Run, one: record.Run) -> None:
+def check_the_same_work(two: run_folder.Run, one: run_folder.Run) -> None:
     assert two.verdict is Verdict.SUCCEEDED
     assert [line["iteration"] for line in two.train] == list(range(START + 1, ITERATIONS + 1))  # one writer
     assert losses(two)[:COMPARED] == pytest.approx(losses(one)[START:][:COMPARED], rel=1e-4)
@@ -110,16 +110,16 @@ def check_the_same_work(two: record.Run, one: record.Run) -> None:
 def test_a_model_over_two_processes_one_of_them_slow(one, start, on_two, tmp_path: Path, kind: str, slow: int) -> None:
     (tmp_path / "slow.py").write_text(SLOW_ATTENTION.format(rank=slow))
     ended, folder = on_two("--resume", str(start), f"--{kind}-parallel", "2", "--plugin", str(tmp_path / "slow.py"))
-    two = record.read_run(folder)
+    two = run_folder.read_run(folder)
     check_the_same_work(two, one)
     assert two.parity[f"{kind}_parallel"] == 2
     slowest = two.outcome["slowest_rank"]
     assert slowest["rank"] == slow and slowest["measure"] == "attention" and slowest["attention_s"] > 0.01
-    assert record.slowest_rank_sentence(slowest) in ended.stdout
-    logs = {path.name for path in (folder / record.RANK_LOGS).iterdir()}
+    assert run_folder.slowest_rank_sentence(slowest) in ended.stdout
+    logs = {path.name for path in (folder / run_folder.RANK_LOGS).iterdir()}
     assert logs == {"0000.log", "0001.log"}
     # Megatron prints iterations on the last rank; the rank's own log has them, the other's does not.
-    assert [(folder / record.RANK_LOGS / name).read_text().count("lm loss:") >= 10 for name in sorted(logs)] == [
+    assert [(folder / run_folder.RANK_LOGS / name).read_text().count("lm loss:") >= 10 for name in sorted(logs)] == [
         False,
         True,
     ]
@@ -128,13 +128,13 @@ def test_a_model_over_two_processes_one_of_them_slow(one, start, on_two, tmp_pat
 def test_the_batch_over_two_processes_one_of_them_slow(one, start, on_two, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     ended, folder = on_two("--resume", str(start), "--plugin", str(tmp_path / "slow.py"))
-    two = record.read_run(folder)
+    two = run_folder.read_run(folder)
     check_the_same_work(two, one)
     assert two.parity["parameters"] == one.parity["parameters"]
     slowest = two.outcome["slowest_rank"]
     assert slowest["rank"] == 1 and slowest["local_rank"] == 1
     assert slowest["over_median"] > 0.05 and slowest["own_s"] > 0.1
-    assert record.slowest_rank_sentence(slowest) in ended.stdout
+    assert run_folder.slowest_rank_sentence(slowest) in ended.stdout
 
 
 def test_a_rank_that_dies_is_the_cause(on_two, tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_a_rank_that_dies_is_the_cause(on_two, tmp_path: Path) -> None:
     began = time.monotonic()
     _, folder = on_two("--plugin", str(tmp_path / "dying.py"), code=1)
     took = time.monotonic() - began
-    run = record.read_run(folder)
+    run = run_folder.read_run(folder)
     assert run.verdict is Verdict.FAILED
     assert run.outcome["cause"].startswith("rank 1 on ") and "a bug on one rank" in run.outcome["cause"]
     assert run.outcome["rank"] == 1
     assert any("dying.py" in line for line in run.outcome["traceback"])
-    ended = (folder / record.OUTCOME).stat().st_mtime
+    ended = (folder / run_folder.OUTCOME).stat().st_mtime
     assert took < 60 and time.time() - ended < 30  # from the rank's verdict to the end of the launcher
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretraining import code_state, record
-from pretraining.models import MODELS
-from pretraining.record import Peak, Run, Verdict
+from pretraining.record import code_state, run_folder
+from pretraining.record.run_folder import Peak, Run, Verdict
+from pretraining.request.models import MODELS
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def resumed(train, runs, tmp_path_factory) -> dict[str, Path]:
     def second_half(precision: str) -> Path:
         broken = tmp_path_factory.mktemp("broken") / precision
         shutil.copytree(runs[precision], broken)
-        checkpoints = broken / record.CHECKPOINTS
+        checkpoints = broken / run_folder.CHECKPOINTS
         shutil.rmtree(checkpoints / "iter_0000006")
         shutil.copy(checkpoints / "iter_0000003" / "train_state.pt", checkpoints / "latest_train_state.pt")
         tracker = checkpoints / "latest_checkpointed_iteration.txt"
@@ -103,7 +103,7 @@ def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path,
         "own data": ("--data", f"{own}.bin", "--train-iters", "2"),
         "short data": ("--data", short),
         "at its end": ("--resume", str(runs["bf16"])),
-        "its config": ("--config", str(runs["bf16"] / record.CONFIG)),
+        "its config": ("--config", str(runs["bf16"] / run_folder.CONFIG)),
         "plugin": ("--plugin", str(plugin), "--train-iters", "2", "model.num_layers=2", "optimizer.adam_beta2=0.9"),
         "failing plugin": ("--plugin", str(failing), "--train-iters", "2"),
         "evaluated": ("--resume", str(runs["bf16"]), "--evaluate"),
@@ -120,9 +120,16 @@ def others(train, runs, make_dataset, tmp_path_factory) -> dict[str, tuple[Path,
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_run_folder_is_complete(runs, precision: str) -> None:
     folder = runs[precision]
-    run = record.read_run(folder)
-    files = {record.ENVIRONMENT, record.METRICS, record.SAMPLES, record.LOG, record.CONFIG, record.OUTCOME}
-    assert {path.name for path in folder.iterdir()} == files | {record.CHECKPOINTS}
+    run = run_folder.read_run(folder)
+    files = {
+        run_folder.ENVIRONMENT,
+        run_folder.METRICS,
+        run_folder.SAMPLES,
+        run_folder.LOG,
+        run_folder.CONFIG,
+        run_folder.OUTCOME,
+    }
+    assert {path.name for path in folder.iterdir()} == files | {run_folder.CHECKPOINTS}
     assert run.verdict is Verdict.SUCCEEDED
     assert set(run.outcome) == {
         "schema", "verdict", "cause", "exit_code", "ended", "seconds", "iterations", "peak_memory",
@@ -140,7 +147,7 @@ def test_a_run_folder_is_complete(runs, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_memory_is_sampled_from_before_the_model_to_the_end(runs, precision: str) -> None:
-    run = record.read_run(runs[precision])
+    run = run_folder.read_run(runs[precision])
     assert {line["device"] for line in run.samples} == {"cpu"}
     assert sum(line["samples"] for line in run.samples) >= 10 * (run.samples[-1]["time"] - run.samples[0]["time"])
     assert max(line["process_bytes"] for line in run.samples) == run.outcome["peak_memory"]["all"][Peak.RESIDENT_OF_ALL]
@@ -151,7 +158,7 @@ def test_memory_is_sampled_from_before_the_model_to_the_end(runs, precision: str
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_metrics(runs, precision: str) -> None:
-    run = record.read_run(runs[precision])
+    run = run_folder.read_run(runs[precision])
     assert [line["iteration"] for line in run.train] == [1, 2, 3, 4, 5, 6]
     assert all(set(line) == LINE for line in run.train)
     assert all(line["finite"] and not line["skipped"] and line["step_time_s"] > 0 for line in run.train)
@@ -166,10 +173,10 @@ def test_metrics(runs, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_step_times_are_megatrons_own_without_its_logging_and_no_checkpoint_is_in_them(runs, precision: str) -> None:
-    log = (runs[precision] / record.LOG).read_text()
+    log = (runs[precision] / run_folder.LOG).read_text()
     printed = re.findall(r"iteration +(\d+)/.*?elapsed time per iteration \(ms\): ([\d.]+)", log)
     saving = min(map(float, re.findall(r"save-checkpoint \.*: \(([\d.]+)", log)))
-    steps = {line["iteration"]: 1000 * line["step_time_s"] for line in record.read_run(runs[precision]).train}
+    steps = {line["iteration"]: 1000 * line["step_time_s"] for line in run_folder.read_run(runs[precision]).train}
     more = {int(number): float(time_ms) - steps[int(number)] for number, time_ms in printed}
     assert set(more) == set(steps) and min(more.values()) > -0.1  # printed to a tenth
     assert more[4] < saving / 2  # the first iteration after a checkpoint
@@ -178,7 +185,7 @@ def test_step_times_are_megatrons_own_without_its_logging_and_no_checkpoint_is_i
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_environment(runs, precision: str) -> None:
-    run = record.read_run(runs[precision])
+    run = run_folder.read_run(runs[precision])
     found = run.environment
     assert set(found) == {
         "schema", "started", "host", "pid", "model", "precision", "versions", "device", "mock_data",
@@ -217,22 +224,22 @@ def test_environment(runs, precision: str) -> None:
 
 
 def test_two_precisions_of_the_same_work_have_the_same_facts(runs) -> None:
-    bf16, nvfp4 = (record.read_run(runs[precision]) for precision in PRECISIONS)
+    bf16, nvfp4 = (run_folder.read_run(runs[precision]) for precision in PRECISIONS)
     assert bf16.parity == nvfp4.parity
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_resolved_config_is_kept(runs, precision: str) -> None:
-    text = (runs[precision] / record.CONFIG).read_text()
+    text = (runs[precision] / run_folder.CONFIG).read_text()
     config = yaml.load(text, Loader=yaml.BaseLoader)
     assert (config["train"]["train_iters"], config["train"]["global_batch_size"]) == ("6", "8")
     assert (config["model"]["num_layers"], config["rng"]["seed"]) == ("4", "1234")
-    assert "lm loss" in (runs[precision] / record.LOG).read_text()
+    assert "lm loss" in (runs[precision] / run_folder.LOG).read_text()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_same_seed_gives_the_same_run_to_the_last_digit(runs, repeats, precision: str) -> None:
-    first, second = (record.read_run(each[precision]) for each in (runs, repeats))
+    first, second = (run_folder.read_run(each[precision]) for each in (runs, repeats))
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [line[name] for line in first.train] == [line[name] for line in second.train]
     assert [line["loss"] for line in first.evaluations] == [line["loss"] for line in second.evaluations]
@@ -243,7 +250,7 @@ def test_a_runs_config_run_again_gives_the_same_losses(runs, others) -> None:
     """Also the same facts: an unedited file changes nothing."""
     folder, ended = others["its config"]
     assert ended.returncode == 0, ended.stderr[-2000:]
-    again, first = record.read_run(folder), record.read_run(runs["bf16"])
+    again, first = run_folder.read_run(folder), run_folder.read_run(runs["bf16"])
     assert losses(again) == losses(first)
     assert again.parity == first.parity and "overrides" not in again.parity
 
@@ -251,9 +258,9 @@ def test_a_runs_config_run_again_gives_the_same_losses(runs, others) -> None:
 def test_a_plugin_and_an_override_take_part_and_are_facts(runs, others) -> None:
     folder, ended = others["plugin"]
     assert ended.returncode == 0, ended.stderr[-2000:]
-    run, plain = record.read_run(folder), record.read_run(runs["bf16"])
+    run, plain = run_folder.read_run(folder), run_folder.read_run(runs["bf16"])
     assert losses(run)[0] == pytest.approx(2 * losses(plain)[0], rel=0.05)  # its loss counts twice
-    assert (folder / record.LOG).read_text().count("the plugin saw step") == 2
+    assert (folder / run_folder.LOG).read_text().count("the plugin saw step") == 2
     assert run.parity["min_learning_rate"] == 1e-3 and run.parity["num_layers"] == 2
     assert run.parity["overrides"] == {"optimizer.adam_beta2": "0.9"} and len(run.parity["plugin"]) == 12
 
@@ -261,12 +268,12 @@ def test_a_plugin_and_an_override_take_part_and_are_facts(runs, others) -> None:
 def test_a_failing_plugin_is_told_by_file_and_line(others) -> None:
     folder, ended = others["failing plugin"]
     assert ended.returncode == 1
-    cause = record.read_run(folder).outcome["cause"]
+    cause = run_folder.read_run(folder).outcome["cause"]
     assert cause == f"{folder.parent.parent / 'failing.py'}:6: ZeroDivisionError: division by zero"
 
 
 def test_another_seed_gives_another_run(runs, others) -> None:
-    other, first = (losses(record.read_run(folder)) for folder in (others["another seed"][0], runs["bf16"]))
+    other, first = (losses(run_folder.read_run(folder)) for folder in (others["another seed"][0], runs["bf16"]))
     assert other[0] != first[0] and other[0] == pytest.approx(first[0], abs=0.3)
 
 
@@ -278,11 +285,11 @@ def test_tensorboard_has_the_same_losses(others) -> None:
     events.Reload()
     written = events.Scalars("lm loss")
     assert [event.step for event in written] == [1, 2]
-    assert [event.value for event in written] == pytest.approx(losses(record.read_run(folder)))
+    assert [event.value for event in written] == pytest.approx(losses(run_folder.read_run(folder)))
 
 
 def test_nvfp4_is_not_bf16_and_near_it(runs) -> None:
-    bf16, nvfp4 = (losses(record.read_run(runs[precision])) for precision in PRECISIONS)
+    bf16, nvfp4 = (losses(run_folder.read_run(runs[precision])) for precision in PRECISIONS)
     gaps = [abs(one - other) for one, other in zip(bf16, nvfp4, strict=True)]
     assert all(gaps)
     assert max(gaps) < 0.3
@@ -292,7 +299,7 @@ def test_nvfp4_is_not_bf16_and_near_it(runs) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_resumed_run_goes_on_exactly_where_the_other_was(runs, resumed, precision: str) -> None:
     """Weights, optimizer, sample order, learning rate and the seeds of stochastic rounding: all to the last digit."""
-    unbroken, second_half = (record.read_run(each[precision]) for each in (runs, resumed))
+    unbroken, second_half = (run_folder.read_run(each[precision]) for each in (runs, resumed))
     assert [line["iteration"] for line in second_half.train] == [4, 5, 6]
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [line[name] for line in second_half.train] == [line[name] for line in unbroken.train[3:]]
@@ -305,26 +312,26 @@ def test_a_resumed_run_goes_on_exactly_where_the_other_was(runs, resumed, precis
 def test_a_run_resumed_at_its_end_is_refused(others) -> None:
     folder, ended = others["at its end"]
     assert ended.returncode == 2 and "raise --train-iters" in ended.stderr + ended.stdout
-    assert record.read_run(folder).train == []
-    assert record.read_run(folder).verdict is Verdict.FAILED
+    assert run_folder.read_run(folder).train == []
+    assert run_folder.read_run(folder).verdict is Verdict.FAILED
 
 
 def test_evaluating_a_checkpoint_trains_nothing(others, runs) -> None:
     folder, ended = others["evaluated"]
     assert ended.returncode == 0, ended.stderr[-2000:]
-    run, before = record.read_run(folder), record.read_run(runs["bf16"])
+    run, before = run_folder.read_run(folder), run_folder.read_run(runs["bf16"])
     assert run.verdict is Verdict.SUCCEEDED and run.train == [] and not run.environment["trained"]
     assert [(line["split"], line["iteration"]) for line in run.evaluations] == [("validation", 6), ("test", 6)]
     expected = [line["loss"] for line in before.evaluations]
     assert [line["loss"] for line in run.evaluations] == pytest.approx(expected, abs=0.05)  # of other batches
-    assert not (folder / record.CHECKPOINTS).exists()
+    assert not (folder / run_folder.CHECKPOINTS).exists()
 
 
 def test_exported_weights_are_those_of_the_checkpoint(others, in_python) -> None:
     """Scored by `transformers` on a text of the same kind: what six iterations have learned is there."""
     folder, ended = others["exported"]
     assert ended.returncode == 0, ended.stderr[-2000:]
-    assert record.read_run(folder).verdict is Verdict.SUCCEEDED
+    assert run_folder.read_run(folder).verdict is Verdict.SUCCEEDED
     loss = in_python(
         """
         import torch
@@ -336,7 +343,7 @@ def test_exported_weights_are_those_of_the_checkpoint(others, in_python) -> None
         """,
         str(folder.parents[1] / "huggingface"),
     )
-    trained = record.read_run(others["evaluated"][0]).evaluations[0]["loss"]
+    trained = run_folder.read_run(others["evaluated"][0]).evaluations[0]["loss"]
     assert loss == pytest.approx(trained, abs=0.4) and loss < math.log(257) - 0.5
 
 
@@ -350,14 +357,14 @@ def test_fine_tuning(train, others, runs, instructions: Path) -> None:
             scheme: pool.submit(train, "nvfp4", "--finetune", scheme, "--from", base, "--train-iters", "4", *given)
             for scheme, base in schemes.items()
         }
-    tuned = {scheme: record.read_run(future.result()[0]) for scheme, future in started.items()}
+    tuned = {scheme: run_folder.read_run(future.result()[0]) for scheme, future in started.items()}
     for scheme, run in tuned.items():
         assert losses(run)[-1] < losses(run)[0] - 0.1, scheme
         assert [line["split"] for line in run.evaluations] == ["validation"]
         assert run.environment["finetuned"] == scheme and not run.environment["mock_data"]
     assert losses(tuned["lora"])[0] == losses(tuned["sft"])[0]  # adapters begin as nothing
     sizes = {
-        scheme: sum(path.stat().st_size for path in (run.folder / record.CHECKPOINTS).rglob("*.distcp"))
+        scheme: sum(path.stat().st_size for path in (run.folder / run_folder.CHECKPOINTS).rglob("*.distcp"))
         for scheme, run in tuned.items()
     }
     assert sizes["lora"] < sizes["sft"] / 2  # adapters and their optimizer state alone
@@ -369,7 +376,7 @@ def test_fine_tuning(train, others, runs, instructions: Path) -> None:
 def test_your_own_data(others) -> None:
     folder, ended = others["own data"]
     assert ended.returncode == 0, ended.stderr[-2000:]
-    run = record.read_run(folder)
+    run = run_folder.read_run(folder)
     assert run.verdict is Verdict.SUCCEEDED and len(run.train) == 2
     assert run.parity["data"].startswith("corpus-40000-")
     assert "text" not in run.environment and not run.environment["mock_data"]
@@ -381,7 +388,7 @@ def test_your_own_data(others) -> None:
 def test_data_shorter_than_a_sequence(others) -> None:
     folder, ended = others["short data"]
     assert ended.returncode == 2
-    run = record.read_run(folder)
+    run = run_folder.read_run(folder)
     assert run.verdict is Verdict.FAILED and run.outcome["exit_code"] == 2
     assert "--seq-length 128 is longer than the data" in run.outcome["cause"]
     assert run.outcome["cause"] in ended.stdout + ended.stderr
@@ -389,7 +396,7 @@ def test_data_shorter_than_a_sequence(others) -> None:
 
 def test_the_outcome_is_written_when_the_run_has_ended(runs) -> None:
     for folder in runs.values():
-        outcome = json.loads((folder / record.OUTCOME).read_text())
-        last = (folder / record.METRICS).stat().st_mtime
-        assert (folder / record.OUTCOME).stat().st_mtime >= last
+        outcome = json.loads((folder / run_folder.OUTCOME).read_text())
+        last = (folder / run_folder.METRICS).stat().st_mtime
+        assert (folder / run_folder.OUTCOME).stat().st_mtime >= last
         assert time.strptime(outcome["ended"], "%Y-%m-%dT%H:%M:%SZ")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import record
-from pretraining.record import Verdict
+from pretraining.record import run_folder
+from pretraining.record.run_folder import Verdict
 
 pytestmark = pytest.mark.slurm
 PROJECT = Path(__file__).resolve().parents[2]
@@ -36,30 +36,30 @@ def forward_step(state, data_iterator, model, return_schedule_plan=False):
 
 
 def iterations(folder: Path) -> int:
-    path = folder / record.METRICS
+    path = folder / run_folder.METRICS
     return path.read_text().count('"train"') if path.exists() else 0
 
 
-def local_twin(folder: Path, environment: dict[str, str]) -> record.Run:
+def local_twin(folder: Path, environment: dict[str, str]) -> run_folder.Run:
     """The same work by two processes of this machine, without Slurm."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(PROJECT / "assets" / "pretrain_llama.py"), "--model", "tiny", "--global-batch-size", "8"]
     command += ["--micro-batch-size", "4", "--seq-length", "64", "--train-iters", "24", "--precision", "bf16"]
     ended = subprocess.run([*command, "--run-dir", str(folder)], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    return record.read_run(folder)
+    return run_folder.read_run(folder)
 
 
 def test_a_run_on_two_nodes_is_compared_with_a_local_one(head, environment) -> None:
     before = time.time()
     folder = head.submit("first", "--train-iters", "24", "--precision", "nvfp4", "--wait")
-    run = record.read_run(folder)
+    run = run_folder.read_run(folder)
     assert run.verdict is Verdict.SUCCEEDED and len(run.train) == 24
     assert (run.parity["world_size"], run.environment["processes"]) == (2, 2)
-    told = json.loads((folder / record.JOB).read_text())
+    told = json.loads((folder / run_folder.JOB).read_text())
     accounted = head.slurm.run("sacct", "-nXP", "-j", told["job"], "-o", "State,NNodes").stdout.strip()
     assert accounted == "COMPLETED|2"
-    assert {path.name for path in (folder / record.RANK_LOGS).iterdir()} == {"0000.log", "0001.log"}
+    assert {path.name for path in (folder / run_folder.RANK_LOGS).iterdir()} == {"0000.log", "0001.log"}
     assert (
         run.plan["request"]["runtime"] == "cluster" and run.plan["choices"]["processes"]["value"] == "2 x 1 processes"
     )
@@ -83,7 +83,7 @@ def test_a_failure_is_told_with_its_rank_and_the_exit_code(head) -> None:
     plugin = head.shared / "dying.py"
     plugin.write_text(DYING)
     folder = head.submit("failing", "--plugin", str(plugin), "--wait", code=1)
-    run = record.read_run(folder)
+    run = run_folder.read_run(folder)
     assert run.verdict is Verdict.FAILED, run.outcome
     assert run.outcome["cause"].startswith("rank 1 on ") and "a bug on the second node" in run.outcome["cause"]
     assert head.state(folder) == "FAILED" and not head.jobs()  # and Slurm did not start it again
@@ -94,7 +94,7 @@ def test_a_cancelled_job_ends_with_a_record(head, until) -> None:
     until(lambda: iterations(folder) >= 3)
     ended = head.run("cancel", "--run", "cancelled")
     assert ended.returncode == 0 and "cancelled" in ended.stdout, ended.stderr
-    run = record.read_run(folder)
+    run = run_folder.read_run(folder)
     assert run.verdict is Verdict.INTERRUPTED, run.outcome
     assert not head.jobs()
     assert head.run("logs", "--run", "cancelled").returncode == 130
@@ -104,13 +104,13 @@ def test_a_cancelled_job_ends_with_a_record(head, until) -> None:
 def test_a_waiting_job_is_cancelled_too(head) -> None:
     folder = head.submit("waiting", sbatch={"begin": "now+1hour"})
     assert head.run("cancel", "--run", "waiting").returncode == 0
-    run = record.read_run(folder)
+    run = run_folder.read_run(folder)
     assert run.verdict is Verdict.INTERRUPTED and run.train == [] and "CANCELLED" in run.outcome["cause"]
 
 
 def check_resumed(first: Path, second: Path) -> None:
     """The first attempt saved when it was asked to end, also between two checkpoints; the second went on from there."""
-    begun, resumed = record.read_run(first), record.read_run(second)
+    begun, resumed = run_folder.read_run(first), run_folder.read_run(second)
     assert begun.verdict is Verdict.INTERRUPTED, begun.outcome
     assert resumed.environment["resumed_from"] == str(first)
     start = resumed.parity["start_iteration"]
@@ -128,7 +128,9 @@ def test_a_preempted_job_starts_again_and_resumes(head, until, make_dataset) -> 
     until(lambda: iterations(second) >= 3)
     check_resumed(folder, second)
     index = {path.name: path.stat().st_mtime for path in (head.shared / "cache" / "index").iterdir()}
-    assert index and max(index.values()) < (second / record.ENVIRONMENT).stat().st_mtime  # built once, and used again
+    assert (
+        index and max(index.values()) < (second / run_folder.ENVIRONMENT).stat().st_mtime
+    )  # built once, and used again
     beside = {path.name for path in (head.shared / "data").iterdir()}
     assert beside == {"corpus.bin", "corpus.idx"}
     assert "(restart 1)" in head.run("jobs").stdout
@@ -139,8 +141,8 @@ def test_data_that_a_node_does_not_see(head, until, make_dataset, tmp_path: Path
     prefix = make_dataset(tmp_path / "corpus", tokens=20_000)
     folder = head.submit("blind", "--data", prefix, sbatch={"begin": "now+2"})
     Path(f"{prefix}.idx").unlink()
-    until(lambda: (folder / record.OUTCOME).exists())
-    run = record.read_run(folder)
+    until(lambda: (folder / run_folder.OUTCOME).exists())
+    run = run_folder.read_run(folder)
     assert run.verdict is Verdict.FAILED and run.train == []
     assert "cannot see --data" in run.outcome["cause"] and f"{prefix}.idx" in run.outcome["cause"]
     assert head.run("logs", "--run", "blind").returncode == 1
@@ -155,7 +157,7 @@ def test_a_lost_node_starts_the_job_again(head, until) -> None:
     until(lambda: head.slurm.nodes()["n2"].startswith("down"), seconds=90)
     head.slurm.start_node("n2")
     until(lambda: iterations(second) >= 3, seconds=120)
-    resumed = record.read_run(second)
+    resumed = run_folder.read_run(second)
     assert resumed.environment["resumed_from"] == str(folder) and resumed.parity["start_iteration"] >= 5
     assert head.run("cancel", "--run", "lost").returncode == 0
     until(lambda: set(head.slurm.nodes().values()) == {"idle"})
@@ -186,7 +188,7 @@ def test_submitting_costs_little_over_sbatch(head, until) -> None:
         return took
 
     ours = until_it_runs(lambda: head.submit("timed"))
-    script = Path(json.loads((head.runs / "timed" / record.JOB).read_text())["script"])
+    script = Path(json.loads((head.runs / "timed" / run_folder.JOB).read_text())["script"])
     head.run("cancel", "--run", "timed")
     by_hand = until_it_runs(lambda: head.slurm.run("sbatch", "--parsable", str(script)))
     print(f"submit to running: {ours:.1f} s, sbatch by hand {by_hand:.1f} s")

@@ -17,13 +17,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pretraining import cpu
+from pretraining.megatron import cpu
 
 cpu.enable()
 
 from megatron.bridge.training.config import ConfigContainer, runtime_config_update
 
-from pretraining import changes, models, precision, settings, versions
+from pretraining.megatron import changes, compat
+from pretraining.request import models, precisions, settings
 
 RUN = Path("/nowhere/run")
 
@@ -54,7 +55,7 @@ def asked(chosen: settings.Settings) -> dict[str, Any]:
     """Each field that the playbook sets, and its value."""
     model, row = chosen.model, chosen.precision
     words = model.hf_config["vocab_size"]
-    eval_section = versions.evaluation_section()
+    eval_section = compat.evaluation_section()
     wanted = {
         "train.train_iters": chosen.train_iters,
         "train.global_batch_size": chosen.global_batch_size,
@@ -93,7 +94,7 @@ def asked(chosen: settings.Settings) -> dict[str, Any]:
     return wanted
 
 
-def config_of_preset(row: precision.Precision) -> Any:
+def config_of_preset(row: precisions.Precision) -> Any:
     """The preset, untouched."""
     from megatron.bridge.training import mixed_precision
 
@@ -102,7 +103,7 @@ def config_of_preset(row: precision.Precision) -> Any:
 
 def lost(config: ConfigContainer, wanted: dict[str, Any]) -> dict[str, Any]:
     """The fields of which something else is read back, with that."""
-    from pretraining import fields
+    from pretraining.megatron import fields
 
     answer = {}
     for name, value in wanted.items():
@@ -118,7 +119,7 @@ def every_config() -> dict[str, Any]:
     """For "model precision": the fields that were lost, {} where none was."""
     answer: dict[str, Any] = {}
     for name in models.MODELS:
-        for row in precision.PRECISIONS:
+        for row in precisions.PRECISIONS:
             try:
                 chosen, config, processes = built("--model", name, "--precision", row, "--data", "mock")
                 validated(config, processes)
@@ -141,7 +142,7 @@ def words() -> dict[str, int]:
 def gathers() -> dict[str, str]:
     """In which format each preset stores and gathers weights."""
     answer = {}
-    for name, row in precision.PRECISIONS.items():
+    for name, row in precisions.PRECISIONS.items():
         preset = config_of_preset(row)
         quantized = {"FP8": preset.fp8_param_gather, "FP4": getattr(preset, "fp4_param_gather", False)}
         answer[name] = next((kind for kind, on in quantized.items() if on), "BF16")
@@ -180,7 +181,7 @@ def saved() -> dict[str, Any]:
 
 def main() -> None:
     """Write the answers."""
-    answers: dict[str, Any] = {"versions": versions.installed(), "import_seconds": time.process_time()}
+    answers: dict[str, Any] = {"versions": compat.installed(), "import_seconds": time.process_time()}
     for question in (every_config, words, gathers, tuned, saved):
         try:
             answers[question.__name__] = question()

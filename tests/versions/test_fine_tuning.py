@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import finetuning, record
+from pretraining.record import run_folder
+from pretraining.request import finetuning
 
 pytestmark = pytest.mark.versions
 
@@ -17,11 +18,11 @@ SIZES = ("--seq-length", "64", "--warmup-iters", "1")
 
 
 @pytest.fixture(scope="module")
-def train_with(release, train) -> Callable[..., record.Run]:
+def train_with(release, train) -> Callable[..., run_folder.Run]:
     """`train` with one version; gives the record of what succeeded."""
 
-    def run(precision: str, *flags: str) -> record.Run:
-        return record.read_run(train(precision, *flags, python=release.python, PYTHONPATH=release.path)[0])
+    def run(precision: str, *flags: str) -> run_folder.Run:
+        return run_folder.read_run(train(precision, *flags, python=release.python, PYTHONPATH=release.path)[0])
 
     return run
 

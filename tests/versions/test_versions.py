@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pretraining.models import MODELS
-from pretraining.precision import PRECISIONS
+from pretraining.request.models import MODELS
+from pretraining.request.precisions import PRECISIONS
 
 pytestmark = pytest.mark.versions
 

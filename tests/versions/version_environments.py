@@ -22,7 +22,7 @@ CACHE = PROJECT / ".cache" / "versions"
 OWN = "0.3.1"  # what requirements/megatron.txt installs for Python 3.11
 NEWER = tuple(sorted(path.stem for path in (REQUIREMENTS / "versions").glob("*.txt")))
 SECONDS = 900
-MAKE = "from playbook.environments import make; print(make('cpu'))"
+MAKE = "from playbook.common.venvs import make; print(make('cpu'))"
 
 
 class Missing(Exception):

@@ -22,11 +22,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from .. import record
-from ..errors import UsageError
-from . import manifest, sources, tokenizers
-from .sources import Piece, Source
-from .worker import Result
+from pretraining.data import manifest, sources, tokenizers
+from pretraining.data.sources import Piece, Source
+from pretraining.data.worker import Result
+from pretraining.errors import UsageError
+from pretraining.record import run_folder
 
 COMMIT_SECONDS = 2.0
 EXAMPLES = 20  # broken lines that are named one by one
@@ -103,7 +103,7 @@ class Build:
         path = self.folder / "plan.json"
         plan = json.loads(json.dumps(plan, default=str))
         if not path.exists():
-            record.write_json(path, plan)
+            run_folder.write_json(path, plan)
             return
         begun = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in plan if plan[name] != begun.get(name)]
@@ -161,7 +161,7 @@ class Build:
         for file in (self._tokens, self._lengths):
             file.flush()
             os.fsync(file.fileno())
-        record.write_json(self.folder / "state.json", asdict(self.state))
+        run_folder.write_json(self.folder / "state.json", asdict(self.state))
         self._committed = time.monotonic()
 
     def close(self) -> None:
@@ -190,9 +190,9 @@ class Build:
             dtype=np.dtype(vocabulary.dtype).name,
             sources=[[str(source.path), source.size] for source in inputs],
             sha256={".bin": self._digest.hexdigest(), ".idx": index_digest},
-            created=record.utc_now(),
+            created=run_folder.utc_now(),
         )
-        record.write_json(self.folder / "manifest", written.as_dict())
+        run_folder.write_json(self.folder / "manifest", written.as_dict())
         (self.folder / "finishing").touch()
         self._move_into_place()
         return written

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import UsageError
-from . import contents
+from pretraining.data import contents
+from pretraining.errors import UsageError
 
 MIB = 2**20
 CHUNK_BYTES = MIB  # more, and the last chunks leave workers idle; less gains nothing

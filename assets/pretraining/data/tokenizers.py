@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .. import huggingface
-from ..errors import UsageError
+from pretraining.errors import UsageError
+from pretraining.megatron import huggingface
 
 BYTES = "bytes"
 BATCH_CHARACTERS = 2**20

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import tokenizers
-from .sources import Piece
+from pretraining.data import tokenizers
+from pretraining.data.sources import Piece
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pretraining import versions
+from pretraining.megatron import compat
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor
-from pretraining.switches import Nvfp4Recipe
+from pretraining.request.nvfp4_recipe import Nvfp4Recipe
 
 if TYPE_CHECKING:
     from pretraining.numerics.nvfp4_triton import Operand
@@ -145,7 +145,7 @@ class Ours:
         """Both sides of any matrix with K divisible by 16 as the kernels round them, shaped as in `specified`."""
         from pretraining.numerics import nvfp4_triton
 
-        folded = versions.folds_block_scale()
+        folded = compat.folds_block_scale()
         if mode.tile == (BLOCK, BLOCK):
             rows = columns = nvfp4_triton.quantize_tiles(x, folded=folded)
         else:
@@ -165,7 +165,7 @@ class Ours:
 
 def specified(x: Tensor, mode: Mode) -> dict[str, NVFP4Tensor]:
     """Both sides as the specification rounds them to nearest, on the CPU. Columns are padded to whole blocks."""
-    folded = versions.folds_block_scale()
+    folded = compat.folds_block_scale()
     rows, columns = matrices(x)
     return {
         "rows": nvfp4.quantize(rows, tile=mode.tile, folded=folded),
@@ -185,9 +185,9 @@ def padded(x: Tensor) -> Tensor:
 
 
 def _nearest_quantizer(role: Any) -> Any:
-    from pretraining.numerics import te_recipe
+    from pretraining.numerics import te_quantizer
 
-    quantizer = te_recipe.quantizer_factory(role)
+    quantizer = te_quantizer.quantizer_factory(role)
     if quantizer is not None:
         quantizer.recipe = Nvfp4Recipe(stochastic=False)
     return quantizer

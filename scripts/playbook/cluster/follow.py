@@ -13,9 +13,9 @@ from typing import Any
 from playbook.cluster import slurm
 from playbook.cluster.config import Cluster
 from playbook.cluster.slurm import ClusterError
-from pretraining import record
 from pretraining.errors import UsageError
-from pretraining.record import Verdict
+from pretraining.record import run_folder
+from pretraining.record.run_folder import Verdict
 
 POLL_SECONDS = 1.0
 _AT_ONCE = 1 << 20  # bytes of a log
@@ -72,7 +72,7 @@ class Job:
 
 def submitted(cluster: Cluster) -> list[Job]:
     """Every submitted run under the cluster's runs folder, newest last; Slurm is not asked."""
-    jobs = [Job(path.parent, json.loads(path.read_text())) for path in cluster.runs_folder.glob(f"*/{record.JOB}")]
+    jobs = [Job(path.parent, json.loads(path.read_text())) for path in cluster.runs_folder.glob(f"*/{run_folder.JOB}")]
     return sorted(jobs, key=lambda job: job.told["submitted"])
 
 
@@ -111,7 +111,7 @@ def settle(job: Job) -> None:
     folder = attempt(job)
     verdict, cause = _ENDS.get(job.state, (Verdict.FAILED, f"Slurm says {job.state}"))
     code = 130 if verdict is Verdict.INTERRUPTED else 1
-    record.write_outcome(folder, verdict, cause=f"{cause} (job {job.number}, {job.state})", exit_code=code)
+    run_folder.write_outcome(folder, verdict, cause=f"{cause} (job {job.number}, {job.state})", exit_code=code)
 
 
 def pick(cluster: Cluster, name: str | None) -> Job:
@@ -133,7 +133,7 @@ def show(cluster: Cluster) -> int:
         settle(job)
         rest = job.why
         if job.over:
-            outcome = record.read_facts(attempt(job)).outcome
+            outcome = run_folder.read_facts(attempt(job)).outcome
             rest = f"{outcome.get('verdict', '')} {outcome.get('cause', '')}".strip()
         again = f" (restart {job.restarts})" if job.restarts else ""
         rows.append((job.number, job.state, job.elapsed, job.nodes, f"{job.run.name}{again}", rest))
@@ -154,7 +154,7 @@ def logs(cluster: Cluster, name: str | None) -> int:
     shown, folder, waiting, asked = 0, attempt(job), "", time.monotonic()
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while True:
-        read = _from(folder / record.LOG, shown)
+        read = _from(folder / run_folder.LOG, shown)
         shown += len(read)
         print(decoder.decode(read), end="", flush=True)
         if not read and job.over:
@@ -170,7 +170,7 @@ def logs(cluster: Cluster, name: str | None) -> int:
             waiting = job.why
             print(f"waiting: {waiting}", flush=True)
     settle(job)
-    ended = record.read_facts(folder)
+    ended = run_folder.read_facts(folder)
     print(f"{folder.name}: {ended.verdict} {ended.outcome.get('cause', '')}".rstrip())
     if not shown:
         print(f"it never began to train; the job's own log: {job.told['folder']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 
-from playbook.failures import Failure
+from playbook.common.failures import Failure
 
 SECONDS = 60
 

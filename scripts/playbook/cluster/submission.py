@@ -15,16 +15,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from playbook import PROJECT, plan
+from playbook import PROJECT
 from playbook.cluster import slurm
 from playbook.cluster.config import Cluster
 from playbook.cluster.slurm import ClusterError
-from playbook.environments import ensure
-from playbook.folders import read_by
-from playbook.place import Choice, Place
-from playbook.runtimes import cpu
-from pretraining import record, settings, switches
+from playbook.common.venvs import ensure
+from playbook.launch import cpu
+from playbook.launch.container.folders import read_by
+from playbook.plan import plan
+from playbook.plan.place import Choice, Place
 from pretraining.errors import UsageError
+from pretraining.record import run_folder
+from pretraining.request import nvfp4_recipe, settings
 
 NEMO = Path(__file__).resolve().with_name("nemo.py")
 SCHEDULED_SECONDS = 2.0
@@ -52,7 +54,7 @@ def planned(args: argparse.Namespace, cluster: Cluster) -> plan.Plan:
         raise UsageError(f"NPROC={args.nproc} is over the {cluster.gpus} GPUs a node of cluster.yaml (gpus:)")
     processes = args.nodes * args.nproc
     chosen = settings.resolve(args, on_gpu=cluster.on_gpu, processes=processes)
-    folder = chosen.run_dir or cluster.runs_folder / record.run_name(chosen.precision.name, chosen.model.name)
+    folder = chosen.run_dir or cluster.runs_folder / run_folder.run_name(chosen.precision.name, chosen.model.name)
     chosen = replace(chosen, run_dir=folder)
     if args.cache_dir == PROJECT / ".cache":
         chosen = replace(chosen, cache_dir=cluster.runs_folder / ".cache")
@@ -72,7 +74,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     folder = chosen.run_dir
     assert folder is not None
     environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **(cluster.environment or {})}
-    environment |= switches.passed_on()
+    environment |= nvfp4_recipe.passed_on()
     if not cluster.on_gpu:
         environment |= cpu.environment_of(threads=1)
     needed = {cluster.runs_folder, folder.parent, chosen.cache_dir, *read_by(chosen)}
@@ -103,7 +105,7 @@ def check(folder: Path) -> None:
     if "is UP" not in state.stdout:
         said = (state.stderr.strip() or state.stdout.strip() or "nothing").splitlines()[0]
         raise ClusterError(f"Slurm's controller does not answer: scontrol ping says {said!r}; try later")
-    if any((folder / name).exists() for name in (record.JOB, record.ENVIRONMENT, record.OUTCOME)):
+    if any((folder / name).exists() for name in (run_folder.JOB, run_folder.ENVIRONMENT, run_folder.OUTCOME)):
         raise UsageError(f"--run-dir {folder} already holds a run or a submitted job; name another, or `make jobs`")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +185,7 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
         check(folder)
         folder.mkdir(exist_ok=True)
         command = ["srun", cluster.python, "cluster_node.py", *told["flags"]]
-        if not record.write_json(folder / record.PLAN, job.described(command), keep_existing=True):
+        if not run_folder.write_json(folder / run_folder.PLAN, job.described(command), keep_existing=True):
             raise UsageError(f"{folder} was made by another submission just now: try again")
         ours.append(folder)
 
@@ -191,14 +193,14 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
         answer = nemo(told, "submit", make_folder)
         number = answer["job"]
         submitted = {
-            "schema": record.SCHEMA,
+            "schema": run_folder.SCHEMA,
             "job": number,
-            "submitted": record.utc_now(),
+            "submitted": run_folder.utc_now(),
             "script": answer["script"],
             "folder": answer["folder"],
             "restarts": cluster.restarts,
         }
-        record.write_json(folder / record.JOB, submitted)
+        run_folder.write_json(folder / run_folder.JOB, submitted)
         if never := _never_starts(number):
             raise ClusterError(never)
         return submitted
@@ -212,7 +214,7 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
 
 def _take_back(folder: Path) -> None:
     """Remove what a submission wrote, and the folder where nothing else is in it."""
-    for name in (record.PLAN, record.JOB):
+    for name in (run_folder.PLAN, run_folder.JOB):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

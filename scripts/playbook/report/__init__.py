@@ -19,13 +19,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from playbook import PROJECT, comparison_file
-from playbook.comparison_file import FILE, MARKDOWN, PAGE, PLOTS, TABLE
-from playbook.lines import Lines
-from playbook.report import placing
-from playbook.results import KIND, Comparison
+from playbook import PROJECT
+from playbook.common import file_sets
+from playbook.compare import saved
+from playbook.compare.model import KIND, Comparison
+from playbook.compare.saved import FILE, MARKDOWN, PAGE, PLOTS, TABLE
+from playbook.record.columns import Lines
 from pretraining.errors import UsageError
-from pretraining.record import Run
+from pretraining.record.run_folder import Run
 
 _HEAD = 2048  # bytes, in which a file of ours says that it is
 
@@ -36,7 +37,7 @@ def check_target(folder: Path) -> None:
     Raises:
         UsageError: something there is not of an earlier report; it is never overwritten.
     """
-    comparison_file.check_target(folder / FILE)
+    saved.check_target(folder / FILE)
     for path in (*(folder / name for name in (PAGE, TABLE, MARKDOWN)), *(folder / PLOTS).glob("*.png")):
         if path.is_symlink() or (path.exists() and not _is_ours(path)):
             raise UsageError(f"{path} exists and is not of a report; it is not overwritten. Choose another folder.")
@@ -86,11 +87,11 @@ def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Pat
         MARKDOWN: export.as_markdown(comparison, titles).encode(),
         **pictures,
     }
-    files = {name: partial(placing.write_synced, content=content) for name, content in contents.items()}
+    files = {name: partial(file_sets.write_synced, content=content) for name, content in contents.items()}
     earlier = [path for name in (FILE, PAGE, TABLE, MARKDOWN, f"{PLOTS}/*.png") for path in folder.glob(name)]
-    placing.place(
+    file_sets.place(
         folder,
-        files | {FILE: partial(comparison_file.write, comparison)},
+        files | {FILE: partial(saved.write, comparison)},
         [str(path.relative_to(folder)) for path in earlier],
     )
     return [folder / name for name in (FILE, *contents)]

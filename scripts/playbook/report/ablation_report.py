@@ -9,13 +9,14 @@ from pathlib import Path
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from playbook import ablation
-from playbook.ablation import Ablation
-from playbook.ablation_file import FILE, KIND, MARKDOWN, PICTURE
-from playbook.report import placing, svg
+from playbook.campaign import ablation
+from playbook.campaign.ablation import Ablation
+from playbook.common import file_sets
+from playbook.compare.ablation_file import FILE, KIND, MARKDOWN, PICTURE
+from playbook.report import svg
 from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, numbers, single
 from playbook.report.export import as_table, escaped
-from pretraining.record import write_json
+from pretraining.record.run_folder import write_json
 
 TITLE = "Training loss gap to BF16 with the same seed, per cent"
 HOW = (
@@ -38,11 +39,11 @@ def write(of: Ablation, folder: Path) -> list[Path]:
     with svg.style():
         drawn = svg.png(picture(of), KIND)
     files = {
-        PICTURE: partial(placing.write_synced, content=drawn),
-        MARKDOWN: partial(placing.write_synced, content=as_markdown(of).encode()),
+        PICTURE: partial(file_sets.write_synced, content=drawn),
+        MARKDOWN: partial(file_sets.write_synced, content=as_markdown(of).encode()),
         FILE: partial(write_json, content=asdict(of)),
     }
-    placing.place(folder, files, ())
+    file_sets.place(folder, files, ())
     return [folder / name for name in (FILE, MARKDOWN, PICTURE)]
 
 

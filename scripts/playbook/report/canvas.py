@@ -14,11 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Affine2D, ScaledTranslation
 
+from playbook.compare.model import Arm, Comparison
 from playbook.report import series, wording
 from playbook.report.series import Array
 from playbook.report.svg import ARMS, DASHES, INK, MARKERS, POINTS
-from playbook.results import Arm, Comparison
-from pretraining.record import Run
+from pretraining.record.run_folder import Run
 
 WIDTH = 400  # points; a phone shows it at nine tenths of that, a desktop two side by side
 LEFT, RIGHT, TOP, BOTTOM = 50, 18, 26, 40

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from playbook.compare.model import Comparison
 from playbook.report import series
 from playbook.report.canvas import Look, Plot, Runs, numbers, raw, single
 from playbook.report.series import Array
-from playbook.results import Comparison
-from pretraining.record import Run
+from pretraining.record.run_folder import Run
 
 
 def memory(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:

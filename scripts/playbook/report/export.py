@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
+from playbook.compare.model import Comparison, Contrast, RunResult
+from playbook.compare.stats import Figure
 from playbook.report import wording
 from playbook.report.page import title
-from playbook.results import Comparison, Contrast, RunResult
-from playbook.stats import Figure
 
 HEADER = ("arm", "label", "run", "figure", "value", "unit", "low", "high", "spread", "count")
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from playbook.gaps import LARGEST_PUBLISHED
+from playbook.compare.loss_gap import LARGEST_PUBLISHED
+from playbook.compare.model import Comparison
+from playbook.compare.stats import Figure
 from playbook.report import series, wording
 from playbook.report.canvas import (
     BOTTOM,
@@ -27,9 +29,7 @@ from playbook.report.canvas import (
     time_unit,
 )
 from playbook.report.svg import BAND, INK
-from playbook.results import Comparison
-from playbook.stats import Figure
-from pretraining.record import Run
+from pretraining.record.run_folder import Run
 
 
 def speed(comparison: Comparison, _runs: Runs, looks: Sequence[Look]) -> Plot | None:

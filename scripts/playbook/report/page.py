@@ -12,11 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from playbook.report import facts, wording
+from playbook.compare.model import Arm, Comparison, RunResult
+from playbook.compare.stats import Figure
+from playbook.report import page_facts, wording
 from playbook.report.canvas import Runs, looks
 from playbook.report.svg import VARIABLES
-from playbook.results import Arm, Comparison, RunResult
-from playbook.stats import Figure
 
 HERE = Path(__file__).parent
 GROUPS = (
@@ -52,7 +52,7 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         beside: the names of the files with the same data.
     """
     page = _template().render(
-        folderless=facts.folderless,
+        folderless=page_facts.folderless,
         result=comparison,
         title=title(comparison),
         model=_model(runs),
@@ -68,8 +68,8 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         peaks=wording.mfu_peaks(comparison),
         warnings=wording.warnings(comparison),
         runs=list(_runs(comparison.arms)),
-        environment=facts.table(comparison, runs),
-        commands=facts.commands(comparison, runs),
+        environment=page_facts.table(comparison, runs),
+        commands=page_facts.commands(comparison, runs),
         beside=beside,
         void=[found for found in comparison.differences if found.void],
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from playbook.compare.model import Comparison
 from playbook.report import device_plots, outcome_plots, step_plots
 from playbook.report.canvas import Plot, Runs, looks
-from playbook.results import Comparison
 
 DRAWN = (
     outcome_plots.speed,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from playbook.lines import Lines
-from pretraining.record import Run
+from playbook.record.columns import Lines
+from pretraining.record.run_folder import Run
 
 Array = NDArray[np.float64]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from playbook.measured import measure
+from playbook.compare.model import Comparison
+from playbook.compare.run_figures import measure
 from playbook.report import series, wording
 from playbook.report.canvas import (
     Look,
@@ -22,7 +23,6 @@ from playbook.report.canvas import (
 )
 from playbook.report.series import Array
 from playbook.report.svg import BAND, INK
-from playbook.results import Comparison
 
 NARROWEST, WIDEST = 0.03, 0.5  # of the median, on either side: what a trace shows at least and at most
 MEDIANS = 100  # of a trace that is too long to draw

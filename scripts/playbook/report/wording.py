@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from playbook.results import Arm, Comparison, Contrast
-from playbook.stats import Figure
-from playbook.table import joined, run_warnings
-from pretraining.record import Peak
+from playbook.compare.model import Arm, Comparison, Contrast
+from playbook.compare.stats import Figure
+from playbook.report.terminal import joined, run_warnings
+from pretraining.record.run_folder import Peak
 
 NOT_KNOWN = "not known"
 NO_FIGURE = "–"  # one that would mean nothing

@@ -15,7 +15,7 @@ def main() -> int:
     iterations = int(sys.argv[sys.argv.index("--train-iters") + 1])
     how = os.environ.get("STANDIN", "train")
     sys.path.insert(0, os.environ["ASSETS"])
-    from pretraining import lock  # the real one, over a mount
+    from pretraining.record import lock  # the real one, over a mount
 
     held = lock.hold(run, lock.run_of_environment(), "training")
 

@@ -4,11 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-from playbook import entry, jobs, progress
-from playbook.runtimes import cpu, process
+from playbook.cli import entry, train
+from playbook.launch import cpu, process, progress
 
 cpu.SCRIPT = str(Path(__file__).with_name("training.py"))
 cpu.ensure = cpu.python_of = lambda name: Path(sys.executable)
 progress.PLAIN_EVERY_SECONDS = float(os.environ.get("PLAIN_EVERY_SECONDS", progress.PLAIN_EVERY_SECONDS))
 process.LocalProcess.grace_seconds = float(os.environ.get("GRACE", process.LocalProcess.grace_seconds))
-sys.exit(entry.run("run", jobs.run))
+sys.exit(entry.run("run", train.run))

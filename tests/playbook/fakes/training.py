@@ -13,7 +13,9 @@ import signal
 import sys
 import time
 
-from pretraining import code_state, ending, record, settings
+from pretraining.record import code_state, run_folder
+from pretraining.request import settings
+from pretraining.run import ending
 
 how = os.environ.get("FAKE", "")
 if how == "early":
@@ -32,13 +34,13 @@ if "FAKE_SWITCH" in os.environ and getattr(chosen.nvfp4, os.environ["FAKE_SWITCH
     how = ""
 scale = json.loads(os.environ.get("FAKE_LOSS", "{}")).get(f"{precision} {chosen.seed}", 1.0)
 held = ending.claim_run_dir(chosen)
-(folder / record.LOG).write_text("fake\n")
+(folder / run_folder.LOG).write_text("fake\n")
 if how == "stubborn":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def end(verdict: record.Verdict, cause: str, code: int) -> None:
-    record.write_outcome(
+def end(verdict: run_folder.Verdict, cause: str, code: int) -> None:
+    run_folder.write_outcome(
         folder, verdict, cause=cause, exit_code=code,
         details={"peak_memory": {"bytes": 10**9, "kind": "resident set size of the process"}},
     )  # fmt: skip
@@ -50,8 +52,8 @@ facts = {
     "global_batch_size": chosen.global_batch_size, "start_iteration": 0, "device": os.environ.get("FAKE_DEVICE", "cpu"),
 }  # fmt: skip
 tail = chosen.bf16_tail_layers
-record.write_json(
-    folder / record.ENVIRONMENT,
+run_folder.write_json(
+    folder / run_folder.ENVIRONMENT,
     {
         "schema": 1, "mock_data": False, "tokens_per_step": chosen.tokens_per_step, "flops_per_token": 5e6,
         "precision": {"name": precision, "arithmetic": "emulated", "bf16_head_layers": 0, "bf16_tail_layers": tail},
@@ -59,7 +61,7 @@ record.write_json(
         "context": {"code": os.environ.get("FAKE_CODE", code_state.digest())},
     },
 )  # fmt: skip
-writer, began = record.MetricsWriter(folder / record.METRICS), time.time()
+writer, began = run_folder.MetricsWriter(folder / run_folder.METRICS), time.time()
 iterations = chosen.train_iters
 try:
     for iteration in range(1, 10**6 if how in ("slow", "stubborn") else iterations + 1):
@@ -74,14 +76,14 @@ try:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "odd" and iteration == 2:
             writer.write({"kind": "eval", "split": "validation", "iteration": 2, "loss": None})
-            with (folder / record.METRICS).open("a") as file:
+            with (folder / run_folder.METRICS).open("a") as file:
                 file.write('{"kind": "train", "iter\n\0\n[]\n5\n{"kind": "train"}\n{"kind": "eval", "split": []}\n')
         if how == "diverged" and iteration == 2:
-            end(record.Verdict.DIVERGED, "the loss is nan at iteration 2: try a lower learning rate", 1)
+            end(run_folder.Verdict.DIVERGED, "the loss is nan at iteration 2: try a lower learning rate", 1)
         if how == "disk" and iteration == 2:
             print("pretrain_llama.py: failed: the disk is full: free some space", flush=True)
             sys.exit(1)
 except KeyboardInterrupt:
-    end(record.Verdict.INTERRUPTED, "interrupted by SIGINT", 130)
+    end(run_folder.Verdict.INTERRUPTED, "interrupted by SIGINT", 130)
 writer.write({"kind": "eval", "split": "validation", "iteration": iterations, "loss": 2.5, "time": time.time()})
-end(record.Verdict.SUCCEEDED, "", 0)
+end(run_folder.Verdict.SUCCEEDED, "", 0)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from playbook import comparison
-from playbook.lines import Lines
-from playbook.results import Comparison
-from pretraining.record import Run
+from playbook.compare import comparison
+from playbook.compare.model import Comparison
+from playbook.record.columns import Lines
+from pretraining.record.run_folder import Run
 
 Case = tuple[Comparison, dict[str, list[Run]]]
 

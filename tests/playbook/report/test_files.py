@@ -15,8 +15,10 @@ import cases
 import pytest
 from PIL import Image
 
-from playbook import comparison_file, report
-from playbook.report import export, placing
+from playbook import report
+from playbook.common import file_sets
+from playbook.compare import saved
+from playbook.report import export
 from pretraining.errors import UsageError
 
 
@@ -85,7 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_comparison_is_among_the_files(written: Callable[[str], Path], case: Callable[[str], cases.Case]) -> None:
-    assert comparison_file.read(written("cpu"))["verdict"] == case("cpu")[0].verdict
+    assert saved.read(written("cpu"))["verdict"] == case("cpu")[0].verdict
 
 
 @pytest.mark.parametrize("earlier", [True, False])
@@ -117,8 +119,8 @@ MOVES = len(OLD) + len(NEW)
 
 
 def place_new(folder: Path, earlier: list[str]) -> None:
-    files = {name: partial(placing.write_synced, content=content) for name, content in NEW.items()}
-    placing.place(folder, files, earlier)
+    files = {name: partial(file_sets.write_synced, content=content) for name, content in NEW.items()}
+    file_sets.place(folder, files, earlier)
 
 
 @pytest.fixture

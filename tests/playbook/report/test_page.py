@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from playbook import report
-from playbook.report import canvas, facts
+from playbook.report import canvas, page_facts
 from playbook.report import page as page_module
 
 LARGEST = 3_000_000  # bytes, whatever the length of the runs
@@ -212,4 +212,4 @@ def test_the_users_own_matplotlib_settings_do_not_matter(
     ],
 )
 def test_a_page_that_is_sent_names_no_folder(text: str, expected: str) -> None:
-    assert facts.folderless(text) == expected
+    assert page_facts.folderless(text) == expected

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from playbook.report import series
-from pretraining.record import Run
+from pretraining.record.run_folder import Run
 
 
 def run(losses: list[float | None], *, first: int = 1, samples: list[dict] | None = None) -> Run:

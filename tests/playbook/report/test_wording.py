@@ -5,8 +5,8 @@ from __future__ import annotations
 import cases
 import pytest
 
+from playbook.compare.stats import Figure
 from playbook.report import wording
-from playbook.stats import Figure
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from pretraining import switches
-from pretraining.numerics import layers, nvfp4
-from pretraining.numerics.layers import BF16, NVFP4, NVFP4ColumnParallelLinear, set_arithmetic
-from pretraining.switches import Nvfp4Recipe as Recipe
+from pretraining.numerics import cpu_layers, nvfp4
+from pretraining.numerics.cpu_layers import BF16, NVFP4, NVFP4ColumnParallelLinear, set_arithmetic
+from pretraining.request import nvfp4_recipe
+from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
 
 DETERMINISTIC = Recipe(stochastic=False)
 
@@ -133,13 +133,13 @@ def test_seeds_come_from_the_default_generator():
 def test_both_quantizations_of_a_gradient_round_independently(monkeypatch):
     seeds = []
     for name in ("quantize_rows", "quantize_columns"):
-        original = getattr(layers, name)
+        original = getattr(cpu_layers, name)
 
         def spy(x, *, seed=None, original=original, **kwargs):
             seeds.append(seed)
             return original(x, seed=seed, **kwargs)
 
-        monkeypatch.setattr(layers, name, spy)
+        monkeypatch.setattr(cpu_layers, name, spy)
     module, (x, gradient) = build(arithmetic=NVFP4(Recipe())), tensors()
     for _ in range(2):
         forward_and_backward(module, x, gradient)
@@ -247,20 +247,20 @@ def test_refuses_what_it_does_not_do():
 
 def test_layer_spec_swaps_linear_layers_only():
     local = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec = layers.layer_spec(local, "nvfp4")
+    spec = cpu_layers.layer_spec(local, "nvfp4")
     attention, mlp = spec.submodules.self_attention.submodules, spec.submodules.mlp.submodules
-    assert attention.linear_qkv is mlp.linear_fc1 is layers.NVFP4ColumnParallelLinear
-    assert attention.linear_proj is mlp.linear_fc2 is layers.NVFP4RowParallelLinear
+    assert attention.linear_qkv is mlp.linear_fc1 is cpu_layers.NVFP4ColumnParallelLinear
+    assert attention.linear_proj is mlp.linear_fc2 is cpu_layers.NVFP4RowParallelLinear
     assert local.submodules.mlp.submodules.linear_fc1 is ColumnParallelLinear
     assert attention.core_attention is local.submodules.self_attention.submodules.core_attention
     with pytest.raises(ValueError, match="'fp8' has no emulated layers"):
-        layers.layer_spec(local, "fp8")
+        cpu_layers.layer_spec(local, "fp8")
     with pytest.raises(ValueError, match="names no ColumnParallelLinear"):
-        layers.layer_spec(spec, "bf16")
+        cpu_layers.layer_spec(spec, "bf16")
 
 
 def test_layers_take_the_recipe_of_their_process(monkeypatch):
-    monkeypatch.setattr(switches, "_in_use", DETERMINISTIC)
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", DETERMINISTIC)
     module = build(NVFP4ColumnParallelLinear)
     assert module._forward_impl.keywords["arithmetic"].recipe == DETERMINISTIC
 
@@ -275,7 +275,9 @@ def test_an_existing_layer_can_change_its_arithmetic():
 
 TWO_RANKS = """
 import sys, torch, torch.distributed as dist
-from pretraining.numerics.layers import BF16, linear, PreparedWeight
+from pretraining.numerics.cpu_layers import BF16
+from pretraining.numerics.cpu_layers import linear
+from pretraining.numerics.cpu_layers import PreparedWeight
 
 rank, rendezvous = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
@@ -301,7 +303,7 @@ dist.destroy_process_group()
 
 
 def test_tensor_and_sequence_parallel_on_two_ranks(tmp_path):
-    assets = str(Path(layers.__file__).parents[2])
+    assets = str(Path(cpu_layers.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": assets, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretraining.numerics import nvfp4
-from pretraining.numerics.nvfp4_cpu import quantize_columns, quantize_rows, quantize_tiles, round_bf16
+from pretraining.numerics.nvfp4_numba import quantize_columns, quantize_rows, quantize_tiles, round_bf16
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
 

@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton for this machine")
 
-from pretraining import switches
-from pretraining.numerics.layers import NVFP4  # before the stand-ins: Megatron looks for Transformer Engine
-from pretraining.switches import Nvfp4Recipe
+from pretraining.numerics.cpu_layers import NVFP4  # before the stand-ins: Megatron looks for Transformer Engine
+from pretraining.request import nvfp4_recipe
+from pretraining.request.nvfp4_recipe import Nvfp4Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")
 
@@ -50,10 +50,10 @@ def engine(monkeypatch):
     modules[".pytorch.quantized_tensor"].QuantizedTensorStorage = type("QuantizedTensorStorage", (), {})
     gemm = modules[".pytorch.cpp_extensions.gemm"]
     gemm.custom_gemm = lambda *args: ("Transformer Engine's own", *args)
-    monkeypatch.delitem(sys.modules, "pretraining.numerics.te_recipe", raising=False)
-    recipe = importlib.import_module("pretraining.numerics.te_recipe")
+    monkeypatch.delitem(sys.modules, "pretraining.numerics.te_quantizer", raising=False)
+    recipe = importlib.import_module("pretraining.numerics.te_quantizer")
     yield SimpleNamespace(recipe=recipe, gemm=gemm)
-    monkeypatch.delitem(sys.modules, "pretraining.numerics.te_recipe")
+    monkeypatch.delitem(sys.modules, "pretraining.numerics.te_quantizer")
 
 
 def tensors():
@@ -85,7 +85,7 @@ def linear(engine, x, weight, gradient, main_grad=None):
 
 @pytest.mark.parametrize("off", [{}, {"rht": False}, {"two_d": False}], ids=str)
 def test_products_are_the_cpu_runtimes(engine, off, monkeypatch):
-    monkeypatch.setattr(switches, "_in_use", Nvfp4Recipe(**off, stochastic=False))
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe(**off, stochastic=False))
     x, weight, gradient = tensors()
     arithmetic = NVFP4()
     prepared = arithmetic.prepare(weight)
@@ -97,7 +97,7 @@ def test_products_are_the_cpu_runtimes(engine, off, monkeypatch):
 
 
 def test_weight_gradients_add_up_in_main_grad(engine, monkeypatch):
-    monkeypatch.setattr(switches, "_in_use", Nvfp4Recipe(stochastic=False))
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe(stochastic=False))
     x, weight, gradient = tensors()
     main_grad = torch.full((OUTPUTS, INPUTS), 0.5)
     for _ in range(2):

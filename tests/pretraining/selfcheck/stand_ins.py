@@ -3,11 +3,11 @@
 import torch
 
 from pretraining.numerics import nvfp4
-from pretraining.numerics.layers import NVFP4, PreparedWeight, linear
+from pretraining.numerics.cpu_layers import NVFP4, PreparedWeight, linear
 from pretraining.numerics.nvfp4_triton import Operand
+from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
 from pretraining.selfcheck import engines
 from pretraining.selfcheck.engines import Stored
-from pretraining.switches import Nvfp4Recipe as Recipe
 
 
 def matrix(rows=48, columns=80):

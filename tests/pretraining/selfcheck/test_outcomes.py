@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 
 from stand_ins import Reference, Specified, matrix
 
-from pretraining import environment as machine
+from pretraining.run import run_facts as machine
 from pretraining.selfcheck import FAST_MATH, check, engines, report
 from pretraining.selfcheck.engines import Mode
 
@@ -236,8 +236,10 @@ import sys
 sys.modules["megatron"] = None
 sys.path.insert(0, sys.argv[1])
 import selfcheck
-from pretraining import environment
-from pretraining.selfcheck import check, engines, report
+from pretraining.run import run_facts as environment
+from pretraining.selfcheck import check
+from pretraining.selfcheck import engines
+from pretraining.selfcheck import report
 assert report.describe([], "", environment.describe_device(False))["results"] == []
 print("imported")
 """

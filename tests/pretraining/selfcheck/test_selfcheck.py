@@ -11,9 +11,9 @@ from stand_ins import Reference, Specified, matrix
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import RHT_SIGNS
+from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
 from pretraining.selfcheck import check, engines, report, rounding
 from pretraining.selfcheck.engines import Mode
-from pretraining.switches import Nvfp4Recipe as Recipe
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt"
 DRAWS = 16

@@ -1,0 +1,252 @@
+"""From settings to a Megatron-Bridge config: the recipe, then this run's sizes, precision, data and folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pretraining.data import builtin_text
+from pretraining.errors import UsageError
+from pretraining.megatron import compat, weights, writers
+from pretraining.record import run_folder
+from pretraining.request import blends, finetuning, shares
+from pretraining.request.models import MOCK, PYTHON_STDLIB, Model
+from pretraining.request.precisions import Precision
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import ConfigContainer, GPTDatasetConfig
+    from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+    from megatron.bridge.training.state import GlobalState
+
+    from pretraining.request.settings import Settings
+
+
+EVALUATION_BATCHES = 32
+
+
+def build_config(
+    settings: Settings, run_dir: Path, *, processes: int, builtin: builtin_text.Text | None
+) -> ConfigContainer:
+    """The config of this run on GPUs; `cpu.adapt` changes it further where there is none.
+
+    Args:
+        settings: the resolved command line.
+        run_dir: the run folder; checkpoints go below it, never to a folder that two runs share.
+        processes: the world size.
+        builtin: the built-in text, where `settings.data` asks for it.
+
+    Raises:
+        UsageError: parallel sizes that do not divide the processes.
+    """
+    config = _from_recipe(settings.model, settings.finetune)
+    config.model.num_layers = settings.num_layers
+    _set_parallel_sizes(config, settings, processes)
+    _set_training(config, settings)
+    config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
+    if settings.emulate:
+        config.mixed_precision.fp4_recipe = "custom"
+        config.model.fp4_quantizer_factory = compat.quantizer_factory(settings.emulate)
+        compat.keep_bf16_weights(config.mixed_precision)
+    if settings.tuned:
+        _tune(config)
+    _set_data(config, settings, builtin)
+    _set_checkpoints(config, settings, run_dir)
+    if settings.weights and not finetuning.is_run(settings.weights):
+        config.model.register_pre_wrap_hook(weights.loader(settings.weights, settings.model))
+    # The reference's GEMM returns the product and neither writes `out` nor accumulates: with the fusion, weight
+    # gradients would be silently lost.
+    if settings.emulate == "reference" or not compat.fuse_gradient_accumulation():
+        config.model.gradient_accumulation_fusion = False
+    config.logger.log_interval = 1
+    writers.configure(config, settings, run_dir)
+    return config
+
+
+def check_built(state: GlobalState, settings: Settings) -> None:
+    """Raise UsageError where what Megatron built is not what was asked for, before the first iteration.
+
+    A checkpoint may already be at the end; a plugin or an override may make an evaluation train; and Megatron-Bridge
+    0.6 may take a vocabulary from the tokenizer, which would silently make another model.
+    """
+    done, last = state.train_state.step, state.cfg.train.train_iters
+    if not settings.trains and not settings.iteration == done >= last:
+        raise UsageError(
+            f"{'--evaluate' if settings.evaluate else '--export'} is of iteration {settings.iteration}, and "
+            f"Megatron-Bridge would begin at iteration {done} and train until {last}: an override or the plugin says "
+            "so; leave it out"
+        )
+    if settings.trains and done >= settings.train_iters:
+        raise UsageError(
+            f"--resume {settings.resume} is at iteration {done} and --train-iters is {settings.train_iters}: "
+            "nothing is left to train; raise --train-iters"
+        )
+    if not settings.finetune and state.cfg.dataset.mock != (settings.data == MOCK):
+        raise UsageError(
+            f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
+            f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
+        )
+    wanted = shares.padded_words(settings.model.hf_config["vocab_size"], settings.tensor_parallel)
+    built = state.cfg.model.vocab_size
+    if built != wanted:
+        raise UsageError(
+            f"Megatron-Bridge built {settings.model.name} with {built} words instead of {wanted}; "
+            "this version takes them from the tokenizer: use a supported one (0.3 to 0.6)"
+        )
+
+
+def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> MixedPrecisionConfig:
+    """The Megatron-Bridge preset of `precision`, with that many first and last layers kept in BF16."""
+    from megatron.bridge.training import mixed_precision as presets
+
+    preset = getattr(presets, precision.preset)()
+    if precision.name != "bf16":
+        preset.first_last_layers_bf16 = bf16_head + bf16_tail > 0
+        preset.num_layers_at_start_in_bf16 = bf16_head
+        preset.num_layers_at_end_in_bf16 = bf16_tail
+    return preset
+
+
+def follow_changes(config: ConfigContainer) -> None:
+    """Set what a user's change asks for elsewhere in the config.
+
+    Megatron's precision-aware optimizer splits FP32 weights into the BF16 ones and 16 more bits only where no FP8
+    recipe but delayed scaling is named (`OptimizerConfig.use_precision_aware_optimizer_no_fp8_or_ds_fp8`). The BF16
+    preset names one that it does not use, which costs 8B parameters 16 GB.
+    """
+    preset = config.mixed_precision
+    if config.optimizer.use_precision_aware_optimizer and preset.fp8 is None:
+        preset.fp8_recipe = None
+
+
+def _from_recipe(model: Model, finetune: str | None = None) -> ConfigContainer:
+    family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
+    name = finetuning.recipe_name(model, finetune) if finetune else model.recipe
+    with _local_hf_config(model.hf_folder):
+        config = getattr(family, name)(*(() if finetune in (None, "sft") else (finetune,)))
+    if not finetune:  # mock data and token ids need no tokenizer, and one by name would be downloaded
+        config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
+    return config
+
+
+@contextlib.contextmanager
+def _local_hf_config(folder: Path) -> Iterator[None]:
+    """Within: a recipe that asks for its Hugging Face repository gets `folder` instead of a gated download."""
+    from megatron.bridge import AutoBridge
+
+    original = AutoBridge.__dict__["from_hf_pretrained"]
+    from_hub = AutoBridge.from_hf_pretrained
+    AutoBridge.from_hf_pretrained = classmethod(lambda cls, name, **kwargs: from_hub(str(folder), **kwargs))
+    try:
+        yield
+    finally:
+        AutoBridge.from_hf_pretrained = original
+
+
+def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:
+    model = config.model
+    needed = settings.processes_a_copy
+    if processes % needed:
+        raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
+    model.context_parallel_size = settings.context_parallel
+    model.tensor_model_parallel_size = settings.tensor_parallel
+    model.sequence_parallel = settings.tensor_parallel > 1
+    if settings.tensor_parallel != settings.model.tensor_parallel and config.comm_overlap is not None:
+        for overlap in (config.comm_overlap, getattr(config.comm_overlap, "user_comm_overlap_cfg", None)):
+            if overlap is not None:
+                overlap.tp_comm_overlap = False  # its buffers are laid out for the recipe's size
+    if model.pipeline_model_parallel_size == settings.pipeline_parallel:
+        return
+    model.pipeline_model_parallel_size = settings.pipeline_parallel
+    model.pipeline_dtype = torch.bfloat16 if settings.pipeline_parallel > 1 else None
+    # These are the recipe's own split, and no other divides by them.
+    model.virtual_pipeline_model_parallel_size = model.pipeline_model_parallel_layout = None
+    counted = shares.counts_embedding(settings.num_layers, settings.pipeline_parallel)
+    model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = counted
+
+
+def _tune(config: ConfigContainer) -> None:
+    """CUDA graphs and fewer checks: faster where the CPU is the bottleneck, and a NaN is noticed later."""
+    compat.set_cuda_graphs(config)
+    config.model.use_te_rng_tracker = config.rng.te_rng_tracker = True  # a graph records no other
+    config.rerun_state_machine.check_for_nan_in_loss = False  # it reads the loss on the CPU, within the graph
+    config.ddp.check_for_nan_in_grad = False
+
+
+def _set_training(config: ConfigContainer, settings: Settings) -> None:
+    train = config.train
+    train.train_iters = settings.train_iters
+    train.global_batch_size = settings.global_batch_size
+    train.micro_batch_size = settings.micro_batch_size
+    config.scheduler.lr_warmup_iters = settings.warmup_iters
+    config.scheduler.lr_decay_iters = settings.train_iters
+    if settings.model.learning_rate:
+        config.optimizer.lr, config.optimizer.min_lr = settings.model.learning_rate
+    config.rng.seed = settings.seed
+    if not settings.finetune:
+        config.dataset.random_seed = settings.seed
+    compat.set_sequence_length(config, settings.sequence_length)
+
+
+def _set_data(config: ConfigContainer, settings: Settings, builtin: builtin_text.Text | None) -> None:
+    vocabulary = settings.model.hf_config["vocab_size"]
+    compat.set_vocabulary(config, vocabulary, shares.padded_words(vocabulary, settings.tensor_parallel))
+    if settings.finetune:
+        finetuning.set_up(config, settings)
+        compat.set_evaluation(config, finetuning.evaluation_batches(settings), interval=settings.train_iters + 1)
+        return
+    dataset = config.dataset
+    eval_iters = 0 if settings.data == MOCK or settings.export else settings.model.eval_iters
+    if settings.evaluate:
+        eval_iters = eval_iters or EVALUATION_BATCHES  # the GPU models' own number is 0: their default data is mock
+    # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
+    dataset.blend = dataset.blend_per_split = None
+    if settings.data != MOCK:
+        dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
+    if settings.data == PYTHON_STDLIB:
+        assert builtin is not None
+        dataset.split = None
+        dataset.blend_per_split = [([builtin.prefix(split)], None) for split in builtin_text.SPLITS]
+    elif settings.data != MOCK:
+        eval_iters = _set_own_data(dataset, blends.parse(settings.data), eval_iters)
+    compat.set_evaluation(config, eval_iters, interval=settings.train_iters + 1)  # only at the end
+
+
+def _set_own_data(dataset: GPTDatasetConfig, parsed: dict[str, blends.Blend], eval_iters: int) -> int:
+    """Set the blends; returns the evaluation batches, 0 where there is nothing to evaluate on."""
+    if blends.ALL not in parsed:
+        dataset.split = None
+        dataset.blend_per_split = [parsed[split].as_megatron() if split in parsed else None for split in blends.SPLITS]
+        return eval_iters if {"valid", "test"} <= set(parsed) else 0
+    dataset.blend = parsed[blends.ALL].as_megatron()
+    # Megatron splits by whole documents and loops for ever over a split that got none: hold out only what will
+    # be evaluated, and nothing where there are too few documents for 18 : 1 : 1.
+    if min(map(_count_sequences, parsed[blends.ALL].prefixes)) < 20:
+        eval_iters = 0
+    dataset.split = "18,1,1" if eval_iters else "1,0,0"
+    return eval_iters
+
+
+def _count_sequences(prefix: str) -> int:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    return len(IndexedDataset(prefix))
+
+
+def _set_checkpoints(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:
+    checkpoint = config.checkpoint
+    # The recipes save to and load from one shared folder: a second run would resume at the end and train nothing.
+    checkpoint.save = checkpoint.load = None
+    if settings.save:
+        checkpoint.save = str(run_dir / run_folder.CHECKPOINTS)
+        checkpoint.save_interval = settings.save
+        if settings.precision.name == "nvfp4":
+            compat.save_packed_weights(config)
+    if settings.resume:
+        checkpoint.load = str(settings.resume / run_folder.CHECKPOINTS)
+        checkpoint.ckpt_step = settings.iteration  # the one that was looked at, whatever is saved meanwhile
+        checkpoint.load_optim = checkpoint.load_rng = settings.trains

@@ -1,0 +1,138 @@
+"""What the user changes in the config that the playbook built: the plugin, then the config file, then the overrides."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pretraining.data import builtin_text
+from pretraining.errors import UsageError
+from pretraining.megatron import bridge_config, compat, fields
+from pretraining.megatron.plugin import Plugin
+from pretraining.request import config_file, overrides, settings
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import ConfigContainer
+
+    from pretraining.request.settings import Settings
+
+
+class Change(NamedTuple):
+    """Of one field: the playbook's value and the user's."""
+
+    before: Any
+    value: Any
+
+
+CPU = "the CPU runtime"
+
+
+def configured(
+    chosen: Settings, run_dir: Path, plugin: Plugin | None, *, builtin: builtin_text.Text | None, processes: int
+) -> tuple[ConfigContainer, dict[str, Change]]:
+    """The config to train with: the playbook's, changed as the user asked for.
+
+    Args:
+        chosen: the resolved command line.
+        run_dir, builtin, processes: see `bridge_config.build_config`.
+        plugin: the loaded one, or None.
+
+    Returns:
+        The config, and each field that the file or an override set.
+
+    Raises:
+        UsageError: from the plugin, or naming the field.
+    """
+
+    def build(wanted: Settings, processes: int) -> ConfigContainer:
+        config = bridge_config.build_config(wanted, run_dir, processes=processes, builtin=builtin)
+        return plugin.configure(config) if plugin else config
+
+    config = build(chosen, processes)
+    changed = {}
+    if chosen.config is not None:
+        file = config_file.read(chosen.config)
+        saved_with = settings.of_the_file_alone(file, data=chosen.data, cache_dir=chosen.cache_dir)
+        base = build(saved_with, saved_with.processes_a_copy) if saved_with else config
+        skipped = overrides.OF_THE_PLACE if saved_with else set()
+        if settings.data_of(file) not in (None, chosen.data):
+            skipped = skipped | overrides.OF_THE_DATA
+        for name, value in _edited(file, base, saved_with, skipped).items():
+            with _naming(file):
+                changed[name] = _change(config, name, value)
+    for name, value in overrides.parse(chosen.overrides).items():
+        changed[name] = _change(config, name, value)
+    bridge_config.follow_changes(config)
+    return config, changed
+
+
+def _change(config: ConfigContainer, name: str, value: Any) -> Change:
+    before = fields.read_field(config, name)
+    return Change(before, fields.set_field(config, name, value))
+
+
+@contextlib.contextmanager
+def _naming(file: config_file.ConfigFile) -> Iterator[None]:
+    """Within: an error also says which file it is about, and whether another Megatron-Bridge saved it."""
+    found = compat.installed().get("megatron-bridge")
+    other = f" (saved by Megatron-Bridge {file.version}, and this is {found})" if file.version != found else ""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"--config {file.path}{other if file.version else ''}: {error}") from error
+
+
+def _edited(
+    file: config_file.ConfigFile, base: ConfigContainer, saved_with: Settings | None, skipped: set[str]
+) -> dict[str, Any]:
+    """The fields of a file that are not as in `base`: in a saved one, those that somebody edited.
+
+    Args:
+        base: the config of `saved_with`; of a file written by hand, the one to change.
+        saved_with: the settings of the run that saved it, or None.
+        skipped: fields that are not looked at.
+    """
+    if saved_with is not None:
+        for name, value in overrides.parse(saved_with.overrides).items():
+            fields.set_field(base, name, value)
+        bridge_config.follow_changes(base)
+    with _naming(file):
+        different = config_file.differences(file.tree, config_file.tree_of(base))
+        different = {name: value for name, value in different.items() if name not in skipped}
+        return overrides.settings_among(different)[1]
+
+
+def check_kept(config: ConfigContainer, changed: dict[str, Change], by: str) -> None:
+    """Raise UsageError where an override has been undone since, which would make it a silent nothing.
+
+    Args:
+        config: as it is now.
+        changed: what `apply` gave.
+        by: who may have undone it.
+    """
+    for name, change in changed.items():
+        found = fields.read_field(config, name)
+        if found != change.value and (found == change.before or by == CPU):
+            raise UsageError(f"{name}={fields.as_override(change.value)} has no effect: {by} sets it; leave it out")
+
+
+def as_text(config: ConfigContainer, chosen: Settings, changed: dict[str, Change]) -> str:
+    """The run's `config.yaml`: the config and the arguments that give it again, with every change as an override."""
+    words = tuple(f"{name}={fields.as_override(change.value)}" for name, change in sorted(changed.items()))
+    portable = replace(chosen, config=None, overrides=words, run_dir=None, resume=None, cache_dir=None, profile=None)
+    return config_file.text_of(config, settings.as_flags(portable), compat.installed()["megatron-bridge"])
+
+
+def facts(chosen: Settings, changed: dict[str, Change]) -> dict[str, Any]:
+    """The parity facts of the user's changes and of the tuned preset: nothing where there are none."""
+    found: dict[str, Any] = {}
+    if changed:
+        found["overrides"] = {name: fields.as_override(change.value) for name, change in sorted(changed.items())}
+    if chosen.tuned:
+        found["tuned"] = True
+    if chosen.plugin is not None:
+        found["plugin"] = config_file.digest(chosen.plugin)
+    return found

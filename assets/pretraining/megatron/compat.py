@@ -1,0 +1,253 @@
+"""Where Megatron-Bridge 0.3 to 0.6 differ in what this playbook touches, and nowhere else."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from pretraining.errors import UsageError
+from pretraining.megatron import dataset_helper
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import ConfigContainer
+    from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+
+PACKAGES = (
+    "megatron-bridge",
+    "megatron-core",
+    "transformer-engine",
+    "torch",
+    "triton",
+    "transformers",
+    "numpy",
+    "numba",
+)
+
+
+def installed() -> dict[str, str]:
+    """Version of each package that shapes a run's numbers, for those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def fuse_gradient_accumulation() -> bool:
+    """Have weight gradients added to their FP32 sums within the product that makes them; False where it cannot be.
+
+    Transformer Engine's layers do it unaided. Megatron-Core's own, the vocabulary projection, calls APEX's
+    `fused_weight_gradient_mlp_cuda` and refuses to be built without. The NeMo container has it and bare metal seldom:
+    there PyTorch's product takes its place.
+    """
+    if find_spec("fused_weight_gradient_mlp_cuda"):
+        return True
+    from pretraining.numerics import wgrad
+
+    if not wgrad.available():
+        return False
+    from megatron.core.tensor_parallel import layers
+
+    kernels = dict.fromkeys(("wgrad_gemm_accum_fp32", "wgrad_gemm_accum_fp16"), wgrad.add_weight_gradient)
+    layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(**kernels)
+    layers._grad_accum_fusion_available = True
+    return True
+
+
+# Transformer Engine's reference quantizer of NVFP4: module below `transformer_engine.pytorch.custom_recipes`, factory.
+_REFERENCES = (
+    ("reference_nvfp4", "nvfp4_ref_rht_2d_factory"),  # from 2.19
+    ("quantization_ref_nvfp4", "nvfp4_ref_rht_2d_quantizer_factory"),  # 2.16 to 2.18
+    ("quantization_nvfp4", "nvfp4_ref_rht_2d_quantizer_factory"),  # 2.10 to 2.15
+)
+# What `numerics/te_recipe.py` needs of it.
+_CUSTOM = (
+    ("transformer_engine.common.recipe", "CustomRecipe"),
+    ("transformer_engine.pytorch.cpp_extensions.gemm", "custom_gemm"),
+    ("transformer_engine.pytorch.quantized_tensor", "Quantizer"),
+)
+
+
+def quantizer_factory(emulator: str) -> str:
+    """The factory of NVFP4 quantizers by its name: this project's, or Transformer Engine's reference in plain PyTorch.
+
+    Args:
+        emulator: "triton" or "reference", see `settings.EMULATORS`.
+
+    Raises:
+        UsageError: Transformer Engine lacks what the emulator is made with, or Triton is missing.
+    """
+    if emulator == "reference":
+        known = [(f"transformer_engine.pytorch.custom_recipes.{module}", name) for module, name in _REFERENCES]
+        found = [each for each in known if _has(*each)]
+        if not found:
+            raise _lacks_custom_recipes(" or ".join(".".join(each) for each in known))
+        return ".".join(found[0])
+    if missing := [f"{module}.{name}" for module, name in _CUSTOM if not _has(module, name)]:
+        raise _lacks_custom_recipes(" and ".join(missing))
+    if find_spec("triton") is None:
+        raise UsageError(
+            "--emulate needs Triton, which comes with PyTorch's CUDA build: pip install triton, or "
+            "--emulate reference (EMULATE=reference), some hundred times slower"
+        )
+    return "pretraining.numerics.te_quantizer.quantizer_factory"
+
+
+def _has(module: str, name: str) -> bool:
+    """Whether a module of Transformer Engine is there and has the name. What fails inside it is not hidden."""
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        return False
+
+
+def _lacks_custom_recipes(looked_for: str) -> UsageError:
+    found = installed().get("transformer-engine")
+    if found is None:
+        why = "Transformer Engine, and none is installed: leave RUNTIME out, and it trains in NVIDIA's NeMo image"
+    elif _engine_release() < (2, 10):
+        why = f"Transformer Engine's custom recipes, which came with 2.10, and this is {found}: use a newer NeMo image"
+    else:
+        why = (
+            f"{looked_for}, which Transformer Engine {found} does not have: it was renamed there, and is known by its "
+            "names from 2.10 to 2.20"
+        )
+    return UsageError(f"--emulate needs {why}")
+
+
+def _engine_release() -> tuple[int, ...]:
+    """Major and minor version of Transformer Engine, () where it is not installed."""
+    return tuple(int(part) for part in re.findall(r"\d+", installed().get("transformer-engine", ""))[:2])
+
+
+def set_cuda_graphs(config: ConfigContainer) -> None:
+    """Replay each iteration as one CUDA graph: an implementation of its own in 0.6, a scope of "local" before."""
+    model = config.model
+    if "cuda_graph_modules" in type(model).__dataclass_fields__:
+        model.cuda_graph_impl = "full_iteration"
+    else:
+        model.cuda_graph_impl, model.cuda_graph_scope = "local", "full_iteration"
+
+
+@functools.cache
+def folds_block_scale() -> bool:
+    """Whether Transformer Engine computes a block's scale as amax * (encode / 6), which it does from 2.14."""
+    return _engine_release() >= (2, 14)
+
+
+def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
+    """No FP4 parameter gather, which is on from 0.4.2: a custom quantizer would make the primary weights."""
+    if hasattr(preset, "fp4_param_gather"):
+        preset.fp4_param_gather = False
+
+
+def gathered_in(config: ConfigContainer) -> str | None:
+    """The 8- or 4-bit format in which parameters are gathered, None where in their own. FP4 is there from 0.4.2."""
+    for name in ("fp8", "fp4"):
+        if getattr(config.mixed_precision, f"{name}_param_gather", False):
+            return name
+    return None
+
+
+def save_packed_weights(config: ConfigContainer) -> None:
+    """The optimizer format whose checkpoints can be written where weights are packed NVFP4 (from 0.4.2).
+
+    The default one, `dp_reshardable`, counts its shards in unpacked elements and fails to save: Megatron-LM issue 5174,
+    in `DistributedOptimizer.sharded_param_state_dp_reshardable`.
+    """
+    config.checkpoint.dist_ckpt_optim_fully_reshardable = True
+
+
+def set_vocabulary(config: ConfigContainer, words: int, padded: int) -> None:
+    """The data's vocabulary, and the model's, which may be padded.
+
+    0.6 has `use_tokenizer_vocab_size`, on in its recipes, which would override it.
+    """
+    config.tokenizer.vocab_size = words
+    config.model.vocab_size = padded
+    for section in (config.model, config.tokenizer):
+        if hasattr(section, "use_tokenizer_vocab_size"):
+            section.use_tokenizer_vocab_size = False
+
+
+def evaluation_section() -> str:
+    """Where the evaluation's fields live: in `train` in 0.3, from 0.4 in `validation`."""
+    from megatron.bridge.training.config import ConfigContainer
+
+    return "validation" if "validation" in ConfigContainer.__dataclass_fields__ else "train"
+
+
+def set_evaluation(config: ConfigContainer, iters: int, interval: int) -> None:
+    """Evaluate `iters` batches every `interval` iterations and at the end (0 for never)."""
+    section = getattr(config, evaluation_section())
+    section.eval_iters = iters
+    section.eval_interval = interval
+
+
+def save_without_nvrx() -> None:
+    """Write checkpoints by Megatron-Core's own code where nvidia-resiliency-ext is older than it needs.
+
+    0.17.0 takes that package for usable when half of what it imports from there is found (0.4.1 is such a one), and
+    every save fails. Where it is whole, or missing, Megatron-Core knows itself.
+    """
+    from megatron.core.dist_checkpointing.strategies import torch as strategies
+
+    if getattr(strategies, "HAVE_NVRX", False):
+        try:
+            strategies.get_async_strategy("nvrx")
+        except ModuleNotFoundError:
+            strategies.HAVE_NVRX = False
+
+
+def keep_checkpoints_out_of_mlflow(config: ConfigContainer) -> None:
+    """No copy of every checkpoint as an MLflow artifact: 105 GB each for an 8B model. 0.5 has a switch for it."""
+    if hasattr(config.logger, "mlflow_log_artifacts"):
+        config.logger.mlflow_log_artifacts = False
+        return
+    from megatron.bridge.training.utils import mlflow_utils
+
+    mlflow_utils.on_save_checkpoint_success = lambda *args, **kwargs: None
+
+
+def set_sequence_length(config: ConfigContainer, tokens: int) -> None:
+    """`dataset.sequence_length` in 0.3; from 0.4 `seq_length`, which in 0.6 overwrites the other."""
+    config.model.seq_length = tokens
+    config.dataset.seq_length = tokens  # 0.3.1 has it as an alias
+    config.dataset.sequence_length = tokens
+
+
+def skip_compile_helpers() -> None:
+    """Have Megatron-Core's dataset helper ready, and turn the call that makes it into nothing.
+
+    The wheel ships the helper built, and no Makefile: there the call would exit. The NeMo image has the source in a
+    tree of root's: there an ordinary user builds a copy, once. Where the tree can be written to, the call stays. Both
+    modules that hold its name are changed, because Megatron-Bridge imports it.
+
+    Raises:
+        UsageError: the copy cannot be built.
+    """
+    import megatron.core.datasets
+
+    source = Path(megatron.core.datasets.__path__[0])
+    if find_spec("megatron.core.datasets.helpers_cpp") is None:
+        if os.access(source, os.W_OK):
+            return
+        built = dataset_helper.built_copy(source, installed().get("megatron-core", ""))
+        megatron.core.datasets.__path__.append(str(built))
+        importlib.invalidate_caches()
+    import megatron.bridge.training.initialize
+    import megatron.core.datasets.utils
+
+    for module in (megatron.core.datasets.utils, megatron.bridge.training.initialize):
+        module.compile_helpers = lambda: None

@@ -1,0 +1,375 @@
+"""Setting one field of Megatron-Bridge's config by name, with its own type.
+
+An attribute that is not a field is accepted by these dataclasses and then read by nobody, so a name is looked up in the
+real class first. Values come as text from the command line, or as what YAML made of them from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import importlib
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from pretraining.errors import UsageError
+from pretraining.request import overrides
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import ConfigContainer
+
+NEAR = 3
+# Sections that the mixed-precision preset writes its own fields into, before training.
+_PRESET_WRITES = ("model", "optimizer", "ddp")
+
+
+def set_field(config: ConfigContainer, name: str, value: Any) -> Any:
+    """Set the field called `name` ("optimizer.lr") to `value`, converted to the field's type.
+
+    Returns:
+        The field's new value.
+
+    Raises:
+        UsageError: no such field, with the nearest ones; a value of another type; a field that would be overwritten.
+    """
+    *path, last = name.split(".")
+    owner = config
+    for depth, part in enumerate(path):
+        _check_name(config, owner, part, name)
+        first = {last: value} if depth + 1 == len(path) else {}
+        owner = _entered(config, owner, part, ".".join(path[: depth + 1]), first)
+    if isinstance(owner, dict):
+        owner[last] = _parsed(value)
+        return owner[last]
+    _check_name(config, owner, last, name)
+    _check_preset(config, path[0] if path else "", last)
+    try:
+        converted = convert(_annotation(type(owner), last), value, getattr(owner, last, None))
+    except ValueError as error:
+        raise UsageError(f"{name}={value}: {error}") from None
+    setattr(owner, last, converted)
+    return converted
+
+
+def as_override(value: Any) -> str:
+    """A field's value as `convert` takes it back, on one line."""
+    from megatron.bridge.utils.yaml_utils import safe_yaml_representers
+
+    if isinstance(value, str):
+        return value
+    with safe_yaml_representers():
+        return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("\n...\n").strip()
+
+
+def read_field(config: ConfigContainer, name: str) -> Any:
+    """The value of the field called `name`; None where it, or its section, is not there."""
+    owner: Any = config
+    for part in name.split("."):
+        owner = owner.get(part) if isinstance(owner, dict) else getattr(owner, part, None)
+    return owner
+
+
+def field_names(section: Any) -> set[str]:
+    """The fields of a section, and the properties that stand for one and can be set."""
+    kind = section if isinstance(section, type) else type(section)
+    properties = {
+        name for base in kind.__mro__ for name, each in vars(base).items() if isinstance(each, property) and each.fset
+    }
+    return {each.name for each in dataclasses.fields(kind) if not each.name.startswith("_")} | properties
+
+
+def _check_name(config: ConfigContainer, owner: Any, name: str, whole: str) -> None:
+    """Raise UsageError where `owner` has no field `name`, with the nearest names of the whole config."""
+    if isinstance(owner, dict) or (dataclasses.is_dataclass(owner) and name in field_names(owner)):
+        return
+    if not dataclasses.is_dataclass(owner):
+        raise UsageError(f"there is no field {whole}: {whole.rpartition('.')[0]} is a {type(owner).__name__}")
+    if owner is config:
+        near = [f"{each}{whole[len(name) :]}" for each in _near(name, field_names(config))]
+        sections = ", ".join(sorted(field_names(config)))
+        raise UsageError(f"there is no section {name!r} ({whole}){_question(near)} There are {sections}")
+    prefix = whole.rpartition(".")[0]
+    near = [f"{prefix}.{each}" for each in _near(name, field_names(owner))]
+    elsewhere = [
+        f"{section}.{name}"
+        for section in sorted(field_names(config))
+        if dataclasses.is_dataclass(getattr(config, section, None)) and name in field_names(getattr(config, section))
+    ]
+    raise UsageError(
+        f"there is no field {whole}{_question([*elsewhere, *near][:NEAR])} `make show-config` lists every field"
+    )
+
+
+def _check_preset(config: ConfigContainer, section: str, name: str) -> None:
+    """Raise UsageError where the mixed-precision preset will overwrite a field."""
+    preset = config.mixed_precision
+    if section in _PRESET_WRITES and dataclasses.is_dataclass(preset) and name in field_names(preset):
+        there = f"mixed_precision.{name}"
+        instead = overrides.DECIDED.get(there, f"override {there}")
+        raise UsageError(f"{section}.{name} is set from the mixed-precision preset: {instead}")
+
+
+def _near(name: str, known: set[str]) -> list[str]:
+    return difflib.get_close_matches(name, sorted(known), n=NEAR)
+
+
+def _question(near: list[str]) -> str:
+    return f": did you mean {' or '.join(near)}?" if near else ";"
+
+
+def _entered(config: ConfigContainer, owner: Any, name: str, whole: str, first: dict[str, Any]) -> Any:
+    """A section; one that is None is made with its defaults and `first`, the field that is about to be set."""
+    if isinstance(owner, dict):
+        if name not in owner:
+            raise UsageError(f"{whole}: there is no key {name!r}")
+        return owner[name]
+    section = getattr(owner, name)
+    if section is not None:
+        return section
+    for kind in _alternatives(_annotation(type(owner), name)):
+        if dataclasses.is_dataclass(kind):
+            for each in first:
+                _check_name(config, kind, each, f"{whole}.{each}")
+            try:
+                made = kind(**{each: convert(_annotation(kind, each), value) for each, value in first.items()})
+            except (TypeError, ValueError) as error:
+                raise UsageError(
+                    f"{whole} is not set in this config, and cannot be made with that field alone: {error}; "
+                    "set it as a whole in a plugin's configure()"
+                ) from None
+            setattr(owner, name, made)
+            return made
+    raise UsageError(f"{whole} is not set in this config, so its fields cannot be")
+
+
+def _annotation(kind: type, name: str) -> Any:
+    """The declared type of a field or property; Any where its module does not resolve the name at run time."""
+    for base in kind.__mro__:
+        declared = vars(base).get("__annotations__", {}).get(name)
+        if declared is None:
+            continue
+        if not isinstance(declared, str):
+            return declared
+        try:
+            return eval(declared, vars(sys.modules[base.__module__]))
+        except (NameError, TypeError, AttributeError):  # imported for type checkers alone
+            return Any
+    return Any
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone."""
+    if isinstance(hint, dataclasses.InitVar):
+        hint = hint.type
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(each for member in typing.get_args(hint) for each in _alternatives(member))
+    return (hint,)
+
+
+def convert(hint: Any, value: Any, current: Any = None) -> Any:
+    """`value` as the type `hint`.
+
+    Args:
+        hint: a type annotation.
+        value: text, or what YAML made of it; a mapping with `_target_` is Megatron-Bridge's form of an object.
+        current: what the field holds, whose type stands in for an annotation that says nothing.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, str) and value.startswith("{"):
+        value = _parsed(value)
+    if isinstance(value, dict) and "_target_" in value:
+        return _instantiated(value)
+    members = _alternatives(hint)
+    if Any in members and current is not None:
+        members = (type(current),)
+    if type(None) in members and (value is None or (isinstance(value, str) and value.lower() in ("null", "none"))):
+        return None
+    for member in sorted(members, key=lambda each: each is str):  # text is what anything could be
+        if member is type(None):
+            continue
+        try:
+            return _converted(member, value)
+        except (ValueError, TypeError):
+            continue
+    raise ValueError(f"{value!r} is not {_described(members)}")
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    """One member of a union. Raises ValueError or TypeError where the value is none."""
+    origin, members = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is typing.Literal:
+        parsed = value if value in members else _parsed(value)
+        if parsed not in members:
+            raise ValueError
+        return parsed
+    if origin is str:
+        return _text(value)
+    if origin is Path:
+        return Path(_text(value))
+    if isinstance(origin, type) and issubclass(origin, enum.Enum):
+        return _member(origin, value)
+    if origin is torch.dtype:
+        return _dtype(value)
+    if origin in (Callable, typing.Callable) or origin in (types.FunctionType, types.BuiltinFunctionType):
+        return _imported(_text(value))
+    value = _parsed(value)
+    if origin is Any:
+        return value
+    if origin is bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+    if origin in (int, float):
+        return _number(origin, value)
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise ValueError
+        return origin(_elements(value, members))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError
+        return value
+    raise ValueError
+
+
+def _parsed(value: Any) -> Any:
+    """Text as YAML reads it; YAML itself takes 1e-4 for a word."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    if isinstance(found, str):
+        try:
+            return float(found)
+        except ValueError:
+            return found
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
+
+
+def _number(kind: type, value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    if kind is int and value != int(value):
+        raise ValueError
+    return kind(value)
+
+
+def _elements(values: list[Any], members: tuple[Any, ...]) -> list[Any]:
+    if not members:
+        return [_parsed(value) for value in values]
+    if len(members) > 1 and members[-1] is not Ellipsis:
+        if len(values) != len(members):
+            raise ValueError
+        return [convert(member, value) for member, value in zip(members, values, strict=True)]
+    return [convert(members[0], value) for value in values]
+
+
+def _member(kind: type[enum.Enum], value: Any) -> enum.Enum:
+    """By name in any case, or by value."""
+    named = {member.name.lower(): member for member in kind}
+    if isinstance(value, str) and value.lower() in named:
+        return named[value.lower()]
+    return kind(_parsed(value))
+
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def _dtype(value: Any) -> torch.dtype:
+    name = _text(value).removeprefix("torch.")
+    found = _DTYPES.get(name) or getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError
+    return found
+
+
+# Modules of torch whose functions are values of a config: activations and initializers.
+_TORCH = ("torch.nn.functional", "torch.nn.init")
+
+
+def _imported(dotted: str) -> Any:
+    """The function, class or number format of Megatron or torch that a dotted name stands for.
+
+    Raises:
+        ValueError: none, or another's: a config that somebody sent must not choose what is imported and called.
+    """
+    module, _, name = dotted.rpartition(".")
+    if not (module.startswith("megatron.") or module in ("torch", "signal", *_TORCH)):
+        raise ValueError
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError from None
+    if isinstance(found, torch.dtype) or (module in _TORCH and callable(found)) or found is signal.Signals:
+        return found
+    if not callable(found) or not str(getattr(found, "__module__", "")).startswith("megatron."):
+        raise ValueError  # such as what a module of Megatron itself imports
+    return found
+
+
+def _instantiated(value: dict[str, Any]) -> Any:
+    _check_objects(value)
+    from megatron.bridge.utils.instantiate_utils import instantiate
+
+    try:
+        return instantiate(value)
+    except Exception as error:  # whatever the class says of these values
+        raise ValueError(f"{value['_target_']} cannot be made of it: {error}") from None
+
+
+def _check_objects(value: Any) -> None:
+    """Raise ValueError where the form of an object, at any depth, would call what is no class of Megatron's config."""
+    if isinstance(value, str) and "${" in value:
+        raise ValueError(f"{value!r} would read the environment")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_objects(each)
+    if not isinstance(value, dict) or "_target_" not in value:
+        return
+    name = value["_target_"]
+    try:
+        found = _imported(str(name))
+    except ValueError:
+        raise ValueError(f"{name} is no class, function or type of Megatron or torch for a config") from None
+    called = value.get("_call_", True) and not value.get("_partial_", False)
+    if called and not (dataclasses.is_dataclass(found) or (isinstance(found, type) and issubclass(found, enum.Enum))):
+        raise ValueError(f"{name} is no class of a config, and nothing else is called")
+
+
+def _described(members: tuple[Any, ...]) -> str:
+    return " or ".join(dict.fromkeys(_name(each) for each in members))
+
+
+def _name(kind: Any) -> str:
+    if kind is type(None):
+        return "null"
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return f"one of {', '.join(member.name for member in kind)}"
+    if kind is bool:
+        return "true or false"
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+    if typing.get_origin(kind) is Callable or kind in (Callable, typing.Callable):
+        return "the dotted name of a function"
+    return {torch.dtype: "a torch type", int: "a whole number", float: "a number", str: "text"}.get(kind) or getattr(
+        kind, "__name__", str(kind)
+    )

@@ -1,0 +1,328 @@
+"""BF16 and NVFP4 arithmetic in Megatron's local layer spec, for training on the CPU with float32 storage.
+
+Megatron's ColumnParallelLinear and RowParallelLinear compute their product in one method, ``_forward_impl``. The
+classes below replace that method; parameters, communication and checkpoints stay Megatron's. Two arithmetics exist:
+
+* ``BF16``: operands and results of every product are rounded to BF16, sums are float32: what a BF16 tensor core does
+  but for its accumulator's rounding, at the speed of a float32 product.
+* ``NVFP4``: the recipe of arXiv 2509.25149. Forward: activations 1x16, weights 16x16. Input gradient: stochastically
+  rounded gradients 1x16, the same weights. Weight gradient: both operands in blocks along the tokens, after a random
+  Hadamard transform, the gradient stochastically rounded. Products are exact but for the float32 sums;
+  their results are rounded to BF16.
+
+Both round the weight gradient of each micro batch to BF16 before Megatron adds it to the float32 ``main_grad``, as
+Megatron's local layers do in BF16 without gradient accumulation fusion. (With the fusion a GPU adds the float32 product
+unrounded; the fusion needs APEX, so it cannot be on here.)
+
+Stochastic rounding draws one seed a layer and backward pass from PyTorch's default CPU generator, whose state Megatron
+checkpoints: a resumed run rounds as the unbroken one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.utils import get_tensor_model_parallel_group_if_none
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from pretraining.numerics.nvfp4_numba import Operand, quantize_columns, quantize_rows, quantize_tiles, round_bf16
+from pretraining.request import nvfp4_recipe
+
+_GOLDEN = 0x9E3779B97F4A7C15  # odd, its bits spread: ranks land far apart
+
+
+class Arithmetic(Protocol):
+    """The three products of a linear layer, on matrices: x (tokens, K), weight (N, K), gradient (tokens, N).
+
+    Results are rounded to BF16. ``weight`` is whatever ``prepare`` made of the parameter.
+    """
+
+    def prepare(self, weight: Tensor) -> Any:
+        """What the products need of the parameter; computed once an optimizer step."""
+
+    def fprop(self, x: Tensor, weight: Any) -> Tensor:
+        """x @ weight.T, shape (tokens, N)."""
+
+    def backward(self, gradient: Tensor) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
+        """The two products with the gradient: weight to dgrad (tokens, K), and x to wgrad (N, K)."""
+
+
+class BF16:
+    """BF16 operands and results, float32 sums."""
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        """The weight rounded to BF16, in float32."""
+        return round_bf16(weight)
+
+    def fprop(self, x: Tensor, weight: Tensor) -> Tensor:
+        """See ``Arithmetic``."""
+        return round_bf16(round_bf16(x) @ weight.T, inplace=True)
+
+    def backward(self, gradient: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """See ``Arithmetic``."""
+        gradient = round_bf16(gradient)
+        return (
+            lambda weight: round_bf16(gradient @ weight, inplace=True),
+            lambda x: round_bf16(gradient.T @ round_bf16(x), inplace=True),
+        )
+
+
+class NVFP4:
+    """NVFP4 operands, BF16 results, float32 sums.
+
+    Args:
+        recipe: which ingredients are on; by default those of this process.
+    """
+
+    def __init__(self, recipe: nvfp4_recipe.Nvfp4Recipe | None = None) -> None:
+        self.recipe = recipe or nvfp4_recipe.in_use()
+
+    def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
+        """The weight for fprop and for dgrad: one quantization with 16x16 tiles, two without."""
+        if self.recipe.two_d:
+            return (tiles := quantize_tiles(weight)), tiles
+        return quantize_rows(weight), _without_padding(quantize_columns(weight), weight.shape[0])
+
+    def fprop(self, x: Tensor, weight: tuple[Operand, Operand]) -> Tensor:
+        """See ``Arithmetic``."""
+        return _product(quantize_rows(x), _transposed(weight[0]))
+
+    def backward(self, gradient: Tensor) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
+        """See ``Arithmetic``. Tokens that do not fill the last block of wgrad are zeros, which add nothing."""
+        rht, seed = self.recipe.rht, None
+        if self.recipe.stochastic:
+            seed = own_seed(int(torch.randint(2**62, ())))  # two are used: the quantizations must round independently
+
+        def dgrad(weight: tuple[Operand, Operand]) -> Tensor:
+            return _product(quantize_rows(gradient, seed=seed), weight[1])
+
+        def wgrad(x: Tensor) -> Tensor:
+            columns = quantize_columns(gradient, rht=rht, seed=None if seed is None else seed + 2**62)
+            return _product(_transposed(columns), quantize_columns(x, rht=rht))
+
+        return dgrad, wgrad
+
+
+def own_seed(drawn: int) -> int:
+    """A seed below 2**62 of this process alone, from one that all of them drew.
+
+    Megatron seeds the processes of one pipeline stage alike, so data-parallel ranks would round different gradients
+    with the same random numbers, and the noise that should average out would not. Tensor-parallel ranks hold different
+    slices of a column-parallel layer's gradient, and so round independently too; of a row-parallel layer's, which they
+    all hold, each makes an unbiased rounding of its own. Process 0 keeps the seed as drawn.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return (drawn + rank * _GOLDEN) % 2**62
+
+
+def _product(a: Operand, b: Operand) -> Tensor:
+    # The product of two float32 scales is exact as a Python float; round_bf16 takes it as a float32, rounded once.
+    return round_bf16(a.values @ b.values, a.scale * b.scale, inplace=True)
+
+
+def _transposed(a: Operand) -> Operand:
+    return Operand(a.values.T, a.scale)
+
+
+def _without_padding(a: Operand, rows: int) -> Operand:
+    return Operand(a.values[:rows], a.scale)
+
+
+class _Steps:
+    """Counts the steps of every PyTorch optimizer in the process."""
+
+    count = 0
+
+    @classmethod
+    def one_more(cls, *_: Any) -> None:
+        cls.count += 1
+
+
+register_optimizer_step_post_hook(_Steps.one_more)
+
+
+class PreparedWeight:
+    """An arithmetic's prepared weight, made anew when the parameter may have changed.
+
+    It may have when its storage or version counter differs (an in-place update, a loaded checkpoint), or when any
+    optimizer has stepped since: Megatron's distributed and mixed-precision optimizers write through ``param.data``,
+    which no version counter sees. A write through ``.data`` with no optimizer step goes unnoticed.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[int, int, int] | None = None
+        self._prepared: Any = None
+
+    def get(self, weight: Tensor, prepare: Callable[[Tensor], Any]) -> Any:
+        """``prepare(weight)``, from memory if it still holds."""
+        key = (weight.data_ptr(), weight._version, _Steps.count)
+        if key != self._key:
+            self._prepared, self._key = prepare(weight), key
+        return self._prepared
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer in a given arithmetic, with the communication of Megatron's
+    ``linear_with_grad_accumulation_and_async_allreduce``."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, prepared, arithmetic, allreduce_dgrad, sequence_parallel, group):
+        # The input itself is saved: the layer before usually keeps it anyway, and quantizing it again in blocks along
+        # the tokens costs a twentieth of the product.
+        ctx.save_for_backward(x)
+        ctx.prepared, ctx.arithmetic, ctx.use_bias = prepared, arithmetic, bias is not None
+        ctx.allreduce_dgrad, ctx.sequence_parallel, ctx.group = allreduce_dgrad, sequence_parallel, group
+        total = _gather(x, group) if sequence_parallel else x
+        y = arithmetic.fprop(total.reshape(-1, total.shape[-1]), prepared)
+        if bias is not None:
+            y = round_bf16(y + round_bf16(bias), inplace=True)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        first = x.shape[0] * (ctx.group.size() if ctx.sequence_parallel else 1)
+        shape = (first, *x.shape[1:])
+        dgrad, wgrad = ctx.arithmetic.backward(gradient)
+        grad_x = grad_weight = handle = None
+        if need_x:
+            grad_x = dgrad(ctx.prepared).view(shape)
+            if ctx.allreduce_dgrad:
+                handle = dist.all_reduce(grad_x, group=ctx.group, async_op=True)  # meanwhile: the weight gradient
+            if ctx.sequence_parallel:
+                grad_x = _reduce_scatter(grad_x, ctx.group)
+        if need_weight:
+            total = _gather(x, ctx.group) if ctx.sequence_parallel else x
+            grad_weight = wgrad(total.reshape(-1, total.shape[-1]))
+        grad_bias = round_bf16(round_bf16(gradient).sum(dim=0), inplace=True) if ctx.use_bias else None
+        if handle is not None:
+            handle.wait()
+        if grad_x is not None and (ctx.allreduce_dgrad or ctx.sequence_parallel):
+            grad_x = round_bf16(grad_x, inplace=True)  # a reduction in BF16 leaves BF16
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sequence shards of all ranks, joined along the first axis."""
+    total = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
+    dist.all_gather_into_tensor(total, x.contiguous(), group=group)
+    return total
+
+
+def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """This rank's sequence shard of the sum over ranks."""
+    shard = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
+    dist.reduce_scatter_tensor(shard, x.contiguous(), group=group)
+    return shard
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gradient_accumulation_fusion: bool,
+    allreduce_dgrad: bool,
+    sequence_parallel: bool,
+    tp_group: dist.ProcessGroup | None = None,
+    grad_output_buffer: list[Tensor] | None = None,
+    wgrad_deferral_limit: int | None = None,
+    gtp_remat_size: int = 1,
+    *,
+    arithmetic: Arithmetic,
+    memory: PreparedWeight,
+) -> Tensor:
+    """What ``_forward_impl`` of Megatron's layers computes, in the given arithmetic.
+
+    Args:
+        input: float32 of shape (..., K); with ``sequence_parallel`` this rank's shard of the first axis.
+        weight: float32 of shape (N, K).
+        arithmetic, memory: the products, and where the prepared weight is kept.
+        Others: as in Megatron's ``linear_with_grad_accumulation_and_async_allreduce``; the last is there from 0.19.
+
+    Raises:
+        ValueError: gradient accumulation fusion, deferred embedding gradients or sharded weights are on.
+    """
+    if gradient_accumulation_fusion:
+        raise ValueError(
+            "gradient_accumulation_fusion is on, but emulated layers have no fused kernel; "
+            "set model.gradient_accumulation_fusion=False"
+        )
+    if grad_output_buffer is not None:
+        raise ValueError(
+            "defer_embedding_wgrad_compute is on, but emulated layers do not defer; "
+            "set model.defer_embedding_wgrad_compute=False"
+        )
+    if gtp_remat_size > 1:
+        raise ValueError(f"weights are sharded over {gtp_remat_size} processes, and emulated layers do not gather them")
+    if allreduce_dgrad or sequence_parallel:
+        tp_group = get_tensor_model_parallel_group_if_none(tp_group)
+    prepared = memory.get(weight, arithmetic.prepare)
+    y = _Linear.apply(input, weight, bias, prepared, arithmetic, allreduce_dgrad, sequence_parallel, tp_group)
+    # Viewed here and not in the function: Megatron's cross entropy works in place, which autograd forbids on a view
+    # that a custom function made.
+    first = input.shape[0] * (tp_group.size() if sequence_parallel else 1)
+    return y.view(first, *input.shape[1:-1], weight.shape[0])
+
+
+def set_arithmetic(module: ColumnParallelLinear | RowParallelLinear, arithmetic: Arithmetic) -> None:
+    """Make an existing Megatron layer, for example the output layer, compute in the given arithmetic."""
+    module._forward_impl = functools.partial(linear, arithmetic=arithmetic, memory=PreparedWeight())
+
+
+def _in_arithmetic(base: type, arithmetic: Callable[[], Arithmetic]) -> type:
+    class Layer(base):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            set_arithmetic(self, arithmetic())
+
+    Layer.__name__ = Layer.__qualname__ = f"{arithmetic.__name__}{base.__name__}"
+    Layer.__doc__ = f"Megatron's {base.__name__} in {arithmetic.__name__} arithmetic."
+    return Layer
+
+
+BF16ColumnParallelLinear = _in_arithmetic(ColumnParallelLinear, BF16)
+BF16RowParallelLinear = _in_arithmetic(RowParallelLinear, BF16)
+NVFP4ColumnParallelLinear = _in_arithmetic(ColumnParallelLinear, NVFP4)
+NVFP4RowParallelLinear = _in_arithmetic(RowParallelLinear, NVFP4)
+
+LAYERS: dict[str, dict[type, type]] = {
+    "bf16": {ColumnParallelLinear: BF16ColumnParallelLinear, RowParallelLinear: BF16RowParallelLinear},
+    "nvfp4": {ColumnParallelLinear: NVFP4ColumnParallelLinear, RowParallelLinear: NVFP4RowParallelLinear},
+}
+
+
+def layer_spec(spec: ModuleSpec, precision: str) -> ModuleSpec:
+    """A copy of a transformer layer's spec with its linear layers in the given precision.
+
+    Args:
+        spec: what ``get_gpt_layer_local_spec(normalization="RMSNorm")`` returns.
+        precision: "bf16" or "nvfp4".
+
+    Raises:
+        ValueError: the precision is unknown, or the spec has no local linear layer to replace.
+    """
+    if precision not in LAYERS:
+        raise ValueError(f"precision {precision!r} has no emulated layers; use one of {', '.join(LAYERS)}")
+    replaced = _replace(spec, LAYERS[precision])
+    if replaced == spec:
+        raise ValueError("the spec names no ColumnParallelLinear or RowParallelLinear; start from the local layer spec")
+    return replaced
+
+
+def _replace(node: Any, layers: dict[type, type]) -> Any:
+    """Walk specs, which are nested dataclasses, and swap the classes they name."""
+    if isinstance(node, type):
+        return layers.get(node, node)
+    if dataclasses.is_dataclass(node):
+        fields = {f.name: _replace(getattr(node, f.name), layers) for f in dataclasses.fields(node)}
+        return dataclasses.replace(node, **fields)
+    return node

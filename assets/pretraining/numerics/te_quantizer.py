@@ -1,0 +1,221 @@
+"""NVFP4 training inside Transformer Engine's own layers, on GPUs without FP4 tensor cores.
+
+Megatron-Core takes a quantizer factory by name (``fp4_recipe="custom"``, ``fp4_quantizer_factory``); Transformer Engine
+calls it with the role of each tensor of a linear layer. The quantizers below round as the NVFP4 recipe does (arXiv
+2509.25149, section 4; Transformer Engine's ``NVFP4BlockScaling``): input 1x16, with a random Hadamard transform for the
+weight gradient; weight 16x16; output gradient as the input, stochastically. Products are exact but for their FP32 sums:
+one BF16 product of the values, the two tensor scales applied to the sums.
+
+Both layouts of a tensor are BF16 matrices of its own shape. Of an input, Transformer Engine keeps the columns' until
+backward, as many bytes as BF16 training keeps; a weight's tiles are their own transpose and kept once, and rounded once
+an optimizer step, because Transformer Engine caches them between micro batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformer_engine.pytorch.cpp_extensions import gemm as te_gemm
+from transformer_engine.pytorch.quantized_tensor import QuantizedTensorStorage, Quantizer
+
+from pretraining.megatron import compat
+from pretraining.numerics.nvfp4_triton import Operand, quantize, quantize_tiles
+from pretraining.numerics.product import product
+from pretraining.request import nvfp4_recipe
+
+
+def quantizer_factory(role: Any) -> NVFP4Quantizer | None:
+    """The quantizer of one tensor of a linear layer, for Transformer Engine's ``CustomRecipe``.
+
+    Args:
+        role: up to Transformer Engine 2.15 a string such as "linear_input"; from 2.16 a ``QuantizerRole``, or None for
+            a result whose reader is unknown.
+
+    Returns:
+        A quantizer; None for results where Transformer Engine allows it. Results stay in BF16, so theirs is never used.
+    """
+    _provide_products()
+    is_name = isinstance(role, str)
+    tensor = role.removeprefix("linear_") if is_name else getattr(role, "tensor_type", "")
+    if tensor in ("input", "weight", "grad_output"):
+        return NVFP4Quantizer(tensor, nvfp4_recipe.in_use())
+    return None if is_name else NVFP4Quantizer("input", nvfp4_recipe.in_use())
+
+
+class NVFP4Tensor(QuantizedTensorStorage):
+    """A quantized matrix on its way through a layer: blocks along the rows and along the columns.
+
+    Attributes:
+        original_shape: of the tensor before its leading dimensions were flattened.
+        rows, columns: None where not asked for or no longer needed; one object where blocks are tiles.
+    """
+
+    custom = True  # how Transformer Engine tells it from its own
+
+    def __init__(self, quantizer: NVFP4Quantizer, shape: torch.Size, rows: Operand | None, columns: Operand | None):
+        self._quantizer = quantizer
+        self._dtype = self.dtype = torch.bfloat16
+        self.original_shape = shape
+        self.rows, self.columns = rows, columns
+        self.device = next(each.values.device for each in (rows, columns) if each is not None)
+
+    def size(self, *axis: int) -> torch.Size | int:
+        """Of the tensor before quantization."""
+        return self.original_shape[axis[0]] if axis else self.original_shape
+
+    def update_usage(self, rowwise_usage: bool | None = None, columnwise_usage: bool | None = None) -> None:
+        """Drop what is no longer needed. Raises RuntimeError for what was never made."""
+        if rowwise_usage is False:
+            self.rows = None
+        if columnwise_usage is False:
+            self.columns = None
+        if (rowwise_usage and self.rows is None) or (columnwise_usage and self.columns is None):
+            raise RuntimeError("blocks along an axis were asked for after the tensor they come from was gone")
+
+    def get_usages(self) -> dict[str, bool]:
+        """Which of the two are there."""
+        return {"rowwise": self.rows is not None, "columnwise": self.columns is not None}
+
+    def prepare_for_saving(self) -> tuple[list[Tensor | None], NVFP4Tensor]:
+        """Hand the tensors to autograd. A weight also keeps them: it is read again by the next micro batch."""
+        tensors = [part for each in (self.rows, self.columns) for part in (each or (None, None))]
+        if self._quantizer.tensor != "weight":
+            self.clear()
+        return tensors, self
+
+    def restore_from_saved(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Take them back, and return the rest."""
+        pairs = tensors[:2], tensors[2:4]
+        self.rows, self.columns = (None if values is None else Operand(values, scale) for values, scale in pairs)
+        return tensors[4:]
+
+    def clear(self) -> None:
+        """Let go of the memory."""
+        self.rows = self.columns = None
+
+
+class NVFP4Quantizer(Quantizer):
+    """Rounds one kind of tensor: "input", "weight" or "grad_output"."""
+
+    custom = True
+
+    def __init__(self, tensor: str, recipe: nvfp4_recipe.Nvfp4Recipe) -> None:
+        super().__init__(rowwise=True, columnwise=True)
+        self.tensor, self.recipe = tensor, recipe
+
+    def quantize(self, tensor: Tensor, *, out: NVFP4Tensor | None = None, **_: Any) -> NVFP4Tensor:
+        """What Transformer Engine calls for a new tensor; leading dimensions are flattened."""
+        if out is not None:
+            return self.update_quantized(tensor, out)
+        return NVFP4Tensor(self, tensor.shape, *self._operands(tensor, None))
+
+    def update_quantized(self, src: Tensor, dst: NVFP4Tensor, *, noop_flag: Tensor | None = None) -> NVFP4Tensor:
+        """Quantize anew into ``dst``: a weight after an optimizer step.
+
+        Raises:
+            ValueError: the step is to be skipped by a flag on the GPU, as CUDA graphs do.
+        """
+        if noop_flag is not None:
+            raise ValueError(
+                "emulated NVFP4 cannot skip the weights' quantization within a CUDA graph; turn graphs off"
+            )
+        dst.rows, dst.columns = self._operands(src, dst.rows)
+        return dst
+
+    def _operands(self, tensor: Tensor, into: Operand | None) -> tuple[Operand | None, Operand | None]:
+        x = tensor.detach().reshape(-1, tensor.shape[-1])
+        folded = compat.folds_block_scale()
+        if self.tensor == "weight" and self.recipe.two_d:
+            tiles = quantize_tiles(x, folded=folded, out=into)
+            return tiles, tiles
+        return quantize(
+            x,
+            rows=self.rowwise_usage,
+            columns=self.columnwise_usage,
+            rht=self.recipe.rht and self.tensor != "weight",
+            seed=_seed(x.device) if self.recipe.stochastic and self.tensor == "grad_output" else None,
+            stream=_rank(),
+            folded=folded,
+        )
+
+
+def _seed(device: torch.device) -> Tensor:
+    """A new seed from the device's generator: Megatron seeds it, and checkpoints its state."""
+    return torch.randint(2**62, (1,), device=device)
+
+
+@functools.cache
+def _rank() -> int:
+    """Data-parallel ranks have the same generator state and must round independently."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@functools.cache
+def _provide_products() -> None:
+    """Have Transformer Engine's layers multiply quantized tensors by ``_gemm``.
+
+    Its own ``custom_gemm`` neither writes ``out`` nor accumulates, while its layers mark the weight gradient as added:
+    with ``gradient_accumulation_fusion`` every weight gradient would be lost.
+    """
+    te_gemm.custom_gemm = functools.partial(_gemm, te_gemm.custom_gemm)
+
+
+def _gemm(
+    others: Any,
+    a: NVFP4Tensor,
+    b: NVFP4Tensor,
+    workspace: Tensor,
+    out_dtype: torch.dtype | None = None,
+    quantization_params: Quantizer | None = None,
+    gelu: bool = False,
+    gelu_in: Tensor | None = None,
+    accumulate: bool = False,
+    layout: str = "TN",
+    out: Tensor | None = None,
+    bias: Tensor | None = None,
+    *rest: Any,
+) -> tuple[Tensor, None, None, None]:
+    """Transformer Engine's ``custom_gemm``: fprop in layout TN, dgrad in NN, wgrad in NT.
+
+    The names are cuBLAS's, which counts by columns: b is the left operand, a the right one.
+
+    Args:
+        others: what to call for other quantizers' tensors, with all the rest.
+
+    Raises:
+        ValueError: asked for what no layer of a Llama asks for and this does not do.
+    """
+    if not (isinstance(a, NVFP4Tensor) and isinstance(b, NVFP4Tensor)):
+        return others(
+            a, b, workspace, out_dtype, quantization_params, gelu, gelu_in, accumulate, layout, out, bias, *rest
+        )
+    result_type = torch.bfloat16 if out is None else out.dtype
+    refused = {
+        "a bias": bias is not None,
+        "a fused GELU": gelu or gelu_in is not None,
+        "a quantized result": quantization_params is not None,
+        f"a result in {out_dtype}": out_dtype not in (None, result_type),
+    }
+    if asked := [name for name, wanted in refused.items() if wanted]:
+        raise ValueError(
+            f"emulated NVFP4's products have no {' and no '.join(name.removeprefix('a ') for name in asked)}: use a "
+            "model whose linear layers do without, in BF16"
+        )
+    if layout == "TN":
+        left, right = b.rows, a.rows
+        result = product(left.values, right.values.T, left.scale * right.scale, out=out, accumulate=accumulate)
+        result = result.view(*b.original_shape[:-1], result.shape[-1])
+    elif layout == "NN":
+        left, right = b.rows, a.columns
+        # Columns padded to whole blocks; only without tiles.
+        values = right.values[: left.values.shape[1]]
+        result = product(left.values, values, left.scale * right.scale, out=out, accumulate=accumulate)
+    else:
+        left, right = b.columns, a.columns
+        result = product(left.values.T, right.values, left.scale * right.scale, out=out, accumulate=accumulate)
+    return result, None, None, None

@@ -1,0 +1,245 @@
+"""What a command line asks for, checked one by one before anything heavy is imported. No torch in this module."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pretraining.data import manifest
+from pretraining.errors import UsageError, unknown
+from pretraining.megatron import plugin, weights
+from pretraining.record import checkpoint, run_folder
+from pretraining.request import blends, finetuning, footprint, nvfp4_recipe, overrides
+from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
+from pretraining.request.precisions import PRECISIONS, Precision
+
+
+def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
+    """Whether the tuned preset is on. Raises UsageError where it cannot run."""
+    why = None
+    if not on_gpu:
+        why = "the CPU runtime has no CUDA graphs"
+    elif args.emulate:
+        why = "--emulate has not been tried in a CUDA graph"
+    elif model.expert_parallel > 1:
+        why = f"{model.name}'s experts get another number of tokens each time, which a CUDA graph cannot replay"
+    if args.tuned and why:
+        raise UsageError(f"--tuned: {why}; leave it out")
+    return args.tuned
+
+
+def emulator(args: argparse.Namespace, model: Model, precision: Precision) -> str | None:
+    """What computes NVFP4 without FP4 tensor cores. Raises UsageError where it cannot."""
+    if args.emulate and precision.name != "nvfp4":
+        raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
+    if args.emulate and footprint.shape_of(model.hf_config).experts:
+        raise UsageError(
+            f"--emulate cannot train {model.name}: Transformer Engine computes its experts' products in one call that "
+            "takes none but its own tensors; train it in another precision, or a model without experts"
+        )
+    return args.emulate
+
+
+def recipe(args: argparse.Namespace, precision: Precision, emulator: str | None) -> nvfp4_recipe.Nvfp4Recipe | None:
+    """How NVFP4 trains: as asked for, else as the run that is resumed did; None in another precision.
+
+    Args:
+        args: merged, so that `nvfp4` says all that was asked for.
+        precision, emulator: of the run.
+
+    Raises:
+        UsageError: words that are none, that the emulator does not know, or another recipe than the resumed run's.
+    """
+    words = nvfp4_recipe.words_in(args.nvfp4 or "")
+    if precision.name != "nvfp4":
+        return None
+    past = _recipe_of(args.resume)
+    found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **words})
+    if emulator == "reference":
+        others = [word for word in found.changed() if word != "stochastic"]
+        if others:
+            raise UsageError(
+                f"--emulate reference rounds to nearest and knows no other change of the recipe: leave "
+                f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
+            )
+        found = nvfp4_recipe.Nvfp4Recipe(stochastic=False)
+    if past not in (None, found) and not (args.evaluate or args.export):
+        raise UsageError(
+            f"--resume {args.resume} was trained with {nvfp4_recipe.as_text(past.words())}, and this asks for "
+            f"{nvfp4_recipe.as_text(found.words())}: leave --nvfp4 and the like out, or begin anew"
+        )
+    return found
+
+
+def _recipe_of(run: Path | None) -> nvfp4_recipe.Nvfp4Recipe | None:
+    """What the run that is resumed trained with, None where it does not say."""
+    facts = run_folder.read_facts(run).precision if run and run_folder.holds_run(run) else {}
+    return nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
+
+
+def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -> int | None:
+    """How many iterations to profile. Raises UsageError where they are not there, with one to warm up before them."""
+    if last is not None and resumed:
+        raise UsageError("--profile records the last iterations, and a --resume may leave fewer; leave it out")
+    if last is not None and not trains:
+        raise UsageError("--profile looks at training, and this run trains nothing; leave it out")
+    if last is not None and not 1 <= last < iterations:
+        raise UsageError(
+            f"--profile {last} of {iterations} iterations: at least 1 is profiled, with 1 before it to warm up; "
+            f"make profile takes the last 5, so ITERS= (--train-iters) is 6 or more"
+        )
+    return last
+
+
+def plugin_file(path: Path | None) -> Path | None:
+    """The user's file. Raises UsageError where it is none."""
+    if path is None:
+        return None
+    plugin.inspect(path)
+    return path.absolute()
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return overrides.flag_of({"sequence_length": "seq_length"}.get(name, name))
+
+
+def check_cpu(model: Model, precision: Precision) -> None:
+    """Raise UsageError where the model or the precision needs a GPU."""
+    if not model.on_cpu:
+        small = [name for name, each in MODELS.items() if each.on_cpu]
+        raise UsageError(f"{model.name} needs a GPU and none was found; without one: --model {' or '.join(small)}")
+    if not precision.on_cpu:
+        here = [name for name, each in PRECISIONS.items() if each.on_cpu]
+        raise UsageError(
+            f"{precision.name} needs {precision.needs}, and no GPU was found; "
+            f"without one: --precision {' or '.join(here)}"
+        )
+
+
+def micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], replicas: int) -> int:
+    """The micro batch size given, or the model's own, or the largest below it that divides.
+
+    Args:
+        given: the flag.
+        sizes: with `global_batch_size`.
+        replicas: copies of the model that share it.
+
+    Raises:
+        UsageError: one does not divide the other; it names the nearest that does.
+    """
+    batch = sizes["global_batch_size"]
+    if batch % replicas:
+        raise UsageError(
+            f"--global-batch-size {batch} does not divide over {replicas} model replicas; take a multiple of {replicas}"
+        )
+    share = batch // replicas
+    if given is None:  # the model's own, or the largest below it that divides
+        return next(size for size in range(min(model.micro_batch_size, share), 0, -1) if share % size == 0)
+    if given < 1 or share % given:
+        divisors = [size for size in range(1, share + 1) if share % size == 0]
+        near = max((size for size in divisors if size <= max(given, 1)), default=1)
+        raise UsageError(
+            f"--global-batch-size {batch} is not divisible by --micro-batch-size {given} x {replicas} "
+            f"model replica{'s' if replicas > 1 else ''}; --micro-batch-size {near} would be"
+        )
+    return given
+
+
+def data(data: str, model: Model) -> str:
+    """The data in the words of `blends.py`. Raises UsageError where a file is missing or the vocabulary too large."""
+    if data in (MOCK, PYTHON_STDLIB):
+        return data
+    parsed = blends.parse(data)
+    words = model.hf_config["vocab_size"]
+    for prefix in dict.fromkeys(prefix for blend in parsed.values() for prefix in blend.prefixes):
+        try:
+            known = manifest.read(prefix)
+        except ValueError as error:
+            raise UsageError(f"--data {prefix}: {error}") from error
+        if known and known.vocabulary_size > words:
+            raise UsageError(
+                f"--data {prefix} was tokenized by {known.tokenizer} into {known.vocabulary_size} words, and "
+                f"{model.name} has {words}: `make data` with a tokenizer that fits the model"
+            )
+    return blends.as_words(parsed)
+
+
+def resume(run: Path | None, model: Model, precision: Precision | None, finetune: str | None) -> Path | None:
+    """The run to continue, refused by its facts before anything is loaded; `precision` None for any."""
+    if run is None:
+        return None
+    facts = run_folder.read_facts(run).environment if run_folder.holds_run(run) else {}
+    if facts.get("model", model.name) != model.name:
+        raise UsageError(
+            f"--resume {run} is a checkpoint of {facts['model']}, and this is {model.name}: name that model"
+        )
+    if (facts.get("finetuned") or finetune) in finetuning.ADAPTERS and facts.get("finetuned") != finetune:
+        how = facts.get("finetuned")
+        holds = f"{how} adapters alone: --finetune {how}" if how else "no adapters"
+        raise UsageError(f"--resume {run} holds {holds}")
+    found = facts.get("precision", {}).get("name")
+    if precision and found not in (None, precision.name):
+        raise UsageError(
+            f"--resume {run} was trained in {found}, and this is {precision.name}: continue it in {found} "
+            "(--evaluate takes any precision)"
+        )
+    return run.absolute()
+
+
+def iteration(args: argparse.Namespace) -> int | None:
+    """The iteration of the checkpoint to begin with, None without any. Raises UsageError where it is not whole."""
+    if args.resume is not None:
+        return checkpoint.find(args.resume, args.iteration)
+    if args.iteration is not None:
+        raise UsageError(f"--iteration {args.iteration} is one of a run's checkpoints: --resume RUN names the run")
+    return None
+
+
+def trains_nothing(args: argparse.Namespace, model: Model) -> None:
+    """Raise UsageError where there is nothing to evaluate or to export, or nowhere to."""
+    what = "--evaluate" if args.evaluate else "--export"
+    if args.resume is None:
+        raise UsageError(f"{what} needs the run whose checkpoint it means: --resume RUN (RUN=)")
+    if args.export is not None and args.export.exists():
+        raise UsageError(f"--export {args.export} exists, and nothing is overwritten: name another")
+    if args.evaluate and (args.data or model.data) == MOCK:
+        raise UsageError("--evaluate needs text: random tokens have no loss worth knowing; give --data")
+
+
+def instructions(args: argparse.Namespace) -> str:
+    """The instructions to fine-tune on. Raises UsageError for a wrong one, or where something is missing."""
+    if args.finetune not in finetuning.SCHEMES:
+        raise unknown("way to fine-tune", args.finetune, finetuning.SCHEMES)
+    if not args.weights:
+        raise UsageError(f"{args.finetune} tunes weights: name them with --from (FROM=), hf:NAME, a folder or a run")
+    if not args.data:
+        fields = " and ".join(finetuning.FIELDS)
+        raise UsageError(f"{args.finetune} needs instructions: --data FILE.jsonl (DATA=), with {fields} a line")
+    finetuning.files(args.data)
+    return str(Path(args.data).absolute())
+
+
+def tokenizer(args: argparse.Namespace) -> str | None:
+    """The tokenizer of the instructions, None without any. Raises UsageError where none is known."""
+    if not args.finetune:
+        return None
+    if args.tokenizer:
+        return str(Path(args.tokenizer).resolve()) if Path(args.tokenizer).is_dir() else args.tokenizer
+    if finetuning.is_run(args.weights):
+        raise UsageError("a run folder has no tokenizer of its own: name it with --tokenizer (TOKENIZER=)")
+    return weights.source(args.weights)
+
+
+def starting_weights(given: str | None, model: Model, *, finetune: bool) -> str | None:
+    """The weights to begin with. Raises UsageError where a folder holds none."""
+    if given is None:
+        return None
+    if finetuning.is_run(given):
+        if not finetune:
+            raise UsageError(f"--from {given} is a run of this playbook: --resume (RESUME=) continues it")
+        checkpoint.find(Path(given))
+        return str(resume(Path(given), model, None, None))
+    source = weights.source(given)
+    weights.check_folder(source, model)
+    return source

@@ -1,0 +1,261 @@
+"""What a model weighs and costs: parameters, FLOPs a token, and memory by precision. Arithmetic on its config alone.
+
+Memory is that of one process, the most loaded one: what must fit. It is an estimate. Fragmentation, the CUDA context,
+NCCL's buffers and workspaces are not in it; keep a tenth of a GPU free. NVIDIA's published peaks of Llama 3 8B on one
+GB300 (sequence 4096, micro batch 4) are 221.6 GB in BF16 and 207.8 GB in NVFP4, and this says 226 and 219.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pretraining.request.models import Model
+from pretraining.request.precisions import Precision, default_tail
+
+# Mixed precision as Megatron's presets have it: BF16 weights, FP32 gradients, FP32 main weights and two FP32 moments.
+WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
+BF16, FP32 = 2, 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, by the names of its Hugging Face config; the hybrid's own are 0 in a Llama."""
+
+    hidden: int
+    heads: int
+    groups: int
+    head_size: int
+    words: int
+    tied: bool
+    attention_layers: int
+    mlp_layers: int
+    mlp_size: int
+    mamba_layers: int = 0
+    mamba_inner: int = 0
+    mamba_heads: int = 0
+    mamba_groups: int = 0
+    mamba_state: int = 0
+    mamba_kernel: int = 0
+    moe_layers: int = 0
+    experts: int = 0
+    experts_a_token: int = 0
+    expert_size: int = 0
+    shared_size: int = 0
+
+    @property
+    def attention(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.groups * self.head_size
+
+
+def shape_of(config: dict[str, Any]) -> Shape:
+    """The sizes in a Hugging Face config of a Llama or a Nemotron-H."""
+    heads = config["num_attention_heads"]
+    pattern = config.get("hybrid_override_pattern", "")
+    layers = config["num_hidden_layers"]
+    common = {
+        "hidden": config["hidden_size"],
+        "heads": heads,
+        "groups": config["num_key_value_heads"],
+        "head_size": config.get("head_dim") or config["hidden_size"] // heads,
+        "words": config["vocab_size"],
+        "tied": config["tie_word_embeddings"],
+    }
+    if not pattern:
+        sizes = {"attention_layers": layers, "mlp_layers": layers, "mlp_size": config["intermediate_size"]}
+        return Shape(**common, **sizes)
+    return Shape(
+        **common,
+        attention_layers=pattern.count("*"),
+        mlp_layers=0,
+        mlp_size=0,
+        mamba_layers=pattern.count("M"),
+        mamba_inner=config["mamba_num_heads"] * config["mamba_head_dim"],
+        mamba_heads=config["mamba_num_heads"],
+        mamba_groups=config["n_groups"],
+        mamba_state=config["ssm_state_size"],
+        mamba_kernel=config["conv_kernel"],
+        moe_layers=pattern.count("E"),
+        experts=config["n_routed_experts"],
+        experts_a_token=config["num_experts_per_tok"],
+        expert_size=config["moe_intermediate_size"],
+        shared_size=config["moe_shared_expert_intermediate_size"],
+    )
+
+
+def embedding(shape: Shape) -> int:
+    """Parameters of one embedding; the output layer has as many again, unless they are tied."""
+    return shape.words * shape.hidden
+
+
+def expert_parameters(shape: Shape) -> int:
+    """Parameters of all routed experts: two matrices each, without a gate."""
+    return shape.moe_layers * shape.experts * 2 * shape.hidden * shape.expert_size
+
+
+def linear_parameters(shape: Shape) -> int:
+    """Parameters of the layers' matrices, which the precision is about; the routed experts' apart."""
+    attention = 2 * shape.hidden * (shape.attention + shape.keys)
+    conv = shape.mamba_inner + 2 * shape.mamba_groups * shape.mamba_state
+    mamba = shape.hidden * (shape.mamba_inner + conv + shape.mamba_heads) + shape.mamba_inner * shape.hidden
+    return (
+        shape.attention_layers * attention
+        + shape.mlp_layers * 3 * shape.hidden * shape.mlp_size
+        + shape.mamba_layers * mamba
+        + shape.moe_layers * 2 * shape.hidden * shape.shared_size
+    )
+
+
+def other_parameters(shape: Shape) -> int:
+    """Norms, routers, and the Mamba layers' convolution and per-head values."""
+    norms = (shape.attention_layers + shape.mlp_layers + shape.mamba_layers + shape.moe_layers + 1) * shape.hidden
+    conv = shape.mamba_inner + 2 * shape.mamba_groups * shape.mamba_state
+    mamba = conv * (shape.mamba_kernel + 1) + 3 * shape.mamba_heads + shape.mamba_inner
+    router = shape.experts * shape.hidden
+    return norms + shape.mamba_layers * mamba + shape.moe_layers * router
+
+
+def parameters(shape: Shape) -> int:
+    """All of them."""
+    outer = embedding(shape) * (1 if shape.tied else 2)
+    return outer + linear_parameters(shape) + expert_parameters(shape) + other_parameters(shape)
+
+
+def flops_per_token(shape: Shape, sequence: int) -> float:
+    """Model FLOPs of a token's forward and backward pass, as Megatron counts them.
+
+    `flop_utils.num_floating_point_operations` of Megatron-Bridge: causal attention counts half its matrix, the
+    embedding nothing, the backward pass twice the forward.
+    """
+    scores = shape.attention_layers * 2 * shape.attention * sequence
+    mamba = shape.mamba_layers * 7 * 2 * shape.hidden * shape.mamba_state
+    if shape.mamba_layers:  # Megatron takes a Mamba layer to be twice as wide as the model, whatever it is
+        inner, groups = 2 * shape.hidden, 2 * shape.mamba_groups * shape.mamba_state
+        mamba += shape.mamba_layers * 2 * shape.hidden * (2 * inner + groups + shape.mamba_heads + inner)
+    attention = shape.attention_layers * 4 * shape.hidden * (shape.attention + shape.keys)
+    mlp = shape.mlp_layers * 6 * shape.hidden * shape.mlp_size
+    active = shape.experts_a_token * shape.expert_size + shape.shared_size
+    moe = shape.moe_layers * 4 * shape.hidden * active
+    return 3.0 * (attention + mlp + scores + mamba + moe + 2 * embedding(shape))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process, the most loaded one."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Split:
+    """Over how many processes what is split.
+
+    Attributes:
+        data: replicas, which share the optimizer's state (the distributed optimizer).
+        expert: processes that share the routed experts.
+        virtual: pieces of the layers a pipeline stage holds.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    expert: int = 1
+    virtual: int = 1
+
+
+def split_of(model: Model, processes: int) -> Split:
+    """A model's own split, on so many processes."""
+    copies = processes // (model.tensor_parallel * model.pipeline_parallel)
+    return Split(
+        model.tensor_parallel, model.pipeline_parallel, max(1, copies), model.expert_parallel, model.virtual_pipeline
+    )
+
+
+def memory(model: Model, precision: Precision, split: Split, *, micro_batch: int, sequence: int) -> Memory:
+    """The memory of training `model` in `precision`.
+
+    Args:
+        micro_batch: sequences a forward pass.
+        sequence: tokens a sequence.
+    """
+    shape = shape_of(model.hf_config)
+    dense, experts = loaded_parameters(shape, split)
+    # Experts are split over the processes of several replicas, so fewer replicas hold the same ones.
+    replicas = max(1, split.data * split.tensor // split.expert)
+    optimizer = OPTIMIZER_BYTES * (dense / split.data + experts / replicas)
+    quantized = 1 - kept_share(model, precision)
+    linear = (linear_parameters(shape) / split.tensor + expert_parameters(shape) / split.expert) / split.pipeline
+    # A preset that gathers quantized weights has no others, from its first version on: older ones are counted here.
+    gathers = precision.gather != "BF16" and not precision.gather_since
+    copies = precision.copy_bytes - (WEIGHT_BYTES if gathers else 0)
+    return Memory(
+        weights=WEIGHT_BYTES * (dense + experts) + quantized * copies * linear,
+        gradients=GRADIENT_BYTES * (dense + experts),
+        optimizer=optimizer,
+        activations=activations(shape, precision, split, quantized, micro_batch * sequence),
+    )
+
+
+def loaded_parameters(shape: Shape, split: Split) -> tuple[float, float]:
+    """Parameters of the most loaded process, and of its routed experts: the first pipeline stage has the embedding."""
+    layers = (linear_parameters(shape) + other_parameters(shape)) / split.pipeline
+    outer = embedding(shape) * (2 if split.pipeline == 1 and not shape.tied else 1)
+    return (layers + outer) / split.tensor, expert_parameters(shape) / split.expert / split.pipeline
+
+
+def kept_share(model: Model, precision: Precision) -> float:
+    """The share of the layers that stays in BF16 where the user does not say."""
+    if precision.name == "bf16":
+        return 1.0
+    return (precision.bf16_head + default_tail(precision, model.num_layers)) / model.num_layers
+
+
+def activations(shape: Shape, precision: Precision, split: Split, quantized: float, tokens: int) -> float:
+    """Bytes kept for the backward pass, without recomputation and with flash attention.
+
+    Args:
+        quantized: the share of the layers in the precision; the others are in BF16.
+        tokens: of a micro batch.
+    """
+    layers = (1 - quantized) * _layer_bytes(shape, None) + quantized * _layer_bytes(shape, precision)
+    if split.pipeline > 1:  # as many micro batches are under way as there are stages: that makes up for the split
+        layers *= 1 + (split.pipeline - 1) / (split.pipeline * split.virtual) if split.virtual > 1 else 1
+        outer = 0.0
+    else:  # logits in BF16, and their gradient
+        outer = 2 * BF16 * shape.words + 2 * BF16 * shape.hidden
+    return tokens * (layers + outer) / split.tensor
+
+
+def _layer_bytes(shape: Shape, precision: Precision | None) -> float:
+    """Bytes a token over all layers; `precision` None is BF16, where the input of a product is kept once."""
+    saved = precision.saved_bytes if precision else BF16
+    # A quantized copy is kept beside the BF16 output of attention, which its own backward pass needs.
+    output = BF16 * shape.attention + (saved * shape.attention if precision else 0)
+    attention = (BF16 + saved) * shape.hidden + BF16 * (shape.attention + 2 * shape.keys) + output
+    attention += FP32 * shape.heads
+    mlp = (BF16 + saved) * shape.hidden + BF16 * 2 * shape.mlp_size + saved * shape.mlp_size
+    conv = shape.mamba_inner + 2 * shape.mamba_groups * shape.mamba_state
+    mamba = (BF16 + saved) * shape.hidden + BF16 * (2 * shape.mamba_inner + conv) + saved * shape.mamba_inner
+    active = shape.experts_a_token * shape.expert_size + shape.shared_size
+    copies = shape.experts_a_token + 1
+    moe = BF16 * shape.hidden + saved * copies * shape.hidden + (BF16 + saved) * active
+    return (
+        shape.attention_layers * attention
+        + shape.mlp_layers * mlp
+        + shape.mamba_layers * mamba
+        + shape.moe_layers * moe
+    )

@@ -1,0 +1,117 @@
+"""The precisions: what each is called, which Megatron-Bridge preset it is, and which layers it keeps in BF16.
+
+The presets are not equal in what they leave in BF16, and a comparison has to know: the table says it once.
+No torch in this module: the host reads the same table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretraining.errors import unknown
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One row of the table.
+
+    Attributes:
+        preset: the function in `megatron.bridge.training.mixed_precision`.
+        on_cpu: the CPU runtime has its arithmetic (see `numerics/`).
+        bf16_head, bf16_tail: layers the preset itself keeps in BF16 at the start and at the end; a tail of None is
+            "an eighth of the layers, at least one", which is 4 of 32: fully NVFP4, an 8B model diverges and
+            about the last 15 % of the layers must stay in BF16 (arXiv 2509.25149, section 4 and appendix E).
+        capabilities: CUDA compute capabilities whose tensor cores train in it, or None for any from 8.0.
+        needs: the same in words.
+        gather: how the preset stores and gathers the linear layers' weights: BF16, or already quantized (FP8, FP4).
+        gather_since: the first Megatron-Bridge whose preset gathers so; before it BF16.
+        saved_bytes: for the backward pass, of an element of a linear layer's input (with its share of the scales).
+        copy_bytes: of the quantized copies of a weight, both orientations, where the weight itself is BF16.
+    """
+
+    name: str
+    preset: str
+    on_cpu: bool = False
+    bf16_head: int = 0
+    bf16_tail: int | None = 0
+    capabilities: tuple[tuple[int, int], ...] | None = None
+    needs: str = "compute capability 8.0 or newer"
+    gather: str = "BF16"
+    gather_since: tuple[int, ...] = ()
+    saved_bytes: float = 2.0
+    copy_bytes: float = 0.0
+
+    def is_speed_only(self, head: int, tail: int) -> bool:
+        """Whether a run that keeps so many layers in BF16 says something of speed alone."""
+        return self.bf16_tail is None and head + tail == 0
+
+    def trains_on(self, capability: tuple[int, int], *, emulate: bool = False) -> bool:
+        """Whether a GPU of that compute capability trains in it; emulation needs BF16 tensor cores alone."""
+        if emulate or self.capabilities is None:
+            return capability >= _BF16_TENSOR_CORES
+        return capability in self.capabilities
+
+
+_BF16_TENSOR_CORES = (8, 0)
+_BLACKWELL = ((10, 0), (10, 3))
+
+PRECISIONS: dict[str, Precision] = {
+    row.name: row
+    for row in (
+        Precision("bf16", "bf16_mixed", on_cpu=True),
+        Precision(
+            "fp8",
+            "bf16_with_fp8_current_scaling_mixed",
+            bf16_head=1,
+            bf16_tail=1,
+            capabilities=((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1)),
+            needs="FP8 tensor cores: compute capability 8.9 or newer",
+            gather="FP8",
+            saved_bytes=1.0,
+            copy_bytes=2.0,
+        ),
+        Precision(
+            "fp8_blockwise",
+            "bf16_with_fp8_subchannel_scaling_mixed",
+            capabilities=((9, 0),),
+            needs="a Hopper GPU: compute capability 9.0",
+            saved_bytes=1 + 4 / 128,
+            copy_bytes=2.0,
+        ),
+        Precision(
+            "mxfp8",
+            "bf16_with_mxfp8_mixed",
+            capabilities=_BLACKWELL,
+            needs="a Blackwell data-centre GPU: compute capability 10.0 or 10.3",
+            gather="FP8",
+            saved_bytes=1 + 1 / 32,
+            copy_bytes=2 * (1 + 1 / 32),
+        ),
+        # On 12.0 and 12.1 (RTX PRO, GB10) Transformer Engine may call NVFP4 available while training in it fails or
+        # stochastic rounding returns zeros (TransformerEngine issues 2255, 2956, 3217).
+        Precision(
+            "nvfp4",
+            "bf16_with_nvfp4_mixed",
+            on_cpu=True,
+            bf16_tail=None,
+            capabilities=_BLACKWELL,
+            needs="FP4 tensor cores: compute capability 10.0 or 10.3 (B200, GB200, B300, GB300)",
+            gather="FP4",
+            gather_since=(0, 4, 2),
+            saved_bytes=0.5 + 1 / 16,
+            copy_bytes=2 * (0.5 + 1 / 16),
+        ),
+    )
+}
+
+
+def find_precision(name: str) -> Precision:
+    """The precision called `name`. Raises UsageError with the nearest name and the whole list."""
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
+    return PRECISIONS[name]
+
+
+def default_tail(precision: Precision, num_layers: int) -> int:
+    """Layers kept in BF16 at the end of a model of `num_layers` where the user did not say."""
+    return max(1, num_layers // 8) if precision.bf16_tail is None else precision.bf16_tail

@@ -1,0 +1,4 @@
+"""The life of one training process: start, signals, outcome, log, facts, telemetry, device.
+
+May import every other room; the scripts of `assets` import it.
+"""

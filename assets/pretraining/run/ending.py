@@ -1,0 +1,313 @@
+"""How a run begins and ends: its folder, its signals, and the verdict on how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pretraining.errors import FULL_DISK, Diverged, EndedEarly, UsageError
+from pretraining.megatron.plugin import located
+from pretraining.record import lock, run_folder
+from pretraining.record.run_folder import Peak, Verdict
+from pretraining.request.precisions import PRECISIONS
+from pretraining.request.settings import PROJECT, RUNS, Settings
+from pretraining.run.saving import SaveFirst
+
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import TrainingConfig
+
+    from pretraining.run.device_monitor import Sampler
+    from pretraining.run.telemetry import Telemetry
+
+INTERRUPTED = 130
+PATIENCE_SECONDS = 1.0  # an interrupted run's, with who reads its output
+REPEAT_SECONDS = 0.5
+STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
+_TRACEBACK_LINES = 40
+# What gloo and NCCL say on the ranks that another one leaves behind.
+_LOST_PARTNER = re.compile(
+    r"Connection (closed|reset) by (remote )?peer|Broken pipe|Socket closed|remote process exited|"
+    r"NCCL communicator was aborted|TCPStore|Timed out waiting \d+ms|Connection refused",
+    re.IGNORECASE,
+)
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+def interrupt_on_sigterm() -> None:
+    """End on SIGTERM as on Ctrl-C: with a verdict, in the main thread, at the next bytecode.
+
+    A thread that waits in C for a partner that is gone has no next bytecode: such a process ends without a verdict
+    after STUCK_SECONDS.
+    """
+    _end_where_stuck()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):  # one is enough: a second must not interrupt the verdict
+            signal.signal(each, signal.SIG_IGN)
+        name = signal.Signals(number).name
+
+        def again(*_: object) -> None:
+            raise Interrupted(name)
+
+        # An exception that a signal raises inside a destructor is swallowed: raise it until somebody caught it.
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS, REPEAT_SECONDS)
+        raise Interrupted(name)
+
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)  # also where the launcher was started in the background, which ignores it
+
+
+def _end_where_stuck() -> None:
+    """Watch for a signal that Python never comes to handle. The C half of its handler writes to a socket at once."""
+    told, tell = socket.socketpair()
+    tell.setblocking(False)
+    signal.set_wakeup_fd(tell.detach(), warn_on_full_buffer=False)
+    alive = threading.Event()
+    answer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: alive.set() or 0)
+
+    def watch() -> None:
+        while number := told.recv(1)[0]:  # also those of loaders that end: a socket without a reader is an error
+            if number in (signal.SIGTERM, signal.SIGINT) and not alive.is_set():
+                ctypes.pythonapi.Py_AddPendingCall(answer, None)  # in the main thread, whoever handles the signal
+                if not alive.wait(STUCK_SECONDS):
+                    os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def caught() -> None:
+    """An end has been caught: nothing raises from a signal any more."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU is visible to this process, without importing torch where there is plainly none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def check_capability(chosen: Settings) -> None:
+    """Raise UsageError where this GPU has no tensor cores for the precision, before Megatron is imported."""
+    import torch
+
+    capability = torch.cuda.get_device_capability()
+    if not chosen.precision.trains_on(capability, emulate=bool(chosen.emulate)):
+        also = ", or --emulate" if chosen.precision.name == "nvfp4" and capability >= (8, 0) else ""
+        works = [name for name, row in PRECISIONS.items() if row.trains_on(capability)]
+        raise UsageError(
+            f"{chosen.precision.name} needs {chosen.precision.needs}; this is {torch.cuda.get_device_name()} with "
+            f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
+        )
+
+
+def claim_run_dir(chosen: Settings) -> lock.Held:
+    """Make the run folder, or take the one the launcher made, and lock it. One process alone may name a new one.
+
+    Raises:
+        UsageError: the folder holds another run, or cannot be made.
+    """
+    folder = chosen.run_dir
+    if folder is None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UsageError("several processes need one run folder: give --run-dir")
+        folder = PROJECT / RUNS / run_folder.run_name(chosen.precision.name, chosen.model.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--run-dir {folder}: {error.strerror}") from error
+    return lock.hold(folder, lock.run_of_environment(), "training")
+
+
+def settled(code: int) -> None:
+    """The outcome is written and output waits for its reader: a signal now ends the process with the outcome's code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: leave(code))
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once. A plain return can hang: collectives and loader threads wait for partners that are gone."""
+    for child in multiprocessing.active_children():  # checkpoint writers, which only an orderly exit would end
+        child.kill()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def asked_for(train: TrainingConfig, run: RunEnd) -> Iterator[None]:
+    """Within: the exit by which Megatron-Bridge ends where a field of its config says so raises EndedEarly."""
+    try:
+        yield
+    except SystemExit as end:
+        done = run.telemetry.iterations if run.telemetry else 0
+        at, minutes = train.exit_interval, train.exit_duration_in_mins
+        asked = "train.exit_interval" if at and done % at == 0 else "train.exit_duration_in_mins" if minutes else ""
+        if end.code or not asked or run.saving.signal or run.saving.problem:
+            raise
+        raise EndedEarly(done, train.train_iters, asked) from end
+
+
+class RunEnd:
+    """Turns the end of a training into its outcome.
+
+    Attributes:
+        folder: the run folder.
+        rank: of this process; rank 0 reports a success, any rank its failure.
+        partners: whether torch.distributed.run started other processes beside this one.
+        telemetry: set once training is about to start.
+        sampler: of this machine, where this process started it.
+        plugin: the user's file, whose line a cause names, or None.
+        saving: what a signal does while it trains, where the run keeps checkpoints.
+    """
+
+    def __init__(self, folder: Path, rank: int, plugin: Path | None = None) -> None:
+        self.folder = folder
+        self.rank = rank
+        self.plugin = plugin
+        self.partners = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+        self.telemetry: Telemetry | None = None
+        self.sampler: Sampler | None = None
+        self.saving = SaveFirst()
+        self._began = time.monotonic()
+
+    def succeeded(self) -> int:
+        """Write the outcome of a completed training. Returns 0."""
+        if self.rank == 0:
+            self._write(Verdict.SUCCEEDED, "", 0)
+        return 0
+
+    def failed(self, error: BaseException) -> int:
+        """Write the outcome that `error` stands for. Returns the exit code."""
+        verdict, cause, code = self._saved_first() if self.ended_by_saving(error) else classify(error, self.folder)
+        if self.plugin and not isinstance(error, UsageError) and (line := located(error, self.plugin)):
+            cause = f"{line}: {cause}"
+        if isinstance(error, Interrupted) and str(error) == "SIGTERM" and self.partners:
+            # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
+            print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)
+            return code
+        if self.partners and _LOST_PARTNER.search(str(error)):
+            # Whoever left has a verdict of its own, or was killed, which torch.distributed.run sees.
+            print(f"pretrain_llama.py: rank {self.rank} lost a partner: {cause}", file=sys.stderr, flush=True)
+            return code
+        if self.partners and code not in (2, INTERRUPTED):
+            cause = f"rank {self.rank} on {socket.gethostname()}: {cause}"
+        print(f"pretrain_llama.py: {verdict}: {cause}", file=sys.stderr, flush=True)
+        try:
+            self._write(verdict, cause, code, error)
+        except OSError as full:
+            print(f"pretrain_llama.py: the outcome could not be written: {full}", file=sys.stderr, flush=True)
+        return code
+
+    def ended_by_saving(self, error: BaseException) -> bool:
+        """Whether `error` is Megatron-Bridge's end after a signal: the checkpoint is written."""
+        return self.saving.active and isinstance(error, SystemExit) and not error.code
+
+    def _saved_first(self) -> tuple[Verdict, str, int]:
+        done = self.telemetry.iterations if self.telemetry else 0
+        saved = f"saved at iteration {done}: --resume {self.folder} (RESUME=) continues"
+        if self.saving.problem:
+            verdict, cause, code = classify(self.saving.problem, self.folder)
+            return verdict, f"{cause}; {saved}", code
+        by = self.saving.signal or "a signal to another of its processes"
+        return Verdict.INTERRUPTED, f"interrupted by {by}, {saved}", INTERRUPTED
+
+    def _write(self, verdict: Verdict, cause: str, code: int, error: BaseException | None = None) -> None:
+        telemetry = self.telemetry
+        details = {
+            "seconds": round(time.monotonic() - self._began, 3),
+            "iterations": telemetry.iterations if telemetry else 0,
+            "peak_memory": self._peak_memory(),
+        }
+        if self.sampler and self.sampler.core_share is not None:
+            details["sampling_core_share"] = self.sampler.core_share
+        if telemetry and telemetry.slowest_rank:
+            details["slowest_rank"] = telemetry.slowest_rank
+        if error is not None and self.partners and code not in (2, INTERRUPTED):
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            details |= {"rank": self.rank, "host": socket.gethostname(), "traceback": lines[-_TRACEBACK_LINES:]}
+        run_folder.write_outcome(self.folder, verdict, cause=cause, exit_code=code, details=details)
+
+    def _peak_memory(self) -> dict[str, Any] | None:
+        """What `run_folder.write_outcome` says, None where nothing is known."""
+        sampled = self.sampler.stop() if self.sampler else {}
+        known = (self.telemetry.peaks if self.telemetry else {}) | sampled
+        kind = next((kind for kind in Peak if kind in known), None)
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        return kind and {"bytes": known[kind], "kind": kind, "processes": processes, "all": known}
+
+
+def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
+    """The verdict, a one-line cause that says what to do, and the exit code that an exception stands for.
+
+    Args:
+        error: what ended the training.
+        folder: the run folder, on whose disk checkpoints are written.
+    """
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, KeyboardInterrupt):
+        return Verdict.INTERRUPTED, f"interrupted by {first_line or 'SIGINT'}", INTERRUPTED
+    if isinstance(error, UsageError):
+        return Verdict.FAILED, str(error), 2
+    if isinstance(error, EndedEarly):
+        return (Verdict.INTERRUPTED, str(error), INTERRUPTED) if error.asked else (Verdict.FAILED, str(error), 1)
+    if isinstance(error, Diverged) or re.search(r"found (NaN|Inf) in local", str(error)):
+        cause = f"{first_line}: try a lower learning rate, or more layers in BF16 (--bf16-tail-layers)"
+        return Verdict.DIVERGED, cause, 1
+    on_cpu = re.search(r"can't allocate memory|could not create a primitive.*memory", str(error))
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or on_cpu:
+        cause = f"{first_line or 'out of memory.'} Lower --micro-batch-size or --seq-length, or take a smaller --model"
+        return Verdict.OUT_OF_MEMORY, cause, 1
+    if _is_full_disk(error, folder):
+        where = f" writing {error.filename}" if getattr(error, "filename", None) else ""
+        return Verdict.FAILED, f"the disk is full{where}: free some space, `make clean` lists what old runs hold", 1
+    if isinstance(error, SystemExit):
+        return Verdict.FAILED, f"Megatron ended the process with exit code {error.code}: see {run_folder.LOG}", 1
+    return Verdict.FAILED, f"{type(error).__name__}: {first_line or f'see {run_folder.LOG}'}", 1
+
+
+def _is_full_disk(error: BaseException | None, folder: Path) -> bool:
+    """Whether a full disk, or a used-up quota, is behind `error`: itself, what it was raised from, or words in it.
+
+    Megatron-Core 0.17 keeps the type of what stopped a checkpoint's writer and loses its words: the disk is asked.
+    """
+    words = re.compile(rf"{os.strerror(errno.ENOSPC)}|unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing")
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in FULL_DISK) or words.search(str(error)):
+            return True
+        if type(error).__name__ == "CheckpointException" and not _has_room(folder):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether the disk takes a MiB more."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+    except OSError as error:
+        return error.errno not in FULL_DISK
+    return True

@@ -1,0 +1,206 @@
+"""`make ablate`: one model in BF16 and in NVFP4, whole and with one thing changed, with several seeds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from playbook import PROJECT
+from playbook.campaign import ablation, compare_job, reuse
+from playbook.campaign.ablation import BF16, WHOLE, Variant
+from playbook.cli.catalogue import print_table
+from playbook.compare import saved, timed
+from playbook.launch.start import exit_code, train
+from playbook.plan import place
+from playbook.plan.place import Place
+from playbook.plan.plan import Plan
+from playbook.record import loading
+from playbook.report import ablation_report, wording
+from pretraining.errors import UsageError
+from pretraining.record import code_state, run_folder
+from pretraining.record.run_folder import Run, Verdict
+from pretraining.request import nvfp4_recipe, settings
+from pretraining.request.models import ABLATED_ON_GPU
+
+RESULTS = (Verdict.SUCCEEDED, Verdict.DIVERGED)  # the same seed diverges again: nothing is gained by training it twice
+MakePlan = Callable[[argparse.Namespace, str, Place], Plan]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run to make."""
+
+    variant: Variant
+    seed: int
+    plan: Plan
+    request: reuse.Request
+
+
+def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry: Callable[[Plan, Path], None]) -> int:
+    """Do the job. Returns the exit code: 1 where a run failed; a run that diverged is a result.
+
+    Args:
+        where: from `place.choose`.
+        make_plan: of a command line, a precision and a place.
+        show_dry: prints a plan and its command.
+
+    Raises:
+        UsageError: flags that the ablation sets itself, seeds that are none, too few iterations.
+        NotStarted, OSError, KeyboardInterrupt: as `training.train`.
+    """
+    _refuse(args)
+    seeds = _seeds(args.seeds)
+    steps = _steps(args, seeds, where, make_plan)
+    timed.check_long_enough(steps[0].plan.settings.train_iters)
+    if args.dry_run:
+        for step in steps:
+            _show_dry(step, args.runs, show_dry)
+        return 0
+    if where.runtime == "container":
+        steps = _steps(args, seeds, place.prepare(where, args.runs), make_plan)
+    done = {} if args.fresh else _reusable(steps, args.runs)
+    bases: dict[int, Run] = {}
+    found: dict[Variant, list[ablation.Trained]] = defaultdict(list)
+    ready: set[int] = set()
+    code = 0
+    for at, step in enumerate(steps):
+        title = f"run {at + 1} of {len(steps)}, {step.variant.name}, seed {step.seed}:"
+        if past := done.get(at):
+            print(f"{title} {reuse.reusing(past)}", flush=True)
+        else:
+            print(title, flush=True)
+        try:
+            run = past or train(step.plan, args.runs)
+        except KeyboardInterrupt:
+            _say_how_far(ready | done.keys(), steps, args)
+            raise
+        ended = 0 if past else exit_code(run)
+        if run.verdict in RESULTS:
+            ready.add(at)
+        else:
+            code = 1
+            if run.verdict is Verdict.INTERRUPTED:
+                _say_how_far(ready | done.keys(), steps, args)
+            if step.variant == BF16 or run.verdict is Verdict.INTERRUPTED:
+                return ended  # without it there is nothing to set the others against
+        if step.variant == BF16 and run.verdict is Verdict.DIVERGED:
+            print(f"BF16 diverged with seed {step.seed}, and the rest is set against it: SEEDS= without it", flush=True)
+            return 1
+        loaded = loading.load(run.folder)
+        result = ablation.trained(step.seed, loaded, bases.get(step.seed))
+        found[step.variant].append(result)
+        if step.variant == BF16:
+            bases[step.seed] = loaded
+        elif gap := result.training_loss_gap:
+            print(f"  loss gap to BF16 {gap.value:+.2f} % over the last {gap.count} iterations", flush=True)
+        else:
+            code = code or int(result.verdict == Verdict.SUCCEEDED)
+            print(f"  no loss gap: {result.problem}", flush=True)
+    whole = next(step.plan.settings for step in steps if step.variant == WHOLE)
+    outcome = ablation.build(
+        dict(found),
+        bases[seeds[0]],
+        whole.bf16_tail_layers,
+        created=run_folder.utc_now(),
+        reproduce=compare_job.typed(args),
+    )
+    folder = saved.new_folder(args.runs, whole.model.name, kind="ablation")
+    written = ablation_report.write(outcome, folder)
+    show(outcome)
+    print("\nWritten:")
+    for path in written:
+        print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
+    return code
+
+
+def _say_how_far(ready: Set[int], steps: Sequence[Step], args: argparse.Namespace) -> None:
+    again = "the same command, without FRESH=1," if args.fresh else "the same command"
+    print(f"{len(ready)} of {len(steps)} runs are done; {again} goes on there", file=sys.stderr)
+
+
+def show(outcome: ablation.Ablation) -> None:
+    """Print the table and what it comes to."""
+    print(f"\n{ablation.about(outcome)}\n")
+    print_table(ablation.table(outcome), left=1)
+    print()
+    for sentence in (outcome.verdict, *ablation.problems(outcome), outcome.scope, outcome.published):
+        print(textwrap.fill(wording.sentence(sentence), 120))
+
+
+def _refuse(args: argparse.Namespace) -> None:
+    """Raise UsageError for what the ablation decides itself, or what it has no place for."""
+    ours = {
+        "--seed": (args.seed is not None, "SEEDS= names the seeds"),
+        "--precision": (args.precision is not None or args.disable_fp4, "it trains in BF16 and in NVFP4"),
+        "BF16_TAIL": (args.bf16_tail_layers is not None, "it tries 0, 1 and 2 and the recipe's own"),
+        "EMULATE=reference": (args.emulate == "reference", "that emulator has no ingredient to switch off"),
+        "--resume": (args.resume is not None, "every run begins with its seed"),
+        "--run-dir": (args.run_dir is not None, "every run gets a folder of its own"),
+        "REPEAT": (args.repeat > 1, "it repeats over seeds: SEEDS="),
+    }
+    for name, (given, why) in ours.items():
+        if given:
+            raise UsageError(f"make ablate takes no {name}: {why}")
+    asked = nvfp4_recipe.Nvfp4Recipe.of(nvfp4_recipe.words_in(settings.merged(args).nvfp4 or ""))
+    if changed := asked.changed():
+        raise UsageError(
+            f"make ablate takes each ingredient away by itself; leave {nvfp4_recipe.as_text(changed)} out "
+            f"({' '.join(nvfp4_recipe.short_forms().values()) or '--nvfp4, or the config file'})"
+        )
+
+
+def _seeds(words: str | None) -> list[int]:
+    if words is None:
+        return [settings.SEED, settings.SEED + 1]
+    try:
+        seeds = [int(word) for word in words.replace(",", " ").split()]
+    except ValueError as error:
+        raise UsageError(f"SEEDS={words}: seeds are whole numbers, as in SEEDS='1234 1235'") from error
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UsageError(f"SEEDS={words}: one seed or more is needed, none below 0 and none twice")
+    return seeds
+
+
+def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place, make_plan: MakePlan) -> list[Step]:
+    """Every run in its order: BF16 and the whole recipe with every seed first, then one variant after another."""
+    defaulted = settings.merged(args).model is None and where.runtime != "cpu"
+
+    def step(variant: Variant, seed: int) -> Step:
+        own = {"seed": seed, "bf16_tail_layers": variant.tail} | ({"model": ABLATED_ON_GPU} if defaulted else {})
+        own["nvfp4"] = variant.nvfp4
+        job = make_plan(argparse.Namespace(**{**vars(args), **own}), variant.precision, where)
+        if defaulted:
+            job.choices["model"] = replace(job.choices["model"], reason="make ablate's default with a GPU")
+        return Step(variant, seed, job, job.request())
+
+    first = [step(variant, seed) for seed in seeds for variant in (BF16, WHOLE)]
+    chosen = first[1].plan.settings
+    others = ablation.variants(chosen.num_layers, chosen.bf16_head_layers, chosen.bf16_tail_layers)[2:]
+    return [*first, *(step(variant, seed) for variant in others for seed in seeds)]
+
+
+def _reusable(steps: Sequence[Step], runs: Path) -> dict[int, Run]:
+    """By step the newest finished run that did what it asks, all with equal facts but for the seed.
+
+    Of several such sets, as of two machines, the one with the most runs, and of equal ones the newest; of a step's
+    runs one of this state of the code comes first.
+    """
+    now = code_state.digest()
+    sets: dict[str, dict[int, Run]] = defaultdict(dict)
+    for run in sorted(reuse.finished(runs, RESULTS), key=lambda run: run.code != now):
+        facts = json.dumps({**run.parity, "seed": None}, sort_keys=True, default=str)
+        for at, step in enumerate(steps):
+            if run.plan.get("request") == step.request:
+                sets[facts].setdefault(at, run)
+    return max(sets.values(), key=len, default={})
+
+
+def _show_dry(step: Step, runs: Path, show_dry: Callable[[Plan, Path], None]) -> None:
+    print(f"# {step.variant.name}, seed {step.seed}")
+    show_dry(step.plan, runs)

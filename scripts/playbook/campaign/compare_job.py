@@ -1,0 +1,95 @@
+"""`make compare`: the runs of both arms, trained where they are missing, then the comparison and its report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+from playbook import PROJECT, report
+from playbook.campaign import reuse
+from playbook.compare import arms, comparison, saved
+from playbook.launch.start import exit_code, train
+from playbook.plan import plan
+from playbook.record import loading
+from playbook.report import terminal
+from pretraining.record.run_folder import Run
+from pretraining.request import nvfp4_recipe
+
+
+def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
+    """Do the job. Returns the exit code.
+
+    Raises:
+        UsageError: too few iterations to time, or no arm is called what `--base` says.
+        NotStarted, OSError, KeyboardInterrupt: as `training.train`.
+    """
+    runs, begun = _gather(plans, args)
+    if isinstance(runs, int):
+        return runs
+    print()
+    order = reuse.turns(args.repeat)
+    loaded = loading.load_all([run.folder for run in runs])
+    groups = [[run for run, arm in zip(loaded, order, strict=True) if arm == wanted] for wanted in (0, 1)]
+    try:
+        result = comparison.compare(
+            groups, baseline=args.base or "", force=args.force, reproduce=typed(args), speed_up=args.speed_up
+        )
+    except comparison.NotComparable as refusal:
+        if begun:
+            begun.done()  # or the next FRESH=1 would find the same runs
+        terminal.print_refusal(refusal, sys.stderr, "FRESH=1 trains all of them again.", terminal.FORCE_BY_MAKE)
+        return 1
+    folder = begun.folder if begun else saved.new_folder(args.runs, plans[-1].settings.model.name)
+    # Before the table, which may go to a closed pipe.
+    written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), folder)
+    if begun:
+        begun.done()
+    terminal.print_comparison(result)
+    print("\nWritten:")
+    for path in (*(run.folder for run in runs), *written[:2]):
+        print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
+    return 0
+
+
+def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run] | int, reuse.Begun | None]:
+    """The comparison's runs in their order, trained where they are missing; or the exit code of one that failed."""
+    requests = [each.request() for each in plans]
+    order = reuse.turns(args.repeat)
+    begun = None
+    if args.fresh:
+        begun = reuse.begin(requests, args.repeat, args.runs, plans[-1].settings.model.name)
+        done = begun.runs()
+        found: list[Run | None] = [*done, *[None] * (len(order) - len(done))]
+        if done:
+            progress = f"{len(done)} of {len(order)} runs are done"
+            print(f"going on with {begun.folder.name}: {progress} (remove it to begin anew)")
+    else:
+        found = reuse.reusable(requests, args.repeat, args.runs)
+    for turn, arm in enumerate(order):
+        job, past = plans[arm], found[turn]
+        if past is not None:
+            if not begun:
+                print(f"{job.settings.precision.name}: {reuse.reusing(past)}", flush=True)
+            continue
+        if args.repeat > 1:
+            print(f"run {turn + 1} of {len(order)}, {'AB'[arm]}:")
+        try:
+            trained = train(job, args.runs)
+        except KeyboardInterrupt:
+            left = sum(run is None for run in found)
+            print(f"{len(order) - left} of {len(order)} runs are done; the same command goes on there", file=sys.stderr)
+            raise
+        if code := exit_code(trained):
+            return code, begun
+        found[turn] = trained
+        if begun:
+            begun.add(trained)
+    return [run for run in found if run is not None], begun
+
+
+def typed(args: argparse.Namespace) -> str:
+    """The command that makes this comparison or ablation again, with the switches of the recipe that were set."""
+    switched = [shlex.quote(each) for each in (*nvfp4_recipe.short_forms().values(), *nvfp4_recipe.engine_switches())]
+    command = args.typed or shlex.join([".venv/host/bin/python", "scripts/run.py", *sys.argv[1:]])
+    return " ".join([*switched, command])

@@ -1,0 +1,144 @@
+"""`make models` and `make precisions`: what can be trained, in what, and what it takes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from pretraining.errors import UsageError
+from pretraining.request import footprint, settings
+from pretraining.request.models import MODELS, Model, find_model
+from pretraining.request.precisions import PRECISIONS, Precision
+
+GB = 1e9
+
+
+def models(args: argparse.Namespace) -> int:
+    """Print all models, or one with its memory by kind. Returns the exit code.
+
+    Raises:
+        UsageError: no such model, or processes that do not hold it.
+    """
+    if args.model:
+        _print_one(find_model(args.model), args)
+        return 0
+    rows = [["model", "parameters", "GFLOP/token", "TP x PP", "GPUs", *(f"{name} GB" for name in PRECISIONS)]]
+    for model in MODELS.values():
+        processes, split = _split(model, args)
+        shape = footprint.shape_of(model.hf_config)
+        size = args.seq_length or model.sequence_length
+        rows.append(
+            [
+                model.name,
+                _amount(footprint.parameters(shape)),
+                f"{footprint.flops_per_token(shape, size) / 1e9:.4g}",
+                f"{model.tensor_parallel} x {model.pipeline_parallel}",
+                str(processes),
+                *(_gigabytes(_memory(model, row, split, args).total) for row in PRECISIONS.values()),
+            ]
+        )
+    print_table(rows, left=1)
+    print(
+        "\nMemory is that of the fullest GPU, estimated, at the model's default micro batch and sequence, without\n"
+        "recomputation; keep a tenth free. `make models MODEL=NAME` says what it is made of; MBS and SEQ change it,\n"
+        "and NPROC that of one model. "
+        + " ".join(
+            f"{model.name}'s experts are spread over {model.expert_parallel} GPUs."
+            for model in MODELS.values()
+            if model.expert_parallel > 1
+        )
+    )
+    return 0
+
+
+def precisions() -> int:
+    """Print the table of precisions. Returns the exit code."""
+    rows = [["precision", "Megatron-Bridge preset", "kept in BF16", "gathers weights in", "compute capability"]]
+    for row in PRECISIONS.values():
+        since = ".".join(map(str, row.gather_since))
+        rows.append(
+            [
+                row.name,
+                row.preset,
+                _kept(row),
+                f"{row.gather} from {since}" if since else row.gather,
+                _capabilities(row),
+            ]
+        )
+    print_table(rows, left=len(rows[0]))
+    print(
+        "\nBF16_HEAD= and BF16_TAIL= keep other numbers of layers in BF16, in every precision but bf16.\n"
+        f"Without a GPU {' and '.join(name for name, row in PRECISIONS.items() if row.on_cpu)} train, with exact "
+        "arithmetic; on another GPU nvfp4 does with EMULATE=1."
+    )
+    return 0
+
+
+def _capabilities(row: Precision) -> str:
+    if row.capabilities is None:
+        return "8.0 or newer"
+    return " ".join(f"{major}.{minor}" for major, minor in row.capabilities)
+
+
+def _kept(row: Precision) -> str:
+    if row.name == "bf16":
+        return "all"
+    tail = "last eighth" if row.bf16_tail is None else f"last {row.bf16_tail}" if row.bf16_tail else ""
+    head = f"first {row.bf16_head}" if row.bf16_head else ""
+    return ", ".join(filter(None, (head, tail))) or "none"
+
+
+def _print_one(model: Model, args: argparse.Namespace) -> None:
+    processes, split = _split(model, args)
+    micro, sequence = _sizes(model, args)
+    shape = footprint.shape_of(model.hf_config)
+    print(
+        f"{model.name}: {footprint.parameters(shape):,} parameters, {model.num_layers} layers, "
+        f"{footprint.flops_per_token(shape, sequence) / 1e9:.4g} GFLOP a token at sequence {sequence}\n"
+        f"On {processes} GPU{'s' if processes > 1 else ''} (tensor {split.tensor} x pipeline {split.pipeline} x "
+        f"data {split.data}), micro batches of {micro}, GB on the fullest:\n"
+    )
+    rows = [["", "weights", "gradients", "optimizer", "activations", "total"]]
+    for row in PRECISIONS.values():
+        found = _memory(model, row, split, args)
+        kinds = (found.weights, found.gradients, found.optimizer, found.activations, found.total)
+        rows.append([row.name, *map(_gigabytes, kinds)])
+    print_table(rows, left=1)
+
+
+def _split(model: Model, args: argparse.Namespace) -> tuple[int, footprint.Split]:
+    """Processes, as asked for or the fewest that hold the model, and what is split over them."""
+    asked = argparse.Namespace(**{**vars(args), "model": model.name})
+    fewest = settings.processes_a_copy(asked, on_gpu=True)
+    processes = args.nproc if args.nproc > 1 and args.model else fewest
+    if processes % fewest:
+        raise UsageError(f"NPROC={processes}: {model.name} is split over {fewest} processes; use a multiple of it")
+    return processes, footprint.split_of(model, processes)
+
+
+def _sizes(model: Model, args: argparse.Namespace) -> tuple[int, int]:
+    return args.micro_batch_size or model.micro_batch_size, args.seq_length or model.sequence_length
+
+
+def _memory(model: Model, row: Precision, split: footprint.Split, args: argparse.Namespace) -> footprint.Memory:
+    micro, sequence = _sizes(model, args)
+    return footprint.memory(model, row, split, micro_batch=micro, sequence=sequence)
+
+
+def _amount(number: int) -> str:
+    return next(f"{number / size:.3g} {unit}" for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if number >= size)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / GB:.1f}" if size > GB else f"{size / GB:.3f}"
+
+
+def print_table(rows: Sequence[Sequence[str]], *, left: int) -> None:
+    """Print columns two spaces apart, the first `left` of them flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            f"{cell:<{width}}" if number < left else f"{cell:>{width}}"
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

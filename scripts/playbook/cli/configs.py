@@ -1,0 +1,50 @@
+"""`make show-config`: the config of a training, built where its packages are and printed, without training."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+
+from playbook import ASSETS
+from playbook.common.venvs import ensure
+from playbook.launch import local
+from playbook.plan import gpus
+from pretraining.request import settings
+from pretraining.request.models import MODELS
+from pretraining.request.precisions import PRECISIONS
+
+SCRIPT = str(ASSETS / "show_config.py")
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print it. Returns the exit code.
+
+    It is built in the CPU runtime's environment, whose Megatron-Bridge may be another than the NeMo image's (the first
+    lines say which it is), unless RUNTIME=local trains with one that is installed here.
+
+    Raises:
+        UsageError: from the settings.
+    """
+    on_gpu = _on_gpu(args)
+    processes = args.nproc if args.nproc > 1 else settings.processes_a_copy(args, on_gpu=on_gpu)
+    chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
+    if args.runtime == "local":
+        local.check()
+        python = local.python()
+    else:
+        with contextlib.redirect_stdout(sys.stderr):
+            python = str(ensure("cpu"))
+    words = [python, "-W", "ignore", SCRIPT, "--processes", str(processes), *settings.as_flags(chosen)]
+    return subprocess.run([*words, *(["--gpu"] if on_gpu else [])], stdin=subprocess.DEVNULL, check=False).returncode
+
+
+def _on_gpu(args: argparse.Namespace) -> bool:
+    """Whether the training would be on a GPU: as asked for, else where there is one or nothing else would do."""
+    if args.runtime != "auto":
+        return args.runtime != "cpu"
+    args = settings.merged(args)
+    model, precision = MODELS.get(args.model or ""), PRECISIONS.get(args.precision or "")
+    needs = (model is not None and not model.on_cpu) or (precision is not None and not precision.on_cpu)
+    return needs or bool(gpus.read().gpus)

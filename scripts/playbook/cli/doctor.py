@@ -1,0 +1,367 @@
+"""Whether a job would work on this machine, before it is started: one check a line, the remedy under each cross.
+
+Nothing is changed, pulled or started. A check that the chosen job does not need is shown and decides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from playbook import PROJECT
+from playbook.common.venvs import python_of
+from playbook.launch import local
+from playbook.launch.process import trainings
+from playbook.plan import gpus, hub, place
+from playbook.plan.place import Wanted
+from pretraining.errors import UsageError
+from pretraining.record import lock
+from pretraining.request import footprint
+from pretraining.request.precisions import Precision
+from pretraining.request.settings import Settings
+
+CHECKPOINT_BYTES_A_PARAMETER = 13.1  # weights, master weights and Adam's two moments: 105 GB for 8B
+RUN_FOLDER_BYTES = 1e9
+CPU_ENVIRONMENT_BYTES = 6e9
+UNPACKED = 2.5  # an image on disk, compared with its download
+# Megatron-Bridge's own requirements on bare metal.
+REQUIRED = {"torch": (2, 7), "cuda": (12, 8), "cudnn": (9, 3)}
+NVFP4_ENGINE = (2, 8)  # the Transformer Engine that brought the NVFP4 recipe (its pull request 2177)
+SHARED_MEMORY_BYTES = 1e9
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+_VERSIONS = """
+import importlib.metadata as metadata, json, platform
+found = {"python": platform.python_version()}
+for name in ("megatron-bridge", "megatron-core", "transformer-engine"):
+    try: found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError: pass
+try:
+    import torch
+    cudnn = torch.backends.cudnn.version() or 0
+    major = 10000 if cudnn >= 90000 else 1000
+    found["cudnn"] = f"{cudnn // major}.{cudnn % major // 100}"
+    found |= {"torch": torch.__version__, "cuda": torch.version.cuda or "0"}
+except ImportError: pass
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line.
+
+    Attributes:
+        ok: None for a fact that nothing depends on.
+        remedy: what to do where not ok.
+        needed: the chosen job fails without it.
+    """
+
+    name: str
+    ok: bool | None
+    found: str
+    remedy: str = ""
+    needed: bool = True
+
+
+def examine(wanted: Wanted, precision: Precision, chosen: Settings, runtime: str, runs: Path) -> Iterator[Check]:
+    """Every check, in the order in which a job would meet them.
+
+    Args:
+        wanted: where to run.
+        precision: the most demanding one of the job.
+        chosen: what to train.
+        runtime: the one that `wanted` comes to, see `likely_runtime`.
+        runs: where run folders go.
+    """
+    inventory = gpus.read()
+    yield Check("runtime", None, runtime)
+    yield from _gpu_checks(inventory, wanted, precision, needed=runtime != "cpu")
+    if runtime == "container":
+        yield from _engine_checks(wanted, inventory, precision)
+    elif runtime == "local":
+        yield from _local_checks(precision)
+        yield from _local_memory()
+    elif not python_of("cpu").exists():
+        yield _space("disk for the CPU environment", PROJECT, CPU_ENVIRONMENT_BYTES)
+    yield from _training_checks(runs)
+    yield from _disk_checks(chosen, runs)
+    yield from _folder_checks(chosen, runs, runtime)
+    yield from _token_check(chosen)
+
+
+def likely_runtime(wanted: Wanted) -> str:
+    """The runtime, also where something is in its way that the checks will name."""
+    if wanted.runtime != "auto":
+        return wanted.runtime
+    inventory = gpus.read()
+    if not inventory.gpus and not inventory.problem:
+        return "cpu"
+    return "local" if local.inside_container() and local.has_bridge() else "container"
+
+
+def _gpu_checks(inventory: gpus.Inventory, wanted: Wanted, precision: Precision, *, needed: bool) -> Iterator[Check]:
+    if not inventory.gpus:
+        remedy = inventory.problem or "RUNTIME=cpu trains a small model without one"
+        yield Check("GPU", False if needed or inventory.problem else None, "no NVIDIA GPU that answers", remedy, needed)
+        return
+    yield Check("NVIDIA driver", True, f"{inventory.driver}, CUDA up to {inventory.cuda}")
+    for note, remedy in inventory.notes:
+        yield Check("GPU", False, note, remedy, needed=False)
+    for gpu in inventory.gpus:
+        users = f"in use by {', '.join(map(str, gpu.users))}" if gpu.users else "idle"
+        trains = f"trains in {', '.join(gpu.precisions()) or 'none of the precisions here'}"
+        yield Check(f"GPU {gpu.label}", None, f"{gpu.name}, {gpu.size}; {trains}; {users}; {gpu.uuid}")
+    try:
+        chosen, why = _chosen(inventory, wanted, precision)
+    except UsageError as error:
+        cause, *rest = str(error).splitlines()
+        yield Check(precision.name, False, cause, "\n".join(line.strip() for line in rest), needed)
+    else:
+        yield Check(precision.name, True, f"on {' and '.join(f'GPU {gpu.label} {gpu.name}' for gpu in chosen)}, {why}")
+
+
+def _chosen(inventory: gpus.Inventory, wanted: Wanted, precision: Precision) -> tuple[tuple[gpus.Gpu, ...], str]:
+    """The job's GPUs, and why these. Raises UsageError where there are none such."""
+    return gpus.for_job(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate, count=wanted.processes)
+
+
+def _engine_checks(wanted: Wanted, inventory: gpus.Inventory, precision: Precision) -> Iterator[Check]:
+    from playbook.launch.container import engine, image
+    from playbook.launch.container.spec import PROXIES, given
+
+    try:
+        connected = engine.connect()
+    except engine.EngineError as error:
+        yield Check("Docker engine", False, error.cause, error.remedy)
+        return
+    product = "Podman " if connected.podman else ""
+    yield Check("Docker engine", True, f"{product}{connected.version}, API {connected.api_version}{connected.kind}")
+    if connected.no_gpus:
+        yield Check("GPUs in containers", False, *connected.no_gpus)
+    else:
+        how = {"nvidia": "NVIDIA Container Toolkit", "cdi": "CDI (nvidia.com/gpu)"}[connected.kind.gpus]
+        yield Check("GPUs in containers", True, how)
+    if "/snap/" in connected.data:
+        remedy = "install docker-ce or docker.io in its place: docs.docker.com/engine/install"
+        yield Check(
+            "engine's confinement", False, "from a snap: it sees folders below /home alone", remedy, needed=False
+        )
+    for name in given(PROXIES):
+        if urlsplit(os.environ[name]).hostname in ("localhost", "127.0.0.1", "::1"):
+            remedy = "give an address of it that a container reaches, or a local folder to what is downloaded"
+            yield Check(
+                "proxy", False, f"{name} is this machine itself, which a container is not", remedy, needed=False
+            )
+    yield Check("memory for containers", None, f"{connected.memory / 1e9:.0f} GB of the machine's")
+    if connected.kind.rootless:  # one that runs as root may raise this limit for a container
+        yield _locked_memory(needed=True)
+    yield from _image_checks(connected, image.named(wanted.tag), inventory)
+    yield from _leftovers(connected, inventory, wanted, precision)
+
+
+def _locked_memory(*, needed: bool) -> Check:
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    ok = limit == resource.RLIM_INFINITY
+    remedy = "echo '* - memlock unlimited' | sudo tee /etc/security/limits.d/memlock.conf, then log out and in again"
+    return Check("locked memory", ok, "unlimited" if ok else f"at most {limit / 1e9:.2f} GB", remedy, needed)
+
+
+def _image_checks(connected, name: str, inventory: gpus.Inventory) -> Iterator[Check]:
+    from playbook.launch.container import engine, image, registry
+
+    try:
+        found = image.find(connected, name)
+    except engine.EngineError as error:
+        yield Check("image", False, error.cause, error.remedy)
+        return
+    if found:
+        yield Check("image", True, f"{name}, {found.digest[:19]}, {found.size / 1e9:.1f} GB")
+        if found.cuda and inventory.cuda:
+            ok = _numbers(inventory.cuda)[0] >= _numbers(found.cuda)[0]
+            said = f"it is made for CUDA {found.cuda}, the driver serves up to {inventory.cuda}"
+            remedy = "update the NVIDIA driver; an older one works only with the compatibility libraries in the image"
+            yield Check("driver for the image", ok, said, remedy, needed=False)
+        return
+    try:
+        size = registry.size_to_pull(name)
+    except registry.RegistryError as error:
+        remedy = "connect to the network, or bring the image: docker save there, docker load here"
+        yield Check("image", False, f"{name} is not here, and {error}", remedy)
+        return
+    yield Check("image", True, f"{name} is not here yet: {size / 1e9:.1f} GB to pull, once")
+    data = Path(connected.data)
+    if data.is_dir():
+        yield _space("disk for the image", data, size * (1 + UNPACKED))
+
+
+def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: Precision) -> Iterator[Check]:
+    from playbook.launch.container import leftovers
+
+    left = leftovers.find(connected)
+    if not left:
+        yield Check("leftover containers", True, "none")
+    for each in left:
+        if not each.running and each.launcher is None:
+            yield Check("container", False, f"{each} has ended", "any make command records it", needed=False)
+            continue
+        blocks = False
+        with contextlib.suppress(UsageError, ValueError):  # the gate's own line says so
+            blocks = any(leftovers.holder([each], gpu.uuid) for gpu in _chosen(inventory, wanted, precision)[0])
+        remedy = "`make attach` follows it, `make stop` ends it" if each.own else "wait for it, or ask whose it is"
+        yield Check("container", False, f"{each} trains", remedy, needed=blocks)
+
+
+def _training_checks(runs: Path) -> Iterator[Check]:
+    """Runs that are processes of this machine; those in containers are the engine's to tell."""
+    for folder in sorted(runs.glob("*/")):
+        if trainings(folder):
+            launcher = lock.watcher(folder)
+            watched = "its launcher is gone" if launcher is None else f"its launcher is process {launcher}"
+            remedy = "`make attach` follows it, `make stop` ends it"
+            yield Check(
+                "training", False, f"run {folder.name} ({watched}) trains on this machine", remedy, needed=False
+            )
+
+
+def _local_checks(precision: Precision) -> Iterator[Check]:
+    python = local.python()
+    found = _versions(python)
+    remedy = "put the Python 3.12 that has Megatron-Bridge first on PATH, as python3"
+    yield Check("Python", "python" in found, f"{found.get('python', 'none that starts')}, {python}", remedy)
+    for name, least in REQUIRED.items():
+        yield _version(name, found, least, "pip install 'torch>=2.7', for CUDA 12.8 or newer")
+    yield _version("megatron-bridge", found, (), "pip install megatron-bridge, for Python 3.12")
+    needed = precision.name != "bf16"
+    least = NVFP4_ENGINE if precision.name == "nvfp4" else ()
+    remedy = "pip install --no-build-isolation 'transformer-engine[pytorch]'"
+    yield _version("transformer-engine", found, least, remedy, needed=needed)
+
+
+def _versions(python: str) -> dict[str, str]:
+    """What that interpreter has; empty where it does not start."""
+    try:
+        ended = subprocess.run([python, "-c", _VERSIONS], capture_output=True, text=True, check=False)
+        return json.loads(ended.stdout.strip().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+def _version(name: str, found: dict[str, str], least: tuple[int, ...], remedy: str, *, needed: bool = True) -> Check:
+    version = found.get(name)
+    needs = f" (needs {'.'.join(map(str, least))} or newer)" if least else ""
+    return Check(
+        name, version is not None and _numbers(version) >= least, f"{version or 'missing'}{needs}", remedy, needed
+    )
+
+
+def _local_memory() -> Iterator[Check]:
+    """What a container that somebody else started may lack: NVIDIA starts its own with --ipc=host and no such limit."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # "max", or no such control group
+        total = min(total, int(CGROUP_MEMORY.read_text()))
+    yield Check("memory", None, f"{total / 1e9:.0f} GB")
+    shared = shutil.disk_usage("/dev/shm").total
+    remedy = "start the container with --ipc=host"
+    yield Check("shared memory", shared >= SHARED_MEMORY_BYTES, f"{shared / 1e9:.2f} GB", remedy, needed=False)
+    yield _locked_memory(needed=False)
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    parts = [int(part) if part.isdigit() else 0 for part in version.split("+")[0].split(".")[:2]]
+    return (parts[0], parts[1] if len(parts) > 1 else 0)
+
+
+def _disk_checks(chosen: Settings, runs: Path) -> Iterator[Check]:
+    needed = RUN_FOLDER_BYTES
+    name = "disk for runs"
+    if chosen.save:
+        needed += footprint.parameters(footprint.shape_of(chosen.model.hf_config)) * CHECKPOINT_BYTES_A_PARAMETER
+        name = "disk for runs and a checkpoint"
+    yield _space(name, _existing(runs), needed)
+
+
+def _space(name: str, folder: Path, needed: float) -> Check:
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1e9:.0f} GB free in {folder}, about {needed / 1e9:.0f} GB needed"
+    return Check(name, free >= needed, found, "free some space; `make clean` removes old runs")
+
+
+def _folder_checks(chosen: Settings, runs: Path, runtime: str) -> Iterator[Check]:
+    folders = {"run folders": runs, "cache": chosen.cache_dir}
+    if runtime == "container":
+        from playbook.launch.container.spec import huggingface_caches
+
+        folders |= {f"Hugging Face's {name}": folder for name, folder in huggingface_caches().items()}
+    for name, folder in folders.items():
+        there = _existing(folder)
+        ok = os.access(there, os.W_OK | os.X_OK)
+        yield Check(name, ok, f"{folder} {'can' if ok else 'cannot'} be written", f"sudo chown -R $USER {there}")
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.is_dir() or folder == folder.parent else _existing(folder.parent)
+
+
+def _token_check(chosen: Settings) -> Iterator[Check]:
+    wanted = [name for name in (chosen.weights, chosen.tokenizer) if name and not Path(name).exists()]
+    if not wanted:
+        given = "set" if os.environ.get("HF_TOKEN") else "not set"
+        yield Check("Hugging Face token", None, f"{given}; {chosen.model.name} needs none, its config is in assets/")
+    for name in dict.fromkeys(wanted):
+        yield Check("Hugging Face", *hub.access(name))
+
+
+def report(checks: list[Check], *, as_json: bool) -> int:
+    """Print the checks. Returns the exit code: 1 where one that the job needs is not ok."""
+    failed = [check for check in checks if check.ok is False and check.needed]
+    if as_json:
+        rows = [{**vars(check), "remedy": check.remedy if check.ok is False else ""} for check in checks]
+        print(json.dumps({"ok": not failed, "checks": rows}, indent=2))
+        return 1 if failed else 0
+    width = max(len(check.name) for check in checks)
+    columns = shutil.get_terminal_size((120, 0)).columns
+    for check in checks:
+        mark = {True: "✓", False: "✗", None: "·"}[check.ok]
+        _print_under(f"{mark} {check.name:<{width}}  ", check.found, columns)
+        if check.ok is False:
+            for line in check.remedy.splitlines():  # whole, because commands are copied
+                print(f"  {'':<{width}}  → {line}")
+    print("\nready" if not failed else f"\nnot ready: {', '.join(check.name for check in failed)}")
+    return 1 if failed else 0
+
+
+def _print_under(head: str, text: str, columns: int) -> None:
+    """Print text after its head; what does not fit goes below it."""
+    room = max(columns - len(head), 30)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    for line in lines:
+        print(f"{head}{line}".rstrip())
+        head = " " * len(head)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`doctor.py [--json] [flags of run.py]`. Exit code 0, 1 where the job would fail, 2 for wrong usage."""
+    from playbook.cli import train
+    from pretraining.request import settings
+    from pretraining.request.precisions import find_precision
+
+    flags = train.parser("doctor.py")
+    flags.add_argument("--json", action="store_true", help="for programs")
+    args = flags.parse_args(arguments)
+    wanted = train.wanted(args)
+    runtime = likely_runtime(wanted)
+    if runtime not in place.RUNTIMES:
+        raise UsageError(f"RUNTIME={runtime} is not one of {', '.join(place.RUNTIMES)}")
+    place.check_of_use(runtime, tag=args.tag, gpu=args.gpu)
+    chosen = settings.resolve(args, on_gpu=runtime != "cpu", processes=args.nproc)
+    precision = find_precision(args.precision or "nvfp4")
+    return report(list(examine(wanted, precision, chosen, runtime, args.runs)), as_json=args.json)

@@ -1,0 +1,67 @@
+"""How every command of the playbook ends: in words, and with its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from playbook import PROJECT
+from playbook.cli.make.command import in_makes_words
+from playbook.common.failures import Failure
+from playbook.common.venvs import ensure, python_of
+from pretraining.console import outlive_readers
+from pretraining.errors import UsageError
+
+
+def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted") -> int:
+    """Do the work; returns its exit code, 1 where it failed, 2 for wrong usage, 130 where it was interrupted.
+
+    Args:
+        name: of the command, which begins what it says of its end.
+        interrupted: what Ctrl-C means, where the work does not say.
+    """
+    with outlive_readers():
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="surrogateescape")  # a path of bytes that are no text is printed as it is
+        try:
+            code = work()
+            sys.stdout.flush()  # onto a full disk it fails here, and is said
+            return code
+        except UsageError as error:
+            return _end(name, in_makes_words(str(error)), 2)
+        except (Failure, OSError) as error:
+            return _end(getattr(error, "who", "") or name, _in_words(error), 1)
+        except ModuleNotFoundError:
+            if not _without_packages():
+                raise
+            return run(name, _with_packages)
+        except KeyboardInterrupt as error:
+            return _end(name, str(error) or interrupted, 130)
+
+
+def _without_packages() -> bool:
+    """Whether this is one of the scripts, as a dry run starts it in a fresh clone: by any Python, with no packages."""
+    started = Path(sys.argv[0]).resolve().parent == PROJECT / "scripts"
+    return started and Path(sys.prefix).resolve() != python_of("host").parents[1].resolve()
+
+
+def _with_packages() -> int:
+    """Start again with the launcher's packages, which this needs after all."""
+    python = str(ensure("host"))
+    os.execv(python, [python, *sys.argv])
+
+
+def _end(name: str, words: str, code: int) -> int:
+    print(f"{name}: {words}", file=sys.stderr)
+    return code
+
+
+def _in_words(error: Exception) -> str:
+    """What went wrong; an engine that goes away between two calls speaks HTTP."""
+    if type(error).__module__.partition(".")[0] not in ("docker", "requests"):
+        return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    from playbook.launch.container.engine import explain
+
+    return explain(error)

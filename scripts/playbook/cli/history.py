@@ -1,0 +1,141 @@
+"""All runs there are, newest first, with how each ended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from playbook import PROJECT
+from playbook.compare.run_figures import measure
+from playbook.record import loading
+from pretraining.errors import UsageError
+from pretraining.record import lock, run_folder
+from pretraining.request.settings import RUNS
+
+UNREADABLE = "unreadable"
+RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a line.
+
+    Attributes:
+        started: UTC.
+        verdict: "unreadable" where the folder is damaged, "running" while its lock is held; `cause` then says more.
+        iterations, of: done and wanted.
+        step_time: s, the median of the timed iterations; None of a profiled run, where it is no measurement.
+        loss: nats a token, the mean of the last tenth.
+    """
+
+    name: str
+    path: str
+    started: str
+    precision: str
+    arithmetic: str
+    model: str
+    verdict: str
+    cause: str
+    iterations: int | None = None
+    of: int | None = None
+    step_time: float | None = None
+    tokens_per_second: float | None = None
+    loss: float | None = None
+    profiled: bool = False
+
+
+def entries(runs: Path) -> list[Entry]:
+    """The runs in a folder, newest first; a damaged one is among them."""
+    found = []
+    for folder in runs.glob("*/"):
+        try:
+            if run_folder.holds_run(folder) or (folder / run_folder.PLAN).exists():
+                found.append(_entry(folder))
+        except (UsageError, OSError) as error:
+            written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(folder.stat().st_mtime))
+            found.append(Entry(folder.name, str(folder.absolute()), written, "", "", "", UNREADABLE, str(error)))
+    return sorted(found, key=lambda entry: (entry.started, entry.name), reverse=True)
+
+
+def _entry(folder: Path) -> Entry:
+    run = loading.load(folder)
+    result = measure(run).result
+    request = run.plan.get("request") or {}
+    profiled = "profiled" in run.environment
+    verdict, cause = result.verdict, result.cause
+    if verdict == run_folder.Verdict.INCOMPLETE and lock.processes(folder) and (used := lock.in_use(folder)):
+        verdict, cause = RUNNING, used
+    return Entry(
+        name=folder.name,
+        path=str(folder.absolute()),
+        started=run.environment.get("started") or run.plan.get("created") or "",
+        precision=run.precision.get("name") or request.get("precision") or "",
+        arithmetic=run.precision.get("arithmetic") or "",
+        model=run.environment.get("model") or request.get("model") or "",
+        verdict=verdict,
+        cause=cause,
+        iterations=result.iterations,
+        of=run.parity.get("train_iters") or request.get("train_iters"),
+        step_time=None if profiled else result.step_times and result.step_times.median,
+        tokens_per_second=None if profiled else result.tokens_per_second and result.tokens_per_second.value,
+        loss=result.training_loss and result.training_loss.value,
+        profiled=profiled,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `scripts/history.py`; returns its exit code."""
+    parser = argparse.ArgumentParser(description="List all runs, newest first.")
+    parser.add_argument("--json", action="store_true", help="as a JSON array")
+    parser.add_argument("--runs", type=Path, default=PROJECT / RUNS, help="the folder that holds them")
+    given = parser.parse_args(arguments)
+    found = entries(given.runs) if given.runs.is_dir() else []
+    if given.json:
+        json.dump([asdict(entry) for entry in found], sys.stdout, indent=2)
+        print()
+    elif found:
+        _show(found)
+    else:
+        print(f"There is no run in {given.runs} yet: make compare, make nvfp4 or make bf16 makes one.")
+    return 0
+
+
+def _show(found: list[Entry]) -> None:
+    console = Console(highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for title in ("run", "precision", "verdict", "done", "step", "loss"):
+        side = "right" if title in ("done", "step", "loss") else "left"
+        table.add_column(title, justify=side, no_wrap=True)
+    for entry in found:
+        style = "" if entry.verdict == run_folder.Verdict.SUCCEEDED else "yellow"
+        cells = [
+            entry.name,
+            entry.precision or "-",
+            entry.verdict,
+            f"{entry.iterations}/{entry.of}" if entry.of is not None else "-",
+            "profiled" if entry.profiled else _seconds(entry.step_time),
+            f"{entry.loss:.4f}" if entry.loss is not None else "-",
+        ]
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    whole = Measurement.get(console, console.options.update(width=1000), table).maximum
+    console.width = max(console.width, whole)  # Rich cuts what is too wide; a terminal wraps it
+    console.print(table)
+    for entry in found:
+        if entry.verdict == UNREADABLE:
+            print(f"{UNREADABLE}: {entry.cause}")
+
+
+def _seconds(step: float | None) -> str:
+    if step is None:
+        return "-"
+    return f"{step:.2f} s" if step >= 10 else f"{step * 1000:.1f} ms" if step < 1 else f"{step * 1000:,.0f} ms"

@@ -1,0 +1,104 @@
+"""`make selfcheck`: assets/selfcheck.py in the foreground of the place where trainings on a GPU run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from playbook import ASSETS, PROJECT
+from playbook.launch import foreground, local
+from playbook.plan import gpus, place, plan
+from playbook.plan.place import Place, Wanted
+from pretraining.errors import UsageError
+from pretraining.record import run_folder
+from pretraining.request.precisions import find_precision
+from pretraining.selfcheck import FAST_MATH
+
+if TYPE_CHECKING:
+    from playbook.launch.container.spec import Container
+
+SCRIPT = ASSETS / "selfcheck.py"
+VECTORS = PROJECT / "tests" / "vectors"
+# Of what this proves, what can be done without such a GPU.
+ELSEWHERE = """\
+  would work here: make test       this project's arithmetic against 24 results of Transformer Engine's reference
+  on another GPU:  make test-gpu   its kernels and its training against that reference, in the engine's own layers"""
+
+
+def run(args: argparse.Namespace, wanted: Wanted) -> int:
+    """Check on the GPU that has FP4 tensor cores. Returns the script's exit code: 0 equal, 1 differs or failed,
+    2 not possible.
+
+    Raises:
+        UsageError: no such GPU here: what is needed, what was found and what can be done without.
+        EngineError: no engine that can hand it over.
+    """
+    where = _place(wanted)
+    folder = (args.run_dir or args.runs / run_folder.run_name("nvfp4", "selfcheck")).absolute()
+    words = ["--folder", str(folder), "--commit", plan.git_commit() or ""]
+    if where.runtime == "container":
+        return _in_container(words, where, folder, args)
+    visible = [f"CUDA_VISIBLE_DEVICES={where.uuids}"] if where.uuids else []
+    command = ["env", *visible, local.python(), str(SCRIPT), *words]
+    if args.dry_run:
+        print(shlex.join(command))
+        return 0
+    return foreground.run(command)
+
+
+def _place(wanted: Wanted) -> Place:
+    """Where trainings in NVFP4 run. Raises UsageError where none could."""
+    precision = find_precision("nvfp4")
+    found = gpus.read()
+    able = wanted.dry_run or any(gpu.trains_in(precision) for gpu in found.gpus)
+    if wanted.runtime == "cpu" or not able:
+        listed = found.problem or ", ".join(map(str, found.gpus)) or "no NVIDIA GPU"
+        raise UsageError(
+            f"Transformer Engine's native NVFP4 kernels need {precision.needs}.\n  found: {listed}\n{ELSEWHERE}"
+        )
+    runtime = "container" if wanted.dry_run and wanted.runtime == "auto" and not found.gpus else wanted.runtime
+    return place.choose(Wanted(runtime, wanted.gpu, wanted.tag, dry_run=wanted.dry_run), precision)
+
+
+def _in_container(words: list[str], where: Place, folder: Path, args: argparse.Namespace) -> int:
+    """Run it there, through the docker command, as `make data` does."""
+    from playbook.launch.container import spec
+
+    if not args.dry_run:
+        where = place.prepare(where, args.runs)
+    asked = _container(words, where, folder, args.cache_dir.absolute())
+    command = asked.in_foreground()
+    if args.dry_run:
+        print(spec.script(asked, command))
+        return 0
+    spec.make_ready(asked, "make selfcheck")
+    try:
+        return foreground.run(command)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _container(words: list[str], where: Place, folder: Path, cache: Path) -> Container:
+    """What a training gets, but for data and secrets, and the vectors."""
+    from playbook.launch.container import spec
+
+    variables = spec.user_environment(cache, where.found.path if where.found else "")
+    if FAST_MATH in os.environ:
+        variables[FAST_MATH] = os.environ[FAST_MATH]
+    readable = (spec.Folder(path) for path in (ASSETS, VECTORS))
+    written = (spec.Folder(path, True) for path in (folder, cache, *spec.huggingface_folders()))
+    return spec.Container(
+        image=where.image,
+        name=None,
+        command=["python", str(SCRIPT), *words],
+        environment=variables,
+        secrets=(),
+        folders=spec.checked([*readable, *written]),
+        workdir=str(folder),
+        gpu=where.uuids or spec.PLACEHOLDER,
+        engine=where.kind,
+    )

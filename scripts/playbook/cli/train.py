@@ -1,0 +1,244 @@
+"""The jobs behind the make targets: the command line, what each job needs, and who does it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from playbook import PROJECT
+from playbook.cli import catalogue, configs, selfcheck
+from playbook.compare import projected, timed
+from playbook.launch.start import exit_code, new_folder, train
+from playbook.plan import earlier_run, place, plan
+from playbook.plan.place import Place, Wanted
+from pretraining.errors import UsageError
+from pretraining.record import run_folder
+from pretraining.record.run_folder import Verdict
+from pretraining.request import settings, shares
+from pretraining.request.precisions import find_precision
+
+JOBS = (
+    *("train", "nvfp4", "bf16", "compare", "profile", "ablate", "eval", "export", "sft", "lora"),
+    *("show-config", "models", "precisions", "selfcheck", "shell", "attach", "stop"),
+)
+PROFILED, BEFORE_PROFILED = 5, 10  # iterations of make profile
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The launcher's flags: the training script's, and where and how to run it."""
+    flags = settings.parser(prog)
+    flags.add_argument("--runtime", default="auto", help=", ".join(place.RUNTIMES))
+    flags.add_argument("--gpu", help="index or UUID of the GPU (default: the largest that can)")
+    flags.add_argument("--tag", help="tag of the NeMo image, or a whole image name")
+    flags.add_argument("--dry-run", action="store_true", help="print the commands that would train, start nothing")
+    flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
+    flags.add_argument("--auto-split", action="store_true", help="the smallest tensor and pipeline sizes that fit")
+    flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
+    flags.add_argument("--run", metavar="NAME", help="the run to attach to, stop, evaluate, export or look into")
+    flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
+    flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
+    flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
+    flags.add_argument("--seeds", metavar="'N M'", help="of an ablation: a run of each variant with each")
+    flags.add_argument("--force", action="store_true", help="compare runs that did not do the same work")
+    flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
+    flags.add_argument(
+        "--speed-up", type=projected.speed_up, metavar="X", help="of a comparison: one to project, or published"
+    )
+    flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
+    flags.add_argument("--runs", type=Path, default=PROJECT / settings.RUNS, help="where run folders go")
+    return flags
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Parse the launcher's command line and do the job. Returns the exit code.
+
+    Raises:
+        UsageError, SetupError, NotStarted, OSError, KeyboardInterrupt: for the entry to put into words.
+    """
+    flags = parser("run.py")
+    flags.add_argument("job", choices=JOBS, help="what to do")
+    args = flags.parse_args(arguments)
+    if args.nproc < 1:
+        raise UsageError(f"NPROC={args.nproc}: at least one process is needed")
+    if args.job in ("attach", "stop"):
+        return _follow_up(args)
+    if args.repeat < 1:
+        raise UsageError(f"REPEAT={args.repeat}: at least one run of each is needed")
+    if args.job == "models":
+        return catalogue.models(args)
+    if args.job == "precisions":
+        return catalogue.precisions()
+    if args.job == "show-config":
+        return configs.show(args)
+    if args.job == "selfcheck":
+        return selfcheck.run(args, wanted(args))
+    if args.job == "profile":
+        if args.run:
+            folder = earlier_run.folder_of(args.run, args.runs)
+            if not run_folder.holds_run(folder):
+                raise UsageError(
+                    f"RUN={args.run} is no run folder, here or in {args.runs}; make history lists the runs"
+                )
+            return _show_profile(folder)
+        args.profile = PROFILED if args.profile is None else args.profile
+        if args.train_iters is None and args.config is None:
+            args.train_iters = BEFORE_PROFILED + args.profile
+    if args.job in ("eval", "export"):
+        earlier_run.of_run(args)
+    elif args.resume:
+        earlier_run.like_run(args, earlier_run.folder_of(args.resume, args.runs))
+    if args.job in ("sft", "lora"):
+        args.finetune = args.finetune or args.job
+        args.precision = args.precision or "bf16"
+    precisions = _precisions(args)
+    if args.nvfp4 and "nvfp4" not in precisions:
+        raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {' and '.join(precisions)}; leave it out")
+    where = place.choose(wanted(args), *map(find_precision, precisions))
+    if args.job == "shell":
+        return _shell(args, where)
+    if args.job == "ablate":
+        from playbook.campaign import ablate_job  # whose libraries take a second to import
+
+        return ablate_job.ablate(args, where, _plan, _show_dry)
+    if args.job == "compare" and args.run_dir is not None:
+        raise UsageError("compare makes two runs, so it takes no --run-dir")
+    plans = [_plan(args, precision, where) for precision in precisions]
+    if args.job == "compare":
+        timed.check_long_enough(plans[-1].settings.train_iters)
+    if args.dry_run:
+        for each in dict(zip(precisions, plans, strict=True)).values():
+            _show_dry(each, args.runs)
+        return 0
+    if where.runtime == "container":
+        where = place.prepare(where, args.runs)
+        plans = [_plan(args, precision, where) for precision in precisions]
+    if args.job == "compare":
+        from playbook.campaign import compare_job  # whose libraries take a second to import
+
+        return compare_job.compare(plans, args)
+    ended = train(plans[0], args.runs)
+    if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
+        earlier_run.show_evaluation(run_folder.read_run(ended.folder))
+    if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
+        return _show_profile(ended.folder, keep=True)
+    if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
+        print(f"exported to {args.export}")
+    return exit_code(ended)
+
+
+def _show_profile(folder: Path, *, keep: bool = False) -> int:
+    from playbook.profile import breakdown  # whose libraries take a second to import
+
+    if keep:
+        breakdown.keep(folder)
+    breakdown.show(folder)
+    return 0
+
+
+def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
+    """What the job trains in. PRECISION= is a comparison's second side in place of NVFP4; A= and B= name both."""
+    asked = settings.asked_precision(args)
+    if (args.a or args.b) and args.job != "compare":
+        raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
+    if args.seeds is not None and args.job != "ablate":
+        raise UsageError("SEEDS= are those of make ablate; of another target ARGS='--seed N' is the one")
+    if args.job == "ablate":
+        return ("bf16", "nvfp4")
+    if args.job in ("eval", "export", "sft", "lora"):
+        return (asked,)
+    if args.job in ("train", "profile"):
+        return (find_precision(asked or "nvfp4").name,)
+    if args.job in ("nvfp4", "bf16") and asked not in (None, args.job):
+        raise UsageError(f"make {args.job} trains in {args.job}: make train PRECISION={asked} is the other")
+    if args.job != "compare":
+        return ({"shell": "bf16"}.get(args.job, args.job),)
+    if asked == "bf16":
+        raise UsageError("make compare takes no PRECISION=bf16, which is the first side already: A= and B= name both")
+    if asked and args.b:
+        raise UsageError(f"PRECISION={asked} and B={args.b} both name the second side of the comparison; give one")
+    return (find_precision(args.a or "bf16").name, find_precision(args.b or asked or "nvfp4").name)
+
+
+def _follow_up(args: argparse.Namespace) -> int:
+    from playbook.launch.container import lifecycle
+
+    if args.job == "stop":
+        lifecycle.stop(args.run, args.runs)
+        return 0
+    return exit_code(lifecycle.attach(args.run, args.runs))
+
+
+def _shell(args: argparse.Namespace, where: Place) -> int:
+    from playbook.launch.container import lifecycle, spec
+
+    if where.runtime != "container":
+        raise UsageError(f"make shell opens a container, and this job's runtime is {where.runtime}: RUNTIME=container")
+    if not args.dry_run:
+        where = place.prepare(where, args.runs, alone=False)
+    job = _plan(args, "bf16", where)
+    folder = job.settings.run_dir or new_folder(args.runs, job.settings)
+    asked = plan.container_of(job, folder, [])
+    if args.dry_run:
+        print(spec.script(asked, lifecycle.shell_command(asked)))
+        return 0
+    return lifecycle.shell(asked, folder)
+
+
+def wanted(args: argparse.Namespace) -> Wanted:
+    """What the flags ask of a place."""
+    return Wanted(
+        runtime=args.runtime,
+        gpu=args.gpu,
+        tag=args.tag,
+        emulate=bool(args.emulate),
+        processes=args.nproc,
+        dry_run=args.dry_run,
+    )
+
+
+def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
+    emulate = args.emulate if precision == "nvfp4" else None  # of a comparison, one side alone
+    recipe = args.nvfp4 if precision == "nvfp4" else None
+    own = {"precision": precision, "disable_fp4": False, "emulate": emulate, "nvfp4": recipe}
+    asked = argparse.Namespace(**{**vars(args), **own})
+    why = _fit(asked, where) if args.auto_split else ""
+    chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
+    given = settings.named(argparse.Namespace(**{**vars(args), "config": None}))
+    job = plan.make_plan(chosen, where, args.nproc, given, settings.named(asked) - given)
+    if why:
+        job.choices["split"] = replace(job.choices["split"], reason=why)
+    return job
+
+
+def _fit(asked: argparse.Namespace, where: Place) -> str:
+    """Set the sizes that TP=auto stands for, in place. Returns why these; "" where there is nothing to split."""
+    if where.gpu is None or where.gpu.memory is None:
+        raise UsageError("TP=auto needs a GPU whose memory is known; give TP= and PP= as numbers")
+    if asked.nproc == 1:
+        return ""
+    chosen = settings.resolve(
+        argparse.Namespace(**{**vars(asked), "tensor_parallel": 1, "pipeline_parallel": 1, "context_parallel": 1}),
+        on_gpu=True,
+        processes=asked.nproc,
+    )
+    fit = shares.smallest(
+        chosen.model,
+        chosen.precision,
+        processes=asked.nproc,
+        gpu_bytes=where.gpu.memory,
+        micro_batch=asked.micro_batch_size or chosen.micro_batch_size,
+        sequence=chosen.sequence_length,
+    )
+    asked.tensor_parallel, asked.pipeline_parallel = fit.tensor, fit.pipeline
+    return fit.reason
+
+
+def _show_dry(job: plan.Plan, runs: Path) -> None:
+    """The plan as comments, and the command: what is printed is a shell script."""
+    chosen = job.settings
+    folder = chosen.run_dir or new_folder(runs, chosen)
+    ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
+    print(f"# {chosen.precision.name}, not started")
+    plan.show(job, folder, margin="#   ")
+    print(f"{ready.typed}\n", flush=True)

@@ -1,0 +1,4 @@
+"""Files written whole, environments, failures.
+
+Imports no other room.
+"""

@@ -1,0 +1,176 @@
+"""Compares two or more configurations, each with one run or several repeats; refuses unequal work.
+
+A run is a run folder or a raw log. The result is a `results.Comparison`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from playbook.compare import arms, bands, conclusions, equal_loss, loss_gap, parity, speedup
+from playbook.compare.arms import common_memory, make_arm
+from playbook.compare.model import Arm, Comparison, Contrast
+from playbook.compare.projected import SpeedUp
+from playbook.compare.run_figures import Measured, measure
+from playbook.compare.stats import Figure
+from pretraining.errors import UsageError
+from pretraining.record.run_folder import Run, utc_now
+
+
+class NotComparable(Exception):
+    """The runs did not do the same work, or one did not finish it. Exit code 1.
+
+    Attributes:
+        differences: what is in the way, each with both values and the way out.
+    """
+
+    def __init__(self, differences: list[parity.Difference]) -> None:
+        super().__init__("the runs cannot be compared")
+        self.differences = differences
+
+
+def compare(
+    groups: Sequence[Sequence[Run]],
+    *,
+    baseline: str = "",
+    force: bool = False,
+    reproduce: str = "",
+    speed_up: SpeedUp | None = None,
+) -> Comparison:
+    """Compare configurations.
+
+    Args:
+        groups: for each configuration its runs, from `loading.load`, in the order in which they ran; two or more.
+        baseline: what to set the others against: an arm's name, a precision or a run's path, or "" for the least novel.
+        force: compare although they differ; the result says so.
+        reproduce: the command that makes this comparison again.
+        speed_up: to project the time to equal loss with, in place of the runs' own.
+
+    Raises:
+        NotComparable: without `force`, where anything is in the way; with it, where one has no iteration at all.
+        UsageError: no arm is called `baseline`.
+    """
+    measured = dict(zip(arms.names(len(groups)), [list(map(measure, runs)) for runs in groups], strict=True))
+    called = {
+        f"{name}{index}" if len(runs) > 1 else name: run
+        for name, runs in measured.items()
+        for index, run in enumerate(runs, 1)
+    }
+    differences, unchecked = parity.check(called)
+    void = [found for found in differences if found.void]
+    if void and not force:
+        raise NotComparable(void)
+    if empty := [found for found in void if found.name == parity.NO_ITERATIONS]:
+        raise NotComparable(empty)
+    everything = list(called.values())
+    kind = common_memory(everything)
+    built = [make_arm(name, runs, kind) for name, runs in measured.items()]
+    base = _baseline(built, baseline)
+    contrasts = [
+        _contrast(arm, base, measured[arm.name], measured[base.name], everything) for arm in built if arm is not base
+    ]
+    if not (void or loss_gap.on_mock(everything)):
+        contrasts = [_with_equal_loss(each, built, base, measured, speed_up) for each in contrasts]
+    scope = loss_gap.scope(everything)
+    return Comparison(
+        created=utc_now(),
+        forced=bool(void),
+        verdict=conclusions.verdict(built, contrasts, base, forced=bool(void), mock=loss_gap.on_mock(everything)),
+        arms=built,
+        baseline=base.name,
+        contrasts=contrasts,
+        scope=scope,
+        bigram_entropy=_bigram_entropy(everything),
+        differences=differences,
+        unchecked=unchecked,
+        warnings=_warnings(built, called, unchecked),
+        bands=bands.sentences(built, contrasts, base),
+        reproduce=reproduce,
+    )
+
+
+def _baseline(built: list[Arm], wanted: str) -> Arm:
+    """The arm asked for, else the least novel: BF16, then what is not NVFP4; native before emulated; the first."""
+    if not wanted:
+        return min(built, key=lambda arm: ({"bf16": 0, "nvfp4": 2}.get(arm.precision, 1), arm.arithmetic != "native"))
+    path = str(Path(wanted).absolute())
+    for matches in (
+        lambda arm: arm.name == wanted.upper(),
+        lambda arm: wanted in (arm.precision, arm.label),
+        lambda arm: any(run.path == path or Path(run.path).name == wanted for run in arm.runs),
+    ):
+        if found := [arm for arm in built if matches(arm)]:
+            return found[0]
+    known = ", ".join(f"{arm.name} ({arm.label})" for arm in built)
+    raise UsageError(f"BASE={wanted} names none of what is compared: {known}")
+
+
+def _contrast(
+    arm: Arm, base: Arm, runs: list[Measured], base_runs: list[Measured], everything: list[Measured]
+) -> Contrast:
+    gap = loss_gap.training(runs, base_runs)
+    validation = loss_gap.validation(arm, base)
+    published = loss_gap.published(arm, base) if gap or validation else ""
+    return Contrast(
+        candidate=arm.name,
+        step_time=speedup.step_time(arm, base, runs, base_runs),
+        peak_memory=_memory_difference(arm, base),
+        joules_per_token=_energy_ratio(arm, base),
+        training_loss_gap=gap,
+        validation_loss_gap=validation,
+        published_gap=published,
+        placed=loss_gap.placed(gap, everything) if published else "",
+    )
+
+
+def _with_equal_loss(
+    contrast: Contrast, built: list[Arm], base: Arm, measured: dict[str, list[Measured]], speed_up: SpeedUp | None
+) -> Contrast:
+    arm = next(each for each in built if each.name == contrast.candidate)
+    runs = measured[arm.name], measured[base.name]
+    return replace(contrast, equal_loss=equal_loss.between((arm, base), *runs, contrast.step_time, speed_up))
+
+
+def _memory_difference(arm: Arm, base: Arm) -> Figure | None:
+    if not (arm.peak_memory and base.peak_memory) or arm.peak_memory_kind != base.peak_memory_kind:
+        return None
+    return Figure(arm.peak_memory.value - base.peak_memory.value, "GB")
+
+
+def _energy_ratio(arm: Arm, base: Arm) -> Figure | None:
+    if not (arm.joules_per_token and base.joules_per_token and base.joules_per_token.value):
+        return None
+    return Figure(arm.joules_per_token.value / base.joules_per_token.value, "x")
+
+
+def _bigram_entropy(runs: list[Measured]) -> Figure | None:
+    for each in runs:
+        entropy = (each.run.environment.get("text") or {}).get("bigram_entropy")
+        if isinstance(entropy, int | float) and math.isfinite(entropy):
+            return Figure(float(entropy), "nats a byte")
+    return None
+
+
+def _warnings(built: list[Arm], runs: dict[str, Measured], unchecked: list[str]) -> list[str]:
+    """What a reader has to know of the comparison as a whole."""
+    warnings = []
+    for arm in built:
+        if arm.precision == "nvfp4" and arm.recipe not in ("", "full"):
+            warnings.append(f"{arm.name}: not the full NVFP4 recipe: {arm.recipe}")
+    paths: dict[str, list[str]] = {}
+    for name, each in runs.items():
+        paths.setdefault(each.result.path, []).append(name)
+    warnings += [f"{' and '.join(same)} are the same run" for same in paths.values() if len(same) > 1]
+    if len({arm.peak_memory_kind for arm in built if arm.peak_memory}) > 1:
+        warnings.append("the peak memories are different things and cannot be compared")
+    at = {name: each.result.validated_at for name, each in runs.items() if each.result.validation_loss}
+    if len(set(at.values())) > 1:
+        where = ", ".join(f"{name} {iteration}" for name, iteration in at.items())
+        warnings.append(f"validated at different iterations: {where}")
+    derived = any("FLOPs" in warning for arm in built for run in arm.runs for warning in run.warnings)
+    if unknown := [name for name in unchecked if not (name == "flops_per_token" and derived)]:
+        warnings.append(f"not known of all, so not checked: {', '.join(unknown)}")
+    return warnings

@@ -1,0 +1,79 @@
+"""The verdict of a comparison, one or two sentences to put on top."""
+
+from __future__ import annotations
+
+from playbook.compare import speedup
+from playbook.compare.intervals import FEWEST_REPEATS
+from playbook.compare.model import Arm, Contrast, Ratio
+from playbook.compare.stats import Figure
+
+
+def verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, forced: bool, mock: bool = False) -> str:
+    """What the comparison comes to. Losses on mock data are no part of it."""
+    by_name = {arm.name: arm for arm in arms}
+    said = [part for each in contrasts for part in _of_contrast(each, by_name[each.candidate], base, mock=mock)]
+    if mock and any(each.training_loss_gap for each in contrasts):
+        said.append("The data is mock: its losses say nothing about accuracy.")
+    if forced:
+        said.insert(0, "Forced: these runs did not do the same work.")
+    return " ".join(said)
+
+
+def _of_contrast(contrast: Contrast, arm: Arm, base: Arm, *, mock: bool) -> list[str]:
+    said = []
+    if contrast.step_time:
+        said.append(_speed(contrast.step_time, arm, base))
+    elif labels := speedup.unusable(arm, base):
+        said.append(f"Nothing is said of the speed of {arm.name}: step times of {', '.join(labels)} are unusable.")
+    if contrast.training_loss_gap and not mock:
+        said.append(_loss(contrast.training_loss_gap, arm, base))
+    return said
+
+
+def _speed(ratio: Ratio, arm: Arm, base: Arm) -> str:
+    pair = f"{arm.name} ({arm.label}) and {base.name} ({base.label})"
+    interval = between(ratio.figure)
+    repeats = min(len(arm.runs), len(base.runs))
+    more = "" if repeats >= FEWEST_REPEATS else f"; REPEAT={FEWEST_REPEATS} would show how runs differ"
+    if ratio.what == "step-time ratio":
+        if ratio.differs:
+            return f"A difference in speed: {arm.name} takes {ratio.sentence} {interval}{more}."
+        ends = [end for end in (ratio.figure.low, ratio.figure.high) if end is not None]
+        least = f"above {100 * max([ratio.smallest, *(abs(end - 1) for end in ends)]):.1f} %"
+        return f"No difference in speed {least}: {arm.name} takes {ratio.sentence} {interval}{more}."
+    if ratio.what == "cost of emulation":
+        took, _, remark = ratio.sentence.partition("; ")
+        return f"{arm.name} ({arm.label}) takes {took} {interval}; {remark}."
+    if ratio.differs and ratio.what == "speed ratio":
+        return f"{arm.name} is {ratio.sentence} {interval}{more}."
+    if not ratio.differs:
+        return f"No difference in speed is shown between {pair}: {ratio.sentence} {interval}{more}."
+    return f"{_called(arm)} is {_faster(ratio.figure.value)} {_called(base)} {interval}{more}."
+
+
+def _called(arm: Arm) -> str:
+    return arm.label.replace(arm.precision, arm.precision.upper(), 1)
+
+
+def _faster(value: float) -> str:
+    return f"{value:.2f} times as fast as" if value >= 1 else f"slower, at {value:.2f} of the speed of"
+
+
+def _loss(gap: Figure, arm: Arm, base: Arm) -> str:
+    new, old = (arm.name, base.name) if arm.label == base.label else (_called(arm), _called(base))
+    if gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high:
+        return f"No difference in training loss is shown between {new} and {old} ({gap.value:+.2f} %)."
+    return f"The training loss of {new} lies {gap.value:+.2f} % from {old} {between(gap)}."
+
+
+def between(figure: Figure) -> str:
+    """ "(95 % interval 1.62 to 1.74, 3 repeats)", with as many digits as tell its ends apart."""
+    if figure.low is None or figure.high is None:
+        return "(no interval: too few iterations)"
+    if "repeats" in figure.spread:
+        over = figure.spread.partition(" over ")[2]
+    else:
+        over = "within these runs only" if "these runs" in figure.spread else "within this run only"
+    sign = "+" if figure.unit == "%" else ""
+    digits = 2 if figure.high - figure.low >= 0.05 else 3
+    return f"(95 % interval {figure.low:{sign}.{digits}f} to {figure.high:{sign}.{digits}f}, {over})"

@@ -1,0 +1,270 @@
+"""Time to equal loss: the tokens that two arms need for the same loss, and what that leaves of a speed-up.
+
+A training loss is smoothed over the second half of all tokens up to it. A window that grows with the tokens keeps the
+ratio: where one curve is the other with r times the tokens, so are the smoothed ones, whatever their shape. The ratio
+is that at the lowest smoothed loss that both arms come to.
+
+Losses at one learning rate are compared so. Where the rate decays, the arm that gets there first is met in the middle
+of its schedule, and not where a schedule of so many tokens would have brought it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from playbook.compare import intervals
+from playbook.compare.model import Arm, Ratio
+from playbook.compare.projected import SpeedUp
+from playbook.compare.run_figures import Measured
+from playbook.compare.stats import Figure
+
+FEWEST = 10  # losses in a window: with fewer there is no smoothed loss; two windows make a curve
+FEWEST_EVALUATIONS = 3  # of a curve of validation losses
+SURE = 4  # standard errors by which a loss has to fall within a window, or its place on the curve is not known
+OVER_SEEDS = "95 % t-interval over {} seeds"
+
+Pair = tuple[Measured, Measured]  # the arm's run and the baseline's, of one seed
+
+
+@dataclass(frozen=True)
+class EqualLoss:
+    """What an arm needs for the baseline's loss.
+
+    Attributes:
+        tokens: those that the arm needs over the baseline's, for the same smoothed training loss.
+        validation_tokens: the same for the validation loss, where it was evaluated on the way.
+        loss: at which, nats; the mean over the seeds.
+        effective_speed_up: a speed-up over the ratio of tokens: how much sooner the arm has that loss.
+        projected: whether that speed-up is not these runs' own.
+        holds_rate: whether the learning rate is held after the warm-up; None where that was not recorded.
+        said: sentences: what was found and what it rests on, or why nothing was.
+    """
+
+    tokens: Figure | None
+    validation_tokens: Figure | None
+    loss: float | None
+    effective_speed_up: Figure | None
+    projected: bool
+    holds_rate: bool | None
+    said: list[str]
+
+
+class _NotMet(Exception):
+    """Why there is no number of tokens, in one sentence."""
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A loss that falls with the tokens.
+
+    Attributes:
+        tokens, loss: [points]; tokens rise.
+        noise: standard error of the fall of the loss while the tokens double, up to each point; 0 where not known.
+        fall: that fall; infinite where not known.
+    """
+
+    tokens: np.ndarray
+    loss: np.ndarray
+    noise: np.ndarray
+    fall: np.ndarray
+
+
+def between(
+    arms: tuple[Arm, Arm], runs: Sequence[Measured], base_runs: Sequence[Measured], ratio: Ratio | None,
+    given: SpeedUp | None,
+) -> EqualLoss:  # fmt: skip
+    """Set an arm's curve against the baseline's.
+
+    Args:
+        arms: the arm and the baseline.
+        runs, base_runs: theirs; real data, because a loss of mock data means nothing.
+        ratio: of their step times.
+        given: a speed-up to project with.
+    """
+    names = (arms[0].name, arms[1].name)
+    seeds = _by_seed(runs, base_runs)
+    holds = _holds_rate([*runs, *base_runs])
+    logs, loss, said = _attempt(seeds, _training_curve, names, "training")
+    validation = np.empty(0)
+    if all(len(_evaluated(each)) >= FEWEST_EVALUATIONS for pairs in seeds for pair in pairs for each in pair):
+        validation, _, more = _attempt(seeds, _validation_curve, names, "validation")
+        said += more
+    effective = None
+    if len(logs):
+        effective = _effective(logs, seeds, ratio, given)
+        said += [_of_the_rate(holds), _of_the_speed(effective, ratio, given)]
+    return EqualLoss(
+        _figure(logs), _figure(validation), loss, effective, given is not None, holds, list(filter(None, said))
+    )
+
+
+def _by_seed(runs: Sequence[Measured], base_runs: Sequence[Measured]) -> list[list[Pair]]:
+    """For each seed that both arms have its pairs of runs, in the order given."""
+    pairs: dict[object, list[Pair]] = {}
+    for seed in dict.fromkeys(each.run.parity.get("seed") for each in runs):
+        of = [[each for each in arm if each.run.parity.get("seed") == seed] for arm in (runs, base_runs)]
+        if found := list(zip(*of, strict=False)):
+            pairs[seed] = found
+    return list(pairs.values())
+
+
+def _attempt(
+    seeds: list[list[Pair]], curve: Callable[[Measured], _Curve], names: tuple[str, str], of: str
+) -> tuple[np.ndarray, float | None, list[str]]:
+    """For each seed the logarithm of the ratio, repeats of it being one; the mean loss; what there is to say."""
+    if not seeds:
+        return np.empty(0), None, ["Tokens to equal loss: the arms have no seed in common."]
+    try:
+        found = [[_ratio(curve(new), curve(base), names) for new, base in pairs] for pairs in seeds]
+    except _NotMet as refusal:
+        return np.empty(0), None, [f"Tokens to equal {of} loss cannot be said: {refusal}."]
+    logs = np.array([np.mean([log for log, _ in each]) for each in found])
+    loss = float(np.mean([loss for each in found for _, loss in each]))
+    return logs, loss, [_said(_figure(logs), loss, names, of)]
+
+
+def _figure(logs: np.ndarray) -> Figure | None:
+    if not len(logs):
+        return None
+    if len(logs) < intervals.FEWEST_REPEATS:
+        return Figure(math.exp(logs.mean()), "x", count=len(logs))
+    found = intervals.mean_over_repeats(logs)
+    ends = math.exp(found.low), math.exp(found.high)
+    return Figure(math.exp(found.value), "x", *ends, OVER_SEEDS.format(len(logs)), len(logs))
+
+
+def _training_curve(of: Measured) -> _Curve:
+    """The smoothed training loss, where a window is whole and has losses enough; linear in the number of lines."""
+    lines = of.lines.where(np.isfinite(of.lines.column("loss")))
+    at, loss = lines.iterations, lines.column("loss")
+    if len(at) < 4 * FEWEST:
+        raise _NotMet(f"{len(at)} iterations are too few to smooth a loss; {4 * FEWEST} are needed")
+    sums, steps = (np.concatenate([[0.0], np.cumsum(each)]) for each in (loss, np.diff(loss, prepend=loss[0]) ** 2))
+    end = np.arange(1, len(at) + 1)
+    first = np.searchsorted(at, at / 2, side="right")
+    count = end - first
+    smooth = (sums[end] - sums[first]) / count
+    variance = (steps[end] - steps[first]) / (2 * count)  # of one loss: neighbours differ by their noise
+    before = np.maximum(np.searchsorted(at, at / 2, side="right") - 1, 0)  # where half of the tokens are seen
+    started = at[0] - (at[1] - at[0])
+    known = (count >= FEWEST) & (at / 2 >= started)
+    if not known.any():
+        raise _NotMet(f"the record begins at iteration {at[0]:.0f}, and half of the tokens of a loss are before that")
+    whole = known[before]
+    fall = np.where(whole, smooth[before] - smooth, np.inf)
+    noise = np.sqrt(variance * (1 / count + 1 / np.maximum(count[before], 1)))
+    return _Curve(at[known] * _tokens_a_step(of), smooth[known], noise[known], fall[known])
+
+
+def _validation_curve(of: Measured) -> _Curve:
+    at, loss = (np.array(each, dtype=float) for each in zip(*sorted(_evaluated(of).items()), strict=True))
+    return _Curve(at * _tokens_a_step(of), loss, np.zeros(len(at)), np.full(len(at), np.inf))
+
+
+def _evaluated(of: Measured) -> dict[int, float]:
+    """The validation loss at each iteration after which it was evaluated."""
+    return {
+        line["iteration"]: line["loss"]
+        for line in of.run.evaluations
+        if line.get("split") == "validation" and line.get("loss") is not None and line["iteration"] > 0
+    }
+
+
+def _tokens_a_step(of: Measured) -> int:
+    return of.tokens_per_step or 1  # where not known both are counted in iterations
+
+
+def _ratio(new: _Curve, base: _Curve, names: tuple[str, str]) -> tuple[float, float]:
+    """The logarithm of the ratio of tokens, and the loss: the lowest that both come to."""
+    lowest = [float(curve.loss.min()) for curve in (new, base)]
+    target, slower = max(lowest), int(np.argmax(lowest))
+    if (new, base)[slower].fall[-1] < SURE * (new, base)[slower].noise[-1]:
+        raise _NotMet(f"the loss of {names[slower]} no longer falls by more than its noise")
+    new_at, base_at = (_reached(curve, target, name, names) for curve, name in zip((new, base), names, strict=True))
+    return math.log(new_at / base_at), target
+
+
+def _reached(curve: _Curve, target: float, name: str, names: tuple[str, str]) -> float:
+    """The tokens at which a loss is reached: between the first time at it and the last above it, which noise parts."""
+    end = int(np.argmin(curve.loss)) + 1
+    above = np.flatnonzero(curve.loss[:end] > target)
+    if not len(above) or above[0] != 0:
+        other = names[1 - names.index(name)]
+        raise _NotMet(f"the curves never meet: {other} comes down to {target:.4f}, and {name} lay below from the start")
+    if above[-1] == end - 1:
+        return float(curve.tokens[end - 1])
+    first = int(np.argmax(curve.loss[:end] <= target)) - 1
+    return math.sqrt(_crossing(curve, first, target) * _crossing(curve, int(above[-1]), target))
+
+
+def _crossing(curve: _Curve, index: int, target: float) -> float:
+    """Between a point above the target and the next one, linear in the logarithm of the tokens."""
+    (high, low), (left, right) = curve.loss[index : index + 2], np.log(curve.tokens[index : index + 2])
+    return math.exp(left + (right - left) * (high - target) / (high - low))
+
+
+def _holds_rate(runs: Sequence[Measured]) -> bool | None:
+    """Whether all hold their learning rate after the warm-up; None where one does not say."""
+    held = []
+    for each in runs:
+        facts = each.run.parity
+        peak, least = facts.get("learning_rate"), facts.get("min_learning_rate")
+        style = facts.get("decay_style")
+        held.append(None if style is None else style == "constant" or (peak is not None and peak == least))
+    return False if False in held else None if None in held else True
+
+
+def _effective(logs: np.ndarray, seeds: list[list[Pair]], ratio: Ratio | None, given: SpeedUp | None) -> Figure | None:
+    """The speed-up over the ratio of tokens, paired by seed."""
+    if given:
+        return _figure(math.log(given.value) - logs)
+    if ratio is None or ratio.what != "speed-up":
+        return None
+    speeds = [
+        np.mean([math.log(np.median(base.times) / np.median(new.times)) for new, base in pairs]) for pairs in seeds
+    ]
+    return _figure(np.array(speeds) - logs)
+
+
+def _said(figure: Figure, loss: float, names: tuple[str, str], of: str) -> str:
+    new, base = names
+    more = 100 * (figure.value - 1)
+    needs = f"{abs(more):.1f} % {'fewer' if more < 0 else 'more'} tokens than {base}"
+    if figure.low is None or figure.high is None:
+        over = _without_interval(figure)
+    else:
+        low, high = (100 * (end - 1) for end in (figure.low, figure.high))
+        over = f"95 % interval {low:+.1f} to {high:+.1f} % over {figure.count} seeds"
+    return f"For the same {of} loss ({loss:.4f}), {new} needs {needs} ({over})."
+
+
+def _without_interval(figure: Figure) -> str:
+    return f"{'one seed' if figure.count == 1 else f'{figure.count} seeds'}: how seeds differ is unknown"
+
+
+def _of_the_rate(holds: bool | None) -> str:
+    if holds:
+        return ""
+    if holds is None:
+        return "Whether the learning rate was held is not recorded; where it decays, this ratio is not exact."
+    return (
+        "The learning rate decays: curves of unfinished schedules are not comparable, and this ratio is too near to 1 "
+        "(ARGS='scheduler.lr_decay_style=constant' holds the rate and makes it exact)."
+    )
+
+
+def _of_the_speed(figure: Figure | None, ratio: Ratio | None, given: SpeedUp | None) -> str:
+    if figure is None:
+        emulated = ratio is not None and ratio.what == "cost of emulation"
+        return "An emulation has no speed to set against that; SPEEDUP=published, or a number, projects." * emulated
+    speed = f"{given.value:.3g}x, {given.source}" if given else "these runs' own"
+    kind = "Effective speed-up, projected" if given else "Effective speed-up"
+    if figure.low is None or figure.high is None:
+        over = _without_interval(figure)
+    else:
+        over = f"95 % interval {figure.low:.2f} to {figure.high:.2f} over {figure.count} seeds"
+    return f"{kind}: {figure.value:.2f}x, the speed-up ({speed}) over the ratio of tokens ({over})."

@@ -1,0 +1,228 @@
+"""Holds a comparison against an earlier one: whether speed, memory or loss left a stated tolerance, either way."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from playbook import PROJECT
+from playbook.compare import model, saved
+from playbook.compare.parity import ABSENT
+from playbook.compare.saved import FILE
+from pretraining.errors import UsageError, unknown
+from pretraining.request.settings import RUNS
+
+# Per cent, either way. Runs of the same on a well-kept GPU differ by half a per cent in speed and hardly in the others.
+TOLERANCES = {"speed": 3.0, "memory": 2.0, "loss": 1.0}
+# What a gate is there to let change: the same work by other software.
+SOFTWARE = {"torch", "megatron_bridge", "megatron_core", "transformer_engine", "driver", "cuda"}
+
+
+class Value(msgspec.Struct):
+    """A figure."""
+
+    value: float
+    unit: str
+
+
+class OfRun(msgspec.Struct):
+    """One run of an arm."""
+
+    facts: dict[str, Any]
+
+
+class OfArm(msgspec.Struct):
+    """One arm, as `model.Arm`; an earlier comparison does not name its emulator."""
+
+    name: str
+    precision: str
+    arithmetic: str
+    bf16_head_layers: int | None
+    bf16_tail_layers: int | None
+    ingredients: dict[str, bool]
+    runs: Annotated[list[OfRun], msgspec.Meta(min_length=1)]
+    step_time: Value | None
+    peak_memory: Value | None
+    peak_memory_kind: str
+    training_loss: Value | None
+    validation_loss: Value | None
+    emulator: str | None = None
+
+
+class Dated(msgspec.Struct):
+    """When a comparison was made."""
+
+    created: str = ""
+
+
+class Held(msgspec.Struct):
+    """What of a comparison.json is held against another's."""
+
+    forced: bool
+    arms: list[OfArm]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of one arm, then and now.
+
+    Attributes:
+        kind: "speed", "memory" or "loss", as in `TOLERANCES`.
+        change: per cent of `before`.
+        better: whether the change is for the better: less time, memory or loss.
+    """
+
+    arm: str
+    figure: str
+    kind: str
+    unit: str
+    before: float
+    now: float
+    change: float
+    tolerance: float
+    passed: bool
+    better: bool
+
+
+def check(before: Held, now: Held, tolerances: dict[str, float]) -> list[Check]:
+    """Every figure that both comparisons have.
+
+    Args:
+        before, now: of two comparison.json.
+        tolerances: per cent for each kind.
+
+    Raises:
+        UsageError: they did not do the same work, one was forced, or the baseline has a figure that is gone.
+    """
+    if before.forced or now.forced:
+        raise UsageError("a comparison that was forced is held against nothing: its runs did not do the same work")
+    checks = []
+    for old, new in _pairs(before.arms, now.arms):
+        _same_work(old, new)
+        for name, figure, kind in (
+            ("step time", "step_time", "speed"),
+            ("peak memory", "peak_memory", "memory"),
+            ("training loss", "training_loss", "loss"),
+            ("validation loss", "validation_loss", "loss"),
+        ):
+            then, today = getattr(old, figure), getattr(new, figure)
+            if then and not today:
+                raise UsageError(f"the baseline's {_label(old)} has a {name}, and the comparison held against it none")
+            if then:
+                checks.append(_check(old, name, kind, then, today, tolerances[kind]))
+    if not checks:
+        raise UsageError("the two comparisons have no figure in common; compare runs of the same work again")
+    return checks
+
+
+def _pairs(before: list[OfArm], now: list[OfArm]) -> list[tuple[OfArm, OfArm]]:
+    """Arms of one configuration, in their order. Raises UsageError where one is missing."""
+    left, pairs = list(now), []
+    for arm in before:
+        found = next((other for other in left if _are_alike(arm, other)), None)
+        if found is None:
+            there = ", ".join(_label(other) for other in now)
+            raise UsageError(f"the baseline has {_label(arm)}, and the comparison held against it only {there}")
+        left.remove(found)
+        pairs.append((arm, found))
+    return pairs
+
+
+def _are_alike(a: OfArm, b: OfArm) -> bool:
+    """Whether two arms are of one configuration."""
+    names = ["precision", "arithmetic", "bf16_head_layers", "bf16_tail_layers", "ingredients"]
+    if None not in (a.emulator, b.emulator):
+        names.append("emulator")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
+
+
+def _label(arm: OfArm) -> str:
+    return model.label(arm.precision, arm.arithmetic, arm.emulator or "")
+
+
+def _same_work(old: OfArm, new: OfArm) -> None:
+    facts = [{"memory": arm.peak_memory_kind, **arm.runs[0].facts} for arm in (old, new)]
+    then, today = ({name: fact for name, fact in those.items() if name not in SOFTWARE} for those in facts)
+    if differing := [name for name in {**then, **today} if then.get(name, ABSENT) != today.get(name, ABSENT)]:
+        values = {name: (then.get(name, ABSENT), today.get(name, ABSENT)) for name in differing}
+        said = ", ".join(f"{name} {was} then and {value} now" for name, (was, value) in values.items())
+        raise UsageError(f"the two comparisons of {_label(old)} did not do the same work: {said}")
+
+
+def _check(arm: OfArm, name: str, kind: str, old: Value, new: Value, tolerance: float) -> Check:
+    change = 100 * (new.value / old.value - 1) if old.value else 0.0
+    return Check(
+        f"{arm.name}: {_label(arm)}", name, kind, old.unit, old.value, new.value, change, tolerance,
+        abs(change) <= tolerance, change < 0,
+    )  # fmt: skip
+
+
+def newest(runs: Path, *, other_than: Path) -> Path:
+    """The newest comparison in `runs` that is not the baseline. Raises UsageError where there is none."""
+    found = []
+    for path in (*runs.glob(f"*/{FILE}"), *runs.glob("*.json")):
+        if saved.is_comparison(path) and path.resolve() != other_than.resolve():
+            found.append((saved.read(path, Dated).created, path))
+    if not found:
+        raise UsageError(f"{runs} has no other comparison to hold against the baseline: make compare, or CURRENT=")
+    return max(found)[1]
+
+
+def tolerances(text: str) -> dict[str, float]:
+    """TOLERANCE="speed=5 loss=0.5" over the defaults, per cent. Raises UsageError."""
+    found = dict(TOLERANCES)
+    for part in text.replace(",", " ").split():
+        name, _, value = part.partition("=")
+        if name not in TOLERANCES:
+            raise unknown("tolerance", name, TOLERANCES)
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = -1.0
+        if not 0 <= found[name] < float("inf"):
+            raise UsageError(f"TOLERANCE {part}: a percentage is needed, such as {name}={TOLERANCES[name]:g}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `scripts/gate.py`; returns its exit code: 0 within tolerance, 1 outside, 2 wrong usage."""
+    parser = argparse.ArgumentParser(description="Hold a comparison against an earlier one.")
+    parser.add_argument("baseline", nargs="?", default="", help=f"the earlier {FILE}, or its folder")
+    parser.add_argument("--current", type=Path, help="the one to check (default: the newest in the runs' folder)")
+    parser.add_argument("--tolerance", default="", help="per cent, such as 'speed=5 memory=2 loss=0.5'")
+    parser.add_argument("--runs", type=Path, default=PROJECT / RUNS, help="where comparisons are")
+    given = parser.parse_args(arguments)
+    if not given.baseline:
+        raise UsageError(f"what to hold against is not said: make gate BASELINE={RUNS}/NAME")
+    allowed = tolerances(given.tolerance)
+    baseline = Path(given.baseline)
+    baseline = baseline / FILE if baseline.is_dir() else baseline
+    before = saved.read(baseline, Held)
+    current = given.current or newest(given.runs, other_than=baseline)
+    checks = check(before, saved.read(current, Held), allowed)
+    _show(checks, baseline, current)
+    return 0 if all(each.passed for each in checks) else 1
+
+
+def _show(checks: list[Check], baseline: Path, current: Path) -> None:
+    print(f"baseline  {baseline}\ncurrent   {current}\n")
+    for each in checks:
+        scale, unit = (1000, "ms") if each.unit == "s" and each.before < 10 else (1, each.unit.partition(" ")[0])
+        figures = f"{each.before * scale:,.4g} -> {each.now * scale:,.4g} {unit}"
+        verdict = "ok" if each.passed else "BETTER" if each.better else "WORSE"
+        change = f"{each.change:+.2f} % (±{each.tolerance:g})"
+        print(f"{each.arm:<20} {each.figure:<16} {figures:<24} {change:<16} {verdict}")
+    left = [each for each in checks if not each.passed]
+    print()
+    if not left:
+        print(f"All {len(checks)} figures are within tolerance.")
+        return
+    print(f"{len(left)} of {len(checks)} figures left their tolerance.")
+    if any(not each.better for each in left):
+        print("Worse: repeat it (make compare FRESH=1 REPEAT=3) before you look for the cause.")
+    if any(each.better for each in left):
+        print("Better than before is a change too: if it is meant, make this comparison the baseline.")

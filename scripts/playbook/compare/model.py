@@ -1,0 +1,232 @@
+"""What a comparison comes to: plain dataclasses that become `comparison.json` as they are.
+
+Nothing is computed here. `playbook.compare.comparison` fills them in; `playbook.report` renders them.
+
+A comparison has two or more *arms*. An arm is one configuration, such as BF16, with one *run* for each repeat. One arm
+is the baseline, and every other is set against it in a *contrast*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pretraining.request import nvfp4_recipe
+
+if TYPE_CHECKING:
+    from playbook.compare.equal_loss import EqualLoss
+    from playbook.compare.parity import Difference
+    from playbook.compare.stats import Figure
+    from playbook.compare.timed import Window
+
+SCHEMA = 2  # 1 had two sides of one run each
+UNKNOWN = "unknown precision"  # of a raw log that does not tell
+KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
+
+
+def label(precision: str, arithmetic: str, emulator: str = "") -> str:
+    """The precision as a person says it: "nvfp4", "nvfp4, emulated", "nvfp4, triton-emulated"."""
+    emulated = f"{emulator}-emulated" if emulator else "emulated"
+    return f"{precision}, {emulated}" if arithmetic == "emulated" else precision
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Step times over the timed iterations, in seconds.
+
+    Attributes:
+        outliers: how many lie beyond a modified z-score of 3.5 (Iglewicz and Hoaglin).
+        count: how many iterations were timed.
+    """
+
+    median: float
+    mean: float
+    standard_deviation: float
+    first_quartile: float
+    third_quartile: float
+    minimum: float
+    maximum: float
+    outliers: int
+    count: int
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range over the median."""
+        return (self.third_quartile - self.first_quartile) / self.median
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run: where it is and its figures, None where not known.
+
+    Attributes:
+        source: "run folder" or "raw log".
+        device: "cpu", "gpu", or "".
+        step_times: None where no iteration was timed.
+        memory: peak bytes as figures in GB, by what they measure: "torch allocated", "device used" and so on.
+        energy_per_step: J a step over the timed iterations, of all GPUs of the run.
+        warnings: what a reader of its figures has to know, each with what to do.
+        facts: the parity facts.
+    """
+
+    path: str
+    source: str
+    verdict: str
+    cause: str
+    device: str
+    iterations: int
+    timed: Window
+    step_times: Distribution | None
+    tokens_per_second: Figure | None
+    tokens_per_second_per_gpu: Figure | None
+    model_tflops_per_gpu: Figure | None
+    mfu: Figure | None
+    training_loss: Figure | None
+    validation_loss: Figure | None
+    validated_at: int | None
+    test_loss: Figure | None
+    memory: dict[str, Figure]
+    energy_per_step: Figure | None
+    joules_per_token: Figure | None
+    mean_power: Figure | None
+    warnings: list[str]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration and its repeats.
+
+    The figures are the middle of the runs' own, spread over the repeats where there are several and over the
+    iterations of the one run where there is one; `Figure.spread` says which.
+
+    Attributes:
+        name: "A", "B", ... in the order given.
+        arithmetic: "native" or "emulated".
+        emulator: which one on a GPU; "" on the CPU, which has its own, of a raw log, and where it is native.
+        ingredients: of the NVFP4 recipe, whether each is on; empty where not known or another precision.
+        runs: in the order in which they ran.
+    """
+
+    name: str
+    precision: str
+    arithmetic: str
+    emulator: str
+    bf16_head_layers: int | None
+    bf16_tail_layers: int | None
+    ingredients: dict[str, bool]
+    runs: list[RunResult]
+    step_time: Figure | None
+    tokens_per_second: Figure | None
+    tokens_per_second_per_gpu: Figure | None
+    model_tflops_per_gpu: Figure | None
+    mfu: Figure | None
+    mfu_peak: str  # which peak of which precision, and its source; "" where there is no figure
+    training_loss: Figure | None
+    validation_loss: Figure | None
+    test_loss: Figure | None
+    peak_memory: Figure | None
+    peak_memory_kind: str
+    energy_per_step: Figure | None
+    joules_per_token: Figure | None
+
+    @property
+    def label(self) -> str:
+        """The precision as a person says it, see `label`."""
+        return label(self.precision, self.arithmetic, self.emulator)
+
+    @property
+    def recipe(self) -> str:
+        """How much of the NVFP4 recipe is on: "full", "without stochastic rounding"; "" where not known."""
+        missing = nvfp4_recipe.missing(self.ingredients)
+        return f"without {', '.join(missing)}" if missing else "full" if self.ingredients else ""
+
+    @property
+    def computes_natively(self) -> bool:
+        """Whether its FLOP/s say anything of a GPU."""
+        return self.arithmetic == "native" and self.runs[0].device != "cpu"
+
+    def run_label(self, index: int) -> str:
+        """What one of its runs is called: "B", or "B2" where there are several."""
+        return f"{self.name}{index + 1}" if len(self.runs) > 1 else self.name
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Step times of two arms against each other; `what` is never "speed-up" where one is emulated or both unknown.
+
+    Attributes:
+        figure: the ratio with its 95 % interval, which `figure.spread` names; "within this run only" where
+            repeats are too few to see how runs differ.
+        differs: whether the interval leaves 1 out by more than `smallest`; None without an interval.
+        smallest: the smallest difference that is called one, relative: over repeats 0.5 %, or what their iterations
+            leave open; without enough of them what two runs of the same differ by anyway.
+    """
+
+    what: str
+    figure: Figure
+    sentence: str
+    differs: bool | None
+    smallest: float = 0.0
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm against the baseline.
+
+    Attributes:
+        candidate: the arm's name.
+        step_time: None where an arm has none, or some that are unusable (`ratios.unusable`).
+        peak_memory: its difference to the baseline's, GB.
+        joules_per_token: its ratio to the baseline's.
+        training_loss_gap: per cent over the last tenth, on the same tokens, with its interval.
+        published_gap: what NVFP4 is known to cost; "" where these two have no such gap.
+        placed: one sentence that places the gap against it and says what to do; "" where there is no gap.
+        equal_loss: the tokens it needs for the baseline's loss; None on mock data and where the work is not the same.
+    """
+
+    candidate: str
+    step_time: Ratio | None
+    peak_memory: Figure | None
+    joules_per_token: Figure | None
+    training_loss_gap: Figure | None
+    validation_loss_gap: Figure | None
+    published_gap: str
+    placed: str
+    equal_loss: EqualLoss | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result.
+
+    Attributes:
+        verdict: one or two sentences to put on top.
+        baseline: the name of the arm that the others are set against.
+        scope: one sentence on what these runs can and cannot show.
+        differences: facts that differ; those that void a comparison are in one that was forced alone.
+        unchecked: facts that were not known of all.
+        warnings: of the comparison as a whole; each run has its own.
+        bands: where a run lies against published figures for its hardware, and what usually explains it.
+        reproduce: the command that makes this comparison again.
+    """
+
+    created: str
+    forced: bool
+    verdict: str
+    arms: list[Arm]
+    baseline: str
+    contrasts: list[Contrast]
+    scope: str
+    bigram_entropy: Figure | None
+    differences: list[Difference]
+    unchecked: list[str]
+    warnings: list[str]
+    bands: list[str] = field(default_factory=list)
+    reproduce: str = ""
+    kind: str = KIND
+    schema: int = SCHEMA
+
+    def arm(self, name: str) -> Arm:
+        """The arm called `name`. Raises KeyError."""
+        return {arm.name: arm for arm in self.arms}[name]

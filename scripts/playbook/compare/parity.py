@@ -1,0 +1,187 @@
+"""Whether runs did the same work: the facts that differ, what could not be checked, and the way out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from playbook.compare import soundness
+from playbook.compare.timed import FEWEST_TIMED
+from pretraining.record.run_folder import Verdict
+from pretraining.request.precisions import PRECISIONS
+
+if TYPE_CHECKING:
+    from playbook.compare.run_figures import Measured
+
+NO_ITERATIONS = "iterations"
+ABSENT = "not recorded"
+# What training records only where it is otherwise.
+USUAL = {"finetune": "none: pretraining", "weights": "random", "engine_switches": "none"}
+FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
+
+SAME_SETTINGS = "run one of them again with the settings of the other"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in the way of a comparison: its name, its value in two runs, and the way out.
+
+    Attributes:
+        of: what the two runs are called, "A" and "B2".
+        void: whether it makes the comparison void; otherwise it is only to be known.
+    """
+
+    name: str
+    a: Any
+    b: Any
+    way_out: str
+    of: tuple[str, str] = ("A", "B")
+    void: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.of[0]} {self.a}, {self.of[1]} {self.b}"
+
+
+def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
+    """What differs between the first run and any other, and the facts that were not known of all.
+
+    A fact missing from a run folder differs, because run folders record all of them; one missing from a raw log is
+    not known, and only named.
+
+    Args:
+        runs: by what they are called, in order; two or more.
+    """
+    (first, reference), *others = runs.items()
+    found: dict[tuple[str, str, str], Difference] = {}
+    unchecked: dict[str, None] = {}
+    for name, run in others:
+        differences, unknown = _between(reference, run, (first, name))
+        unchecked |= dict.fromkeys(unknown)
+        for each in differences:
+            found.setdefault((each.name, str(each.a), str(each.b)), each)
+    return list(found.values()), list(unchecked)
+
+
+def _between(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:
+    facts, unchecked = _facts(a, b, of)
+    differences = [*_not_succeeded(a, b, of), *_profiled(a, b, of), *_unsound(a, b, of), *facts]
+    flops = _flops(a, b, of)
+    if flops is None:
+        unchecked.append("flops_per_token")
+    else:
+        differences += flops
+    return [*differences, *_lines(a, b, of)], unchecked
+
+
+def _not_succeeded(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    ends = [soundness.verdict(each.run, each.lines) for each in (a, b)]
+    bad = [each for each, (verdict, _) in zip((a, b), ends, strict=True) if verdict != Verdict.SUCCEEDED]
+    if not bad:
+        return []
+    said = [f"{verdict} ({cause})" if cause else str(verdict) for verdict, cause in ends]
+    again = dict.fromkeys(_command(each.run.precision.get("name")) for each in bad)
+    return [Difference("verdict", *said, f"mend the cause, then {' and '.join(again)} again", of)]
+
+
+def _profiled(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    """A profiler slows what it watches: no run that had one is compared, not even with another such run."""
+    found = [soundness.profiled(each.run) for each in (a, b)]
+    if not any(found):
+        return []
+    said = ["iterations {} to {}".format(*each) if each else "no" for each in found]
+    return [Difference("profiled", *said, "train again without the profiler, which slows the steps it watches", of)]
+
+
+def _unsound(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    """Records that contradict themselves, and one that is a copy of the other."""
+    found = [soundness.contradictions(each.run, each.lines) for each in (a, b)]
+    way_out = "take the undamaged record, or train again"
+    differences = [
+        Difference(name, *(each.get(name, "as it should be") for each in found), way_out, of)
+        for name in dict.fromkeys([*found[0], *found[1]])
+    ]
+    if soundness.are_copies(a.run, b.run, (a.lines, b.lines)):
+        differences.append(Difference("metrics", "one training", "the same one", "one is a copy: give two runs", of))
+    return differences
+
+
+def _command(precision: str | None) -> str:
+    """The make target that trains in a precision."""
+    if precision not in PRECISIONS:
+        return "the run"
+    return f"`make {precision}`" if precision in ("bf16", "nvfp4") else f"`make train PRECISION={precision}`"
+
+
+def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:
+    facts = [each.run.parity | _image(each) for each in (a, b)]
+    differences, unchecked = [], []
+    for name in dict.fromkeys([*facts[0], *facts[1]]):
+        values = [each.get(name, USUAL.get(name, ABSENT)) for each in facts]
+        if not all(name in each for each in facts) and (a.is_log or b.is_log):
+            unchecked.append(name)
+        elif not _same(*values):
+            way_out = SAME_SETTINGS
+            if name == "start_iteration":
+                way_out = "one was resumed from a checkpoint; run it again from the start, in a folder of its own"
+            differences.append(Difference(name, *values, way_out, of))
+    if not a.run.parity and not b.run.parity:
+        unchecked.append("all settings")
+    contexts = [each.run.context for each in (a, b)]
+    for name in contexts[0]:
+        values = [each.get(name, ABSENT) for each in contexts]
+        if ABSENT not in values and not _same(*values):
+            if name == "code":  # which commit that was, a person can look up
+                values = [f"{run.code} (commit {run.commit[:12] or ABSENT})" for run in (a.run, b.run)]
+            differences.append(Difference(name, *values, "", of, void=False))
+    if all(each.run.precision.get("arithmetic") == "emulated" for each in (a, b)):
+        emulators = [each.run.precision.get("emulator", ABSENT) for each in (a, b)]
+        if ABSENT in emulators and (a.is_log or b.is_log):
+            unchecked.append("emulator")
+        elif emulators[0] != emulators[1]:  # the same work, rounded otherwise and at another speed
+            differences.append(Difference("emulator", *emulators, "", of, void=False))
+    return differences, unchecked
+
+
+def _image(of: Measured) -> dict[str, Any]:
+    """The container's image, which the launcher knows and training does not; on a cluster its name alone."""
+    image = of.run.plan.get("image") or {}
+    known = image.get("digest") or image.get("name")
+    return {"image": known} if known else {}
+
+
+def _same(a: Any, b: Any) -> bool:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    return math.isclose(a, b, rel_tol=1e-9) if numbers else a == b
+
+
+def _flops(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference] | None:
+    """FLOPs a token differ by more than rounding: another model or sequence. None where one is not known."""
+    values = [each.run.environment.get("flops_per_token") for each in (a, b)]
+    if None in values:
+        return None
+    rounding = sum(each.run.environment.get("flops_resolution") or 0.0 for each in (a, b))
+    if math.isclose(*values, rel_tol=FLOPS_TOLERANCE + rounding):
+        return []
+    return [Difference("flops_per_token", *(f"{value:.4g}" for value in values), SAME_SETTINGS, of)]
+
+
+def _lines(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    """What the recorded iterations themselves have against a comparison."""
+    recorded = [len(each.lines) for each in (a, b)]
+    if not all(recorded):
+        way_out = "train again: without a finished iteration nothing can be compared"
+        return [Difference(NO_ITERATIONS, *recorded, way_out, of)]
+    found = []
+    skipped = [soundness.skipped(each.lines) for each in (a, b)]
+    if skipped[0] != skipped[1]:
+        way_out = "a skipped iteration trains nothing: find what made its gradients infinite, and train again"
+        found.append(Difference("skipped iterations", *skipped, way_out, of))
+    impossible = [soundness.impossible_times(each.lines) for each in (a, b)]
+    if any(impossible):
+        way_out = "no clock gives these; take the undamaged record or log, or train again"
+        found.append(Difference("zero or negative step times", *impossible, way_out, of))
+    timed = [len(each.times) for each in (a, b)]
+    if min(timed) < FEWEST_TIMED:
+        found.append(Difference("timed iterations", *timed, f"train for at least {2 * FEWEST_TIMED} iterations", of))
+    return found

@@ -1,0 +1,207 @@
+"""One run's figures, from its record or its log: what a comparison is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from playbook.compare import energy, published, soundness, stats, timed, timing
+from playbook.compare.model import RunResult
+from playbook.compare.stats import Figure
+from playbook.record import flops
+from playbook.record.columns import Lines
+from playbook.record.megatron_log import printed_times
+from pretraining.record.run_folder import LOG, Peak, Run
+
+OF_ONE_PROCESS = {Peak.ALLOCATED, Peak.RESERVED, Peak.RESIDENT}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run with its lines as columns.
+
+    Attributes:
+        lines: all of its training lines.
+        window: the iterations that are timed.
+    """
+
+    run: Run
+    lines: Lines
+    window: timed.Window
+
+    @cached_property
+    def first(self) -> int:
+        """The index of the first timed line."""
+        return stats.first_timed(self.lines, self.window)
+
+    @cached_property
+    def timed(self) -> Lines:
+        """The lines of the window whose step time a clock can have given."""
+        lines = self.lines[self.first :]
+        times = lines.column("step_time_s")
+        good = np.isfinite(times) & (times > 0)
+        return lines if good.all() else lines.where(good)
+
+    @property
+    def times(self) -> np.ndarray:
+        """The step times of the window, seconds, in order."""
+        return self.timed.column("step_time_s")
+
+    @cached_property
+    def result(self) -> RunResult:
+        """Its figures."""
+        return _result(self)
+
+    @property
+    def is_log(self) -> bool:
+        """Whether this is a raw log, which does not tell all facts."""
+        return soundness.is_log(self.run)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of all processes; 0 where not known."""
+        return self.run.environment.get("tokens_per_step") or 0
+
+
+def measure(run: Run) -> Measured:
+    """Find what is timed of a run."""
+    lines = Lines.of(run.train)
+    start = run.parity.get("start_iteration") or 0
+    return Measured(run, lines, timed.timing_window(start, lines.last or start))
+
+
+def _result(of: Measured) -> RunResult:
+    run, lines, times = of.run, of.lines, of.times
+    tokens = of.tokens_per_step
+    world = run.parity.get("world_size")
+    step = stats.median_figure(times, "s") if len(times) else None
+    per_gpu = _rate(step, tokens / world, "tokens/s/GPU") if world else None
+    tflops = _tflops(of, per_gpu)
+    losses = _last_losses(lines)
+    validated, tested = _last_evaluation(run, "validation"), _last_evaluation(run, "test")
+    joules, seconds = energy.used(run, lines, of.first) or (None, None)
+    covered = len(lines) - of.first
+    verdict, cause = soundness.verdict(run, lines)
+    device = run.environment.get("device") or {}
+    return RunResult(
+        path=str(run.folder.absolute()),
+        source="raw log" if of.is_log else "run folder",
+        verdict=str(verdict),
+        cause=cause,
+        device=device.get("kind", ""),
+        iterations=of.window.last - (run.parity.get("start_iteration") or 0),
+        timed=of.window,
+        step_times=timing.distribution(times) if len(times) else None,
+        tokens_per_second=_rate(step, tokens, "tokens/s"),
+        tokens_per_second_per_gpu=per_gpu,
+        model_tflops_per_gpu=tflops,
+        mfu=_mfu(run, tflops),
+        training_loss=stats.mean_figure(losses, "nats a token") if len(losses) else None,
+        validation_loss=validated and Figure(validated["loss"], "nats a token"),
+        validated_at=validated and validated["iteration"],
+        test_loss=tested and Figure(tested["loss"], "nats a token"),
+        memory=_memory(run),
+        energy_per_step=None if joules is None else Figure(joules / covered, "J", count=covered),
+        joules_per_token=Figure(joules / covered / tokens, "J/token", count=covered) if joules and tokens else None,
+        mean_power=None if joules is None else Figure(joules / seconds, "W", count=covered),
+        warnings=_warnings(of),
+        facts=run.parity,
+    )
+
+
+def _rate(step: Figure | None, work: float | None, unit: str) -> Figure | None:
+    """Work a second, of work a step: its quartiles are the step time's, the other way round."""
+    if not (step and work):
+        return None
+    if step.low is None or step.high is None:
+        return Figure(work / step.value, unit)
+    return Figure(work / step.value, unit, work / step.high, work / step.low, step.spread, step.count)
+
+
+def _tflops(of: Measured, per_gpu: Figure | None) -> Figure | None:
+    """MODEL_TFLOP/s/GPU: as printed where it was, else from the model's FLOPs a token."""
+    printed = of.timed.column("model_tflops")
+    printed = printed[printed > 0]
+    if len(printed):
+        return stats.median_figure(printed, "MODEL_TFLOP/s/GPU")
+    each = flops_per_token(of.run)
+    if not (each and per_gpu):
+        return None
+    scale = each / 1e12
+    ends = [None if end is None else end * scale for end in (per_gpu.low, per_gpu.high)]
+    return Figure(per_gpu.value * scale, "MODEL_TFLOP/s/GPU", *ends, per_gpu.spread, per_gpu.count)
+
+
+def flops_per_token(run: Run) -> float | None:
+    """As recorded, or derived from what a log prints; else counted from the model's sizes."""
+    return run.environment.get("flops_per_token") or flops.per_token(run.parity)
+
+
+def peak(run: Run) -> tuple[float, str] | None:
+    """The peak that the run's MFU is a share of, and its name; None of an emulation, a CPU, an unknown device."""
+    device = run.environment.get("device") or {}
+    if run.precision.get("arithmetic", "native") != "native" or device.get("kind") == "cpu":
+        return None
+    return published.peak(str(run.parity.get("device", device.get("name", ""))), run.precision.get("name", ""))
+
+
+def _mfu(run: Run, tflops: Figure | None) -> Figure | None:
+    found = peak(run)
+    if not (found and tflops):
+        return None
+    ends = [None if end is None else 100 * end / found[0] for end in (tflops.low, tflops.high)]
+    return Figure(100 * tflops.value / found[0], "%", *ends, tflops.spread, tflops.count)
+
+
+def _last_losses(lines: Lines) -> np.ndarray:
+    losses = lines.column("loss")[-stats.last_part(len(lines)) :] if len(lines) else np.array([])
+    return losses[np.isfinite(losses)]
+
+
+def _last_evaluation(run: Run, split: str) -> dict[str, Any] | None:
+    found = [line for line in run.evaluations if line.get("split") == split and line.get("loss") is not None]
+    return found[-1] if found else None
+
+
+def _memory(run: Run) -> dict[str, Figure]:
+    """Peaks by what they measure, GB: those of the outcome, and of a run that broke off what was sampled."""
+    peak = run.outcome.get("peak_memory") or {}
+    processes = peak.get("processes") or 1
+    found = {
+        kind: max((line[name] for line in run.samples if line.get("device") != "cpu" and line.get(name)), default=0)
+        for kind, name in ((Peak.USED, "used_bytes"), (Peak.HELD, "process_bytes"))
+    }
+    told = peak.get("all") or ({peak.get("kind", ""): peak["bytes"]} if peak.get("bytes") else {})
+    found |= {kind: max(size, found.get(kind, 0)) for kind, size in told.items()}  # of the first machine alone
+    return {
+        f"{kind}, largest of {processes} processes" if processes > 1 and kind in OF_ONE_PROCESS else str(kind): Figure(
+            size / 1e9, "GB"
+        )
+        for kind, size in found.items()
+        if size
+    }
+
+
+def _warnings(of: Measured) -> list[str]:
+    said = soundness.warnings(of.run, of.lines)
+    precision = of.run.precision
+    if precision.get("name") == "nvfp4" and precision.get("bf16_tail_layers") == 0:
+        said.append("speed only: wholly in NVFP4 an 8B model diverges (arXiv 2509.25149)")
+    said += [
+        f"the record contradicts itself: {name}: {what}"
+        for name, what in soundness.contradictions(of.run, of.lines).items()
+    ]
+    if bad := soundness.impossible_times(of.lines):
+        said.append(f"{bad} step times are zero, negative or infinite and were left out: the record or log is damaged")
+    if not len(of.times):
+        return said
+    said += timing.warnings(of.times)
+    log = of.run.folder / LOG
+    if not of.is_log and log.is_file():
+        printed_at, printed = printed_times(log)
+        if differs := timing.disagreement(of.timed.iterations, of.times, printed_at, printed):
+            said.append(differs)
+    return said

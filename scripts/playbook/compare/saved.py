@@ -1,0 +1,99 @@
+"""`comparison.json`: written whole or not at all, never over a file of somebody else, and read back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from playbook.compare.model import KIND, SCHEMA, Comparison
+from pretraining.errors import UsageError
+from pretraining.record.run_folder import run_name, write_json
+
+Content = TypeVar("Content")
+
+FILE = "comparison.json"
+PAGE, TABLE, MARKDOWN, PLOTS = "report.html", "comparison.csv", "comparison.md", "plots"  # written by `report`, with it
+
+
+def is_comparison(path: Path, kind: str = KIND) -> bool:
+    """Whether `path` is a file written by `write`, of any schema; or another result, of that `kind`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == kind
+
+
+def read(path: Path, shape: type[Content] = dict[str, Any]) -> Content:
+    """The content of a comparison.json, given itself or its folder.
+
+    Args:
+        shape: what is wanted of it: a `msgspec.Struct` of some of its fields, or all of it as it is.
+
+    Raises:
+        UsageError: it is not there, is none, is of another schema, or has another shape.
+    """
+    import msgspec  # which cleaning up does without
+
+    path = path / FILE if path.is_dir() else path
+    try:
+        text = path.read_bytes()
+        head = msgspec.json.decode(text, type=msgspec.defstruct("Head", [("kind", str, ""), ("schema", int, 0)]))
+        if head.kind != KIND:
+            raise UsageError(f"{path} is not a comparison of this playbook. Give a {FILE} that `make compare` wrote.")
+        if head.schema != SCHEMA:
+            way_out = (
+                "it was written by a newer playbook: update this one"
+                if head.schema > SCHEMA
+                else "it was written by an earlier playbook: compare its runs again"
+            )
+            raise UsageError(f"{path} has schema {head.schema}, and this playbook reads {SCHEMA}; {way_out}.")
+        return msgspec.json.decode(text, type=shape)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist. Give a {FILE}, or the folder that holds one.") from error
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise UsageError(
+            f"cannot read {path} as a comparison: {error}; was it edited? Compare its runs again"
+        ) from error
+
+
+def new_folder(runs: Path, of: str, kind: str = "comparison") -> Path:
+    """The path of a folder for a new comparison or ablation, beside the runs; it does not exist yet."""
+    while (folder := runs / run_name(kind, of)).exists():
+        time.sleep(0.2)  # two within one second
+    return folder
+
+
+def check_target(path: Path) -> Path:
+    """Where to write for a `--json PATH` given: that file, or in the folder that it is or, not ending in .json, names.
+
+    Raises:
+        UsageError: there is a file that is not a comparison of ours; it is never overwritten.
+        NotADirectoryError: it would lie below a file.
+    """
+    if path.is_dir() or (path.suffix != ".json" and not os.path.lexists(path)):
+        path = path / FILE
+    if path.is_symlink() or (path.exists() and not is_comparison(path)):
+        raise UsageError(f"{path} exists and is not a comparison; it is not overwritten. Choose another --json path.")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    return path
+
+
+def write(comparison: Comparison, path: Path) -> Path:
+    """Write `comparison.json` whole or not at all; its folder is created. Returns the path written.
+
+    Raises:
+        UsageError: see `check_target`.
+        OSError: it cannot be written.
+    """
+    path = check_target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"kind": comparison.kind, "schema": comparison.schema} | asdict(comparison))
+    return path

@@ -1,0 +1,4 @@
+"""The Docker SDK's room.
+
+May import what `launch` may.
+"""

@@ -1,0 +1,138 @@
+"""The training image: here or pulled, and which one it is.
+
+A tag can be moved. So a run records the digest, and is told when the same tag meant another image before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from playbook.launch.container.engine import (
+    APIError,
+    Engine,
+    EngineError,
+    ImageNotFound,
+    explain,
+    message_of,
+    pull_problem,
+)
+from pretraining.errors import UsageError
+from pretraining.record import run_folder
+
+REPOSITORY = "nvcr.io/nvidia/nemo"
+DEFAULT_TAG = "26.04"
+SAY_EVERY_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that the engine has.
+
+    Attributes:
+        name: with its tag.
+        digest: the registry's, or the image's own id where it never was in a registry.
+        path: the PATH it sets.
+        size: bytes on disk.
+        cuda: the CUDA version it is made with, as NVIDIA's images say in CUDA_VERSION; "" elsewhere.
+    """
+
+    name: str
+    digest: str
+    path: str
+    size: int
+    cuda: str = ""
+
+
+def named(tag: str | None) -> str:
+    """The image that `TAG=` means: a tag of NeMo's, or a whole name such as one of your own.
+
+    Raises:
+        UsageError: it has characters that no image's name has.
+    """
+    if tag and not re.fullmatch(r"[A-Za-z0-9][\w./:@+-]*", tag, re.ASCII):
+        raise UsageError(f"TAG={tag} is neither a tag of {REPOSITORY} nor an image's name, as in {DEFAULT_TAG}")
+    if tag and any(mark in tag for mark in "/:"):
+        return tag
+    return f"{REPOSITORY}:{tag or DEFAULT_TAG}"
+
+
+def find(engine: Engine, name: str) -> Image | None:
+    """The image, or None where the engine does not have it. Raises EngineError where that is no image's name."""
+    try:
+        found = engine.api.inspect_image(name)
+    except ImageNotFound:
+        return None
+    except APIError as error:
+        raise EngineError(explain(error, image=name)) from error
+    variables = dict(pair.partition("=")[::2] for pair in found["Config"].get("Env") or [])
+    repository = name.partition("@")[0].rpartition(":")[0] or name
+    digests = [each for each in found.get("RepoDigests") or [] if each.startswith(f"{repository}@")]
+    digest = digests[0].partition("@")[2] if digests else found["Id"]
+    return Image(name, digest, variables.get("PATH", ""), found["Size"], variables.get("CUDA_VERSION", ""))
+
+
+def ensure(engine: Engine, name: str) -> Image:
+    """The image, pulled where it is missing, with progress.
+
+    Raises:
+        EngineError: it cannot be pulled.
+    """
+    found = find(engine, name)
+    if found is None:
+        print(f"Pulling {name}: once, tens of gigabytes for NeMo ...", flush=True)
+        pull(engine, name)
+        found = find(engine, name)
+        if found is None:
+            raise EngineError(f"{name} was pulled and is not there; is the engine's disk full? docker system df")
+    return found
+
+
+def pull(engine: Engine, name: str) -> None:
+    """Pull an image. Interrupted, it goes on from its finished layers the next time. Raises EngineError."""
+    try:
+        _follow(engine.api.pull(name, stream=True, decode=True), name)
+    except APIError as error:
+        raise EngineError(pull_problem(message_of(error), name)) from error
+
+
+def _follow(events: Iterable[dict[str, Any]], name: str) -> None:
+    """Show what the layers of a pull come to. Raises EngineError where an event says it failed."""
+    layers: dict[str, tuple[int, int]] = {}
+    console = Console()
+    said = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("pulling", total=None)
+        for event in events:
+            if "error" in event:
+                raise EngineError(pull_problem(event["error"], name))
+            detail = event.get("progressDetail") or {}
+            if event.get("status") == "Downloading" and detail.get("total"):
+                layers[event["id"]] = (detail["current"], detail["total"])
+            elif event.get("status") in ("Download complete", "Pull complete") and event.get("id") in layers:
+                layers[event["id"]] = (layers[event["id"]][1],) * 2
+            done, total = (sum(column) for column in zip(*layers.values(), strict=True)) if layers else (0, 0)
+            bar.update(task, completed=done, total=total or None)
+            if not console.is_terminal and total and time.monotonic() - said > SAY_EVERY_SECONDS:
+                said = time.monotonic()
+                print(f"  {done / 1e9:.1f} of {total / 1e9:.1f} GB pulled", flush=True)
+
+
+def earlier_digest(runs: Path, name: str) -> tuple[str, str] | None:
+    """The newest recorded run that used this name, and the digest it had then."""
+    for file in sorted(runs.glob(f"*/{run_folder.PLAN}"), reverse=True):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            image = json.loads(file.read_text(encoding="utf-8")).get("image") or {}
+            if image.get("name") == name and image.get("digest"):
+                return file.parent.name, image["digest"]
+    return None

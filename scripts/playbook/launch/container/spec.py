@@ -1,0 +1,310 @@
+"""The container runtime: the training script inside NVIDIA's NeMo image, on one chosen GPU.
+
+A `Container` says everything that the engine is asked for, once. It is sent through the SDK (`create_arguments`) or
+printed as the command a person could paste (`docker_run`); a test holds the two equal on a real engine.
+
+Every folder has the same path inside as outside, so a path in a log, a record or an error is right in both places.
+Training runs as the user, who need not exist in the image: what such a user lacks there (a home, caches) is a folder
+of the project's cache. Files of a run then belong to the user, and compiled kernels last from run to run.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
+
+from playbook import ASSETS, PROJECT
+from playbook.launch.container.engine import EngineError, Kind
+from playbook.launch.container.folders import behind_links, read_by
+from pretraining.errors import UsageError
+from pretraining.request import nvfp4_recipe
+from pretraining.request.models import MOCK, PYTHON_STDLIB
+from pretraining.request.settings import Settings
+from pretraining.run import saving
+
+SCRIPT = str(ASSETS / "pretrain_llama.py")
+LABEL = "nvfp4-playbook"
+LIMITS = {"memlock": -1, "stack": 67108864}
+PLACEHOLDER = "<GPU-UUID>"
+IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SECRETS = ("HF_TOKEN",)
+# How the host reaches a network. The address of a proxy or a mirror may hold a password: they go by name, as secrets.
+PROXIES = tuple(spelt(f"{name}_PROXY") for name in ("HTTP", "HTTPS", "ALL", "NO") for spelt in (str.upper, str.lower))
+NETWORK = ("HF_ENDPOINT", *PROXIES)
+# What a writer needs to reach a server, by package: secret or not, it goes by name alone.
+WRITERS = {
+    "wandb": ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY"),
+    "mlflow": ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+}
+# A mount at or above one of these would hide what the image itself needs.
+_OF_THE_IMAGE = ("/opt/venv", "/opt/Megatron-Bridge", "/usr", "/bin", "/lib", "/etc", "/proc", "/sys", "/dev", "/tmp")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that exists under the same path inside and outside."""
+
+    path: Path
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Container:
+    """What an engine is asked to run.
+
+    Attributes:
+        image: name and tag.
+        name: of the container. A run's is made from its GPU, so an engine never holds two runs on one GPU.
+        command: program and arguments; the program replaces the image's entry point.
+        environment: variables, none of them secret.
+        secrets: names of variables whose values come from the caller's environment.
+        gpu: UUIDs with commas between them, PLACEHOLDER, or None for a container without one.
+        engine: what of the engine changes how it is asked.
+    """
+
+    image: str
+    name: str | None
+    command: list[str]
+    environment: dict[str, str]
+    secrets: tuple[str, ...]
+    folders: tuple[Folder, ...]
+    workdir: str
+    gpu: str | None
+    engine: Kind = field(default_factory=Kind)
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def user(self) -> str:
+        """Who works inside, so that files are the caller's: of a rootless engine root is the caller."""
+        return "0:0" if self.engine.rootless else f"{os.getuid()}:{os.getgid()}"
+
+    @property
+    def _security(self) -> list[str]:
+        """Of SELinux: without labels the folders can be read, and they keep the labels that the host needs."""
+        return ["label=disable"] if self.engine.selinux else []
+
+    def create_arguments(self, api: docker.APIClient) -> dict[str, Any]:
+        """The arguments for `api.create_container`, the only place where a secret's value is read."""
+        host = api.create_host_config(
+            ipc_mode="host",
+            userns_mode="host" if self.engine.remaps else None,
+            security_opt=self._security or None,
+            init=True,
+            ulimits=[Ulimit(name=name, soft=limit, hard=limit) for name, limit in LIMITS.items()],
+            mounts=[Mount(str(each.path), str(each.path), "bind", not each.writable) for each in self.folders],
+            device_requests=[self._device_request()] if self.gpu else None,
+            log_config=LogConfig(type="json-file", config={"max-size": "20m"}),  # train.log is the whole log
+        )
+        return {
+            "image": self.image,
+            "name": self.name,
+            "entrypoint": self.command[:1],
+            "command": self.command[1:],
+            "environment": {**self.environment, **{name: os.environ[name] for name in self.secrets}},
+            "user": self.user,
+            "working_dir": self.workdir,
+            "labels": self.labels,
+            "host_config": host,
+        }
+
+    def _device_request(self) -> DeviceRequest:
+        if self.engine.gpus == "cdi":
+            return DeviceRequest(driver="cdi", device_ids=self._cdi_names())
+        return DeviceRequest(device_ids=self.gpu.split(","), capabilities=[["gpu"]])
+
+    def _cdi_names(self) -> list[str]:
+        return [f"nvidia.com/gpu={uuid}" for uuid in self.gpu.split(",")]
+
+    def docker_run(self, *extra: str) -> list[str]:
+        """The same as a `docker run` command. Secrets go by name: docker takes their values from the environment."""
+        words = ["docker", "run", *extra]
+        if self.name:
+            words += ["--name", self.name]
+        if self.gpu:
+            classic = ["--gpus", f'"device={self.gpu}"']
+            cdi = [word for name in self._cdi_names() for word in ("--device", name)]
+            words += cdi if self.engine.gpus == "cdi" else classic
+        words += ["--ipc", "host", "--init", *(["--userns", "host"] if self.engine.remaps else [])]
+        words += [word for option in self._security for word in ("--security-opt", option)]
+        for name, limit in LIMITS.items():
+            words += ["--ulimit", f"{name}={limit}:{limit}"]
+        words += ["--log-driver", "json-file", "--log-opt", "max-size=20m"]
+        words += ["--user", self.user, "--workdir", self.workdir]
+        for each in self.folders:
+            mount = f"type=bind,source={each.path},target={each.path}"
+            words += ["--mount", mount if each.writable else f"{mount},readonly"]
+        for name, value in self.environment.items():
+            words += ["-e", f"{name}={value}"]
+        for name in self.secrets:
+            words += ["-e", name]
+        for name, value in self.labels.items():
+            words += ["--label", f"{name}={value}"]
+        return [*words, "--entrypoint", self.command[0], self.image, *self.command[1:]]
+
+    def in_foreground(self) -> list[str]:
+        """The `docker run` command for this terminal, which leaves no container behind."""
+        return self.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
+
+
+def make_ready(container: Container, job: str, otherwise: str = "") -> None:
+    """Make the folders that a container in the foreground writes to, where the docker command is there to run it.
+
+    Args:
+        container: what will run.
+        job: what needs it, such as "make shell".
+        otherwise: what else would work, such as ", or RUNTIME=cpu".
+
+    Raises:
+        EngineError: the docker command is not installed.
+    """
+    if shutil.which("docker") is None:
+        remedy = f"install docker-ce-cli (or Debian's docker-cli){otherwise}"
+        raise EngineError(f"{job} needs the docker command here", remedy)
+    for path in written_folders(container):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def pasteable(words: list[str]) -> str:
+    """A shell command over several lines, an option and its value a line."""
+    lines = [shlex.join(words[:2])]
+    for word in words[2:]:
+        quoted = shlex.quote(word)
+        if word.startswith("--") or not lines[-1].lstrip().startswith("-") or len(lines[-1].split()) > 1:
+            lines.append(f"  {quoted}")
+        else:
+            lines[-1] += f" {quoted}"
+    return " \\\n".join(lines)
+
+
+def script(container: Container, words: list[str]) -> str:
+    """`words`, a docker command for this container, for a shell, behind the folders that it mounts."""
+    return f"mkdir -p {shlex.join(map(str, written_folders(container)))}\n{pasteable(words)}"
+
+
+def training(
+    settings: Settings,
+    run_dir: Path,
+    flags: list[str],
+    *,
+    image: str,
+    image_path: str,
+    gpu: str | None,
+    engine: Kind,
+    processes: int = 1,
+) -> Container:
+    """The container of a training.
+
+    Args:
+        settings: what is trained; names the data and caches to mount.
+        run_dir: the run folder.
+        flags: the training script's, without the run folder.
+        image, image_path: its name and the PATH it sets ("" where unknown).
+        gpu, engine: see `Container`.
+        processes: as many as GPUs.
+
+    Raises:
+        UsageError: a folder to mount would hide what the image needs.
+    """
+    launcher = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    named = (settings.weights, settings.tokenizer)
+    written = (run_dir, settings.cache_dir, *huggingface_folders(*filter(None, named)))
+    folders = [Folder(ASSETS), *(Folder(path, True) for path in written), *map(Folder, read_by(settings))]
+    if settings.export:
+        folders.append(Folder(settings.export.parent, True))
+    asks_hub = settings.weights or settings.data not in (MOCK, PYTHON_STDLIB)
+    return Container(
+        image=image,
+        name=f"{LABEL}-{(gpu or 'cpu').partition(',')[0]}" if gpu != PLACEHOLDER else None,
+        command=[*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
+        environment=user_environment(settings.cache_dir, image_path)
+        | ({saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS)} if settings.save else {}),
+        # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
+        secrets=(*(given(SECRETS) if asks_hub else ()), *given(NETWORK), *_for_writers(settings)),
+        folders=checked(folders),
+        workdir=str(run_dir),
+        gpu=gpu,
+        engine=engine,
+        labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": gpu or ""},
+    )
+
+
+def given(names: Iterable[str]) -> tuple[str, ...]:
+    """Those that the caller's environment has."""
+    return tuple(name for name in names if os.environ.get(name))
+
+
+def _for_writers(settings: Settings) -> tuple[str, ...]:
+    """Of the caller's environment, what the writers that are asked for need."""
+    return given(name for package in settings.writers for name in WRITERS.get(package, ()))
+
+
+def huggingface_caches() -> dict[str, Path]:
+    """Where Hugging Face's library keeps things, by its own variables; the second only where it is set apart.
+
+    Without links in them: relative ones further in then lead to the same places inside.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = {"HF_HOME": Path(os.environ.get("HF_HOME") or cache / "huggingface")}
+    if hub := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        caches["HF_HUB_CACHE"] = Path(hub)
+    return {name: path.expanduser().resolve() for name, path in caches.items()}
+
+
+def huggingface_folders(*names: str) -> list[Path]:
+    """The folders of the caches, and those that links lead to from the repositories of these names.
+
+    A cache may lie on another disk by links, whole or a repository at a time.
+    """
+    caches = huggingface_caches()
+    hub = caches.get("HF_HUB_CACHE", caches["HF_HOME"] / "hub")
+    repositories = [hub.resolve() / f"models--{name.replace('/', '--')}" for name in names]
+    linked = {hub.resolve()}.union(*map(behind_links, repositories)) if hub.exists() else set()
+    return [*caches.values(), *sorted(linked)]
+
+
+def user_environment(cache: Path, image_path: str) -> dict[str, str]:
+    """What a user without a passwd entry lacks, the image's own Python first, and the switches that are set."""
+    home = cache / "container"
+    return {
+        "PATH": f"/opt/venv/bin:{image_path or IMAGE_PATH}".replace("/opt/venv/bin:/opt/venv/bin:", "/opt/venv/bin:"),
+        "HOME": str(home),
+        "USER": os.environ.get("USER") or "trainer",
+        **{name: str(path) for name, path in huggingface_caches().items()},
+        "TRITON_CACHE_DIR": str(home / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "PYTHONUNBUFFERED": "1",
+        **{name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ},
+        **nvfp4_recipe.passed_on(),
+    }
+
+
+def written_folders(container: Container) -> list[Path]:
+    """What is written to, and has to be there before the start: the engine mounts nothing that is missing."""
+    caches = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    mounted = [each.path for each in container.folders if each.writable]
+    return [*mounted, *(Path(container.environment[name]) for name in caches)]
+
+
+def checked(folders: list[Folder]) -> tuple[Folder, ...]:
+    """Each folder once, outer before inner, none of them in the image's way."""
+    once: dict[Path, Folder] = {}
+    for each in folders:
+        known = once.get(each.path)
+        once[each.path] = Folder(each.path, each.writable or (known is not None and known.writable))
+    for path in once:
+        for taken in map(Path, _OF_THE_IMAGE):
+            if path == taken or path in taken.parents:
+                raise UsageError(f"{path} cannot be mounted: it would hide the image's own {taken}; move it elsewhere")
+        if "," in str(path):
+            raise UsageError(f"{path} cannot be mounted: docker takes no comma in a path; rename the folder")
+    return tuple(sorted(once.values(), key=lambda each: each.path.parts))

@@ -1,0 +1,130 @@
+"""A training that is a process of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from playbook.launch.watch import End
+from pretraining.record import lock
+from pretraining.record.run_folder import Verdict
+from pretraining.run import saving
+
+KILL_SECONDS = 3.0
+# PyTorch's store would listen on all interfaces; see `pretraining.run.rendezvous`.
+WITHOUT_PORT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def distributed_run(python: str, processes: int) -> list[str]:
+    """What starts the processes of one machine, which meet in a file: to be used with `WITHOUT_PORT`.
+
+    `python -m torch.distributed.run` and not `torchrun`: that one may belong to another Python.
+    """
+    file = Path(tempfile.gettempdir()) / f"rendezvous-{secrets.token_hex(16)}"
+    meeting = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={file}")
+    return [python, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={processes}"]
+
+
+class LocalProcess:
+    """Runs a command in a process group of its own: Ctrl-C reaches the launcher alone, which passes it on once."""
+
+    grace_seconds = 3.0
+
+    def __init__(self, command: list[str], environment: dict[str, str], *, saves: bool = False) -> None:
+        if saves:
+            self.grace_seconds = saving.GRACE_SECONDS
+        # SIGTERM may come twice, also through torch.distributed.run; a second SIGINT would end a run that saves.
+        self._interruption = signal.SIGTERM if saves else signal.SIGINT
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def lines(self) -> Iterator[bytes]:
+        """What it prints, until it ends."""
+        assert self._process.stdout is not None
+        yield from self._process.stdout
+
+    def poll(self) -> End | None:
+        """How it ended, None while it runs."""
+        code = self._process.poll()
+        if code is None or code >= 0:
+            return None if code is None else End(code)
+        name = signal.Signals(-code).name
+        hint = ": if nobody sent it, the kernel ran out of memory (`dmesg | tail` says so)" if code == -9 else ""
+        return End(code, Verdict.KILLED, f"training was ended by {name}{hint}")
+
+    def interrupt(self) -> None:
+        """Ask the whole group to end, with a record."""
+        self._signal(self._interruption)
+
+    def kill(self) -> None:
+        """End what is left of the group."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def close(self, *, recorded: bool) -> None:
+        """End the helpers of a training that was killed: nobody else does."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+class AdoptedProcess:
+    """A training of this machine whose launcher is gone: its processes, which wrote themselves down in its lock."""
+
+    grace_seconds = LocalProcess.grace_seconds
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._known: set[lock.Process] = set()
+
+    def lines(self) -> Iterator[bytes]:
+        """Nothing: its output has lost its reader, and goes to its log alone."""
+        return iter(())
+
+    def poll(self) -> End | None:
+        """How it ended, None while it runs. Its own outcome is right; that it left none is all that is known."""
+        if self._living():
+            return None
+        return End(1, Verdict.KILLED, "training was killed, or died without a word, while no launcher watched it")
+
+    def interrupt(self) -> None:
+        """Ask every process to end, with a record; torch.distributed.run ends with them."""
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End what is left, and wait for that."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while self._living() and time.monotonic() < deadline:
+            self._signal(signal.SIGKILL)
+            time.sleep(0.05)
+
+    def close(self, *, recorded: bool) -> None:
+        """Nothing is left of it: helpers end with their training."""
+
+    def _living(self) -> list[lock.Process]:
+        self._known.update(trainings(self._run_dir))  # which are gone where the folder was removed
+        return [each for each in self._known if each.lives()]
+
+    def _signal(self, number: signal.Signals) -> None:
+        for each in self._living():
+            each.send(number)
+
+
+def trainings(run_dir: Path) -> list[lock.Process]:
+    """The processes of this machine that train in a run folder."""
+    return [each for each in lock.processes(run_dir) if each.role == "training" and each.lives()]

@@ -1,0 +1,73 @@
+"""One training, from its plan to the word on how it ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from playbook.launch import cpu
+from playbook.launch.progress import Progress
+from playbook.launch.watch import launch
+from playbook.plan import plan
+from pretraining.errors import UsageError
+from pretraining.record import lock, run_folder
+from pretraining.record.run_folder import Run, Verdict
+from pretraining.request import settings
+
+
+def train(job: plan.Plan, runs: Path) -> Run:
+    """Start it in a folder of its own and follow it to its end. Returns its record.
+
+    Raises:
+        UsageError: its folder holds another run, or cannot be made or mounted.
+        NotStarted, OSError, KeyboardInterrupt: as `launch.launch`.
+    """
+    chosen = job.settings
+    folder = chosen.run_dir or new_folder(runs, chosen)
+    lock.refuse_taken(folder)  # before anything is prepared for it
+    if job.place.runtime == "cpu":
+        cpu.make_ready()
+    ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
+    try:
+        folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)
+    except OSError as error:
+        if chosen.run_dir is None and folder.is_dir():  # another launcher was first, within the same second
+            return train(job, runs)
+        raise UsageError(f"the run folder {folder} cannot be made: {error.strerror}") from error
+    with lock.hold(folder, lock.new_run(), "launcher") as held, lock.watch(folder):
+        print(f"{chosen.precision.name}:")
+        plan.show(job, folder)
+        if held.problem:
+            print(held.problem, file=sys.stderr)
+        job.write(folder, ready.words)
+        iterations = chosen.train_iters if chosen.trains else 0
+        progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
+        return launch(lambda: ready.start(held.run), folder, progress)
+
+
+def new_folder(runs: Path, chosen: settings.Settings) -> Path:
+    """The path of a folder for a new run; it does not exist yet."""
+    while True:
+        folder = runs / run_folder.run_name(chosen.precision.name, chosen.model.name)
+        if not folder.exists():
+            return folder
+        time.sleep(0.2)  # two runs within one second
+
+
+def exit_code(ended: Run) -> int:
+    """Say why a run did not succeed, where it did not, and which rank was slow. Returns the exit code."""
+    if slowest := ended.outcome.get("slowest_rank"):
+        print(f"  {run_folder.slowest_rank_sentence(slowest)}")
+    if ended.verdict is Verdict.SUCCEEDED:
+        return 0
+    cause = ended.outcome.get("cause", "no outcome was written")
+    precision = ended.plan.get("request", {}).get("precision", ended.folder.name)
+    for line in ended.outcome.get("traceback", ()):  # of one rank among several
+        print(f"  | {line}", file=sys.stderr)
+    print(f"{precision}: {ended.verdict}: {cause}", file=sys.stderr)
+    if (log := ended.folder / run_folder.LOG).exists():
+        print(f"  all of it: {log}", file=sys.stderr)
+    code = ended.outcome.get("exit_code", 1)
+    return code if code in (2, 130) else 1

@@ -1,0 +1,4 @@
+"""What will run, where, and why. Starts nothing.
+
+May import `record`.
+"""

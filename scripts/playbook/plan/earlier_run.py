@@ -1,0 +1,73 @@
+"""A run's checkpoint, as another job's beginning: what was not asked for is as it was there."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from playbook.launch.progress import shown
+from pretraining.errors import UsageError
+from pretraining.record import run_folder
+
+# flag: the fact of `environment.json` that it was
+FACTS = {
+    "model": "model",
+    "seq_length": "sequence_length",
+    "global_batch_size": "global_batch_size",
+    "micro_batch_size": "micro_batch_size",
+}
+
+
+def folder_of(name: Path | str, runs: Path) -> Path:
+    """The run folder that a path, or its name alone, means."""
+    return Path(name) if Path(name).is_dir() or not (runs / name).is_dir() else runs / name
+
+
+def of_run(args: argparse.Namespace) -> None:
+    """Make `args` the evaluation or export of `--run`.
+
+    Raises:
+        UsageError: none is named, or it is no run.
+    """
+    if not args.run:
+        raise UsageError(f"make {args.job} needs the run whose checkpoint it means: RUN=nemo_experiments/...")
+    folder = folder_of(args.run, args.runs)
+    like_run(args, folder)
+    if args.job == "eval":
+        args.evaluate = True
+    elif args.export is None:
+        raise UsageError("make export needs a folder to write: OUT=...")
+
+
+def like_run(args: argparse.Namespace, folder: Path) -> None:
+    """Fill in what `args` leaves open from the run it begins with: model, data, sizes, and layers kept in BF16.
+
+    Raises:
+        UsageError: the folder is no run.
+    """
+    try:
+        run = run_folder.read_facts(folder)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
+    args.resume = folder
+    for flag, fact in FACTS.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, run.parity.get(fact))
+    if args.data is None:
+        args.data = run.plan.get("request", {}).get("data")
+    args.precision = args.precision or (run.precision.get("name", "bf16") if not _trains(args) else None)
+    if run.precision.get("name") == args.precision:
+        for side in ("bf16_head_layers", "bf16_tail_layers"):
+            if getattr(args, side) is None:
+                setattr(args, side, run.precision.get(side))
+
+
+def show_evaluation(run: run_folder.Run) -> None:
+    """Print the losses of an evaluated checkpoint."""
+    where = f"in {run.precision['name']}"
+    for line in run.evaluations:
+        print(f"{line['split']} loss {shown(line['loss'])} nats a token {where}, iteration {line['iteration']}")
+
+
+def _trains(args: argparse.Namespace) -> bool:
+    return args.job not in ("eval", "export")

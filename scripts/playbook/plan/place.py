@@ -1,0 +1,215 @@
+"""Where a job runs: the runtime, its GPU and its image, each with the reason it was chosen.
+
+`RUNTIME=auto` never falls back to the CPU where an NVIDIA GPU is: what keeps that GPU from being used is then an error
+with its remedy. Docker is imported only where a container is in question.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from playbook.launch import local
+from playbook.plan import gpus
+from playbook.plan.gpus import Gpu
+from pretraining.errors import UsageError
+from pretraining.request.precisions import Precision
+
+if TYPE_CHECKING:
+    from playbook.launch.container.engine import Engine, Kind
+    from playbook.launch.container.image import Image
+
+RUNTIMES = ("auto", "container", "local", "cpu")
+WIDEST_VALUE = 46  # a longer one pushes its reason out of line
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value and why it is that."""
+
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to run.
+
+    Attributes:
+        gpu: None on the CPU, and where a dry run has none to name.
+        partners: further GPUs of the same kind, for further processes.
+        engine: of a container; None where a dry run has none.
+        image: name and tag of a container's image.
+        found: that image, once it is on the engine.
+        choices: what to print and store.
+    """
+
+    runtime: str
+    gpu: Gpu | None = None
+    partners: tuple[Gpu, ...] = ()
+    engine: Engine | None = None
+    image: str = ""
+    found: Image | None = None
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        """Of the engine; where a dry run has none, that of the usual one."""
+        from playbook.launch.container.engine import Kind
+
+        return self.engine.kind if self.engine else Kind()
+
+    @property
+    def uuids(self) -> str:
+        """Of every GPU, with commas between them; "" without one."""
+        return ",".join(gpu.uuid for gpu in (self.gpu, *self.partners) if gpu)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for; empty for the default.
+
+    Attributes:
+        gpu: index or UUID.
+        tag: of NeMo's image, or a whole image name.
+        dry_run: nothing will be started.
+    """
+
+    runtime: str = "auto"
+    gpu: str | None = None
+    tag: str | None = None
+    emulate: bool = False
+    processes: int = 1
+    dry_run: bool = False
+
+
+def choose(wanted: Wanted, *precisions: Precision) -> Place:
+    """The place for a job that trains in all of `precisions`, which one GPU has to have.
+
+    Raises:
+        UsageError: an unknown runtime or GPU, or a GPU that cannot train in one of them.
+        EngineError: a GPU is there, but no engine that can hand it over.
+    """
+    if wanted.runtime not in RUNTIMES:
+        raise UsageError(f"RUNTIME={wanted.runtime} is not one of {', '.join(RUNTIMES)}")
+    inventory = gpus.read() if wanted.runtime != "cpu" else gpus.Inventory()
+    runtime, why = _runtime(wanted.runtime, inventory)
+    check_of_use(runtime, tag=wanted.tag, gpu=wanted.gpu)
+    if runtime == "cpu":
+        return Place("cpu", choices={"runtime": Choice("cpu", why)})
+    if runtime == "local":
+        local.check()
+    place = Place(runtime, choices={"runtime": Choice(runtime, why)})
+    place = _on_gpu(place, inventory, wanted, precisions)
+    return _in_container(place, wanted) if runtime == "container" else place
+
+
+def check_of_use(runtime: str, *, tag: str | None, gpu: str | None = None) -> None:
+    """Raise UsageError for a GPU or an image that a runtime has no use for."""
+    if gpu and runtime == "cpu":
+        raise UsageError(f"GPU={gpu}: the CPU runtime uses no GPU; leave it out, or name another RUNTIME=")
+    if tag and runtime != "container":
+        raise UsageError(f"TAG={tag} is the image of a container, and the runtime here is {runtime}; leave it out")
+
+
+def _runtime(asked: str, inventory: gpus.Inventory) -> tuple[str, str]:
+    if asked != "auto":
+        return asked, "asked for"
+    if inventory.problem:
+        raise UsageError(f"{inventory.problem}. RUNTIME=cpu trains a small model without it")
+    if not inventory.gpus:
+        return "cpu", "no NVIDIA GPU on this machine"
+    if local.inside_container() and local.has_bridge():
+        return "local", f"{local.python()} in this container has megatron.bridge"
+    return "container", "an NVIDIA GPU, and training runs in NVIDIA's NeMo image"
+
+
+def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precisions: Sequence[Precision]) -> Place:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if place.runtime == "local" and wanted.gpu is None and (visible or not inventory.gpus):
+        # Somebody chose already, or the training script says what it finds; it has the same gate. But a second
+        # precision that nothing of that can train in would be refused after the first has trained.
+        if among := gpus.named(inventory.gpus, (visible or "").split(",")):
+            gpus.choose(among, precisions, None, emulate=wanted.emulate)
+        chosen = {"GPU": Choice(visible, "CUDA_VISIBLE_DEVICES of the environment")} if visible else {}
+        return replace(place, choices=place.choices | chosen)
+    if not inventory.gpus:
+        if not wanted.dry_run:
+            raise UsageError(
+                inventory.problem
+                or "no NVIDIA GPU on this machine, and RUNTIME=container needs one: RUNTIME=cpu does not"
+            )
+        choice = Choice("<GPU-UUID>", "no GPU here to name: put one that `nvidia-smi -L` lists in its place")
+        return replace(place, choices={**place.choices, "GPU": choice})
+    chosen, why = gpus.for_job(inventory.gpus, precisions, wanted.gpu, emulate=wanted.emulate, count=wanted.processes)
+    gpu, *partners = chosen
+    if partners:
+        choice = Choice(", ".join(each.label for each in chosen), f"{len(chosen)} x {gpu.name}: NPROC")
+        return replace(place, gpu=gpu, partners=tuple(partners), choices={**place.choices, "GPUs": choice})
+    if gpu.users:
+        why += f"; in use by {', '.join(map(str, gpu.users))}"
+    choice = Choice(f"{gpu.label}, {gpu.name}", f"{why}; {gpu.size}")
+    return replace(place, gpu=gpu, choices={**place.choices, "GPU": choice})
+
+
+def _in_container(place: Place, wanted: Wanted) -> Place:
+    from playbook.launch.container import engine, image
+
+    name = image.named(wanted.tag)
+    choices = {**place.choices, "image": Choice(name, "asked for" if wanted.tag else "the default")}
+    place = replace(place, image=name, choices=choices)
+    if wanted.dry_run:
+        with contextlib.suppress(engine.EngineError):
+            place = replace(place, engine=engine.connect())
+        if place.engine and place.engine.no_gpus:
+            choices["engine"] = Choice("cannot train", place.engine.no_gpus[0])
+        found = image.find(place.engine, name) if place.engine else None
+        return replace(place, found=found)
+    connected = engine.connect()
+    if connected.no_gpus:
+        raise engine.EngineError(*connected.no_gpus)
+    return replace(place, engine=connected)
+
+
+def show(choices: dict[str, Choice], *, margin: str = "  ") -> None:
+    """Print choices: a line each, value then reason."""
+    width = max(map(len, choices))
+    values = min(max(len(str(choice.value)) for choice in choices.values()), WIDEST_VALUE)
+    for name, choice in choices.items():
+        print(f"{margin}{name:<{width}}  {choice.value!s:<{values}}  {choice.reason}".rstrip(), flush=True)
+
+
+def prepare(place: Place, runs: Path, *, alone: bool = True) -> Place:
+    """Make a container's place ready: ends that nobody saw are recorded, the GPU is free, the image is here.
+
+    Args:
+        place: from `choose`.
+        runs: where run folders are.
+        alone: no other run may hold the GPU.
+
+    Raises:
+        EngineError: another run holds the GPU, or the image cannot be pulled.
+    """
+    from playbook.launch.container import image, leftovers
+    from playbook.launch.container.engine import EngineError
+
+    assert place.engine is not None and place.gpu is not None
+    left = leftovers.settle(place.engine)
+    for gpu in (place.gpu, *place.partners) if alone else ():
+        if held := leftovers.holder(left, gpu.uuid):
+            raise EngineError(leftovers.busy(held, f"GPU {gpu.label} {gpu.name}"))
+    for each in left:
+        if each.running and each.own and each.launcher is None:
+            print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)
+    if image.find(place.engine, place.image) is None:  # before minutes of a pull: what it is for
+        show(place.choices)
+    found = image.ensure(place.engine, place.image)
+    before = image.earlier_digest(runs, place.image)
+    reason = place.choices["image"].reason
+    if before and before[1] != found.digest:
+        reason += f"; another image than in run {before[0]}: then {before[1][:19]}, now {found.digest[:19]}"
+    return replace(place, found=found, choices={**place.choices, "image": Choice(place.image, reason)})

@@ -1,0 +1,335 @@
+"""The plan of a run: every choice as a value with its reason, printed first and stored as `plan.json`."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Set
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from playbook import PROJECT
+from playbook.common.venvs import fingerprint
+from playbook.launch import cpu, local
+from playbook.launch.process import LocalProcess
+from playbook.launch.watch import Started
+from playbook.plan.place import Choice, Place
+from playbook.plan.place import show as show_choices
+from pretraining.megatron import plugin
+from pretraining.record import lock, run_folder
+from pretraining.request import blends, config_file, finetuning, nvfp4_recipe
+from pretraining.request import settings as training_settings
+from pretraining.request.models import MOCK, PYTHON_STDLIB
+from pretraining.request.parallel import NO_CONTEXT_PARALLEL
+from pretraining.request.settings import Settings
+from pretraining.run import saving
+
+if TYPE_CHECKING:
+    from playbook.launch.container.spec import Container
+
+KEPT = {"bf16_head_layers", "bf16_tail_layers"}
+SPEED_ONLY = "asked for; speed only: without BF16 layers the loss is not the recipe's"
+BATCH = {"global_batch_size", "micro_batch_size", "seq_length"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run.
+
+    Attributes:
+        settings: the training's own settings.
+        place: where.
+        processes: the world size.
+        choices: what to print, in order.
+    """
+
+    settings: Settings
+    place: Place
+    processes: int
+    choices: dict[str, Choice]
+
+    def request(self) -> dict[str, Any]:
+        """What was asked for, as comparable facts: two runs with the same request do the same work."""
+        settings, place = self.settings, self.place
+        asked = {
+            "model": settings.model.name,
+            "precision": settings.precision.name,
+            "num_layers": settings.num_layers,
+            "bf16_head_layers": settings.bf16_head_layers,
+            "bf16_tail_layers": settings.bf16_tail_layers,
+            "train_iters": settings.train_iters,
+            "warmup_iters": settings.warmup_iters,
+            "global_batch_size": settings.global_batch_size,
+            "micro_batch_size": settings.micro_batch_size,
+            "sequence_length": settings.sequence_length,
+            "data": settings.data,
+            "seed": settings.seed,
+            "resume": str(settings.resume) if settings.resume else None,
+            **({"iteration": settings.iteration} if settings.resume else {}),
+            "from": settings.weights,
+            "finetune": settings.finetune,
+            "tokenizer": settings.tokenizer,
+            "trains": settings.trains,
+            "runtime": place.runtime,
+            "processes": self.processes,
+            "split": [settings.tensor_parallel, settings.pipeline_parallel, settings.context_parallel],
+        }
+        if settings.nvfp4:
+            asked["nvfp4"] = settings.nvfp4.words()
+        if settings.engine_switches:
+            asked["engine_switches"] = list(settings.engine_switches)
+        if place.runtime == "cpu":
+            asked["packages"] = fingerprint("cpu")
+        if settings.finetune:
+            asked["data_files"] = [_state(file) for file in finetuning.files(settings.data).values()]
+        elif settings.data not in (MOCK, PYTHON_STDLIB):
+            asked["data_files"] = [_written(prefix) for prefix in blends.prefixes(settings.data)]
+        if settings.emulate:
+            asked["emulate"] = settings.emulate
+        if settings.writers:
+            asked["writers"] = settings.writers
+        if settings.profile:
+            asked["profile"] = settings.profile  # no comparison asks for it, and so none reuses such a run
+        if settings.tuned:
+            asked["tuned"] = True
+        if settings.overrides:
+            asked["overrides"] = list(settings.overrides)
+        for name, path in (("config", settings.config), ("plugin", settings.plugin)):
+            if path is not None:
+                asked[name] = config_file.digest(path)
+        if place.runtime == "container":
+            asked |= {"image": place.found and place.found.digest, "gpu": place.uuids or None}
+        return asked
+
+    @property
+    def grace_seconds(self) -> float | None:
+        """How long an interrupted run may take to save, None where it keeps no checkpoints."""
+        return saving.GRACE_SECONDS if self.settings.save else None
+
+    def write(self, folder: Path, command: list[str]) -> None:
+        """Write `plan.json` into the run folder."""
+        run_folder.write_json(folder / run_folder.PLAN, self.described(command))
+
+    def described(self, command: list[str]) -> dict[str, Any]:
+        """What `plan.json` holds."""
+        found = self.place.found
+        written = {
+            "kind": run_folder.KIND,
+            "schema": run_folder.SCHEMA,
+            "created": run_folder.utc_now(),
+            "choices": {name: {"value": each.value, "reason": each.reason} for name, each in self.choices.items()},
+            "request": self.request(),
+            "command": command,
+            "grace_seconds": self.grace_seconds,
+            "git_commit": git_commit(),
+        }
+        if self.place.gpu:
+            written["gpu"] = asdict(self.place.gpu)
+        if found:
+            written["image"] = {"name": found.name, "digest": found.digest}
+        elif self.place.runtime == "cluster" and self.place.image:
+            written["image"] = {"name": self.place.image}  # the nodes pull it, and tell no digest
+        return written
+
+
+def make_plan(settings: Settings, place: Place, processes: int, given: Set[str], filed: Set[str] = frozenset()) -> Plan:
+    """Collect the choices to show.
+
+    Args:
+        settings: resolved.
+        place: from `place.choose`.
+        processes: the world size.
+        given: the settings' names that the user chose.
+        filed: those that a config file has.
+    """
+
+    def choice(value: Any, names: set[str], otherwise: str) -> Choice:
+        if names & given:
+            return Choice(value, "asked for")
+        return Choice(value, "as in the config file" if names & filed else otherwise)
+
+    model, precision = settings.model, settings.precision
+    runtime = place.runtime
+    arithmetic = "emulated exactly on the CPU" if runtime == "cpu" else "on the GPU's tensor cores"
+    if settings.emulate:
+        by = {"triton": "", "reference": ", by Transformer Engine's reference quantizer"}[settings.emulate]
+        arithmetic = f"emulated on the GPU's BF16 tensor cores{by}: asked for"
+    kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {settings.num_layers} layers"
+    choices = {
+        **place.choices,
+        "model": choice(model.name, {"model"}, f"the default {'without' if runtime == 'cpu' else 'with'} a GPU"),
+        "precision": Choice(precision.name, arithmetic),
+    }
+    if settings.num_layers != model.num_layers:
+        choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
+    if precision.name != "bf16":
+        speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
+        default = f"the default for {precision.name}"
+        choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, KEPT, default)
+    if settings.nvfp4 and settings.nvfp4.missing:
+        without = f"without {' and '.join(settings.nvfp4.missing)}"
+        choices["NVFP4 recipe"] = Choice(without, _why_less(settings, given, filed))
+    if settings.engine_switches:
+        choices["Transformer Engine"] = Choice(" ".join(settings.engine_switches), "set in the environment")
+    batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"
+    choices |= {
+        "iterations": choice(settings.train_iters, {"train_iters"}, f"{model.name}'s default"),
+        "batch": choice(f"{batch} {settings.micro_batch_size}", BATCH, f"{model.name}'s default"),
+        "data": choice(settings.data, {"data"}, f"{model.name}'s default"),
+    }
+    choices |= {name: Choice(value, reason) for name, value, reason in _changes(settings, processes)}
+    if not settings.trains:
+        del choices["iterations"]
+    if settings.weights:
+        choices["weights"] = Choice(
+            settings.weights, f"asked for, to begin with{f': {settings.finetune}' * bool(settings.finetune)}"
+        )
+    if settings.resume:
+        done = {True: "continues it", False: "exports it" if settings.export else "evaluates it"}
+        of = f"{settings.resume.name}, iteration {settings.iteration}"
+        choices["checkpoint"] = Choice(of, f"asked for: {done[settings.trains]}")
+    if settings.save:
+        reason = "asked for" if "save" in given else "own data on a GPU: at the end (SAVE=0: never)"
+        choices["checkpoints"] = Choice(f"every {settings.save} iterations", reason)
+    return Plan(settings, place, processes, choices)
+
+
+def _why_less(settings: Settings, given: Set[str], filed: Set[str]) -> str:
+    """Who said that the NVFP4 recipe is not whole."""
+    if settings.emulate == "reference":
+        return "which that quantizer does not have"
+    changed, short, stands_for = settings.nvfp4.changed(), nvfp4_recipe.short_forms(), nvfp4_recipe.in_environment()
+    if all(stands_for.get(word) == value for word, value in changed.items()):
+        return f"asked for: {' '.join(short[word] for word in changed)}"
+    if "nvfp4" in given:
+        return "asked for"
+    return "as in the config file" if "nvfp4" in filed else "as in the run that it begins with"
+
+
+def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str]]:
+    """How the model is split, and what the user changes in the config: name, value, reason."""
+    split = {
+        "tensor": settings.tensor_parallel,
+        "pipeline": settings.pipeline_parallel,
+        "context": settings.context_parallel,
+    }
+    if processes > 1:
+        theirs = settings.model.recipe_context_parallel
+        whole = f"; sequences stay whole, where the recipe splits them by {theirs}: {NO_CONTEXT_PARALLEL}"
+        yield "split", split, f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
+    if settings.profile:
+        yield "profiled", f"the last {settings.profile} iterations", "asked for; its step times are no measurement"
+    if settings.tuned:
+        yield "tuned", "CUDA graphs, no NaN checks", "asked for; compares with tuned runs only"
+    if settings.config:
+        ignored = training_settings.ignored(settings)
+        yield "config file", settings.config, f"its edited fields; {ignored or 'flags given beside it win'}"
+    if settings.plugin:
+        yield "plugin", settings.plugin, f"defines {', '.join(plugin.inspect(settings.plugin))}"
+    if settings.overrides:
+        yield "overrides", " ".join(settings.overrides), "asked for"
+
+
+def _written(prefix: str) -> list[list[int]]:
+    """Size and time of a dataset's files: enough to see that they changed, without reading terabytes."""
+    return [_state(Path(f"{prefix}{end}")) for end in (".bin", ".idx")]
+
+
+def _state(file: Path) -> list[int]:
+    state = file.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training ready to start.
+
+    Attributes:
+        words: the command that starts it, as a person would type it.
+        typed: the same for a shell.
+        start: does it, given the name of the run that holds the folder.
+    """
+
+    words: list[str]
+    typed: str
+    start: Callable[[str], Started]
+
+
+def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
+    """Everything for the start, which has not happened yet.
+
+    Args:
+        plan: what to run.
+        folder: the run folder.
+        flags: the training script's.
+
+    Raises:
+        UsageError: a folder that a container cannot mount.
+    """
+    place = plan.place
+    if place.runtime == "container":
+        return _in_container(plan, folder, flags)
+    flags = [*flags, "--run-dir", str(folder)]
+    if place.runtime == "cpu":
+        words, environment = cpu.command(plan.processes, flags)
+    else:
+        words, environment = local.command(plan.processes, flags, place.uuids or None)
+    saves = plan.grace_seconds is not None
+    if saves:
+        environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
+    set_here = [f"{name}={value}" for name, value in environment.items()]
+    typed = shlex.join([*set_here, *plan.settings.engine_switches, *words])
+
+    def start(run: str) -> Started:
+        return LocalProcess(words, environment | {lock.VARIABLE: run}, saves=saves)
+
+    return Prepared(words, typed, start)
+
+
+def container_of(plan: Plan, folder: Path, flags: list[str]) -> Container:
+    """What the engine is asked for. Raises UsageError where a folder cannot be mounted."""
+    from playbook.launch.container import spec
+
+    place = plan.place
+    return spec.training(
+        plan.settings,
+        folder,
+        flags,
+        image=place.image,
+        image_path=place.found.path if place.found else "",
+        gpu=place.uuids or spec.PLACEHOLDER,
+        processes=plan.processes,
+        engine=place.kind,
+    )
+
+
+def _in_container(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
+    from playbook.launch.container import container_process, spec
+
+    asked = container_of(plan, folder, flags)
+    words = asked.docker_run()
+
+    def start(run: str) -> Started:
+        assert plan.place.engine is not None
+        named = replace(asked, environment=asked.environment | {lock.VARIABLE: run})
+        started = container_process.ContainerProcess.start(plan.place.engine, named, folder)
+        started.grace_seconds = plan.grace_seconds or started.grace_seconds
+        return started
+
+    return Prepared(words, spec.script(asked, words), start)
+
+
+def git_commit() -> str | None:
+    """The project's commit, with "-dirty" where files differ from it; None outside a git checkout."""
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=10).stdout.decode().strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def show(plan: Plan, folder: Path, *, margin: str = "  ") -> None:
+    """Print the plan: a line a choice, value then reason."""
+    relative = folder.relative_to(PROJECT) if folder.is_relative_to(PROJECT) else folder
+    show_choices({**plan.choices, "run folder": Choice(relative, "")}, margin=margin)

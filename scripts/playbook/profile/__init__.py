@@ -1,0 +1,4 @@
+"""Where the time of a step goes.
+
+May import `record`.
+"""

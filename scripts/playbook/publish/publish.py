@@ -1,0 +1,367 @@
+"""The published results: records in `assets/results`, and everything that is made from them, byte for byte.
+
+    assets/results/
+        README.md                   the list of comparisons, between its marks
+        NAME/
+            about.json              {"command": what made the runs}, where that is known
+            bf16/ nvfp4/ bf16-2/    run folders, see `publishable.py` for what is left of them
+            comparison.json         made from the runs, where two or more of them succeeded; or, of an ablation,
+            ablation.json           whose runs keep their names, by which it knows them
+            pictures/*.svg          made from the runs
+
+A page shows a comparison, an ablation or the profile of a run between `<!-- results: NAME -->` and
+`<!-- end of results -->`; `make results` fills that in, and leaves the rest of the page alone. Nothing that is made
+holds a clock, a path or a name of the machine that made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from playbook import PROJECT, report
+from playbook.campaign import ablation
+from playbook.campaign.ablation import Ablation
+from playbook.common import file_sets
+from playbook.common.failures import Failure
+from playbook.compare import ablation_file, arms, comparison, saved
+from playbook.compare.model import Arm, Comparison
+from playbook.publish import publishable
+from playbook.record import loading
+from playbook.report import terminal
+from pretraining.errors import UsageError
+from pretraining.record import run_folder
+from pretraining.record.run_folder import Run, Verdict
+
+RESULTS = Path("assets/results")
+PAGES = ("overview.md", f"{RESULTS}/README.md")
+ABOUT = "about.json"
+PICTURES = "pictures"
+SHOWN = ("speed", "step-times", "loss")  # of the report's pictures, those that the pages show
+ALL = "all"  # the list of all comparisons, as a mark names it
+_MARK = re.compile(r"^<!-- results: ", re.MULTILINE)
+_MARKED = re.compile(rf"({_MARK.pattern}(\S+) -->\n).*?^(<!-- end of results -->)$", re.DOTALL | re.MULTILINE)
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_DIGITS = 9  # significant ones of a figure: what another processor's order of additions does not reach
+
+
+@dataclass(frozen=True)
+class Published:
+    """One folder of records.
+
+    Attributes:
+        name: of the folder.
+        runs: all of them, in the order in which they ran.
+        groups: the succeeded ones by arm's name; empty where fewer than two succeeded.
+        result: their comparison or ablation, or None; its `reproduce` is `command`.
+        command: what made the runs; "" where not known.
+    """
+
+    name: str
+    runs: list[Run]
+    groups: dict[str, list[Run]]
+    result: Comparison | Ablation | None
+    command: str = ""
+
+    @property
+    def profile(self) -> Run | None:
+        """The run, where it is one that was profiled."""
+        (run, *others) = self.runs
+        return run if not others and (run.folder / run_folder.PROFILE).is_file() else None
+
+
+def read(folder: Path) -> Published:
+    """Read a folder of records and compare what succeeded, or make its ablation anew.
+
+    Raises:
+        UsageError: it holds no run, or one that cannot be read.
+        comparison.NotComparable: its runs did not do the same work.
+    """
+    found = [path for path in sorted(folder.iterdir()) if path.is_dir() and run_folder.holds_run(path)]
+    if not found:
+        raise UsageError(f"{folder} holds no run; `make results ADD=... TO={folder.name}` puts some there")
+    runs = _in_order(loading.load_all(found))
+    if (folder / ablation_file.FILE).exists():
+        said = json.loads((folder / ablation_file.FILE).read_text(encoding="utf-8"))
+        result = ablation.reread(said, {run.folder.name: run for run in runs})
+        return Published(folder.name, runs, {}, result, result.reproduce)
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).exists() else {}
+    command = about.get("command", "")
+    groups, result = _compared(runs)
+    if result:
+        compared = [run for group in groups.values() for run in group]
+        result = _portable(result, compared, command)
+    return Published(folder.name, runs, groups, result, command)
+
+
+def _in_order(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: (run.environment.get("started") or "", run.folder.name))
+
+
+def _compared(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], Comparison | None]:
+    succeeded = [run for run in runs if run.verdict is Verdict.SUCCEEDED]
+    if len(succeeded) < 2:
+        return {}, None
+    groups = arms.group(succeeded)
+    named = dict(zip(arms.names(len(groups)), groups, strict=True))
+    return named, comparison.compare(groups)
+
+
+def _portable(result: Comparison, runs: Sequence[Run], command: str) -> Comparison:
+    """The comparison without the machine's clock and paths."""
+
+    def moved(arm: Arm) -> Arm:
+        return replace(arm, runs=[replace(run, path=Path(run.path).name) for run in arm.runs])
+
+    ended = max((run.outcome.get("ended") or "" for run in runs), default="")
+    return replace(result, created=ended, arms=[moved(arm) for arm in result.arms], reproduce=command)
+
+
+def made_from(project: Path) -> dict[Path, bytes]:
+    """Every file that is made from the records, with its content.
+
+    Args:
+        project: the folder that holds `assets/results` and the pages.
+
+    Raises:
+        UsageError, comparison.NotComparable: as `read`.
+        Failure: a page's mark names nothing that can be shown, or has no end.
+    """
+    published = {path.name: read(path) for path in sorted((project / RESULTS).glob("[!.]*/"))}
+    files: dict[Path, bytes] = {}
+    pictures: dict[str, list[Picture]] = {}
+    for name, each in published.items():
+        folder = project / RESULTS / name
+        pictures[name] = _pictures(each, folder / PICTURES)
+        files |= {picture.path: picture.text.encode() for picture in pictures[name]}
+        if each.result:
+            is_ablation = isinstance(each.result, Ablation)
+            files[folder / (ablation_file if is_ablation else saved).FILE] = _json(each.result)
+    for page in PAGES:
+        files[project / page] = _filled(project / page, published, pictures).encode()
+    return files
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing to be written as an SVG file."""
+
+    title: str
+    path: Path
+    text: str
+
+
+def _pictures(published: Published, folder: Path) -> list[Picture]:
+    """What the pages show of the result; [] where there is none."""
+    if not published.result:
+        return []
+    report.prepare_matplotlib()
+    from playbook.report import ablation_report, plots, svg
+
+    if isinstance(published.result, Ablation):
+        with svg.style():
+            drawing = ablation_report.picture(published.result)
+            element = svg.svg(drawing, "gaps", ablation_report.TITLE, published.result.verdict)
+        return [Picture(ablation_report.TITLE, folder / "gaps.svg", svg.as_file(element))]
+    with svg.style():
+        drawn = [plot for plot in plots.draw(published.result, published.groups) if plot.name in SHOWN]
+        elements = [svg.svg(plot.canvas, plot.name, plot.title, plot.description) for plot in drawn]
+    return [
+        Picture(plot.title, folder / f"{plot.name}.svg", svg.as_file(element))
+        for plot, element in zip(drawn, elements, strict=True)
+    ]
+
+
+def _filled(page: Path, published: dict[str, Published], pictures: dict[str, list[Picture]]) -> str:
+    """The page, with what belongs between its marks."""
+    report.prepare_matplotlib()
+    from playbook.publish import pages
+
+    def relative(path: Path) -> str:
+        return os.path.relpath(path, page.parent)
+
+    def fill(found: re.Match[str]) -> str:
+        name = found[2]
+        if name == ALL:
+            inside = pages.listing([(each.name, each.runs, each.result, each.command) for each in published.values()])
+        elif name in published and (run := published[name].profile):
+            command = published[name].command
+            inside = pages.profiled(run, records=f"{relative(run.folder.parent)}/", command=command)
+        elif name in published and (result := published[name].result):
+            folder = pictures[name][0].path.parent.parent
+            shown = [(picture.title, relative(picture.path)) for picture in pictures[name]]
+            records = f"{relative(folder)}/"
+            if isinstance(result, Ablation):
+                inside = pages.ablated(result, published[name].runs, records=records, pictures=shown)
+            else:
+                inside = pages.section(result, published[name].groups, records=records, pictures=shown)
+        else:
+            there = ", ".join(name for name, each in published.items() if each.result or each.profile)
+            raise Failure(f"{page}: {RESULTS / name} holds nothing to show; there are: {there}")
+        return f"{found[1]}\n{inside}\n\n{found[3]}"
+
+    text = page.read_text(encoding="utf-8")
+    if len(_MARK.findall(text)) != len(_MARKED.findall(text)):
+        raise Failure(f"{page}: a mark <!-- results: NAME --> has no <!-- end of results --> below it")
+    return _MARKED.sub(fill, text)
+
+
+def _json(result: Comparison | Ablation) -> bytes:
+    content = {"kind": result.kind, "schema": result.schema} | asdict(result)
+    return (json.dumps(_rounded(content), indent=2, default=str) + "\n").encode()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def rebuild(project: Path) -> list[Path]:
+    """Write what is made from the records, and remove comparisons and pictures that no longer are.
+
+    Returns:
+        What changed.
+
+    Raises:
+        UsageError, comparison.NotComparable, Failure: as `made_from`; nothing is written then.
+        OSError: a file cannot be written.
+    """
+    files = made_from(project)
+    changed = {path: text for path, text in files.items() if not path.is_file() or path.read_bytes() != text}
+    for path in changed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    file_sets.write_files(changed)
+    made = (f"[!.]*/{PICTURES}/*.svg", f"[!.]*/{saved.FILE}")
+    stale = [path for each in made for path in (project / RESULTS).glob(each) if path not in files]
+    for path in stale:
+        path.unlink()
+    return [*changed, *stale]
+
+
+def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
+    """Publish runs: their listed fields, in `assets/results/NAME`. Returns the new folders.
+
+    A run that is there already is left out. The runs are compared first, with those that are there.
+
+    Args:
+        sources: run folders, or folders of comparisons, which stand for their runs and how they were made; or the
+            folder of an ablation alone.
+
+    Raises:
+        UsageError: a name that is none, a source that is neither, or a run that has not ended.
+        comparison.NotComparable: they did not do the same work; nothing is written.
+        OSError: a copy cannot be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"TO={name!r} names no folder of {RESULTS}: small letters, digits, dots and hyphens")
+    folder = project / RESULTS / name
+    if any((loading.named(path) / ablation_file.FILE).exists() for path in sources):
+        return _add_ablation(folder, [loading.named(path) for path in sources])
+    paths, command = _sources(sources)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=project / RESULTS) as beside:
+        there = [path for path in folder.glob("*/") if run_folder.holds_run(path)]
+        copies = []
+        for at, run in enumerate(_in_order(loading.load_all(paths))):
+            if run.verdict is Verdict.INCOMPLETE:
+                raise UsageError(f"{run.folder} has no outcome: it still runs, or its end was not seen")
+            copy = Path(beside) / str(at)
+            publishable.copy_run(run.folder, copy)
+            if not any(_same(copy, other) for other in (*there, *copies)):
+                copies.append(copy)
+        _compared(_in_order(loading.load_all([*there, *copies])))
+        folder.mkdir(exist_ok=True)
+        added = [copy.rename(_free(folder, loading.load(copy))) for copy in copies]
+        if command and not (folder / ABOUT).exists():
+            run_folder.write_json(folder / ABOUT, {"command": command})
+    return added
+
+
+def _add_ablation(folder: Path, sources: list[Path]) -> list[Path]:
+    """Publish an ablation, whole, in a new folder. Returns the folders of its runs."""
+    if len(sources) > 1 or folder.exists():
+        raise UsageError("an ablation is published by itself, in a folder that is not there yet")
+    (source,) = sources
+    said = publishable.ablation_of(json.loads((source / ablation_file.FILE).read_text(encoding="utf-8")))
+    paths = [source.parent / run["run"] for row in said["rows"] for run in row["runs"]]
+    if gone := [path for path in paths if not run_folder.holds_run(path)]:
+        raise UsageError(f"{gone[0]} is not there any more; an ablation is published with all of its runs")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        made = Path(beside) / folder.name
+        for path in paths:
+            publishable.copy_run(path, made / path.name)
+        runs = {path.name: loading.load(made / path.name) for path in paths}
+        # As the published fields of the runs make it: what was said of others may name a machine.
+        (made / ablation_file.FILE).write_bytes(_json(ablation.reread(said, runs)))
+        made.rename(folder)
+    return [folder / path.name for path in paths]
+
+
+def _sources(given: Sequence[Path]) -> tuple[list[Path], str]:
+    """The run folders meant, and what made them where a comparison says so."""
+    found, command = [], ""
+    for path in given:
+        path = loading.named(path)
+        if saved.is_comparison(path / saved.FILE):
+            content = saved.read(path)
+            paths = [Path(run["path"]) for arm in content["arms"] for run in arm["runs"]]
+            # Copied here from the machine that trained, they lie beside their comparison, as they did there.
+            found += [each if each.is_dir() else path.parent / each.name for each in paths]
+            command = command or content["reproduce"]
+        else:
+            found.append(path)
+    for path in found:
+        if not (path.is_dir() and run_folder.holds_run(path)):
+            raise UsageError(f"{path} is not a run folder; only run folders can be published")
+    return found, publishable.command(command)
+
+
+def _same(a: Path, b: Path) -> bool:
+    files = (run_folder.ENVIRONMENT, run_folder.METRICS + run_folder.PACKED)
+    return all((a / name).is_file() and (b / name).is_file() for name in files) and all(
+        (a / name).read_bytes() == (b / name).read_bytes() for name in files
+    )
+
+
+def _free(folder: Path, run: Run) -> Path:
+    """The next name for such a run: "nvfp4", "nvfp4-2"."""
+    precision = run.precision.get("name") or "run"
+    emulated = run.precision.get("emulator") is not None
+    stem = f"{precision}-emulated" if emulated else precision
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `scripts/results.py`; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Rebuild the published tables and pictures from their records.")
+    parser.add_argument("--add", type=Path, nargs="+", metavar="RUN", default=[], help="publish these first")
+    parser.add_argument("--to", default="", metavar="NAME", help="of the comparison that they belong to")
+    given = parser.parse_args(arguments)
+    if bool(given.add) != bool(given.to):
+        raise UsageError('ADD= and TO= go together: make results ADD="RUN RUN" TO=NAME')
+    added: list[Path] = []
+    try:
+        added = add(PROJECT, given.add, given.to) if given.add else []
+        changed = rebuild(PROJECT)
+    except comparison.NotComparable as refusal:
+        there = ", ".join(str(path.relative_to(PROJECT)) for path in added)
+        written = f"Added: {there}; nothing that is made from the records was written." if added else ""
+        terminal.print_refusal(refusal, sys.stderr, written or "Nothing was written.")
+        return 1
+    for path in (*added, *changed):
+        print(path.relative_to(PROJECT))
+    if not (added or changed):
+        print("everything is as its records make it")
+    return 0

@@ -1,0 +1,71 @@
+"""A model's own FLOPs a token, from the facts of its run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from playbook.record.columns import Lines
+from pretraining.request import footprint
+
+COARSEST = 0.02  # relative rounding error of MODEL_TFLOP/s/GPU from which FLOPs are not derived
+
+_NEEDED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "vocab_size", "sequence_length")
+
+
+def per_token(facts: dict[str, Any]) -> float | None:
+    """Forward and backward of a Llama, as `footprint` counts them: 48.25 GFLOP for Llama 3 8B at 4096 tokens.
+
+    Args:
+        facts: parity facts; without `num_query_groups` every head has keys and values of its own.
+
+    Returns:
+        FLOPs a token, None where a size is not known.
+    """
+    if not all(isinstance(facts.get(name), int) and facts[name] > 0 for name in _NEEDED):
+        return None
+    heads = facts["num_attention_heads"]
+    shape = footprint.Shape(
+        hidden=facts["hidden_size"],
+        heads=heads,
+        groups=facts.get("num_query_groups") or heads,
+        head_size=facts["hidden_size"] // heads,
+        words=facts["vocab_size"],
+        tied=False,  # which changes no FLOP
+        attention_layers=facts["num_layers"],
+        mlp_layers=facts["num_layers"],
+        mlp_size=facts["ffn_hidden_size"],
+    )
+    return footprint.flops_per_token(shape, facts["sequence_length"])
+
+
+def printed(
+    lines: Lines, tokens_per_step: int | None, world_size: int | None, counted: float | None
+) -> tuple[float | None, float | None, str | None]:
+    """FLOPs a token, its relative rounding error, or why it cannot be derived.
+
+    From what is printed where that is fine enough, because it knows the model as it ran: MODEL_TFLOP/s/GPU has one
+    decimal, and on a small model or a slow device little is left of it. Otherwise as `counted` from the model's sizes.
+    """
+    tflops, steps = (lines.column(name)[:1000] for name in ("model_tflops", "step_time_s"))
+    known = (tflops > 0) & (steps > 0)
+    missing = [
+        name
+        for name, is_known in (
+            ("MODEL_TFLOP/s/GPU", known.any()),
+            ("the sequence length and global batch size", tokens_per_step),
+            ("the number of GPUs", world_size),
+        )
+        if not is_known
+    ]
+    resolution = 0.05 / float(np.median(tflops[known])) if known.any() else math.inf
+    if not missing and resolution <= COARSEST:
+        work = float(np.median(tflops[known] * steps[known]))
+        return work * 1e12 * world_size / tokens_per_step, resolution, None
+    if counted is not None:
+        return counted, 0.0, None
+    if missing:
+        return None, None, f"FLOPs a token cannot be derived: the log does not give {', '.join(missing)}"
+    return None, None, "FLOPs a token cannot be derived: MODEL_TFLOP/s/GPU is too small for its one decimal"

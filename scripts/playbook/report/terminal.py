@@ -1,0 +1,307 @@
+"""Renders a comparison to a terminal of 80 columns, or to a pipe, in about 30 lines."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from playbook.compare.comparison import NotComparable
+from playbook.compare.model import Arm, Comparison, Contrast
+from playbook.compare.parity import NO_ITERATIONS
+from playbook.compare.stats import Figure
+from pretraining.record.run_folder import Peak
+
+WIDTH = 80  # numbers never wrap at this width; a narrower terminal wraps the lines itself
+CELL = 25  # characters; the table fits where no cell is longer
+FORCE = "Or add --force to compare them all the same; the result will say so."
+FORCE_BY_MAKE = "Or FORCE=1 compares them all the same; the result will say so."
+NO_FIGURE = "-"  # one that would mean nothing; "not known" is one that is missing
+
+
+def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None:
+    """Print the table, the conclusions and the warnings to `file`, standard output unless given."""
+    console = Console(file=file, highlight=False)
+    console.width = max(WIDTH, min(console.width, 120))
+    out = _Lines(console)
+    void = [found for found in comparison.differences if found.void]
+    if comparison.forced:
+        out.line("FORCED: these runs did not do the same work. They differ in:", style="bold red")
+        for found in void:
+            out.line(str(found), indent=2, style="red")
+    for arm in comparison.arms:
+        for index, run in enumerate(arm.runs):
+            console.print(Text(f"{arm.run_label(index):<2} {run.path}"), soft_wrap=True)
+    console.print()
+    if len(comparison.arms) == 2:
+        _print_fitting(console, [_two_arms(comparison, stacked=stacked) for stacked in (False, True)])
+    else:
+        _print_fitting(console, [_many_arms(comparison)])
+    console.print()
+    out.line(comparison.verdict, style="bold")
+    for contrast in comparison.contrasts:
+        _print_contrast(out, comparison, contrast)
+    out.item("Scope", comparison.scope)
+    if kinds := dict.fromkeys((arm.peak_memory_kind, arm.name) for arm in comparison.arms if arm.peak_memory):
+        of = {kind: [name for other, name in kinds if other == kind] for kind, _ in kinds}
+        several = len(of) > 1
+        said = ", ".join(f"{kind}{' in ' + ' and '.join(names) if several else ''}" for kind, names in of.items())
+        out.item("Peak memory", said)
+    for index, peak in enumerate(dict.fromkeys(arm.mfu_peak for arm in comparison.arms if arm.mfu_peak)):
+        of = " and ".join(arm.name for arm in comparison.arms if arm.mfu_peak == peak)
+        out.item("" if index else "MFU", f"{of} of {peak}")
+    for index, band in enumerate(comparison.bands):
+        out.item("" if index else "Published", band)
+    for found in comparison.differences:
+        if not found.void:
+            out.item("Differs", f"{found}; it does not void the comparison", style="yellow")
+    for warning in [*run_warnings(comparison.arms), *comparison.warnings]:
+        out.item("Note", warning, style="yellow")
+
+
+def run_warnings(arms: Iterable[Arm]) -> list[str]:
+    """Each run's warnings with the runs they are of, equal ones together: "A and B2: resumed at iteration 10"."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        for index, run in enumerate(arm.runs):
+            for warning in run.warnings:
+                found.setdefault(warning, []).append(arm.run_label(index))
+    return [f"{joined(names)}: {warning}" for warning, names in found.items()]
+
+
+def joined(texts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
+
+
+def print_refusal(refusal: NotComparable, file: TextIO, *ways_out: str) -> None:
+    """Print why runs are not compared: each difference on its own line, then the ways out.
+
+    Args:
+        ways_out: sentences to end with, `FORCE` and its kin left out where they would not help.
+    """
+    console = Console(file=file, highlight=False)
+    console.width = max(WIDTH, console.width)
+    out = _Lines(console)
+    out.line("Not compared: the runs did not do the same work, or did not finish it.", style="bold red")
+    name_width = max(len(found.name) for found in refusal.differences)
+    for found in refusal.differences:
+        line = f"  {found.name:<{name_width}}  {found.of[0]}: {found.a}  {found.of[1]}: {found.b}"
+        console.print(Text(line), soft_wrap=True)
+    for way_out in dict.fromkeys(found.way_out for found in refusal.differences):
+        names = ", ".join(dict.fromkeys(found.name for found in refusal.differences if found.way_out == way_out))
+        out.line(f"To mend {names}: {way_out}.")
+    empty = any(found.name == NO_ITERATIONS for found in refusal.differences)
+    for way_out in ways_out:
+        if not (empty and way_out in (FORCE, FORCE_BY_MAKE)):
+            out.line(way_out)
+
+
+class _Lines:
+    """Prints text wrapped at words with a hanging indent, which Rich does not do."""
+
+    LABEL = 18
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def line(self, text: str, *, indent: int = 0, style: str = "") -> None:
+        self._print(text, " " * indent, " " * (indent + 2 if indent else 0), style)
+
+    def item(self, label: str, text: str, *, style: str = "") -> None:
+        self._print(text, f"{label:<{self.LABEL}}", " " * self.LABEL, style)
+
+    def _print(self, text: str, first: str, rest: str, style: str) -> None:
+        lines = textwrap.wrap(
+            text, self.console.width, initial_indent=first, subsequent_indent=rest, break_long_words=False
+        )
+        for index, line in enumerate(lines):
+            printed = Text(line)
+            if not first.strip():
+                printed.stylize(style)
+            elif index == 0:
+                printed.stylize(style, 0, len(first))
+            self.console.print(printed, soft_wrap=True)
+
+
+def _print_contrast(out: _Lines, comparison: Comparison, contrast: Contrast) -> None:
+    several = len(comparison.contrasts) > 1
+    against = f"{contrast.candidate} against {comparison.baseline}"
+    if several:
+        out.line(f"{against}:")
+    if ratio := contrast.step_time:
+        out.item(ratio.what.capitalize(), ratio.sentence, style="bold")
+    if gap := contrast.training_loss_gap:
+        of = "" if several else f" {against};"
+        tokens = "not the same work" if comparison.forced else "the same tokens"
+        out.item("Loss gap", f"{gap.value:+.2f} %{of} last {gap.count} iterations, {tokens}", style="bold")
+    if contrast.validation_loss_gap:
+        out.item("Validation gap", f"{contrast.validation_loss_gap.value:+.2f} %", style="bold")
+    out.item("", contrast.published_gap)
+    out.item("", contrast.placed)
+    for index, said in enumerate(contrast.equal_loss.said if contrast.equal_loss else ()):
+        out.item("" if index else "Equal loss", said)
+    if contrast.peak_memory:
+        arm = comparison.arm(comparison.baseline)
+        base = arm.peak_memory
+        of_host = arm.peak_memory_kind in (Peak.RESIDENT, Peak.RESIDENT_OF_ALL)
+        compiled = "; the host's, a first run's compilation included" if of_host else ""
+        share = f" ({100 * contrast.peak_memory.value / base.value:+.1f} %)" if base and base.value else ""
+        out.item("Memory", f"{contrast.peak_memory.value:+.2f} GB{share}, {against}{compiled}", style="bold")
+    if contrast.joules_per_token:
+        out.item("Energy", f"{contrast.joules_per_token.value:.2f} times the joules a token", style="bold")
+
+
+def _print_fitting(console: Console, tables: list[Table]) -> None:
+    """Print the first of the tables that fits, or the last."""
+    page = console.width
+    for table in tables:
+        width = Measurement.get(console, console.options.update(width=1000), table).maximum
+        if width <= page:
+            break
+    console.width = max(page, width)  # Rich cuts what is too wide; a terminal wraps it
+    console.print(table)
+    console.width = page
+
+
+def _new_table() -> Table:
+    return Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+
+
+def _two_arms(comparison: Comparison, *, stacked: bool = False) -> Table:
+    """A column an arm; `stacked` breaks the cells that are too long, a figure's spread below it."""
+    table = _new_table()
+    table.add_column("", no_wrap=True)
+    arms = comparison.arms
+    for arm in arms:
+        table.add_column(f"{arm.name}: {arm.label}{_repeats(arm)}", no_wrap=True)
+
+    def row(label: str, cells: list[str]) -> None:
+        if stacked and max(map(len, cells)) > CELL:
+            cells = [cell.replace(" (", "\n(").replace("without ", "without\n") for cell in cells]
+        if any(cell not in ("", NO_FIGURE) for cell in cells):
+            table.add_row(label, *(Text(cell or "not known") for cell in cells))
+
+    spread = "range" if len(arms[0].runs) > 1 else "IQR"
+    row("BF16 layers", [_bf16_layers(arm) for arm in arms])
+    row("NVFP4 recipe", [_recipe(arm) for arm in arms])
+    row("iterations timed", [_timed(arm) for arm in arms])
+    row(f"step time ({spread})", [_step_time(arm.step_time) for arm in arms])
+    row(f"tokens/s ({spread})", [_figure(arm.tokens_per_second) for arm in arms])
+    if any(run.facts.get("world_size", 1) > 1 and run.device != "cpu" for arm in arms for run in arm.runs):
+        row(f"tokens/s/GPU ({spread})", [_figure(arm.tokens_per_second_per_gpu) for arm in arms])
+    row(f"MODEL_TFLOP/s/GPU ({spread})", [_native(arm, _figure(arm.model_tflops_per_gpu)) for arm in arms])
+    row("MFU", [_native(arm, f"{arm.mfu.value:.1f} %" if arm.mfu else NO_FIGURE) for arm in arms])
+    row("training loss ± sd", [_loss(arm.training_loss) for arm in arms])
+    row("validation loss", [_evaluated(arm) for arm in arms])
+    row("test loss", [_loss(arm.test_loss) for arm in arms])
+    if comparison.bigram_entropy:
+        row("bigram entropy of text", [f"{comparison.bigram_entropy.value:.4f} nats a byte", "the same text"])
+    row("peak memory", [_memory(arm.peak_memory) for arm in arms])
+    row("energy a step", [_figure(arm.energy_per_step, 1, "J") for arm in arms])
+    row("energy a token", [_figure(arm.joules_per_token, 1000, "mJ") for arm in arms])
+    return table
+
+
+def _many_arms(comparison: Comparison) -> Table:
+    """A row an arm, the baseline first."""
+    table = _new_table()
+    for name in ("", "step", f"of {comparison.baseline}", "tokens/s", "TFLOP/s", "memory", "loss", "gap"):
+        table.add_column(name, no_wrap=True, justify="left" if not name else "right")
+    contrasts = {contrast.candidate: contrast for contrast in comparison.contrasts}
+    base = comparison.arm(comparison.baseline)
+    for arm in (base, *(arm for arm in comparison.arms if arm is not base)):
+        contrast = contrasts.get(arm.name)
+        ratio = contrast and contrast.step_time
+        gap = contrast and contrast.training_loss_gap
+        speed = arm.step_time and base.step_time and arm.step_time.value / base.step_time.value
+        cells = [
+            f"{arm.name}: {arm.label}{_repeats(arm)}",
+            _step_time(_bare(arm.step_time)),
+            f"{speed:.3f}x" if ratio and speed else "baseline" if arm is base else "",
+            _figure(_bare(arm.tokens_per_second)),
+            _native(arm, _figure(_bare(arm.model_tflops_per_gpu))),
+            f"{arm.peak_memory.value:.2f} GB" if arm.peak_memory else "",
+            f"{arm.training_loss.value:.4f}" if arm.training_loss else "",
+            f"{gap.value:+.2f} %" if gap else "",
+        ]
+        table.add_row(*(Text(cell or NO_FIGURE) for cell in cells))
+    return table
+
+
+def _repeats(arm: Arm) -> str:
+    return f" ×{len(arm.runs)}" if len(arm.runs) > 1 else ""
+
+
+def _native(arm: Arm, cell: str) -> str:
+    return cell if arm.computes_natively else NO_FIGURE
+
+
+def _bare(figure: Figure | None) -> Figure | None:
+    return figure and Figure(figure.value, figure.unit)
+
+
+def _number(value: float) -> str:
+    """At least four significant digits, never in powers of ten."""
+    if not value:
+        return "0"
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _figure(figure: Figure | None, scale: float = 1, unit: str = "") -> str:
+    """Value, unit and spread in one cell; the spread's digits are the value's."""
+    if figure is None:
+        return ""
+    value = figure.value * scale
+    unit = f" {unit}" if unit else ""
+    if figure.low is None or figure.high is None:
+        return f"{_number(value)}{unit}"
+    digits = len(_number(value).partition(".")[2])
+    return f"{_number(value)}{unit} ({figure.low * scale:,.{digits}f}-{figure.high * scale:,.{digits}f})"
+
+
+def _step_time(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    return _figure(figure, 1, "s") if figure.value >= 10 else _figure(figure, 1000, "ms")
+
+
+def _loss(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    sd = f" ± {figure.high - figure.value:.4f}" if figure.high is not None and "deviation" in figure.spread else ""
+    return f"{figure.value:.4f}{sd} nats"
+
+
+def _evaluated(arm: Arm) -> str:
+    at = arm.runs[0].validated_at
+    return f"{arm.validation_loss.value:.4f} nats (at {at})" if arm.validation_loss else ""
+
+
+def _memory(figure: Figure | None) -> str:
+    return f"{figure.value:.2f} GB ({figure.value * 1e9 / 2**30:.2f} GiB)" if figure else ""
+
+
+def _recipe(arm: Arm) -> str:
+    return arm.recipe.replace(", ", ",\n") if arm.precision == "nvfp4" else NO_FIGURE
+
+
+def _timed(arm: Arm) -> str:
+    run = arm.runs[0]
+    start = run.timed.last - run.iterations  # other than 0 where the run was resumed
+    return f"{run.timed.first}-{run.timed.last} of {f'{start + 1}-' if start else ''}{run.timed.last}"
+
+
+def _bf16_layers(arm: Arm) -> str:
+    if arm.bf16_head_layers is None or arm.bf16_tail_layers is None:
+        return ""
+    if arm.precision in ("bf16", "fp16", "fp32"):
+        return "all" if arm.precision == "bf16" else "none"
+    return f"first {arm.bf16_head_layers}, last {arm.bf16_tail_layers}"

@@ -1,0 +1,265 @@
+"""`make ablate`: its order, what it reuses, what ends it, and its gaps. The training script is a stand-in."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from playbook.campaign import ablate_job, ablation
+from playbook.campaign.ablation import BF16, WHOLE, Variant
+from playbook.cli import train
+from playbook.plan.gpus import Gpu
+from playbook.plan.place import Place
+from playbook.record import loading
+from playbook.report import ablation_report
+from pretraining.errors import UsageError
+from pretraining.record import code_state
+from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, words_in
+
+LAUNCHER = Path(__file__).parents[1] / "fakes" / "launcher.py"
+ASKED = ("--seeds", "1 2", "--num-layers", "2")  # of two layers two cannot stay in BF16: six variants
+ORDER = [
+    ("BF16", 1), ("whole recipe", 1), ("BF16", 2), ("whole recipe", 2), ("last 0 in BF16", 1), ("last 0 in BF16", 2),
+    ("without Hadamard transform", 1), ("without Hadamard transform", 2), ("without stochastic rounding", 1),
+    ("without stochastic rounding", 2), ("without 2D scaling", 1), ("without 2D scaling", 2),
+]  # fmt: skip
+LOSS = json.dumps({"bf16 1": 1.0, "nvfp4 1": 1.01, "bf16 2": 2.0, "nvfp4 2": 2.04})
+
+
+def steps(said: str) -> list[tuple[str, int]]:
+    found = re.findall(r"^run (\d+) of 12, (.+), seed (\d):", said, re.MULTILINE)
+    assert [int(number) for number, *_ in found] == list(range(1, len(found) + 1))
+    return [(name, int(seed)) for _, name, seed in found]
+
+
+def newest(runs: Path) -> dict:
+    return json.loads(max(runs.glob("*-ablation-tiny/ablation.json")).read_text())
+
+
+def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
+    job, runs: Path, environment, project, until
+):
+    # Cut in the seventh run, which would never end.
+    paths = os.pathsep.join([str(project / "assets"), str(project / "scripts")])
+    asked = ("--runtime", "cpu", "--model", "tiny", "--train-iters", "40", "--runs", str(runs), *ASKED)
+    cut = subprocess.Popen(
+        [sys.executable, str(LAUNCHER), "ablate", *asked],
+        env=environment(PYTHONPATH=paths, FAKE_STEP="0.001", FAKE="slow", FAKE_SWITCH="rht", FAKE_LOSS=LOSS),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until(lambda: len(list(runs.glob("*/environment.json"))) == 7)
+        cut.send_signal(signal.SIGINT)
+        said, errors = cut.communicate(timeout=60)
+    finally:
+        cut.kill()
+    assert cut.returncode == 130 and "6 of 12 runs are done; the same command goes on there" in errors
+    assert steps(said) == ORDER[:7] and "reusing" not in said
+
+    said, errors = job("ablate", *ASKED, FAKE="diverged", FAKE_SWITCH="rht", FAKE_LOSS=LOSS)
+    assert steps(said) == ORDER and said.count(": reusing ") == 6
+    assert errors.count("diverged") == 2 and "the loss is nan at iteration 2" in errors
+    found = newest(runs)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == list(dict.fromkeys(name for name, _ in ORDER))
+    for name in ("whole recipe", "last 0 in BF16", "without 2D scaling"):  # against BF16 of the same seed
+        values = [run["training_loss_gap"]["value"] for run in rows[name]["runs"]]
+        assert values == pytest.approx([1.0, 2.0]) and rows[name]["gap"]["value"] == pytest.approx(1.5)
+    gone = rows["without Hadamard transform"]
+    assert gone["gap"] is None and gone["to_bf16"] == gone["to_whole"] == "diverged"
+    assert "Diverged: without Hadamard transform (seed 1) and without Hadamard transform (seed 2)." in found["verdict"]
+    asked_for = [loading.load(runs / run["run"]).plan["request"] for row in rows.values() for run in row["runs"]]
+    assert [each["seed"] for each in asked_for] == [1, 2] * 6
+    off = [Nvfp4Recipe.of(each.get("nvfp4", {})).changed() for each in asked_for[::2]]
+    assert off == [{}, {}, {}, {"rht": "off"}, {"stochastic": "off"}, {"weights": "1x16"}]
+    assert [each["bf16_tail_layers"] for each in asked_for[::2]] == [0, 1, 0, 1, 1, 1]
+
+    # One that fails is named, and made again the next time; one that diverged is a result, and is not.
+    shutil.rmtree(runs / rows["without 2D scaling"]["runs"][1]["run"])
+    said, errors = job("ablate", *ASKED, FAKE="killed", FAKE_SWITCH="two_d", code=1)
+    assert "nvfp4: killed:" in errors and "Without 2D scaling, seed 2: killed: " in said and "Written:" in said
+    assert said.count(": reusing ") == 11 and newest(runs)["rows"][-1]["to_bf16"] == "killed"
+    said, _ = job("ablate", *ASKED, FAKE_LOSS=LOSS, FAKE_CODE="000000000001")
+    assert said.count(": reusing ") == 11 and newest(runs)["rows"][-1]["gap"]["value"] == pytest.approx(1.5)
+    now = code_state.digest()
+    assert f"Not one state of the code: 11 runs of {now} and 1 runs of 000000000001." in said
+    said, _ = job("ablate", *ASKED)
+    assert said.count(", whose code was 000000000001 (commit ") == 1 and said.count(": reusing ") == 12
+
+
+def test_without_bf16_there_is_nothing_to_set_the_rest_against(job, runs: Path) -> None:
+    said, errors = job("ablate", "--seeds", "1", FAKE="diverged", FAKE_ONLY="bf16", code=1)
+    assert "bf16: diverged" in errors and "BF16 diverged with seed 1" in said
+    assert len(list(runs.iterdir())) == 1
+
+
+def test_a_dry_run_prints_every_command_in_order(job, runs: Path) -> None:
+    said, _ = job("ablate", "--dry-run", *ASKED)
+    assert [(name, int(seed)) for name, seed in re.findall(r"^# (.+), seed (\d)$", said, re.MULTILINE)] == ORDER
+    recipes = [Nvfp4Recipe.of(words_in(words)).missing for words in re.findall(r" --nvfp4 '([^']+)' ", said)]
+    assert list(filter(None, recipes)) == [[title] for title in INGREDIENTS.values() for _ in (1, 2)]
+    assert subprocess.run(["bash", "-n", "-c", said], check=False).returncode == 0
+    assert not runs.exists() or not list(runs.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--seed", "7"), "make ablate takes no --seed: SEEDS= names the seeds"),
+        (("--seeds", "seven"), "SEEDS=seven: seeds are whole numbers"),
+        (("--seeds", "7 7"), "SEEDS=7 7: one seed or more is needed, none below 0 and none twice"),
+        (("--seeds", ""), "SEEDS=: one seed or more is needed"),
+        (("--bf16-tail-layers", "2"), "takes no BF16_TAIL: it tries 0, 1 and 2"),
+        (("--precision", "fp8"), "takes no --precision"),
+        (("--repeat", "2"), "takes no REPEAT"),
+        (("--emulate", "reference"), "takes no EMULATE=reference: that emulator has no ingredient to switch off"),
+        (("--run-dir", "x"), "takes no --run-dir"),
+        (("--train-iters", "8"), "leaves fewer than 5 iterations to time"),
+    ],
+)
+def test_wrong_usage(flags: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        train.run(["ablate", "--runtime", "cpu", "--dry-run", "--runs", str(tmp_path), *flags])
+    with pytest.raises(UsageError, match="SEEDS= are those of make ablate"):
+        train.run(["compare", "--runtime", "cpu", "--seeds", "1"])
+
+
+def test_a_switch_that_is_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVFP4_RHT", "0")
+    with pytest.raises(UsageError, match=r"takes each ingredient away by itself; leave rht=off out \(NVFP4_RHT=0\)"):
+        train.run(["ablate", "--runtime", "cpu", "--dry-run"])
+    monkeypatch.delenv("NVFP4_RHT")
+    with pytest.raises(UsageError, match=r"leave weights=1x16 out \(--nvfp4, or the config file\)"):
+        train.run(["ablate", "--runtime", "cpu", "--dry-run", "--nvfp4", "rht=on weights=1x16"])
+
+
+def test_the_variants_of_a_model() -> None:
+    def said(*sizes: int) -> list[str]:
+        return [each.name for each in ablation.variants(*sizes)]
+
+    without = ["without Hadamard transform", "without stochastic rounding", "without 2D scaling"]
+    assert said(12, 0, 1) == ["BF16", "whole recipe", "last 0 in BF16", *without, "last 2 in BF16"]
+    assert said(32, 0, 4) == ["BF16", "whole recipe", "last 0 in BF16", *without, "last 1 in BF16", "last 2 in BF16"]
+    assert said(2, 0, 1) == ["BF16", "whole recipe", "last 0 in BF16", *without]
+
+
+def test_on_a_gpu_it_takes_its_own_model_unless_told_otherwise() -> None:
+    where = Place("local", choices={}, gpu=Gpu(0, "GPU-0", "NVIDIA H200", (9, 0), 150 * 10**9))
+
+    def steps_of(*flags: str) -> list[ablate_job.Step]:
+        args = train.parser("x").parse_args(["--emulate", *flags])
+        return ablate_job._steps(args, [1, 2], where, train._plan)
+
+    steps = steps_of()
+    assert len(steps) == 14 and {each.plan.settings.model.name for each in steps} == {"llama-120m"}
+    assert steps[0].plan.choices["model"].reason == "make ablate's default with a GPU"
+    assert [each.plan.settings.emulate for each in steps[:2]] == [None, "triton"]
+    assert {each.plan.settings.model.name for each in steps_of("--model", "llama32-1b")} == {"llama32-1b"}
+
+
+@pytest.fixture
+def ablated(make_run: Callable[..., Path]):
+    """`ablated({WHOLE: [1.0, 2.0]})`: the ablation of runs with these gaps, per cent, a seed each; None diverges."""
+
+    def make(gaps: dict[Variant, list[float | None]]) -> ablation.Ablation:
+        found: dict[Variant, list[ablation.Trained]] = {}
+        count = max(map(len, gaps.values()))
+        bases = {
+            seed: loading.load(make_run("bf16", name=f"bf16-{seed}", parity={"seed": seed}, loss=1 + seed / 10))
+            for seed in range(count)
+        }
+        found[BF16] = [ablation.trained(seed, run, None) for seed, run in bases.items()]
+        for at, (variant, values) in enumerate(gaps.items()):
+            found[variant] = []
+            for seed, gap in enumerate(values):
+                how = {"outcome": {"verdict": "diverged", "cause": "the loss is nan"}} if gap is None else {}
+                run = make_run(
+                    "nvfp4", name=f"nvfp4-{at}-{seed}", arithmetic="emulated", parity={"seed": seed},
+                    loss=(1 + seed / 10) * (1 + (gap or 0) / 100), validation=2.4 * (1 + 2 * (gap or 0) / 100), **how,
+                )  # fmt: skip
+                found[variant].append(ablation.trained(seed, loading.load(run), bases[seed]))
+        return ablation.build(found, bases[0], 1, created="now")
+
+    return make
+
+
+def row(of: ablation.Ablation, variant: Variant) -> ablation.Row:
+    return next(each for each in of.rows if each.name == variant.name)
+
+
+RHT, SR, TWO_D = (Variant("nvfp4", without=name) for name in ("rht", "stochastic", "two_d"))
+NO_TAIL, TWO = Variant("nvfp4", tail=0), Variant("nvfp4", tail=2)
+
+
+def test_gaps_are_those_of_the_same_seed(ablated) -> None:
+    found = row(ablated({WHOLE: [1.0, -0.5]}), WHOLE)
+    assert [run.training_loss_gap.value for run in found.runs] == pytest.approx([1.0, -0.5])
+    assert [run.validation_loss_gap.value for run in found.runs] == pytest.approx([2.0, -1.0])
+    assert (found.gap.value, found.gap.low, found.gap.high) == pytest.approx((0.25, -0.5, 1.0))
+    assert found.gap.spread == "range of 2 seeds" and found.bf16_tail_layers == 1
+
+
+def test_within_the_spread_of_seeds_nothing_differs(ablated) -> None:
+    of = ablated({WHOLE: [0.2, -0.2], RHT: [0.3, 0.7], SR: [5.0, 5.5], TWO_D: [-4.0, -4.1], NO_TAIL: [0.1, 0.11]})
+    assert of.spread == pytest.approx(0.4)  # of 0.4, 0.4, 0.5, 0.1 and 0.01, and the whole recipe's own
+    places = {each.name: (each.to_bf16, each.to_whole) for each in of.rows}
+    assert places == {
+        "BF16": ("", ""),
+        "whole recipe": ("not told apart", ""),
+        "without Hadamard transform": ("not told apart", "not told apart"),  # nearest to BF16 0.3, and its seeds 0.4
+        "without stochastic rounding": ("above", "above"),
+        "without 2D scaling": ("below", "below"),
+        "last 0 in BF16": ("not told apart", "not told apart"),  # its own seeds agree by luck
+    }
+    assert "Above the whole recipe by more than seeds differ: without stochastic rounding (+5.25 %)." in of.verdict
+    assert "Below the whole recipe by more than seeds differ: without 2D scaling (-4.05 %)." in of.verdict
+    assert "Not told from the whole recipe: without Hadamard transform and last 0 in BF16." in of.verdict
+    assert "2 of them show how far luck goes, and prove no difference." in of.verdict
+
+
+def test_a_pair_of_seeds_that_happens_to_be_close_is_no_discovery(ablated) -> None:
+    of = ablated({WHOLE: [-0.37, 1.64], RHT: [0.06, -0.12], SR: [0.81, 1.35]})
+    assert of.spread == pytest.approx(2.01)
+    assert row(of, SR).to_bf16 == row(of, SR).to_whole == "not told apart"
+
+
+def test_one_seed_tells_nothing(ablated) -> None:
+    of = ablated({WHOLE: [9.0], RHT: [90.0]})
+    assert row(of, WHOLE).to_bf16 == row(of, RHT).to_whole == "one seed alone"
+    assert row(of, RHT).gap.low is None and "One seed shows no spread, so nothing is said to differ." in of.verdict
+
+
+def test_a_run_of_other_work_has_no_gap(make_run) -> None:
+    base = loading.load(make_run("bf16"))
+    other = loading.load(make_run("nvfp4", parity={"global_batch_size": 64}))
+    found = ablation.trained(1, other, base)
+    assert found.training_loss_gap is None and found.problem.startswith("not comparable: global_batch_size: A 32, B 64")
+
+
+def test_what_it_leaves(ablated, tmp_path: Path) -> None:
+    of = ablated({WHOLE: [0.2, -0.2], NO_TAIL: [None, None], RHT: [1.0, None]})
+    written = ablation_report.write(of, tmp_path / "ablation")
+    assert [path.name for path in written] == ["ablation.json", "ablation.md", "ablation.png"]
+    assert written[2].read_bytes().startswith(b"\x89PNG")
+    text = written[1].read_text()
+    runs = [run.run for each in of.rows for run in each.runs]
+    assert len(runs) == 8 and all(f"| {run} |" in text for run in runs)
+    assert "- last 0 in BF16, seed 0: diverged: the loss is nan" in text
+    assert "| without Hadamard transform | 1 |" in text and "+1.00, diverged" in text
+    content = json.loads(written[0].read_text())
+    assert content["kind"] == "nvfp4-playbook-ablation" and content["schema"] == 1
+    assert str(tmp_path) not in text + json.dumps(content)
+    assert max(len(line) for line in _printed(of)) <= 120
+
+
+def _printed(of: ablation.Ablation) -> list[str]:
+    cells = ablation.table(of)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]

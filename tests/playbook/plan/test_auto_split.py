@@ -1,0 +1,30 @@
+"""TP=auto: the sizes it stands for, in the plan with their reason."""
+
+import pytest
+
+from playbook.cli import train
+from playbook.plan.gpus import Gpu
+from playbook.plan.place import Place
+from pretraining.errors import UsageError
+
+
+def planned(*flags: str, memory: int | None = 80 * 10**9):
+    args = train.parser("x").parse_args(["--auto-split", *flags])
+    where = Place("container", gpu=Gpu(0, "GPU-0", "NVIDIA H100", (9, 0), memory))
+    return train._plan(args, "bf16", where)
+
+
+def test_the_smallest_split_that_fits_and_why() -> None:
+    job = planned("--model", "llama31-70b", "--nproc", "32", "--micro-batch-size", "1")
+    chosen = job.settings
+    assert (chosen.tensor_parallel, chosen.pipeline_parallel) == (8, 2)
+    assert "below 90% of the GPU's 80 GB" in job.choices["split"].reason
+    small = planned("--model", "llama32-1b", "--nproc", "2").settings
+    assert (small.tensor_parallel, small.pipeline_parallel) == (1, 1)
+
+
+def test_a_model_that_fits_nowhere_and_a_gpu_of_unknown_memory() -> None:
+    with pytest.raises(UsageError, match="llama31-70b does not fit 2 GPUs of 80 GB"):
+        planned("--model", "llama31-70b", "--nproc", "2")
+    with pytest.raises(UsageError, match="TP=auto needs a GPU whose memory is known"):
+        planned("--nproc", "2", memory=None)

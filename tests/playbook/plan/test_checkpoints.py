@@ -1,0 +1,55 @@
+"""A run's checkpoint as another job's beginning: what was not asked for is as it was there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from playbook.cli import train
+from playbook.plan import earlier_run
+from pretraining.errors import UsageError
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A folder of runs with one of "small" in NVFP4, two layers kept in BF16."""
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    parity = {"model": "small", "sequence_length": 64, "global_batch_size": 8, "micro_batch_size": 4}
+    precision = {"name": "nvfp4", "bf16_head_layers": 0, "bf16_tail_layers": 2}
+    (folder / "environment.json").write_text(json.dumps({"parity": parity, "precision": precision}))
+    (folder / "plan.json").write_text(json.dumps({"request": {"data": "/corpus/mine"}}))
+    return tmp_path / "runs"
+
+
+def parsed(runs: Path, job: str, *flags: str):
+    """The launcher's flags for a job."""
+    args = train.parser("x").parse_args(["--runs", str(runs), *flags])
+    args.job = job
+    return args
+
+
+def test_it_continues_as_it_was(runs: Path) -> None:
+    args = parsed(runs, "nvfp4", "--seq-length", "32")
+    args.precision = "nvfp4"
+    earlier_run.like_run(args, earlier_run.folder_of("first", runs))
+    assert (args.model, args.data, args.seq_length) == ("small", "/corpus/mine", 32)
+    assert (args.global_batch_size, args.micro_batch_size, args.bf16_tail_layers) == (8, 4, 2)
+    assert args.resume == runs / "first"
+
+
+@pytest.mark.parametrize(("asked", "precision", "tail"), [((), "nvfp4", 2), (("--precision", "bf16"), "bf16", None)])
+def test_an_evaluation_is_in_either_precision(runs: Path, asked: tuple[str, ...], precision: str, tail) -> None:
+    args = parsed(runs, "eval", "--run", str(runs / "first"), *asked)
+    earlier_run.of_run(args)
+    assert args.evaluate and (args.precision, args.bf16_tail_layers) == (precision, tail)
+
+
+def test_what_is_missing(runs: Path) -> None:
+    for job, flags, words in (
+        ("eval", (), "make eval needs the run whose checkpoint it means: RUN="),
+        ("export", ("--run", "first"), "make export needs a folder to write: OUT="),
+        ("eval", ("--run", "second"), "second is not a run folder"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            earlier_run.of_run(parsed(runs, job, *flags))

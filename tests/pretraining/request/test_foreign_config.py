@@ -1,0 +1,129 @@
+"""A config file that somebody sent sets fields and chooses the work; it runs, imports, writes and reports nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretraining.errors import UsageError
+from pretraining.megatron import fields
+from pretraining.request import config_file, settings
+
+# A new flag goes here, or into config_file.OF_THE_WORK.
+OF_THIS_CALL = {
+    *("config", "plugin", "run_dir", "cache_dir", "resume", "iteration", "evaluate", "export", "profile"),
+    *("tensorboard", "wandb_project", "mlflow_experiment"),
+}
+
+
+def resolved(file: Path, *flags: str) -> settings.Settings:
+    args = settings.parser("test").parse_args(["--config", str(file), *flags])
+    return settings.resolve(args, on_gpu=False, processes=1)
+
+
+def test_every_flag_is_of_the_work_or_of_the_call() -> None:
+    flags = set(vars(settings.parser("test").parse_args([])))
+    assert flags == OF_THIS_CALL | config_file.OF_THE_WORK
+    assert not OF_THIS_CALL & config_file.OF_THE_WORK
+
+
+@pytest.fixture
+def received(tmp_path: Path) -> Path:
+    (tmp_path / "plugin.py").write_text("raise SystemExit('executed')\ncallbacks = []\n")
+    words = ["--model", "tiny", "--precision", "bf16", "--train-iters", "9", "--seed", "5", "optimizer.lr=0.5"]
+    words += [
+        "--plugin",
+        str(tmp_path / "plugin.py"),
+        "--run-dir",
+        str(tmp_path / "there"),
+        "--wandb-project",
+        "theirs",
+    ]
+    words += ["--cache-dir", str(tmp_path / "cache"), "--tensorboard", "--config", "other.yaml", "--help"]
+    file = tmp_path / "config.yaml"
+    file.write_text(f"playbook: {{arguments: {words}}}\n")
+    return file
+
+
+def test_the_work_is_taken_and_nothing_else(received: Path) -> None:
+    chosen = resolved(received)
+    assert (chosen.model.name, chosen.precision.name, chosen.train_iters, chosen.seed) == ("tiny", "bf16", 9, 5)
+    assert chosen.overrides == ("optimizer.lr=0.5",)
+    assert (chosen.plugin, chosen.run_dir, chosen.wandb_project, chosen.tensorboard) == (None, None, None, False)
+    assert chosen.cache_dir == settings.PROJECT / ".cache"
+    said = settings.ignored(chosen)
+    assert said.endswith("are ignored: give them here")
+    assert {"--plugin", "--run-dir", "--wandb-project", "--tensorboard"} <= set(said.replace(",", "").split())
+
+
+def test_what_is_given_here_is_not_called_ignored(received: Path) -> None:
+    given = ("--plugin", str(received.parent / "plugin.py"), "--wandb-project", "mine", "--run-dir", "here")
+    chosen = resolved(received, *given)
+    assert chosen.plugin and chosen.wandb_project == "mine"
+    assert "--plugin" not in settings.ignored(chosen)
+
+
+def test_a_file_without_arguments_has_nothing_to_ignore(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("optimizer: {lr: 0.5}")
+    assert settings.ignored(resolved(tmp_path / "c.yaml")) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: !!python/object/apply:os.system [touch called]", "is not YAML"),
+        ("a: !!python/name:os.system ''", "is not YAML"),
+        ("a: {f: {_target_: os.system, _args_: [touch called]}}", "it names os.system, which is not of Megatron"),
+        ("_target_: subprocess.run", "it names subprocess.run"),
+        ("a: {b: [{c: {_target_: builtins.eval, _call_: false}}]}", "it names builtins.eval"),
+        ("a: {_target_: 5}", "it names 5"),
+        ("a: {_target_: null}", "it names None"),
+        ("a: {_target_: megatronic.x}", "it names megatronic.x"),
+        ("a: &a {x: *a}", "more than 100000 values"),
+        (
+            "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}\n" for n in range(1, 40)),
+            "more than 100000 values",
+        ),
+    ],
+)
+def test_a_file_that_would_call_something_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        config_file.read(tmp_path / "c.yaml")
+
+
+def called(name: Any, *arguments: Any, **more: Any) -> dict[str, Any]:
+    return {"_target_": name, "_args_": list(arguments), **more}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        called("os.system", "touch called"),
+        called("torch.load", "x"),
+        called("torch.hub.load", "x"),
+        called("torch.nn.functional.torch.load", "x"),
+        called("torch.nn.functional.warnings.warn", "x"),
+        called("torch.nn.functional.silu", 1),
+        called("torch.utils.cpp_extension.load", "x"),
+        called("signal.raise_signal", 9),
+        called("signal.Signals", called("os.getpid")),
+        called("signal.Signals", 15, note="${oc.env:HOME}"),
+        called("megatron", "x"),
+        called("os.system", "x", _partial_=True),
+        {"_target_": "os.system", "_call_": False},
+        {"_target_": "torch.load", "_call_": False},
+        "os.system",
+    ],
+)
+def test_no_field_can_be_made_of_a_call(value: Any) -> None:
+    with pytest.raises(ValueError):
+        fields.convert(Callable if isinstance(value, str) else Any, value)
+
+
+def test_values_of_a_config_are_taken() -> None:
+    assert fields.convert(Callable, "torch.nn.functional.silu") is torch.nn.functional.silu

@@ -1,0 +1,453 @@
+"""The command line of a training: its defaults, and an error with cause and remedy for whatever cannot be."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from pretraining.data import manifest
+from pretraining.errors import UsageError
+from pretraining.request import config_file, settings
+from pretraining.request.models import MODELS
+
+GPU_MODELS = [name for name, model in MODELS.items() if not model.on_cpu]
+
+
+def resolve(*flags: str, on_gpu: bool = False, processes: int = 1) -> settings.Settings:
+    args = settings.parser("pretrain_llama.py").parse_args(list(flags))
+    return settings.resolve(args, on_gpu=on_gpu, processes=processes)
+
+
+def refusal(*flags: str, **how) -> str:
+    with pytest.raises(UsageError) as caught:
+        resolve(*flags, **how)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_without_a_gpu() -> None:
+    chosen, tiny = resolve(), MODELS["tiny"]
+    assert (chosen.model, chosen.precision.name) == (tiny, "nvfp4")
+    assert (chosen.bf16_head_layers, chosen.bf16_tail_layers) == (0, 1)
+    assert (chosen.train_iters, chosen.warmup_iters) == (tiny.train_iters, tiny.warmup_iters)
+    assert (chosen.global_batch_size, chosen.micro_batch_size, chosen.sequence_length) == (32, 32, 128)
+    assert (chosen.data, chosen.seed, chosen.save, chosen.resume, chosen.run_dir) == (
+        "python-stdlib", 1234, None, None, None,
+    )  # fmt: skip
+    assert chosen.tokens_per_step == 32 * 128
+    assert chosen.cache_dir == settings.PROJECT / ".cache"
+
+
+def test_defaults_on_a_gpu() -> None:
+    chosen = resolve(on_gpu=True)
+    assert (chosen.model.name, chosen.precision.name, chosen.data) == ("llama31-8b", "nvfp4", "mock")
+    assert (chosen.train_iters, chosen.warmup_iters, chosen.bf16_tail_layers) == (50, 2, 4)
+    assert (chosen.global_batch_size, chosen.micro_batch_size, chosen.sequence_length) == (64, 4, 4096)
+
+
+@pytest.mark.parametrize(
+    ("flags", "head", "tail"),
+    [
+        (("--disable-fp4",), 0, 0),
+        (("--precision", "bf16", "--bf16-tail-layers", "3"), 0, 0),  # all of them are
+        (("--precision", "fp8"), 1, 1),
+        (("--precision", "mxfp8"), 0, 0),
+        (("--bf16-tail-layers", "0"), 0, 0),
+        (("--bf16-head-layers", "2", "--bf16-tail-layers", "29"), 2, 29),
+    ],
+)
+def test_layers_in_bf16(flags: tuple[str, ...], head: int, tail: int) -> None:
+    chosen = resolve(*flags, on_gpu=True)
+    assert (chosen.bf16_head_layers, chosen.bf16_tail_layers) == (head, tail)
+
+
+def test_disable_fp4_is_bf16() -> None:
+    assert resolve("--disable-fp4").precision.name == "bf16"
+    assert resolve("--disable-fp4", "--precision", "bf16").precision.name == "bf16"
+    said = refusal("--disable-fp4", "--precision", "nvfp4")
+    assert "--disable-fp4" in said and "nvfp4" in said and "drop one" in said
+
+
+@pytest.mark.parametrize(("iterations", "warmup"), [(1, 1), (2, 1), (10, 2), (30, 6), (100_000, None)])
+def test_a_shortened_run_keeps_its_warmup_below_itself(iterations: int, warmup: int | None) -> None:
+    expected = MODELS["tiny"].warmup_iters if warmup is None else warmup
+    assert resolve("--train-iters", str(iterations)).warmup_iters == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "micro"),
+    [(32, 1, 32), (31, 1, 31), (33, 1, 11), (64, 1, 32), (34, 1, 17), (37, 1, 1), (32, 2, 16), (1, 1, 1)],
+)
+def test_micro_batch_is_the_models_own_or_the_largest_that_divides(batch: int, processes: int, micro: int) -> None:
+    assert resolve("--global-batch-size", str(batch), processes=processes).micro_batch_size == micro
+
+
+@pytest.mark.parametrize(
+    ("flags", "cause", "remedy"),
+    [
+        (("--model", "tinny"), "unknown model 'tinny'", "did you mean tiny?"),
+        (("--precision", "fp4"), "unknown precision 'fp4'", "did you mean nvfp4?"),
+        (("--train-iters", "0"), "--train-iters is 0", "at least 1"),
+        (("--train-iters", "2147483648"), "--train-iters is 2147483648", "below 2147483648"),
+        (("--train-iters", "-5"), "--train-iters is -5", "at least 1"),
+        (("--warmup-iters", "-1"), "--warmup-iters is -1", "at least 0"),
+        (("--global-batch-size", "0"), "--global-batch-size is 0", "at least 1"),
+        (("--seq-length", "1"), "--seq-length is 1", "at least 2"),
+        (("--seq-length", "4096"), "--seq-length 4096 is over tiny's", "lower it"),
+        (("--warmup-iters", "10", "--train-iters", "10"), "--warmup-iters 10 is not below --train-iters 10", "lower"),
+        (("--warmup-iters", "99999"), "--warmup-iters 99999 is not below --train-iters", "lower it"),
+        (("--save", "-1"), "--save is -1", "0 for never"),
+        (("--bf16-tail-layers", "4"), "leave none of tiny's 4 layers", "lower --bf16-head-layers"),
+        (("--bf16-tail-layers", "2", "--bf16-head-layers", "2"), "leave none of tiny's 4 layers", "lower"),
+        (("--bf16-head-layers", "-1"), "--bf16-head-layers -1", "neither can be negative"),
+        (("--bf16-tail-layers", "-1"), "--bf16-tail-layers -1", "neither can be negative"),
+        (
+            ("--global-batch-size", "30", "--micro-batch-size", "7"),
+            "--global-batch-size 30 is not divisible by --micro-batch-size 7",
+            "--micro-batch-size 6 would be",
+        ),
+        (("--micro-batch-size", "0"), "--micro-batch-size 0", "--micro-batch-size 1 would be"),
+        (("--micro-batch-size", "-4"), "--micro-batch-size -4", "--micro-batch-size 1 would be"),
+        (("--train-iters", "ten"), "invalid int value: 'ten'", "--help"),
+        (("--model",), "--model: expected one argument", "--help"),
+        (("--trian-iters", "5"), "--trian-iters", "did you mean --train-iters"),
+        (("--iters", "5"), "--iters", "--train-iters"),
+        (("extra",), "extra", "--help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_bad_value_is_refused_with_cause_and_remedy(flags: tuple[str, ...], cause: str, remedy: str) -> None:
+    said = refusal(*flags)
+    assert cause in said
+    assert remedy in said
+
+
+def test_abbreviated_flags_are_not_guessed() -> None:
+    assert "--train" in refusal("--train", "5")
+
+
+@pytest.mark.parametrize("model", GPU_MODELS)
+def test_a_gpu_model_without_a_gpu(model: str) -> None:
+    said = refusal("--model", model)
+    assert f"{model} needs a GPU and none was found" in said
+    assert "--model tiny or small" in said
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp8_blockwise", "mxfp8"])
+def test_a_gpu_precision_without_a_gpu(precision: str) -> None:
+    said = refusal("--precision", precision)
+    assert f"{precision} needs" in said and "no GPU was found" in said
+    assert "--precision bf16 or nvfp4" in said
+
+
+def test_batches_over_processes() -> None:
+    said = refusal("--global-batch-size", "9", processes=2)
+    assert "--global-batch-size 9 does not divide over 2" in said and "multiple of 2" in said
+    said = refusal("--global-batch-size", "32", "--micro-batch-size", "32", processes=2)
+    assert "--micro-batch-size 32 x 2 model replicas; --micro-batch-size 16 would be" in said
+    assert resolve("--global-batch-size", "32", "--micro-batch-size", "16", processes=2).micro_batch_size == 16
+
+
+@pytest.mark.parametrize(("processes", "words"), [(1, "1 was"), (4, "4 were"), (8, "8 were"), (33, "33 were")])
+def test_processes_that_hold_no_whole_copy_of_the_model(processes: int, words: str) -> None:
+    said = refusal("--model", "llama31-70b", on_gpu=True, processes=processes)
+    sizes = "tensor 4 x pipeline 4 x context 1 parallel"
+    assert f"llama31-70b is split over 16 processes ({sizes}), and {words} started" in said
+    assert "NPROC=16" in said
+
+
+def test_nemotron_needs_its_tensor_and_expert_parallel_processes() -> None:
+    said = refusal("--model", "nemotron3-nano", on_gpu=True, processes=4)
+    assert "split over 8 processes (tensor 4 x pipeline 1 x context 1, expert 8 parallel), and 4 were started" in said
+    assert resolve("--model", "nemotron3-nano", on_gpu=True, processes=8).tensor_parallel == 4
+
+
+def test_nvfp4_is_not_split_by_context() -> None:
+    said = refusal("--context-parallel", "2", on_gpu=True, processes=2)
+    assert "NaN gradient norms (Megatron-Bridge issues 1865 and 2051)" in said and "--tensor-parallel" in said
+    assert resolve(on_gpu=True, processes=2).context_parallel == 1  # whatever the recipe says
+    assert resolve("--context-parallel", "2", "--disable-fp4", on_gpu=True, processes=2).context_parallel == 2
+
+
+def test_the_tuned_preset_wants_a_gpu_and_static_shapes() -> None:
+    assert resolve("--tuned", on_gpu=True).tuned and not resolve(on_gpu=True).tuned
+    assert "the CPU runtime has no CUDA graphs" in refusal("--tuned")
+    assert "has not been tried in a CUDA graph" in refusal("--tuned", "--emulate", on_gpu=True)
+    assert "experts" in refusal("--tuned", "--model", "nemotron3-nano", on_gpu=True, processes=8)
+
+
+def test_an_override_that_a_flag_also_sets_is_that_flag() -> None:
+    chosen = resolve("train.train_iters=20", "model.seq_length=64", "optimizer.lr=1e-4", "model.num_layers=2")
+    assert (chosen.train_iters, chosen.sequence_length, chosen.num_layers) == (20, 64, 2)
+    assert chosen.overrides == ("optimizer.lr=1e-4",)
+    assert chosen.bf16_tail_layers == 1 and resolve(*settings.as_flags(chosen)) == chosen
+    assert resolve("--train-iters", "20", "train.train_iters=20").train_iters == 20
+    said = refusal("--train-iters", "50", "train.train_iters=20")
+    assert "--train-iters 50 and an override that says 20 are one setting with two values" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("optimizer.lr",), "unrecognized arguments: optimizer.lr; an override is section.field=value"),
+        (("lr=3",), "'lr=3' is not an override: write section.field=value"),
+        (("+model.x=3",), "without + or ~"),
+        (("train.train_iters=ten",), "train.train_iters=ten: 'ten' is not a whole number"),
+        (("model.num_layers=0",), "--num-layers is 0; it must be at least 1"),
+        (("model.seq_length=64", "dataset.seq_length=32"), "one setting with two values, --seq-length; drop one"),
+        (("dataset.blend=x",), "dataset.blend cannot be overridden: use --data"),
+        (("checkpoint.ckpt_step=3",), "use --resume RUN and --iteration N (ITERATION=)"),
+        (("logger.log_interval=0",), "logger.log_interval=0: it is a number of iterations, at least 1"),
+        (("logger.log_interval=0.5",), "is not a whole number"),
+        (("logger.tensorboard_log_interval=-1",), "at least 1"),
+        (("mixed_precision.fp4=null",), "--precision decides it"),
+        (("--config", "nowhere.yaml"), "--config nowhere.yaml cannot be read: No such file"),
+        (("--plugin", "nowhere.py"), "--plugin nowhere.py cannot be read: No such file"),
+    ],
+)
+def test_wrong_changes(flags: tuple[str, ...], words: str) -> None:
+    assert words in refusal(*flags)
+
+
+WHOLE = "is not a whole number"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {global_batch_size: 8.9}", f"train.global_batch_size=8.9: 8.9 {WHOLE}"),
+        ("train: {train_iters: true}", f"train.train_iters=True: True {WHOLE}"),
+        ("train: {train_iters: .inf}", WHOLE),
+        ("rng: {seed: .nan}", WHOLE),
+        ("model: {num_layers: [2]}", WHOLE),
+        ("playbook: {arguments: 5}", "arguments of playbook is 5 and no list of words"),
+        ("playbook: {arguments: --model tiny}", "arguments of playbook is '--model tiny' and no list of words"),
+        ("playbook: {arguments: [--modle, tiny]}", "unrecognized arguments: --modle tiny; did you mean --model?"),
+        ("playbook: 5", "playbook is no section of fields"),
+    ],
+)
+def test_wrong_config_files(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert words in refusal("--config", str(tmp_path / "c.yaml"))
+
+
+def test_what_a_config_file_was_trained_on(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for text, data in (
+        ("train: {global_batch_size: 8.0}", None),
+        ("playbook: {arguments: [--model, tiny]}", None),
+        ("playbook: {arguments: [--data=mock, --model, tiny]}", "mock"),
+        ("playbook: {arguments: [--model, tiny, --data, python-stdlib]}", "python-stdlib"),
+    ):
+        file.write_text(text)
+        assert settings.data_of(config_file.read(file)) == data
+        assert resolve("--config", str(file)).global_batch_size == (8 if "8.0" in text else 32)
+
+
+@pytest.mark.parametrize(
+    ("model", "processes", "batch", "micro"),
+    [
+        ("llama31-8b", 1, 64, 4),
+        ("llama31-8b", 8, 64, 4),  # 4 copies, each split over 2
+        ("llama31-70b", 32, 64, 4),
+        ("llama31-70b", 64, 12, 3),
+        ("llama31-405b", 256, 64, 4),
+        ("llama32-1b", 8, 64, 4),
+    ],
+)
+def test_batches_are_shared_among_copies_of_the_model(model: str, processes: int, batch: int, micro: int) -> None:
+    chosen = resolve("--model", model, "--global-batch-size", str(batch), on_gpu=True, processes=processes)
+    assert chosen.micro_batch_size == micro
+    given = ("--global-batch-size", str(batch), "--micro-batch-size", str(micro))
+    assert resolve("--model", model, *given, on_gpu=True, processes=processes) == chosen
+
+
+@pytest.mark.parametrize("name", ["corpus", "corpus.bin", "corpus.idx"])
+def test_a_dataset_by_its_prefix(tmp_path: Path, monkeypatch, name: str) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"corpus{ending}").touch()
+    assert resolve("--data", str(tmp_path / name)).data == str(tmp_path / "corpus")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("--data", name).data == str(tmp_path / "corpus")
+
+
+def test_a_dataset_with_a_dot_in_its_name(tmp_path: Path) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"wiki.v1{ending}").touch()
+    assert resolve("--data", str(tmp_path / "wiki.v1")).data == str(tmp_path / "wiki.v1")
+
+
+def test_a_missing_dataset(tmp_path: Path) -> None:
+    said = refusal("--data", str(tmp_path / "corpus"))
+    assert f"there is no {tmp_path}/corpus.bin and .idx" in said and "mock or python-stdlib" in said
+    (tmp_path / "corpus.bin").touch()
+    said = refusal("--data", str(tmp_path / "corpus"))
+    assert f"{tmp_path}/corpus.idx is missing" in said and "a .bin and an .idx file" in said
+    (tmp_path / "corpus.bin").unlink()
+    (tmp_path / "corpus.idx").touch()
+    assert f"{tmp_path}/corpus.bin is missing" in refusal("--data", str(tmp_path / "corpus"))
+
+
+def test_a_manifest_with_more_words_than_the_model(tmp_path: Path) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"corpus{ending}").touch()
+    known = {name: 0 for name in manifest.Manifest.__dataclass_fields__}
+    for words, refused in ((257, False), (258, True)):
+        content = known | {"tokenizer": "my/tokenizer", "vocabulary_size": words}
+        (tmp_path / f"corpus{manifest.ENDING}").write_text(json.dumps(content))
+        if refused:
+            said = refusal("--data", str(tmp_path / "corpus"))
+            assert "was tokenized by my/tokenizer into 258 words, and tiny has 257" in said
+        else:
+            assert resolve("--data", str(tmp_path / "corpus")).data == str(tmp_path / "corpus")
+    (tmp_path / f"corpus{manifest.ENDING}").write_text("{}")
+    assert "is no manifest of `make data`: was it edited?" in refusal("--data", str(tmp_path / "corpus"))
+
+
+@pytest.fixture
+def finished(tmp_path: Path, make_checkpoint):
+    """`finished(model="tiny", precision="bf16", iteration=6)`: a run folder with a checkpoint."""
+
+    def make(model: str = "tiny", precision: str = "bf16", iteration: int = 6, name: str = "run") -> Path:
+        folder = make_checkpoint(tmp_path / name, iteration)
+        facts = {"model": model, "precision": {"name": precision}}
+        (folder / "environment.json").write_text(json.dumps(facts))
+        return folder
+
+    return make
+
+
+def test_a_checkpoint_of_another_model_or_precision(finished, tmp_path: Path) -> None:
+    run = str(finished())
+    assert resolve("--resume", run, "--precision", "bf16").resume == tmp_path / "run"
+    said = refusal("--resume", run)
+    assert f"--resume {run} was trained in bf16, and this is nvfp4: continue it in bf16" in said
+    said = refusal("--resume", run, "--precision", "bf16", "--model", "small")
+    assert f"--resume {run} is a checkpoint of tiny, and this is small" in said
+
+
+def test_what_trains_nothing(finished, tmp_path: Path) -> None:
+    run = str(finished())
+    chosen = resolve("--resume", run, "--evaluate")
+    assert (chosen.trains, chosen.train_iters, chosen.save, chosen.precision.name) == (False, 6, None, "nvfp4")
+    chosen = resolve("--resume", run, "--export", str(tmp_path / "out"))
+    assert (chosen.trains, chosen.export, chosen.train_iters) == (False, tmp_path / "out", 6)
+    assert "--evaluate needs the run whose checkpoint it means: --resume RUN" in refusal("--evaluate")
+    assert "--evaluate needs text" in refusal("--resume", run, "--evaluate", "--data", "mock")
+    assert "exists, and nothing is overwritten" in refusal("--resume", run, "--export", str(tmp_path))
+
+
+def test_when_checkpoints_are_kept(tmp_path: Path) -> None:
+    for ending in (".bin", ".idx"):
+        (tmp_path / f"corpus{ending}").touch()
+    own = ("--data", str(tmp_path / "corpus"))
+    assert resolve(on_gpu=True).save is None  # a benchmark
+    assert resolve("--save", "7", on_gpu=True).save == 7
+    assert resolve(*own, on_gpu=True).save == MODELS["llama31-8b"].train_iters
+    assert resolve(*own, "--save", "0", on_gpu=True).save is None
+    assert resolve(*own).save is None
+
+
+def test_weights_to_begin_with(finished, tmp_path: Path) -> None:
+    assert resolve("--from", "hf:my/llama").weights == "my/llama"
+    assert "no such folder; a repository of Hugging Face is written hf:my/llama" in refusal("--from", "my/llama")
+    assert "has no config.json" in refusal("--from", str(tmp_path))
+    config = MODELS["tiny"].hf_config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert resolve("--from", f"hf:{tmp_path}").weights == str(tmp_path)
+    said = refusal("--from", str(tmp_path), "--model", "small")
+    assert "is not small: it has hidden_size 128 and not 256" in said and said.endswith("take --model tiny")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 9}))
+    assert "it has vocab_size 9 and not 257; none of the models here is like it" in refusal("--from", str(tmp_path))
+    run = str(finished(precision="nvfp4"))
+    assert "give one of them" in refusal("--from", "hf:my/llama", "--resume", run)
+
+
+def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        said = refusal("--resume", str(folder))
+        assert f"--resume {folder}: it holds no checkpoint" in said and "--save" in said
+    assert "--iteration 3 is one of a run's checkpoints: --resume RUN names the run" in refusal("--iteration", "3")
+
+
+def test_an_earlier_checkpoint(make_checkpoint, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 3, 6)
+    assert resolve("--resume", str(tmp_path)).iteration == 6
+    assert resolve("--resume", str(tmp_path), "--iteration", "3").iteration == 3
+    assert resolve("--resume", str(tmp_path), "--iteration", "3", "--evaluate").train_iters == 3
+    assert resolve().iteration is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--disable-fp4",),
+        ("--bf16-tail-layers", "0", "--bf16-head-layers", "2"),
+        ("--train-iters", "1"),
+        ("--train-iters", "7", "--warmup-iters", "0", "--global-batch-size", "12", "--micro-batch-size", "3"),
+        ("--model", "small", "--seed", "9", "--save", "5", "--run-dir", "with space/run", "--cache-dir", "c"),
+        ("--data", "mock", "--seq-length", "64"),
+        ("--tensorboard", "--wandb-project", "p", "--mlflow-experiment", "e"),
+    ],
+)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_as_flags_gives_the_same_settings_wherever_it_is_parsed(flags: tuple[str, ...], on_gpu: bool) -> None:
+    chosen = resolve(*flags, on_gpu=on_gpu)
+    assert resolve(*settings.as_flags(chosen), on_gpu=on_gpu) == chosen
+    assert resolve(*settings.as_flags(chosen), on_gpu=True) == chosen
+
+
+def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 6)
+    (tmp_path / "c.yaml").write_text("optimizer: {lr: 0.1}")
+    (tmp_path / "p.py").write_text("callbacks = []")
+    given = ("--config", str(tmp_path / "c.yaml"), "--plugin", str(tmp_path / "p.py"))
+    given += ("--wandb-project", "p", "--mlflow-experiment", "e", "--run-dir", str(tmp_path / "next"))
+    continued = settings.as_flags(resolve("--save", "2", "--resume", str(tmp_path), *given))
+    exported = settings.as_flags(resolve("--resume", str(tmp_path), "--export", str(tmp_path / "out")))
+    begun = settings.as_flags(resolve("--from", "hf:my/llama", "--profile", "2"))
+    flags = [*continued, *exported, *begun]
+    known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
+    on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard"}
+    elsewhere = {"--finetune", "--tokenizer", "--emulate"}  # a fine-tuning's, and a GPU's alone, see below
+    assert set(flags[::2]) == known - {"-h", "--help"} - elsewhere - on_or_off
+    assert settings.as_flags(resolve("--resume", str(tmp_path), "--evaluate"))[-1] == "--evaluate"
+    for each in (continued, exported, begun):
+        assert settings.as_flags(resolve(*each)) == each
+
+
+def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
+    for given, emulator in ((), "triton"), (("reference",), "reference"):
+        emulated = resolve("--emulate", *given, on_gpu=True)
+        assert emulated.emulate == emulator and not resolve("--emulate", *given).emulate
+        assert resolve(*settings.as_flags(emulated), on_gpu=True) == emulated
+    assert resolve(on_gpu=True).emulate is None
+    assert "invalid choice: 'fast' (choose from" in refusal("--emulate", "fast", on_gpu=True)
+    assert "--emulate cannot train nemotron3-nano: Transformer Engine computes its experts' products" in refusal(
+        "--emulate", "--model", "nemotron3-nano", on_gpu=True, processes=8
+    )
+    assert "--emulate is for nvfp4 and does nothing for bf16" in refusal("--emulate", "--disable-fp4", on_gpu=True)
+
+
+def test_the_launcher_may_leave_flags_out() -> None:
+    args: Namespace = settings.parser("x").parse_args([])
+    left_out = {"disable_fp4", "emulate", "evaluate", "tuned", "cache_dir", "tensorboard"}
+    assert all(value is None for name, value in vars(args).items() if name not in left_out)
+
+
+def test_a_model_can_be_cut() -> None:
+    cut = resolve("--model", "llama3-8b", "--num-layers", "8", on_gpu=True)
+    assert (cut.num_layers, cut.bf16_tail_layers) == (8, 1) and resolve(on_gpu=True).num_layers == 32
+    assert resolve(*settings.as_flags(cut), on_gpu=True) == cut
+    assert "--num-layers is 0" in refusal("--num-layers", "0")
+    assert "leave none of tiny's 2 layers" in refusal("--num-layers", "2", "--bf16-tail-layers", "2")
+
+
+def test_nvfp4_on_a_gpu_needs_whole_blocks_of_tokens() -> None:
+    sizes = ("--seq-length", "100", "--micro-batch-size", "1", "--global-batch-size", "2")
+    said = refusal(*sizes, on_gpu=True)
+    assert "1 x 100 tokens" in said and "multiple of 16" in said and "--seq-length 112" in said
+    assert resolve(*sizes, "--precision", "bf16", on_gpu=True) and resolve(*sizes)

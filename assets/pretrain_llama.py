@@ -91,7 +91,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
             described["flops_per_token"] = run_facts.flops_per_token(context)
             run_folder.write_json(run.folder / run_folder.ENVIRONMENT, described)
         if chosen.export:
-            weights.export(context.model, chosen.model, chosen.export)
+            weights.export(context.model, chosen.model, chosen.export, chosen.resume)
         if chosen.save:
             run.saving.begin(context)
 

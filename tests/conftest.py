@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -201,5 +203,39 @@ def make_checkpoint() -> Callable[..., Path]:
             shutil.copy(folder / "train_state.pt", root / "latest_train_state.pt")
             (root / "latest_checkpointed_iteration.txt").write_text(str(iteration))
         return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_tensors() -> Callable[..., None]:
+    """`write_tensors(folder / "model.safetensors", {"a": (2, 3)})`: zeros in BF16, or as a third argument says."""
+    sizes = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I8": 1, "I32": 4}
+
+    def write(path: Path, tensors: dict[str, tuple[int, ...]], dtypes: dict[str, str] | None = None) -> None:
+        header, end = {}, 0
+        for name, shape in tensors.items():
+            dtype = (dtypes or {}).get(name, "BF16")
+            begin, end = end, end + sizes[dtype] * math.prod(shape)
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_model(write_tensors) -> Callable[[Path], Path]:
+    """`make_model(folder)`: a Hugging Face folder of the tiny model, all of it zeros."""
+
+    def make(folder: Path) -> Path:
+        from pretraining.request import pretrained
+        from pretraining.request.models import find_model
+
+        config = find_model("tiny").hf_config
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        write_tensors(folder / "model.safetensors", pretrained.llama_shapes(config))
+        return folder
 
     return make

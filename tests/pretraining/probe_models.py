@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from probe_configs import FOLDER, resolved
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pretraining.errors import UsageError
 from pretraining.megatron import cpu, weights
 from pretraining.request import models
 
@@ -89,8 +91,20 @@ def product_logits() -> dict[str, float]:
             "difference": (logits(ours, tokens) - expected).abs().max().item(),
             "bf16": (in_bf16 - expected).std().item(),
             "came back": came_back(theirs, FOLDER / "again", tokens),
+            "losses": [refused_loss(ours, folder), refused_loss(ours, folder, lambda: ours.decoder.final_layernorm)],
             "their bf16": (theirs.bfloat16()(tokens).logits.float() - expected).std().item(),
         }
+
+
+def refused_loss(ours: GPTModel, folder: Path, norm: Callable[[], torch.nn.Module] | None = None) -> str:
+    """What is said of the loss of a known text, where a norm is a hundredth too large; "" for nothing."""
+    if norm:
+        norm().weight.mul_(1.01)
+    try:
+        weights.compare_losses([ours], str(folder))
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def came_back(theirs: LlamaForCausalLM, folder: Path, tokens: torch.Tensor) -> dict[str, bool]:
@@ -122,7 +136,7 @@ def bridge_logits() -> dict[str, float]:
     provider.params_dtype = provider.pipeline_dtype = torch.float32
     provider.finalize()
     ours = provider.provide_distributed_model(wrap_with_ddp=False, bf16=False, fp16=False)[0].eval()
-    like = types.SimpleNamespace(hf_folder=folder, hf_config=json.loads((folder / "config.json").read_text()))
+    like = types.SimpleNamespace(name="shrunk", hf_config=json.loads((folder / "config.json").read_text()))
     weights.export([ours], like, FOLDER / "shrunk again")
     tokens = torch.randint(0, 512, (2, TOKENS))
     with torch.no_grad():

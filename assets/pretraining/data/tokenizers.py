@@ -15,10 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
+from pretraining.data import tokenizer_folder
 from pretraining.errors import UsageError
-from pretraining.megatron import huggingface
 
-BYTES = "bytes"
+BYTES = tokenizer_folder.BYTES
 BATCH_CHARACTERS = 2**20
 
 
@@ -103,10 +103,7 @@ def prepare(name: str, file: Path) -> Vocabulary:
         return Bytes.vocabulary
     os.environ.setdefault("USE_TORCH", "0")  # transformers without torch: a tenth of the memory
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    with huggingface.explained(name, "--tokenizer"):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = tokenizer_folder.load(name)
     if not tokenizer.is_fast:
         raise UsageError(f"--tokenizer {name} has no fast version (a tokenizer.json), and a slow one takes days")
     if tokenizer.eos_token_id is None:

@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretraining.data import manifest, tokenizer_folder
 from pretraining.errors import UsageError
 from pretraining.megatron import huggingface
-from pretraining.request.models import MODELS, Model
+from pretraining.record import run_folder
+from pretraining.request import blends, config_file, pretrained, safetensors_files, settings
+from pretraining.request.models import MOCK, PYTHON_STDLIB, Model
 
 if TYPE_CHECKING:
+    import torch
     from megatron.core.models.gpt import GPTModel
 
-SCHEME = "hf:"
-# What makes a Llama's tensors the size they are, and its arithmetic what it is.
-SHAPE = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-    "vocab_size", "tie_word_embeddings", "rms_norm_eps",
-)  # fmt: skip
-
-
-def source(given: str) -> str:
-    """The repository or absolute local folder that `--from` names.
-
-    Raises:
-        UsageError: neither `hf:NAME` nor a folder with a config.json.
-    """
-    name = given.removeprefix(SCHEME)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UsageError(f"--from {given}: {folder} has no config.json, so it is no Hugging Face model")
-        return str(folder.resolve())  # relative links in it lead to the same places inside a container
-    if not given.startswith(SCHEME):
-        raise UsageError(f"--from {given}: no such folder; a repository of Hugging Face is written {SCHEME}{given}")
-    return name
-
-
-def check_folder(source: str, model: Model) -> None:
-    """Raise UsageError where a local folder holds another model; a repository is checked when it is loaded."""
-    if Path(source).is_dir():
-        check(source, json.loads((Path(source) / "config.json").read_text(encoding="utf-8")), model)
-
-
-def check(source: str, config: dict[str, Any], model: Model) -> None:
-    """Raise UsageError where a Hugging Face config is not the model's."""
-    differing = {name: config[name] for name in SHAPE if name in config and config[name] != model.hf_config[name]}
-    if differing:
-        like = [
-            each.name
-            for each in MODELS.values()
-            if all(config.get(n, each.hf_config[n]) == each.hf_config[n] for n in SHAPE)
-        ]
-        way_out = f"take --model {like[0]}" if like else "none of the models here is like it"
-        what = ", ".join(f"{name} {value} and not {model.hf_config[name]}" for name, value in differing.items())
-        raise UsageError(f"--from {source} is not {model.name}: it has {what}; {way_out}")
+# What a repository is asked for: no pickles, and none of the formats that hold the same weights again.
+_FILES = ("*.json", "*.safetensors", "*.py")
+# Both models at once within a second and 200 MB.
+_MOST_COMPARED = 20_000_000
+_KNOWN_TEXT = b"The quick brown fox jumps over the lazy dog, 0123456789 times; pack my box with five dozen liquor jugs."
+_LOSS_TOLERANCE = 1e-3
 
 
 def loader(source: str, model: Model) -> Callable[[list[GPTModel]], list[GPTModel]]:
@@ -64,23 +33,95 @@ def loader(source: str, model: Model) -> Callable[[list[GPTModel]], list[GPTMode
 
     def load(chunks: list[GPTModel]) -> list[GPTModel]:
         with huggingface.explained(source, "--from"):
+            from huggingface_hub import snapshot_download
             from megatron.bridge import AutoBridge
 
-            bridge = AutoBridge.from_hf_pretrained(source, torch_dtype="auto")
-            check(source, bridge.hf_pretrained.config.to_dict(), model)
-            bridge.load_hf_weights(chunks)
+            folder = source if Path(source).is_dir() else snapshot_download(source, allow_patterns=_FILES)
+            pretrained.check(folder, _config_of(chunks, model), model.name)
+            AutoBridge.from_hf_pretrained(folder, torch_dtype="auto").load_hf_weights(chunks)
+        compare_losses(chunks, folder)
         return chunks
 
     return load
 
 
-def export(chunks: list[GPTModel], model: Model, folder: Path) -> None:
+def _config_of(chunks: list[GPTModel], model: Model) -> dict[str, Any]:
+    """The Hugging Face config of the model as it is built. Raises UsageError where it is no such model any more."""
+    built = vars(chunks[0].config)
+    if model.hf_config.get("model_type") == "llama" and (odd := pretrained.without_a_place(built)):
+        raise UsageError(f"{odd}: a Hugging Face {model.name} has no place for it; leave it out")
+    return pretrained.asked_for(model, built)
+
+
+def compare_losses(chunks: list[GPTModel], folder: str) -> None:
+    """Where it costs little, which is on the CPU: the loss of a known text is the one that Transformers computes.
+
+    Both in float32, so that what is compared is the model and not the precision that it will train in.
+
+    Raises:
+        UsageError: it is another.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ours = chunks[0]
+    whole = len(chunks) == 1 and torch.distributed.get_world_size() == 1
+    parameters = list(ours.parameters())
+    if not (whole and parameters[0].device.type == "cpu" and sum(p.numel() for p in parameters) <= _MOST_COMPARED):
+        return
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.tensor([[byte % theirs.config.vocab_size for byte in _KNOWN_TEXT]])
+    with torch.no_grad(), _in_float32(ours):
+        found = _loss(_logits(ours, tokens)[..., : theirs.config.vocab_size], tokens)
+        expected = _loss(theirs(tokens).logits, tokens)
+    if not abs(found - expected) <= _LOSS_TOLERANCE:
+        raise UsageError(
+            f"--from {folder}: a known text has a loss of {found:.4f} in Megatron-Bridge and {expected:.4f} in "
+            "Transformers: what trains is not this model"
+        )
+    print(f"--from {folder}: loss of a known text {found:.4f}, in Transformers {expected:.4f}", flush=True)
+
+
+@contextlib.contextmanager
+def _in_float32(model: GPTModel) -> Iterator[None]:
+    """Within: the CPU's layers compute Megatron's own float32 products, and nothing drops out."""
+    emulated = [(each, vars(each).pop("_forward_impl")) for each in model.modules() if "_forward_impl" in vars(each)]
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, arithmetic in emulated:
+            module._forward_impl = arithmetic
+        model.train(training)
+
+
+def _logits(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    length = tokens.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
+    return model(tokens, torch.arange(length).expand_as(tokens), mask)
+
+
+def _loss(logits: torch.Tensor, tokens: torch.Tensor) -> float:
+    """Mean cross entropy of each token after the first."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits[0, :-1].float(), tokens[0, 1:]).item()
+
+
+def export(chunks: list[GPTModel], model: Model, folder: Path, run: Path | None = None) -> None:
     """Write a folder that `transformers` loads, a shard at a time. All processes call it; the first one writes.
 
     Args:
         chunks: the model, as it trains.
-        model: whose config is written beside; tensors are in the dtype they are kept in.
+        model: which it is; what a user changed of it is in the config that is written.
         folder: made beside and renamed into place when it is whole.
+        run: the run folder whose checkpoint it is, which says what the tokenizer was.
+
+    Raises:
+        UsageError: what was trained has no place in a Hugging Face config.
     """
     import torch
     from megatron.bridge import AutoBridge
@@ -88,30 +129,65 @@ def export(chunks: list[GPTModel], model: Model, folder: Path) -> None:
 
     first = torch.distributed.get_rank() == 0
     beside = folder.with_name(f".{folder.name}.writing")
-    dtype = str(next(chunks[0].parameters()).dtype).removeprefix("torch.")
+    unwrapped = unwrap_model(chunks)
+    config = _config_of(unwrapped, model)
     if first:
-        _write_skeleton(beside, model, dtype)
+        shutil.rmtree(beside, ignore_errors=True)  # of an export that was broken off
+        _write_skeleton(beside, config)
     torch.distributed.barrier()
     bridge = AutoBridge.from_hf_pretrained(str(beside))
-    bridge.save_hf_weights(unwrap_model(chunks), beside, show_progress=False)
+    bridge.save_hf_weights(unwrapped, beside, show_progress=False)
     if first:
+        tensors = safetensors_files.tensors(beside)
+        pretrained.check_tensors(beside, tensors, config, model.name)
+        dtype = _TORCH[next(iter(tensors.values())).dtype]
+        _write_json(beside / "config.json", {**config, "torch_dtype": dtype})
+        _write_tokenizer(beside, run and tokenizer_of(run))
         beside.rename(folder)
         print(f"exported to {folder}", flush=True)
 
 
-def _write_skeleton(folder: Path, model: Model, dtype: str) -> None:
+_TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+def _write_skeleton(folder: Path, config: dict[str, Any]) -> None:
     """A Hugging Face folder without tensors: AutoBridge takes their names, order and shards from its index."""
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    _write_json(folder / "config.json", config)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model.hf_folder))
-    tied = set(getattr(empty, "_tied_weights_keys", None) or ()) if model.hf_config["tie_word_embeddings"] else set()
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    tied = set(getattr(empty, "_tied_weights_keys", None) or ()) if config["tie_word_embeddings"] else set()
     tensors = {name: tensor for name, tensor in empty.state_dict().items() if name not in tied}
     split = split_torch_state_dict_into_shards(tensors)
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    config = {**model.hf_config, "torch_dtype": dtype}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / safetensors_files.INDEX, index)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def tokenizer_of(run: Path) -> str | None:
+    """The tokenizer of what a run was trained on: "bytes", a Hugging Face name or folder, None where unknown."""
+    try:
+        args = config_file.read(run / run_folder.CONFIG).parsed(settings.parser(run_folder.CONFIG))
+        if args.tokenizer or args.data in (None, MOCK, PYTHON_STDLIB):
+            return args.tokenizer or (tokenizer_folder.BYTES if args.data == PYTHON_STDLIB else None)
+        known = next(filter(None, map(manifest.read, blends.prefixes(args.data))), None)
+    except (UsageError, ValueError):
+        return None
+    return known and known.tokenizer
+
+
+def _write_tokenizer(folder: Path, tokenizer: str | None) -> None:
+    """Put the tokenizer beside the weights; a word where it cannot be had, which takes nothing from these."""
+    if tokenizer is None:
+        return
+    try:
+        tokenizer_folder.save(tokenizer, folder)
+    except UsageError as error:
+        print(f"without its tokenizer, which is to be copied beside: {error}", flush=True)

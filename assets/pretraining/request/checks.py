@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from pretraining.data import manifest
+from pretraining.data import manifest, tokenizer_folder
 from pretraining.errors import UsageError, unknown
-from pretraining.megatron import plugin, weights
+from pretraining.megatron import plugin
 from pretraining.record import checkpoint, run_folder
-from pretraining.request import blends, finetuning, footprint, nvfp4_recipe, overrides
+from pretraining.request import blends, finetuning, footprint, nvfp4_recipe, overrides, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
 from pretraining.request.precisions import PRECISIONS, Precision
 
@@ -225,14 +226,24 @@ def tokenizer(args: argparse.Namespace) -> str | None:
     if not args.finetune:
         return None
     if args.tokenizer:
+        tokenizer_folder.check(Path(args.tokenizer), "--tokenizer")
         return str(Path(args.tokenizer).resolve()) if Path(args.tokenizer).is_dir() else args.tokenizer
     if finetuning.is_run(args.weights):
         raise UsageError("a run folder has no tokenizer of its own: name it with --tokenizer (TOKENIZER=)")
-    return weights.source(args.weights)
+    source = pretrained.source(args.weights)
+    tokenizer_folder.check(Path(source), "--from")
+    return source
 
 
-def starting_weights(given: str | None, model: Model, *, finetune: bool) -> str | None:
-    """The weights to begin with. Raises UsageError where a folder holds none."""
+def starting_weights(given: str | None, model: Model, changed: dict[str, Any], *, finetune: bool) -> str | None:
+    """The weights to begin with. Raises UsageError where a folder holds none, or another model's.
+
+    Args:
+        given: the flag.
+        model: what trains.
+        changed: the fields of Megatron's config that are not the model's own, by their full names.
+        finetune: whether it is tuned, which a run's weights can be as well.
+    """
     if given is None:
         return None
     if finetuning.is_run(given):
@@ -240,6 +251,7 @@ def starting_weights(given: str | None, model: Model, *, finetune: bool) -> str 
             raise UsageError(f"--from {given} is a run of this playbook: --resume (RESUME=) continues it")
         checkpoint.find(Path(given))
         return str(resume(Path(given), model, None, None))
-    source = weights.source(given)
-    weights.check_folder(source, model)
+    source = pretrained.source(given)
+    of_the_model = {name.removeprefix("model."): value for name, value in changed.items() if name.startswith("model.")}
+    pretrained.check(source, pretrained.asked_for(model, of_the_model), model.name)
     return source

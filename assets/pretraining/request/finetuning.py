@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretraining.data import tokenizer_folder
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.files import beside
@@ -83,7 +84,7 @@ def set_up(config: ConfigContainer, settings: Settings) -> None:
         do_validation=VALIDATION in given,
         do_test=False,
     )
-    config.tokenizer.tokenizer_model = settings.tokenizer
+    config.tokenizer.tokenizer_model = tokenizer_folder.completed(settings.tokenizer, settings.cache_dir)
     if is_run(settings.weights):
         config.checkpoint.pretrained_checkpoint = str(Path(settings.weights) / run_folder.CHECKPOINTS)
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pretraining.errors import UsageError
-from pretraining.megatron import weights
-from pretraining.request import checks, config_file, finetuning, nvfp4_recipe, overrides, parallel, shares
+from pretraining.request import checks, config_file, finetuning, nvfp4_recipe, overrides, parallel, pretrained, shares
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision, default_tail, find_precision
 
@@ -308,7 +307,9 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         engine_switches=nvfp4_recipe.engine_switches(),
         resume=resume,
         iteration=iteration,
-        weights=checks.starting_weights(args.weights, model, finetune=bool(args.finetune)),
+        weights=checks.starting_weights(
+            args.weights, model, {**changes, "model.num_layers": layers}, finetune=bool(args.finetune)
+        ),
         finetune=args.finetune,
         tokenizer=checks.tokenizer(args),
         evaluate=args.evaluate,
@@ -467,4 +468,4 @@ def as_flags(settings: Settings) -> list[str]:
 
 def _as_given(weights_from: str) -> str:
     """A run folder as it is; anything else with its scheme."""
-    return weights_from if finetuning.is_run(weights_from) else weights.SCHEME + weights_from
+    return weights_from if finetuning.is_run(weights_from) else pretrained.SCHEME + weights_from

@@ -19,6 +19,13 @@ def test_the_model_that_trains_gives_hugging_faces_logits(megatron) -> None:
     assert found["difference"] < 1e-4
 
 
+def test_the_loss_of_a_known_text_is_compared_before_training(megatron) -> None:
+    """To 1e-3, in float32: what begins with the folder's weights, and what is a little beside them."""
+    same, other = megatron("product_logits")["losses"]
+    assert same == ""
+    assert "a known text has a loss of" in other and other.endswith("what trains is not this model")
+
+
 def test_emulated_bf16_is_as_near_as_bf16_should_be(megatron) -> None:
     found = megatron("product_logits")
     assert 1e-3 < found["bf16"] < found["their bf16"]  # theirs also keeps the residual stream in BF16

@@ -7,7 +7,6 @@ import pytest
 
 from pretraining.errors import UsageError
 from pretraining.request import finetuning, settings
-from pretraining.request.models import MODELS
 
 
 @pytest.fixture
@@ -20,11 +19,11 @@ def instructions(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """A folder that looks like Hugging Face's tiny."""
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps(MODELS["tiny"].hf_config))
-    return tmp_path / "base"
+def base(make_model, tmp_path: Path) -> Path:
+    """A folder that looks like Hugging Face's tiny, with a tokenizer."""
+    folder = make_model(tmp_path / "base")
+    (folder / "tokenizer.json").write_text('{"added_tokens": [{"content": "</s>"}]}')
+    return folder
 
 
 def resolve(*flags: str) -> settings.Settings:

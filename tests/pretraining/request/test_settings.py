@@ -350,12 +350,12 @@ def test_when_checkpoints_are_kept(tmp_path: Path) -> None:
     assert resolve(*own).save is None
 
 
-def test_weights_to_begin_with(finished, tmp_path: Path) -> None:
+def test_weights_to_begin_with(finished, make_model, tmp_path: Path) -> None:
     assert resolve("--from", "hf:my/llama").weights == "my/llama"
     assert "no such folder; a repository of Hugging Face is written hf:my/llama" in refusal("--from", "my/llama")
     assert "has no config.json" in refusal("--from", str(tmp_path))
     config = MODELS["tiny"].hf_config
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    make_model(tmp_path)
     assert resolve("--from", f"hf:{tmp_path}").weights == str(tmp_path)
     said = refusal("--from", str(tmp_path), "--model", "small")
     assert "is not small: it has hidden_size 128 and not 256" in said and said.endswith("take --model tiny")

@@ -357,7 +357,7 @@ def test_links_of_a_folder_are_followed_on_every_way(tmp_path: Path) -> None:
 def test_a_snapshot_to_begin_with_brings_its_blobs(tmp_path: Path, monkeypatch) -> None:
     snapshot, blobs = hub(tmp_path / "cache")
     (tmp_path / "llama").symlink_to(snapshot)
-    monkeypatch.setattr("pretraining.request.checks.weights.check_folder", lambda *_: None)
+    monkeypatch.setattr("pretraining.request.checks.pretrained.check", lambda *_: None)
     for given in (snapshot, tmp_path / "llama"):
         asked = container_of(tmp_path, "--from", str(given), "--model", "llama32-1b")
         mounted = {each.path: each.writable for each in asked.folders}

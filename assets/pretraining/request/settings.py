@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pretraining.errors import UsageError
+from pretraining.record import run_folder
 from pretraining.request import checks, config_file, finetuning, nvfp4_recipe, overrides, parallel, pretrained, shares
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision, default_tail, find_precision
@@ -352,16 +353,14 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
             )
     above = {**vars(args), **given, "overrides": [f"{name}={value}" for name, value in rest.items()] or None}
     asked_recipe = nvfp4_recipe.in_environment() | nvfp4_recipe.words_in(args.nvfp4 or "")
-    if args.config is None:
-        return argparse.Namespace(**{**above, "nvfp4": nvfp4_recipe.as_text(asked_recipe) or None})
-    below = _of_the_file(config_file.read(args.config))
+    below = _of_the_file(config_file.read(args.config)) if args.config else _model_of_the_run(args)
     asked = asked_precision(args)
-    if below["precision"] is not None and asked not in (None, below["precision"]):
+    if below.get("precision") is not None and asked not in (None, below["precision"]):
         below |= dict.fromkeys(_OF_THE_PRECISION)
-    if below["model"] is not None and args.model not in (None, below["model"]):
+    if below.get("model") is not None and args.model not in (None, below["model"]):
         below |= dict.fromkeys(_OF_THE_MODEL)
-    below["overrides"] = [*(below["overrides"] or ()), *(above["overrides"] or ())] or None
-    above["nvfp4"] = nvfp4_recipe.as_text(nvfp4_recipe.words_in(below["nvfp4"] or "") | asked_recipe) or None
+    below["overrides"] = [*(below.get("overrides") or ()), *(above["overrides"] or ())] or None
+    above["nvfp4"] = nvfp4_recipe.as_text(nvfp4_recipe.words_in(below.get("nvfp4") or "") | asked_recipe) or None
     keep = {name for name, value in above.items() if value is not None and value is not False} - {"overrides"}
     return argparse.Namespace(**{**above, **{name: value for name, value in below.items() if name not in keep}})
 
@@ -375,6 +374,15 @@ def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
     """The settings that a config file stands for, by argument."""
     arguments = vars(_words_of(file))
     return {**arguments, **file.edited_settings(arguments), "cache_dir": None}
+
+
+def _model_of_the_run(args: argparse.Namespace) -> dict[str, Any]:
+    """What was changed of the model that is only evaluated or exported, as its run's config file says it."""
+    if args.resume is None or not (args.evaluate or args.export) or not (args.resume / run_folder.CONFIG).is_file():
+        return {}
+    words = _words_of(config_file.read(args.resume / run_folder.CONFIG))
+    changed = [word for word in words.overrides or () if word.startswith("model.")]
+    return {"num_layers": words.num_layers, "overrides": changed}
 
 
 def _words_of(file: config_file.ConfigFile, *more: str) -> argparse.Namespace:

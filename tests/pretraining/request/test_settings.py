@@ -365,6 +365,23 @@ def test_weights_to_begin_with(finished, make_model, tmp_path: Path) -> None:
     assert "give one of them" in refusal("--from", "hf:my/llama", "--resume", run)
 
 
+@pytest.mark.parametrize("what", [("--evaluate",), ("--export", "NEW")])
+def test_what_is_evaluated_or_exported_is_the_model_that_was_trained(
+    make_checkpoint, tmp_path: Path, what: tuple[str, ...]
+) -> None:
+    """Whatever was changed of it is in the run's config file; of the rest, nothing is taken from there."""
+    run = make_checkpoint(tmp_path / "run", 3)
+    trained = resolve("--num-layers", "3", "--seed", "7", "model.rotary_base=20000", "optimizer.adam_beta2=0.9")
+    (run / "config.yaml").write_text(json.dumps({"playbook": {"arguments": settings.as_flags(trained)}}))
+    flags = ("--resume", str(run), *(word.replace("NEW", str(tmp_path / "new")) for word in what))
+    chosen = resolve(*flags)
+    assert (chosen.num_layers, chosen.overrides, chosen.seed) == (3, ("model.rotary_base=20000",), settings.SEED)
+    assert resolve(*settings.as_flags(chosen)) == chosen
+    assert resolve(*flags, "model.rotary_base=5", "model.num_layers=2").overrides == ("model.rotary_base=5",)
+    (run / "config.yaml").unlink()
+    assert resolve(*flags).overrides == ()
+
+
 def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         said = refusal("--resume", str(folder))

@@ -206,9 +206,7 @@ def renamed(change: Callable[[str], str]) -> Tensors:
         (SHAPES | {"model.norm.weight": (1, 128)}, "model.norm.weight is [1, 128] and not [128]"),
     ],
 )
-def test_tensors_missing_too_many_or_unlike(
-    write_model, tmp_path: Path, tensors: Tensors, words: str
-) -> None:
+def test_tensors_missing_too_many_or_unlike(write_model, tmp_path: Path, tensors: Tensors, words: str) -> None:
     assert words in refusal(write_model(tmp_path / "model", tensors))
 
 

@@ -137,7 +137,7 @@ OVERLAP = "{_target_: megatron.bridge.training.comm_overlap.CommOverlapConfig, t
 
 def changes_in(text: str) -> list[str]:
     """The overrides among the arguments of a saved config."""
-    return [word for word in yaml.safe_load(text)["playbook"]["arguments"] if overrides.looks_like_one(word)]
+    return settings.parser("probe").parse_args(yaml.safe_load(text)["playbook"]["arguments"]).overrides or []
 
 
 def config_files() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Setting one field of Megatron-Bridge's config by name, with its own type.
 
 An attribute that is not a field is accepted by these dataclasses and then read by nobody, so a name is looked up in the
-real class first. Values come as text from the command line, or as what YAML made of them from a file.
+real class first. Values come as words of the command line, in Hydra's grammar, or as what YAML made of them from a
+file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import yaml
 
 from pretraining.errors import UsageError
+from pretraining.megatron import grammar
 from pretraining.request import overrides
 
 if TYPE_CHECKING:
@@ -48,26 +50,38 @@ def set_field(config: ConfigContainer, name: str, value: Any) -> Any:
         first = {last: value} if depth + 1 == len(path) else {}
         owner = _entered(config, owner, part, ".".join(path[: depth + 1]), first)
     if isinstance(owner, dict):
-        owner[last] = _parsed(value)
+        owner[last] = _converting(name, value, Any)
         return owner[last]
     _check_name(config, owner, last, name)
     _check_preset(config, path[0] if path else "", last)
-    try:
-        converted = convert(_annotation(type(owner), last), value, getattr(owner, last, None))
-    except ValueError as error:
-        raise UsageError(f"{name}={value}: {error}") from None
+    converted = _converting(name, value, _annotation(type(owner), last), getattr(owner, last, None))
     setattr(owner, last, converted)
     return converted
 
 
+def _converting(name: str, value: Any, hint: Any, current: Any = None) -> Any:
+    try:
+        return convert(hint, value, current)
+    except ValueError as error:
+        raise UsageError(f"{name}={value}: {error}") from None
+
+
 def as_override(value: Any) -> str:
     """A field's value as `convert` takes it back, on one line."""
+    if isinstance(value, str):
+        return value if _reads_as_itself(value) else grammar.quoted(value)
     from megatron.bridge.utils.yaml_utils import safe_yaml_representers
 
-    if isinstance(value, str):
-        return value
     with safe_yaml_representers():
-        return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("\n...\n").strip()
+        return grammar.write(yaml.safe_load(yaml.safe_dump(value)))
+
+
+def _reads_as_itself(text: str) -> bool:
+    """Whether a field of text takes this as it stands."""
+    try:
+        return convert(str, overrides.Word(text)) == text
+    except ValueError:
+        return False
 
 
 def read_field(config: ConfigContainer, name: str) -> Any:
@@ -180,50 +194,57 @@ def convert(hint: Any, value: Any, current: Any = None) -> Any:
 
     Args:
         hint: a type annotation.
-        value: text, or what YAML made of it; a mapping with `_target_` is Megatron-Bridge's form of an object.
+        value: a word of the command line, or what YAML made of one in a file; a mapping with `_target_` is
+            Megatron-Bridge's form of an object.
         current: what the field holds, whose type stands in for an annotation that says nothing.
 
     Raises:
         ValueError: it is none.
     """
-    if isinstance(value, str) and value.startswith("{"):
-        value = _parsed(value)
+    text, why = None, ""
+    if isinstance(value, overrides.Word):
+        text = str(value)
+        try:
+            value = grammar.read(text)
+        except ValueError as error:
+            if text[:1] in ("[", "{", "(", "'", '"') or "${" in text:
+                raise
+            value, why = text, f" ({error})"  # plain text all the same, for a field of text
     if isinstance(value, dict) and "_target_" in value:
         return _instantiated(value)
     members = _alternatives(hint)
     if Any in members and current is not None:
         members = (type(current),)
-    if type(None) in members and (value is None or (isinstance(value, str) and value.lower() in ("null", "none"))):
+    if type(None) in members and value is None:
         return None
+    if text == "None":
+        why = " (write null for none, and 'None' in quotes for the text)"
     for member in sorted(members, key=lambda each: each is str):  # text is what anything could be
-        if member is type(None):
+        if member is type(None) or (text == "None" and member in (str, Any)):
             continue
         try:
-            return _converted(member, value)
+            return _converted(member, value, text)
         except (ValueError, TypeError):
             continue
-    raise ValueError(f"{value!r} is not {_described(members)}")
+    raise ValueError(f"{value if text is None else text!r} is not {_described(members)}{why}")
 
 
-def _converted(kind: Any, value: Any) -> Any:
-    """One member of a union. Raises ValueError or TypeError where the value is none."""
+def _converted(kind: Any, value: Any, text: str | None = None) -> Any:
+    """One member of a union; `text` is how a number was written. Raises ValueError or TypeError where it is none."""
     origin, members = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is typing.Literal:
-        parsed = value if value in members else _parsed(value)
-        if parsed not in members:
+        found = text if text in members else value
+        if found not in members:
             raise ValueError
-        return parsed
-    if origin is str:
-        return _text(value)
-    if origin is Path:
-        return Path(_text(value))
+        return found
+    if origin in (str, Path):
+        return origin(_text(text if text is not None and isinstance(value, int | float) else value))
     if isinstance(origin, type) and issubclass(origin, enum.Enum):
         return _member(origin, value)
     if origin is torch.dtype:
         return _dtype(value)
     if origin in (Callable, typing.Callable) or origin in (types.FunctionType, types.BuiltinFunctionType):
         return _imported(_text(value))
-    value = _parsed(value)
     if origin is Any:
         return value
     if origin is bool:
@@ -243,40 +264,25 @@ def _converted(kind: Any, value: Any) -> Any:
     raise ValueError
 
 
-def _parsed(value: Any) -> Any:
-    """Text as YAML reads it; YAML itself takes 1e-4 for a word."""
-    if not isinstance(value, str):
-        return value
-    try:
-        found = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
-    if isinstance(found, str):
-        try:
-            return float(found)
-        except ValueError:
-            return found
-    return found
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if quoted else value
+    return value
 
 
 def _number(kind: type, value: Any) -> int | float:
+    if isinstance(value, str):
+        value = float(value)  # YAML takes 1e-4 for a word
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError
-    if kind is int and value != int(value):
+    if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
     return kind(value)
 
 
 def _elements(values: list[Any], members: tuple[Any, ...]) -> list[Any]:
     if not members:
-        return [_parsed(value) for value in values]
+        return list(values)
     if len(members) > 1 and members[-1] is not Ellipsis:
         if len(values) != len(members):
             raise ValueError
@@ -289,7 +295,7 @@ def _member(kind: type[enum.Enum], value: Any) -> enum.Enum:
     named = {member.name.lower(): member for member in kind}
     if isinstance(value, str) and value.lower() in named:
         return named[value.lower()]
-    return kind(_parsed(value))
+    return kind(value)
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

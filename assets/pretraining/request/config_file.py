@@ -99,6 +99,7 @@ def read(path: Path) -> ConfigFile:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise UsageError(f"--config {path}{line} is not YAML: {getattr(error, 'problem', None) or error}") from error
+    _check_not_foreign(path, tree)
     wrong = [str(name) for name, section in tree.items() if not isinstance(section, dict | None) and name[:1] != "_"] \
         if isinstance(tree, dict) else ["the whole"]  # fmt: skip
     if wrong:
@@ -119,6 +120,20 @@ def read(path: Path) -> ConfigFile:
     if arguments is not None:
         arguments = [str(each) for each in arguments if each not in ("-h", "--help")]
     return ConfigFile(path, arguments, own.get(VERSION), tree)
+
+
+def _check_not_foreign(path: Path, tree: Any) -> None:
+    """Raise UsageError for the config that Megatron-Bridge itself saves beside a checkpoint: all fields, of its run."""
+    if not isinstance(tree, dict) or PLAYBOOK in tree:
+        return
+    objects = [name for name, section in tree.items() if isinstance(section, dict) and "_target_" in section]
+    if str(tree.get("_target_")).endswith(".ConfigContainer") or {"checkpoint", "train", "model"} <= set(objects):
+        near = (each / "config.yaml" for each in path.absolute().parents[:3])
+        instead = next((each for each in near if each.is_file() and each != path.absolute()), "RUN/config.yaml")
+        raise UsageError(
+            f"--config {path} is Megatron-Bridge's own run_config.yaml, a whole config with the places of its run: "
+            f"take the run's config.yaml (CONFIG={instead}), or a file with only the fields to change"
+        )
 
 
 def _check(path: Path, tree: Any) -> None:

@@ -8,6 +8,7 @@ else goes to Megatron-Bridge's config as it is, see `fields.py`. No torch in thi
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -68,7 +69,31 @@ def looks_like_one(word: str) -> bool:
     return not word.startswith("-") and "=" in word
 
 
-def parse(words: Iterable[str]) -> dict[str, str]:
+class Word(str):
+    """A value as it was written on the command line, in Hydra's grammar; see `megatron/grammar.py`."""
+
+
+def check_whole(words: list[str]) -> None:
+    """Raise UsageError where a blank has split a value, as the one in `model.x=[1, 2]` does without quotes."""
+    for number, word in enumerate(words):
+        whole = word
+        for more in words[number + 1 :] if _FORM.fullmatch(word) else ():
+            if not _is_open(whole) and (looks_like_one(more) or more.startswith("-")):
+                break
+            whole += f" {more}"
+        if whole != word:
+            raise UsageError(
+                f"{whole[len(word) + 1 :]} stands alone: if it belongs to {word}, a blank splits the value; quote "
+                f"it, as {shlex.quote(whole)}, and for make as ARGS={shlex.quote(shlex.quote(whole))}"
+            )
+
+
+def _is_open(word: str) -> bool:
+    """Whether a bracket or a brace is not closed within."""
+    return sum(map(word.count, "[{(")) > sum(map(word.count, "]})"))
+
+
+def parse(words: Iterable[str]) -> dict[str, Word]:
     """Field to value, as written; of a field given twice the last.
 
     Raises:
@@ -82,7 +107,7 @@ def parse(words: Iterable[str]) -> dict[str, str]:
                 f"{word!r} is not an override: write section.field=value, as in optimizer.lr=1e-4 "
                 "(without + or ~: no field can be added or removed)"
             )
-        found[matched[1]] = matched[2]
+        found[matched[1]] = Word(matched[2])
     return found
 
 

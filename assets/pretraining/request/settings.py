@@ -133,6 +133,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
         """Take `section.field=value` wherever it stands; argparse allows its positional arguments in one place."""
         known, rest = self.parse_known_args(args, namespace)
+        overrides.check_whole(rest)
         known.overrides = [word for word in rest if overrides.looks_like_one(word)] or None
         if unknown := [word for word in rest if not overrides.looks_like_one(word)]:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -82,9 +82,11 @@ def check_whole(words: list[str]) -> None:
                 break
             whole += f" {more}"
         if whole != word:
+            quoted = shlex.quote(whole)
+            twice = shlex.quote(quoted) if set(whole) & set("'\"$`\\") else f'"{quoted}"'
             raise UsageError(
                 f"{whole[len(word) + 1 :]} stands alone: if it belongs to {word}, a blank splits the value; quote "
-                f"it, as {shlex.quote(whole)}, and for make as ARGS={shlex.quote(shlex.quote(whole))}"
+                f"it, as {quoted}, and for make as ARGS={twice}"
             )
 
 

@@ -26,23 +26,27 @@ _FILES = (_FAST, _CONFIG, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.
 _ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[EOS]", "<end>")
 
 
-def check(folder: Path, flag: str) -> None:
+def check(folder: Path, flag: str, most: int | None = None) -> None:
     """Raise UsageError where a local folder is no tokenizer, by its files and not by loading it.
 
     Args:
         folder: the folder; nothing is said of one that is not there, which may be a repository.
         flag: what the user gave it to.
+        most: words of the model that will read its tokens.
     """
     if not folder.is_dir():
         return
     if not any((folder / name).is_file() for name in _FILES):
-        raise UsageError(f"{flag} {folder} holds no tokenizer ({_FAST}): name one with --tokenizer (TOKENIZER=)")
+        raise UsageError(f"{flag} {folder} holds no tokenizer ({_FAST}): --tokenizer names one")
     try:
         for name in (_FAST, _CONFIG):
             if (folder / name).is_file():
                 read_json(folder / name)
         if _lacks_config(folder):
             _end_of(folder)
+        words = _words(folder)
+        if most is not None and words > most:
+            raise UsageError(f"it has {words} words, and the model has {most}: take the model's own tokenizer")
     except UsageError as error:
         raise UsageError(f"{flag} {folder}: {error}") from error
 
@@ -96,6 +100,15 @@ def load(tokenizer: str) -> PreTrainedTokenizerBase:
 
 def _lacks_config(folder: Path) -> bool:
     return (folder / _FAST).is_file() and not (folder / _CONFIG).is_file()
+
+
+def _words(folder: Path) -> int:
+    """One more than the largest id in a `tokenizer.json`, 0 where there is none."""
+    whole = read_json(folder / _FAST) if (folder / _FAST).is_file() else {}
+    model = whole.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary or ()))  # Unigram: a list
+    return 1 + max([*numbers, *(each["id"] for each in whole.get("added_tokens") or ())], default=-1)
 
 
 def _end_of(folder: Path) -> str:

@@ -221,17 +221,17 @@ def instructions(args: argparse.Namespace) -> str:
     return str(Path(args.data).absolute())
 
 
-def tokenizer(args: argparse.Namespace) -> str | None:
+def tokenizer(args: argparse.Namespace, model: Model) -> str | None:
     """The tokenizer of the instructions, None without any. Raises UsageError where none is known."""
     if not args.finetune:
         return None
     if args.tokenizer:
-        tokenizer_folder.check(Path(args.tokenizer), "--tokenizer")
+        tokenizer_folder.check(Path(args.tokenizer), "--tokenizer", model.hf_config["vocab_size"])
         return str(Path(args.tokenizer).resolve()) if Path(args.tokenizer).is_dir() else args.tokenizer
     if finetuning.is_run(args.weights):
-        raise UsageError("a run folder has no tokenizer of its own: name it with --tokenizer (TOKENIZER=)")
+        raise UsageError("a run folder has no tokenizer of its own: --tokenizer names one")
     source = pretrained.source(args.weights)
-    tokenizer_folder.check(Path(source), "--from")
+    tokenizer_folder.check(Path(source), "--from", model.hf_config["vocab_size"])
     return source
 
 

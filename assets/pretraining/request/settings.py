@@ -313,7 +313,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
             args.weights, model, {**changes, "model.num_layers": layers}, finetune=bool(args.finetune)
         ),
         finetune=args.finetune,
-        tokenizer=checks.tokenizer(args),
+        tokenizer=checks.tokenizer(args, model),
         evaluate=args.evaluate,
         export=args.export and args.export.absolute(),
         run_dir=args.run_dir and args.run_dir.absolute(),

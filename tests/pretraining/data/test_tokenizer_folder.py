@@ -97,8 +97,24 @@ def test_a_damaged_file(alone: Path, name: str, content: bytes, words: str) -> N
     assert f"{alone / name} {words}" in refusal(alone)
 
 
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_one_with_more_words_than_the_model(alone: Path, kind: str) -> None:
+    tokenizer_folder.check(alone, "--tokenizer", 257)
+    with pytest.raises(UsageError, match="it has 257 words, and the model has 256: take the model's own tokenizer"):
+        tokenizer_folder.check(alone, "--tokenizer", 256)
+    if kind == "Unigram":
+        content = json.loads((alone / "tokenizer.json").read_text())
+        content |= {
+            "model": {"type": kind, "vocab": [["a", -1.0]] * 300},
+            "added_tokens": [{"id": 0, "content": "</s>"}],
+        }
+        (alone / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(UsageError, match="it has 300 words, and the model has 257"):
+            tokenizer_folder.check(alone, "--tokenizer", 257)
+
+
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    assert refusal(tmp_path).endswith("holds no tokenizer (tokenizer.json): name one with --tokenizer (TOKENIZER=)")
+    assert refusal(tmp_path).endswith("holds no tokenizer (tokenizer.json): --tokenizer names one")
     tokenizer_folder.check(tmp_path / "nowhere", "--tokenizer")  # may be a repository
 
 

@@ -27,7 +27,7 @@ if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").ex
 from pretraining.errors import EndedEarly, UsageError
 from pretraining.megatron import writers
 from pretraining.record import files, run_folder
-from pretraining.request import nvfp4_recipe, settings
+from pretraining.request import finetuning, nvfp4_recipe, settings
 from pretraining.run import device_monitor, ending, helpers, rendezvous, tee
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from pretraining.megatron import bridge_config, changes, compat, weights
     from pretraining.megatron.plugin import Plugin
     from pretraining.record import checkpoint
-    from pretraining.request import finetuning
     from pretraining.run import run_facts
     from pretraining.run.profiling import Profiler
     from pretraining.run.telemetry import Telemetry
@@ -126,6 +125,8 @@ def main() -> int:
         print(f"pretrain_llama.py: {held.problem}", file=sys.stderr, flush=True)
     if rank == 0 and (ignored := settings.ignored(chosen)):
         print(f"--config {chosen.config}: {ignored}", flush=True)
+    if rank == 0 and chosen.finetune and (left_out := finetuning.left_out(chosen.data)):
+        print(f"--data {chosen.data}: {left_out}", flush=True)
     run = ending.RunEnd(folder, rank, chosen.plugin)
     try:
         ending.interrupt_on_sigterm()

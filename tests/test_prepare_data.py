@@ -211,7 +211,7 @@ def test_a_thread_that_fails(plain, tokenizer: Path, tmp_path: Path, monkeypatch
         (b'{"text": "\xff"}', "not UTF-8 (invalid start byte)"),
         (b"[1]", "no JSON object but list"),
         (b'{"texts": "x", "id": 1}', "no field 'text', only 'texts', 'id'"),
-        (b'{"text": null}', "its 'text' is no string but NoneType"),
+        (b'{"text": null}', "its 'text' is no string but null"),
         (b'{"text": "\\ud800"}', "half of a surrogate pair"),
     ],
 )

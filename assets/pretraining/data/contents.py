@@ -105,13 +105,13 @@ def pointer(path: Path) -> str | None:
     if path.is_symlink() and not path.exists():
         target = str(path.readlink())
         if "annex/objects/" in target:
-            return _said(path, _ANNEX._replace(what="a link of git-annex to what is not here"))
+            return said(path, _ANNEX._replace(what="a link of git-annex to what is not here"))
         return f"{path} is a link to {target}, which is not there: fetch that file or remove the link"
     if not path.is_file():
         return None
     with path.open("rb") as file:
         head = file.read(128)
-    return next((_said(path, each) for each in (_LFS, _ANNEX) if each.is_in(head)), None)
+    return next((said(path, each) for each in (_LFS, _ANNEX) if each.is_in(head)), None)
 
 
 def fault(path: Path, head: bytes, kind: str | None, compression: str = "", *, asked: bool = False) -> str | None:
@@ -127,10 +127,10 @@ def fault(path: Path, head: bytes, kind: str | None, compression: str = "", *, a
     for each in _FORMATS:
         if each.is_in(head):
             twice = compression and each in COMPRESSIONS.values()
-            return _said(path, each._replace(what=f"{each.what} within {compression}") if twice else each, compression)
+            return said(path, each._replace(what=f"{each.what} within {compression}") if twice else each, compression)
     if encoding := _encoding(head):
         found = Format(f"in {encoding}", b"", f"iconv -f {encoding} -t UTF-8 < FILE > NEW")
-        return _said(path, found, compression)
+        return said(path, found, compression)
     if kind == "text" and asked:
         return None
     if b"\0" in head[:64]:  # a later one is of a line
@@ -145,16 +145,17 @@ def fault(path: Path, head: bytes, kind: str | None, compression: str = "", *, a
     if kind == "text":
         return None
     found = _json_shape(text) or _table(path, text)
-    return _said(path, found, compression) if found else None
+    return said(path, found, compression) if found else None
 
 
 def within(path: Path, compression: str) -> str:
     """What to say of Parquet in a compressed file, which cannot be read in any order."""
     mend = COMPRESSIONS[compression].mend.replace("NEW", "NEW.parquet")
-    return _said(path, Format(f"Parquet within {compression}", b"", mend))
+    return said(path, Format(f"Parquet within {compression}", b"", mend))
 
 
-def _said(path: Path, found: Format, compression: str = "") -> str:
+def said(path: Path, found: Format, compression: str = "") -> str:
+    """The sentence on a file that is `found`, within a compression, with the command that mends it."""
     ending = path.suffix if path.suffix in (".json", ".txt", ".md") else ".jsonl"
     new = shlex.quote(str(path.with_name(f"{path.name.split('.')[0]}.mended")))
     mend = found.mend.replace("NEW.", f"{new}.").replace("NEW", f"{new}{ending}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from pretraining.data import tokenizers
+from pretraining.data import json_lines, tokenizers
 from pretraining.data.sources import Piece
 
 
@@ -135,28 +134,9 @@ def _of_text(content: bytes) -> Iterator[tuple[int, str | bytes | Bad]]:
 
 
 def _of_json(number: int, line: bytes) -> str | Bad | None:
-    if not line.strip():
+    if json_lines.is_blank(line):
         return None
     try:
-        found = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
-    except json.JSONDecodeError as error:
-        return Bad(number, f"not JSON ({error.msg} at column {error.colno})")
-    except UnicodeDecodeError as error:
-        return Bad(number, f"not UTF-8 ({error.reason})")
+        return json_lines.texts(line, _task.field)[0]
     except ValueError as error:
-        return Bad(number, f"JSON with a number that Python does not hold ({error})")
-    except RecursionError:
-        return Bad(number, "JSON with objects or lists nested too deep")
-    if not isinstance(found, dict):
-        return Bad(number, f"no JSON object but {type(found).__name__}")
-    text = found.get(_task.field)
-    if _task.field not in found:
-        return Bad(number, f"no field {_task.field!r}, only {', '.join(map(repr, found)) or 'an empty object'}")
-    if not isinstance(text, str):
-        return Bad(number, f"its {_task.field!r} is no string but {type(text).__name__}")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return Bad(number, "half of a surrogate pair")
-    return text
+        return Bad(number, str(error))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.data import manifest, tokenizer_folder
+from pretraining.data.instructions import FIELDS
 from pretraining.errors import UsageError, unknown
 from pretraining.megatron import plugin
 from pretraining.record import checkpoint, run_folder
@@ -215,7 +216,7 @@ def instructions(args: argparse.Namespace) -> str:
     if not args.weights:
         raise UsageError(f"{args.finetune} tunes weights: name them with --from (FROM=), hf:NAME, a folder or a run")
     if not args.data:
-        fields = " and ".join(finetuning.FIELDS)
+        fields = " and ".join(FIELDS)
         raise UsageError(f"{args.finetune} needs instructions: --data FILE.jsonl (DATA=), with {fields} a line")
     finetuning.files(args.data)
     return str(Path(args.data).absolute())

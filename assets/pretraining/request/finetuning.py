@@ -5,16 +5,13 @@ The loss counts the output alone. Sequences are padded and not packed, which is 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.data import tokenizer_folder
+from pretraining.data import contents, instructions, tokenizer_folder
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
-from pretraining.record.files import beside
 from pretraining.request.models import Model
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 
 SCHEMES = ("sft", "lora", "dora")
 ADAPTERS = ("lora", "dora")  # whose checkpoints hold no other weights
-FIELDS = ("input", "output")
 TRAINING, VALIDATION = "training.jsonl", "validation.jsonl"
 
 
@@ -37,9 +33,11 @@ def files(data: str) -> dict[str, Path]:
     """The files that `--data` names: one .jsonl to train on, or a folder with training.jsonl and validation.jsonl.
 
     Raises:
-        UsageError: no such file, or its first line is no instruction.
+        UsageError: no such file, or not every line is an instruction.
     """
     path = Path(data).absolute()
+    if wrong := contents.pointer(path):
+        raise UsageError(f"--data {wrong}")
     found = {TRAINING: path} if path.is_file() else {name: path / name for name in (TRAINING, VALIDATION)}
     found = {name: file for name, file in found.items() if file.is_file()}
     if TRAINING not in found:
@@ -47,27 +45,20 @@ def files(data: str) -> dict[str, Path]:
             f"--data {data}: give a .jsonl of instructions, or a folder with {TRAINING} (and {VALIDATION})"
         )
     for file in found.values():
-        _check_first_line(file)
+        instructions.check(file)
     return found
 
 
-def _check_first_line(file: Path) -> None:
-    try:
-        with file.open(encoding="utf-8") as lines:
-            first = json.loads(lines.readline())
-        keys = list(first) if isinstance(first, dict) else []
-    except ValueError as error:
-        raise UsageError(f"--data {file}: its first line is not JSON ({error})") from error
-    if not set(FIELDS) <= set(keys):
-        raise UsageError(f"--data {file}: every line needs {' and '.join(map(repr, FIELDS))}; the first has {keys}")
+def left_out(data: str) -> str:
+    """A sentence on the blank lines of the instructions; "" without any."""
+    blank = {file.name: instructions.check(file).blank for file in files(data).values()}
+    told = [f"{count} blank {'line' if count == 1 else 'lines'} of {name}" for name, count in blank.items() if count]
+    return f"{' and '.join(told)} left out" if told else ""
 
 
 def identify(data: str) -> str:
     """A name for the instructions, equal exactly where the files are."""
-    digest = hashlib.sha256()
-    for name, file in files(data).items():
-        digest.update(name.encode() + file.read_bytes())
-    return f"{Path(data).name}-{digest.hexdigest()[:12]}"
+    return f"{Path(data).name}-{instructions.identify(files(data))}"
 
 
 def set_up(config: ConfigContainer, settings: Settings) -> None:
@@ -76,7 +67,7 @@ def set_up(config: ConfigContainer, settings: Settings) -> None:
 
     given = files(settings.data)
     config.dataset = FinetuningDatasetConfig(
-        dataset_root=str(_laid_out(given, settings)),
+        dataset_root=str(instructions.lay_out(given, settings.cache_dir / "instructions" / identify(settings.data))),
         seq_length=settings.sequence_length,
         seed=settings.seed,
         max_train_samples=settings.train_iters * settings.global_batch_size,
@@ -92,23 +83,12 @@ def set_up(config: ConfigContainer, settings: Settings) -> None:
 def evaluation_batches(settings: Settings) -> int:
     """Whole batches in the validation file, at most 32."""
     file = files(settings.data).get(VALIDATION)
-    return min(32, file.read_bytes().count(b"\n") // settings.global_batch_size) if file else 0
+    return min(32, instructions.check(file).lines // settings.global_batch_size) if file else 0
 
 
 def is_run(weights: str | None) -> bool:
     """Whether weights are those of a run folder's checkpoint, and not Hugging Face's."""
     return weights is not None and run_folder.has_checkpoint(Path(weights))
-
-
-def _laid_out(given: dict[str, Path], settings: Settings) -> Path:
-    """A folder of links, because Megatron-Bridge wants these names and writes its index beside them."""
-    folder = settings.cache_dir / "instructions" / identify(settings.data)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, file in given.items():  # the same lines may have lain elsewhere before
-        link = beside(folder / name)
-        link.symlink_to(file)
-        link.replace(folder / name)
-    return folder
 
 
 def keep_loaded_base(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:

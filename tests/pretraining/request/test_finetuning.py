@@ -58,7 +58,7 @@ def test_what_a_tuning_is(instructions: Path, base: Path) -> None:
         (("--finetune", "sft", "--from", "BASE", "--data", "nowhere"), "give a .jsonl of instructions, or a folder"),
         (
             ("--finetune", "sft", "--from", "BASE", "--data", "RUN/environment.json"),
-            "every line needs 'input' and 'output'",
+            "no field 'input' and 'output', only 'model'",
         ),
         (("--finetune", "sft", "--from", "PLAIN", "--data", "DATA"), "a run folder has no tokenizer of its own"),
         (("--from", "RUN"), "is a run of this playbook: --resume (RESUME=) continues it"),

@@ -15,6 +15,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretraining.data import contents
 from pretraining.errors import UsageError, unknown
 
 SPLITS = ("train", "valid", "test")
@@ -104,6 +105,9 @@ def _prefix(word: str) -> str:
     """The absolute prefix of a dataset that is there. Raises UsageError."""
     prefix = Path(word.removesuffix(".bin").removesuffix(".idx")).absolute()
     found = {end: prefix.with_name(prefix.name + end).is_file() for end in (".bin", ".idx")}
+    for end in found:
+        if wrong := contents.pointer(prefix.with_name(prefix.name + end)):
+            raise UsageError(f"--data {word}: {wrong}")
     if all(found.values()):
         return str(prefix)
     if any(found.values()):

@@ -57,6 +57,8 @@ def test_what_megatron_gets(datasets: Path, words: str, expected: dict) -> None:
         ("a 0.3 b", "a weight before every dataset or before none"),
         ("0 a 1 b", "a weight is a finite number above 0"),
         ("nan a inf b", "a weight is a finite number above 0"),
+        ("1e999 a 1 b", "a weight is a finite number above 0"),
+        ("-1 a 2 b", "a weight is a finite number above 0"),
         ("1 a 1e999 b", "a weight is a finite number above 0"),
         ("traim=a", "unknown split in --data 'traim': did you mean train?"),
         ("valid=a", "name what to train on, as train=PREFIX"),
@@ -73,3 +75,16 @@ def test_what_is_refused(words: str, said: str) -> None:
 
 def test_one_dataset_stays_a_plain_prefix(datasets: Path) -> None:
     assert blends.as_words({blends.ALL: Blend((str(datasets / "my corpus"),))}) == str(datasets / "my corpus")
+
+
+@pytest.mark.parametrize("ending", [".bin", ".idx"])
+def test_a_pointer_in_place_of_a_dataset(datasets: Path, ending: str) -> None:
+    (datasets / f"a{ending}").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(
+        UsageError, match=rf"a{ending} is a Git LFS pointer .*`git -C \S+ lfs pull --include=a{ending}`"
+    ):
+        blends.parse("a b")
+    (datasets / f"a{ending}").unlink()
+    (datasets / f"a{ending}").symlink_to("../.git/annex/objects/x")
+    with pytest.raises(UsageError, match=rf"a{ending} is a link of git-annex"):
+        blends.parse("0.5 a 0.5 b")

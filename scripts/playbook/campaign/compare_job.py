@@ -65,7 +65,7 @@ def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run]
             progress = f"{len(done)} of {len(order)} runs are done"
             print(f"going on with {begun.folder.name}: {progress} (remove it to begin anew)")
     else:
-        found = reuse.reusable(requests, args.repeat, args.runs)
+        found = reuse.reusable(requests, args.repeat, args.runs, unlike=args.force)
     for turn, arm in enumerate(order):
         job, past = plans[arm], found[turn]
         if past is not None:

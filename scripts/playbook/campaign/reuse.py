@@ -28,11 +28,12 @@ def turns(repeats: int) -> list[int]:
     return [arm for pair in range(repeats) for arm in ((0, 1) if pair % 2 == 0 else (1, 0))]
 
 
-def reusable(requests: list[Request], repeats: int, runs: Path) -> list[Run | None]:
+def reusable(requests: list[Request], repeats: int, runs: Path, *, unlike: bool = False) -> list[Run | None]:
     """For each turn a finished run that did what is asked, None where it has to be trained.
 
     They all have equal facts: the newest set that is whole, else the newest there is; runs of this state of the code
-    come before all others. No run is taken twice, so that two arms of one request are two runs.
+    come before all others. No run is taken twice, so that two arms of one request are two runs. With `unlike` their
+    facts may differ: somebody forces the comparison that was refused.
     """
     order = turns(repeats)
     now = code_state.digest()
@@ -40,7 +41,7 @@ def reusable(requests: list[Request], repeats: int, runs: Path) -> list[Run | No
     found.sort(key=lambda run: run.code != now)
     by_facts: dict[str, list[Run]] = defaultdict(list)
     for run in found:
-        by_facts[json.dumps(run.parity, sort_keys=True, default=str)].append(run)
+        by_facts["" if unlike else json.dumps(run.parity, sort_keys=True, default=str)].append(run)
     sets = [_taken(found, requests, order) for found in by_facts.values()]
     whole = [found for found in sets if None not in found]
     return (whole or sets or [[None] * len(order)])[0]

@@ -22,7 +22,7 @@ class _Train(msgspec.Struct, tag_field="kind", tag="train"):
     loss: float | None = None
     step_time_s: float | None = None
     grad_norm: float | None = None
-    skipped: bool = False
+    skipped: bool | None = None
     time: float | None = None
 
 

@@ -14,7 +14,7 @@ from playbook.report import terminal
 from pretraining.errors import UsageError
 
 GPU = {"device": {"kind": "gpu"}, "tokens_per_step": 262_144, "flops_per_token": 48.25e9}
-LLAMA_8B = {"num_layers": 32, "hidden_size": 4096, "sequence_length": 4096}
+LLAMA_8B = {"num_layers": 32, "hidden_size": 4096, "sequence_length": 4096, "global_batch_size": 64}
 
 
 def compare(*paths: Path, **more) -> Comparison:
@@ -135,7 +135,13 @@ def sampled(folder: Path, watts: float, seconds_a_step: float) -> Path:
         line["time"] = 1000 + seconds_a_step * line["iteration"]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     samples = [
-        {"time": 990.0 + at, "device": 0, "used_bytes": 150e9 + at, "process_bytes": 149e9, "power_w": watts}
+        {
+            "time": 990.0 + at,
+            "device": 0,
+            "used_bytes": 150 * 10**9 + at,
+            "process_bytes": 149 * 10**9,
+            "power_w": watts,
+        }
         for at in range(round(60 * seconds_a_step) + 20)
     ]
     (folder / "device.jsonl").write_text("".join(json.dumps(line) + "\n" for line in samples))

@@ -108,11 +108,17 @@ def _words(folder: Path) -> int:
     model = whole.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary or ()))  # Unigram: a list
-    return 1 + max([*numbers, *(each["id"] for each in whole.get("added_tokens") or ())], default=-1)
+    found = [*numbers, *(each.get("id") for each in _added(whole))]
+    return 1 + max((each for each in found if isinstance(each, int)), default=-1)
+
+
+def _added(whole: dict[str, Any]) -> list[dict[str, Any]]:
+    added = whole.get("added_tokens")
+    return [each for each in added if isinstance(each, dict)] if isinstance(added, list) else []
 
 
 def _end_of(folder: Path) -> str:
-    added = [str(each.get("content")) for each in read_json(folder / _FAST).get("added_tokens") or ()]
+    added = [str(each.get("content")) for each in _added(read_json(folder / _FAST))]
     known = next((name for name in _ENDS if name in added), None)
     if known is None:
         raise UsageError(

@@ -12,16 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from playbook import PROJECT
-from playbook.campaign import ablation, compare_job, reuse
+from playbook.campaign import ablation, ablation_report, compare_job, reuse
 from playbook.campaign.ablation import BF16, WHOLE, Variant
-from playbook.cli.catalogue import print_table
+from playbook.common.tables import print_table
 from playbook.compare import saved, timed
 from playbook.launch.start import exit_code, train
-from playbook.plan import place
 from playbook.plan.place import Place
 from playbook.plan.plan import Plan
 from playbook.record import loading
-from playbook.report import ablation_report, wording
+from playbook.report import wording
 from pretraining.errors import UsageError
 from pretraining.record import code_state, run_folder
 from pretraining.record.run_folder import Run, Verdict
@@ -63,7 +62,9 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
             _show_dry(step, args.runs, show_dry)
         return 0
     if where.runtime == "container":
-        steps = _steps(args, seeds, place.prepare(where, args.runs), make_plan)
+        from playbook.launch.container import prepare
+
+        steps = _steps(args, seeds, prepare.ready(where, args.runs), make_plan)
     done = {} if args.fresh else _reusable(steps, args.runs)
     bases: dict[int, Run] = {}
     found: dict[Variant, list[ablation.Trained]] = defaultdict(list)

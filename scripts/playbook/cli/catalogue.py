@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
+from playbook.common.tables import print_table
 from pretraining.errors import UsageError
 from pretraining.request import footprint, settings
 from pretraining.request.models import MODELS, Model, find_model
@@ -131,14 +131,3 @@ def _amount(number: int) -> str:
 
 def _gigabytes(size: float) -> str:
     return f"{size / GB:.1f}" if size > GB else f"{size / GB:.3f}"
-
-
-def print_table(rows: Sequence[Sequence[str]], *, left: int) -> None:
-    """Print columns two spaces apart, the first `left` of them flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            f"{cell:<{width}}" if number < left else f"{cell:>{width}}"
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())

@@ -9,8 +9,7 @@ import sys
 
 from playbook import ASSETS
 from playbook.common.venvs import ensure
-from playbook.launch import local
-from playbook.plan import gpus
+from playbook.plan import gpus, local_python
 from pretraining.request import settings
 from pretraining.request.models import MODELS
 from pretraining.request.precisions import PRECISIONS
@@ -31,8 +30,8 @@ def show(args: argparse.Namespace) -> int:
     processes = args.nproc if args.nproc > 1 else settings.processes_a_copy(args, on_gpu=on_gpu)
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
     if args.runtime == "local":
-        local.check()
-        python = local.python()
+        local_python.check()
+        python = local_python.python()
     else:
         with contextlib.redirect_stdout(sys.stderr):
             python = str(ensure("cpu"))

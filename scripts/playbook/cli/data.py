@@ -11,9 +11,9 @@ from pathlib import Path
 
 from playbook import ASSETS, PROJECT
 from playbook.common.venvs import ensure
-from playbook.launch import foreground, local
+from playbook.launch import foreground
 from playbook.launch.container.folders import behind_links
-from playbook.plan import gpus, place
+from playbook.plan import gpus, local_python, place
 from pretraining.data import OUT_OF_MEMORY, sources
 from pretraining.errors import UsageError
 
@@ -46,7 +46,7 @@ def run(arguments: list[str] | None = None) -> int:
     if runtime == "container":
         command = _in_container(wanted, args, out)
     else:
-        python = str(ensure("cpu")) if runtime == "cpu" else local.python()
+        python = str(ensure("cpu")) if runtime == "cpu" else local_python.python()
         command = [python, str(SCRIPT), *wanted]
     code = foreground.run(command)
     if code == 128 + signal.SIGKILL:
@@ -70,7 +70,7 @@ def _runtime(asked: str) -> str:
         return asked
     if not gpus.read().gpus:
         return "cpu"
-    return "local" if local.inside_container() and local.has_bridge() else "container"
+    return "local" if local_python.inside_container() and local_python.has_bridge() else "container"
 
 
 def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> list[str]:

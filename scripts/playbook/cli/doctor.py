@@ -19,9 +19,8 @@ from urllib.parse import urlsplit
 
 from playbook import PROJECT
 from playbook.common.venvs import python_of
-from playbook.launch import local
 from playbook.launch.process import trainings
-from playbook.plan import gpus, hub, place
+from playbook.plan import gpus, hub, local_python, place
 from playbook.plan.place import Wanted
 from pretraining.errors import UsageError
 from pretraining.record import lock
@@ -105,7 +104,7 @@ def likely_runtime(wanted: Wanted) -> str:
     inventory = gpus.read()
     if not inventory.gpus and not inventory.problem:
         return "cpu"
-    return "local" if local.inside_container() and local.has_bridge() else "container"
+    return "local" if local_python.inside_container() and local_python.has_bridge() else "container"
 
 
 def _gpu_checks(inventory: gpus.Inventory, wanted: Wanted, precision: Precision, *, needed: bool) -> Iterator[Check]:
@@ -233,7 +232,7 @@ def _training_checks(runs: Path) -> Iterator[Check]:
 
 
 def _local_checks(precision: Precision) -> Iterator[Check]:
-    python = local.python()
+    python = local_python.python()
     found = _versions(python)
     remedy = "put the Python 3.12 that has Megatron-Bridge first on PATH, as python3"
     yield Check("Python", "python" in found, f"{found.get('python', 'none that starts')}, {python}", remedy)

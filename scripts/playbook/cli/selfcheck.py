@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playbook import ASSETS, PROJECT
-from playbook.launch import foreground, local
-from playbook.plan import gpus, place, plan
+from playbook.launch import foreground
+from playbook.plan import gpus, local_python, place, plan
 from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, wanted: Wanted) -> int:
     if where.runtime == "container":
         return _in_container(words, where, folder, args)
     visible = [f"CUDA_VISIBLE_DEVICES={where.uuids}"] if where.uuids else []
-    command = ["env", *visible, local.python(), str(SCRIPT), *words]
+    command = ["env", *visible, local_python.python(), str(SCRIPT), *words]
     if args.dry_run:
         print(shlex.join(command))
         return 0
@@ -65,10 +65,10 @@ def _place(wanted: Wanted) -> Place:
 
 def _in_container(words: list[str], where: Place, folder: Path, args: argparse.Namespace) -> int:
     """Run it there, through the docker command, as `make data` does."""
-    from playbook.launch.container import spec
+    from playbook.launch.container import prepare, spec
 
     if not args.dry_run:
-        where = place.prepare(where, args.runs)
+        where = prepare.ready(where, args.runs)
     asked = _container(words, where, folder, args.cache_dir.absolute())
     command = asked.in_foreground()
     if args.dry_run:

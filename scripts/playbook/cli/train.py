@@ -9,7 +9,8 @@ from pathlib import Path
 from playbook import PROJECT
 from playbook.cli import catalogue, configs, selfcheck
 from playbook.compare import projected, timed
-from playbook.launch.start import exit_code, new_folder, train
+from playbook.launch.progress import shown
+from playbook.launch.start import container_of, exit_code, new_folder, prepare, train
 from playbook.plan import earlier_run, place, plan
 from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
@@ -111,7 +112,9 @@ def run(arguments: list[str] | None = None) -> int:
             _show_dry(each, args.runs)
         return 0
     if where.runtime == "container":
-        where = place.prepare(where, args.runs)
+        from playbook.launch.container.prepare import ready
+
+        where = ready(where, args.runs)
         plans = [_plan(args, precision, where) for precision in precisions]
     if args.job == "compare":
         from playbook.campaign import compare_job  # whose libraries take a second to import
@@ -119,12 +122,19 @@ def run(arguments: list[str] | None = None) -> int:
         return compare_job.compare(plans, args)
     ended = train(plans[0], args.runs)
     if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
-        earlier_run.show_evaluation(run_folder.read_run(ended.folder))
+        _show_evaluation(run_folder.read_run(ended.folder))
     if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
         return _show_profile(ended.folder, keep=True)
     if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
         print(f"exported to {args.export}")
     return exit_code(ended)
+
+
+def _show_evaluation(run: run_folder.Run) -> None:
+    """Print the losses of an evaluated checkpoint."""
+    where = f"in {run.precision['name']}"
+    for line in run.evaluations:
+        print(f"{line['split']} loss {shown(line['loss'])} nats a token {where}, iteration {line['iteration']}")
 
 
 def _show_profile(folder: Path, *, keep: bool = False) -> int:
@@ -171,14 +181,15 @@ def _follow_up(args: argparse.Namespace) -> int:
 
 def _shell(args: argparse.Namespace, where: Place) -> int:
     from playbook.launch.container import lifecycle, spec
+    from playbook.launch.container.prepare import ready
 
     if where.runtime != "container":
         raise UsageError(f"make shell opens a container, and this job's runtime is {where.runtime}: RUNTIME=container")
     if not args.dry_run:
-        where = place.prepare(where, args.runs, alone=False)
+        where = ready(where, args.runs, alone=False)
     job = _plan(args, "bf16", where)
     folder = job.settings.run_dir or new_folder(args.runs, job.settings)
-    asked = plan.container_of(job, folder, [])
+    asked = container_of(job, folder, [])
     if args.dry_run:
         print(spec.script(asked, lifecycle.shell_command(asked)))
         return 0
@@ -238,7 +249,7 @@ def _show_dry(job: plan.Plan, runs: Path) -> None:
     """The plan as comments, and the command: what is printed is a shell script."""
     chosen = job.settings
     folder = chosen.run_dir or new_folder(runs, chosen)
-    ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
+    ready = prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
     print(f"# {chosen.precision.name}, not started")
     plan.show(job, folder, margin="#   ")
     print(f"{ready.typed}\n", flush=True)

@@ -13,7 +13,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from playbook.plan import gpus
+from playbook.common import pci
 
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 PATIENCE_SECONDS = 3.0
@@ -45,7 +45,7 @@ def choose(python: Path) -> Source:
     if asked := os.environ.get("TORCH_INDEX"):
         return Source(asked, "from TORCH_INDEX")
     plain = f"the plain wheel, up to {LARGE} installed (TORCH_INDEX={CPU_WHEELS}: {SMALL})"
-    if gpus.in_the_machine():
+    if pci.in_the_machine():
         return Source(None, f"{plain}: an NVIDIA GPU is here")
     if named := _named_for_pip(python):
         return Source(None, f"{plain}: pip is told where to look ({named})")

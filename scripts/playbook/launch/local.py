@@ -1,51 +1,12 @@
-"""The local runtime: the training script on this machine's GPU, with the Python that has Megatron-Bridge.
-
-Inside the NeMo container that is /opt/venv/bin/python, first on PATH; on bare metal whatever `python3` is.
-"""
+"""The local runtime: the training script on this machine's GPU, with the Python that has Megatron-Bridge."""
 
 from __future__ import annotations
 
-import functools
-import shutil
-import subprocess
-from pathlib import Path
-
 from playbook import ASSETS
 from playbook.launch.process import WITHOUT_PORT, distributed_run
-from pretraining.errors import UsageError
+from playbook.plan import local_python
 
 SCRIPT = str(ASSETS / "pretrain_llama.py")
-_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
-
-
-def python() -> str:
-    """The interpreter that trains: the first python3 on PATH."""
-    return shutil.which("python3") or "python3"
-
-
-def inside_container() -> bool:
-    """Whether this is a container already, Docker's or Podman's, or the NeMo image run by something else."""
-    return any(mark.exists() for mark in _MARKS) or Path("/opt/Megatron-Bridge").is_dir()
-
-
-@functools.cache
-def has_bridge() -> bool:
-    """Whether that interpreter has megatron.bridge."""
-    found = subprocess.run(
-        [python(), "-c", "import importlib.util as u; raise SystemExit(0 if u.find_spec('megatron.bridge') else 1)"],
-        capture_output=True,
-        check=False,
-    )
-    return found.returncode == 0
-
-
-def check() -> None:
-    """Raise UsageError where the local Python cannot train with Megatron-Bridge."""
-    if not has_bridge():
-        raise UsageError(
-            f"{python()} has no megatron.bridge: leave RUNTIME out to train in NVIDIA's NeMo image, "
-            "put a Python that has it first on PATH, or train on the CPU with RUNTIME=cpu"
-        )
 
 
 def command(processes: int, flags: list[str], gpu: str | None = None) -> tuple[list[str], dict[str, str]]:
@@ -54,7 +15,7 @@ def command(processes: int, flags: list[str], gpu: str | None = None) -> tuple[l
     Args:
         gpu: the UUID of the only one to use, or None for all.
     """
-    launcher = distributed_run(python(), processes)
+    launcher = distributed_run(local_python.python(), processes)
     environment = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONUNBUFFERED": "1", **WITHOUT_PORT}
     if gpu:
         environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -2,19 +2,106 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from playbook.launch import cpu
+from playbook.launch import cpu, local
+from playbook.launch.process import LocalProcess
 from playbook.launch.progress import Progress
-from playbook.launch.watch import launch
+from playbook.launch.watch import Started, launch
 from playbook.plan import plan
 from pretraining.errors import UsageError
 from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Run, Verdict
 from pretraining.request import settings
+from pretraining.run import saving
+
+if TYPE_CHECKING:
+    from playbook.launch.container.spec import Container
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training ready to start.
+
+    Attributes:
+        words: the command that starts it, as a person would type it.
+        typed: the same for a shell.
+        start: does it, given the name of the run that holds the folder.
+    """
+
+    words: list[str]
+    typed: str
+    start: Callable[[str], Started]
+
+
+def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
+    """Everything for the start, which has not happened yet.
+
+    Args:
+        job: what to run.
+        folder: the run folder.
+        flags: the training script's.
+
+    Raises:
+        UsageError: a folder that a container cannot mount.
+    """
+    place = job.place
+    if place.runtime == "container":
+        return _in_container(job, folder, flags)
+    flags = [*flags, "--run-dir", str(folder)]
+    if place.runtime == "cpu":
+        words, environment = cpu.command(job.processes, flags)
+    else:
+        words, environment = local.command(job.processes, flags, place.uuids or None)
+    saves = job.grace_seconds is not None
+    if saves:
+        environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
+    set_here = [f"{name}={value}" for name, value in environment.items()]
+    typed = shlex.join([*set_here, *job.settings.engine_switches, *words])
+
+    def start(run: str) -> Started:
+        return LocalProcess(words, environment | {lock.VARIABLE: run}, saves=saves)
+
+    return Prepared(words, typed, start)
+
+
+def container_of(job: plan.Plan, folder: Path, flags: list[str]) -> Container:
+    """What the engine is asked for. Raises UsageError where a folder cannot be mounted."""
+    from playbook.launch.container import spec
+
+    place = job.place
+    return spec.training(
+        job.settings,
+        folder,
+        flags,
+        image=place.image,
+        image_path=place.found.path if place.found else "",
+        gpu=place.uuids or spec.PLACEHOLDER,
+        processes=job.processes,
+        engine=place.kind,
+    )
+
+
+def _in_container(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
+    from playbook.launch.container import container_process, spec
+
+    asked = container_of(job, folder, flags)
+    words = asked.docker_run()
+
+    def start(run: str) -> Started:
+        assert job.place.engine is not None
+        named = replace(asked, environment=asked.environment | {lock.VARIABLE: run})
+        started = container_process.ContainerProcess.start(job.place.engine, named, folder)
+        started.grace_seconds = job.grace_seconds or started.grace_seconds
+        return started
+
+    return Prepared(words, spec.script(asked, words), start)
 
 
 def train(job: plan.Plan, runs: Path) -> Run:
@@ -29,7 +116,7 @@ def train(job: plan.Plan, runs: Path) -> Run:
     lock.refuse_taken(folder)  # before anything is prepared for it
     if job.place.runtime == "cpu":
         cpu.make_ready()
-    ready = plan.prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
+    ready = prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
     try:
         folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)
     except OSError as error:

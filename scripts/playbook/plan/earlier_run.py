@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from playbook.launch.progress import shown
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 
@@ -60,13 +59,6 @@ def like_run(args: argparse.Namespace, folder: Path) -> None:
         for side in ("bf16_head_layers", "bf16_tail_layers"):
             if getattr(args, side) is None:
                 setattr(args, side, run.precision.get(side))
-
-
-def show_evaluation(run: run_folder.Run) -> None:
-    """Print the losses of an evaluated checkpoint."""
-    where = f"in {run.precision['name']}"
-    for line in run.evaluations:
-        print(f"{line['split']} loss {shown(line['loss'])} nats a token {where}, iteration {line['iteration']}")
 
 
 def _trains(args: argparse.Namespace) -> bool:

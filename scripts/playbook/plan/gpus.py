@@ -14,12 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from playbook.common import pci
 from pretraining.errors import UsageError
 from pretraining.request.precisions import PRECISIONS, Precision
 
-PCI_DEVICES = Path("/sys/bus/pci/devices")
-_NVIDIA = "0x10de"
-_DISPLAY_CLASS = "0x03"
 _NO_INSTANCE = (
     "sudo nvidia-smi mig -i {index} -lgip lists what it can be divided into, -cgi with -C makes one; "
     "or leave MIG mode: sudo nvidia-smi -i {index} -mig 0"
@@ -114,7 +112,7 @@ def read(nvml: Any = None) -> Inventory:
         ModuleNotFoundError: there is a GPU, and no nvidia-ml-py to ask.
     """
     if nvml is None:
-        if importlib.util.find_spec("pynvml") is None and not in_the_machine():
+        if importlib.util.find_spec("pynvml") is None and not pci.in_the_machine():
             return Inventory()
         import pynvml as nvml
     from playbook.plan import nvml_errors
@@ -210,20 +208,10 @@ def _why_unusable(error: Exception) -> str:
     """In words; nothing where nothing shows that an NVIDIA GPU is in the machine."""
     from playbook.plan import nvml_errors
 
-    if not nvml_errors.proves_a_gpu(error) and not in_the_machine():
+    if not nvml_errors.proves_a_gpu(error) and not pci.in_the_machine():
         return ""
     cause, remedy = nvml_errors.explain(error)
     return f"an NVIDIA GPU is in this machine and cannot be used, {cause}: {remedy}"
-
-
-def in_the_machine() -> bool:
-    """Whether the PCI bus has an NVIDIA GPU, driver or not."""
-    for device in PCI_DEVICES.glob("*"):
-        with contextlib.suppress(OSError):
-            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
-            if vendor == _NVIDIA and kind.startswith(_DISPLAY_CLASS):
-                return True
-    return False
 
 
 def choose(

@@ -10,11 +10,9 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from playbook.launch import local
-from playbook.plan import gpus
+from playbook.plan import gpus, local_python
 from playbook.plan.gpus import Gpu
 from pretraining.errors import UsageError
 from pretraining.request.precisions import Precision
@@ -102,7 +100,7 @@ def choose(wanted: Wanted, *precisions: Precision) -> Place:
     if runtime == "cpu":
         return Place("cpu", choices={"runtime": Choice("cpu", why)})
     if runtime == "local":
-        local.check()
+        local_python.check()
     place = Place(runtime, choices={"runtime": Choice(runtime, why)})
     place = _on_gpu(place, inventory, wanted, precisions)
     return _in_container(place, wanted) if runtime == "container" else place
@@ -123,8 +121,8 @@ def _runtime(asked: str, inventory: gpus.Inventory) -> tuple[str, str]:
         raise UsageError(f"{inventory.problem}. RUNTIME=cpu trains a small model without it")
     if not inventory.gpus:
         return "cpu", "no NVIDIA GPU on this machine"
-    if local.inside_container() and local.has_bridge():
-        return "local", f"{local.python()} in this container has megatron.bridge"
+    if local_python.inside_container() and local_python.has_bridge():
+        return "local", f"{local_python.python()} in this container has megatron.bridge"
     return "container", "an NVIDIA GPU, and training runs in NVIDIA's NeMo image"
 
 
@@ -181,35 +179,3 @@ def show(choices: dict[str, Choice], *, margin: str = "  ") -> None:
     values = min(max(len(str(choice.value)) for choice in choices.values()), WIDEST_VALUE)
     for name, choice in choices.items():
         print(f"{margin}{name:<{width}}  {choice.value!s:<{values}}  {choice.reason}".rstrip(), flush=True)
-
-
-def prepare(place: Place, runs: Path, *, alone: bool = True) -> Place:
-    """Make a container's place ready: ends that nobody saw are recorded, the GPU is free, the image is here.
-
-    Args:
-        place: from `choose`.
-        runs: where run folders are.
-        alone: no other run may hold the GPU.
-
-    Raises:
-        EngineError: another run holds the GPU, or the image cannot be pulled.
-    """
-    from playbook.launch.container import image, leftovers
-    from playbook.launch.container.engine import EngineError
-
-    assert place.engine is not None and place.gpu is not None
-    left = leftovers.settle(place.engine)
-    for gpu in (place.gpu, *place.partners) if alone else ():
-        if held := leftovers.holder(left, gpu.uuid):
-            raise EngineError(leftovers.busy(held, f"GPU {gpu.label} {gpu.name}"))
-    for each in left:
-        if each.running and each.own and each.launcher is None:
-            print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)
-    if image.find(place.engine, place.image) is None:  # before minutes of a pull: what it is for
-        show(place.choices)
-    found = image.ensure(place.engine, place.image)
-    before = image.earlier_digest(runs, place.image)
-    reason = place.choices["image"].reason
-    if before and before[1] != found.digest:
-        reason += f"; another image than in run {before[0]}: then {before[1][:19]}, now {found.digest[:19]}"
-    return replace(place, found=found, choices={**place.choices, "image": Choice(place.image, reason)})

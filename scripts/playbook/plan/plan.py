@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Set
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from playbook import PROJECT
 from playbook.common.venvs import fingerprint
-from playbook.launch import cpu, local
-from playbook.launch.process import LocalProcess
-from playbook.launch.watch import Started
 from playbook.plan.place import Choice, Place
 from playbook.plan.place import show as show_choices
 from pretraining.megatron import plugin
-from pretraining.record import lock, run_folder
+from pretraining.record import run_folder
 from pretraining.request import blends, config_file, finetuning, nvfp4_recipe
 from pretraining.request import settings as training_settings
 from pretraining.request.models import MOCK, PYTHON_STDLIB
 from pretraining.request.parallel import NO_CONTEXT_PARALLEL
 from pretraining.request.settings import Settings
 from pretraining.run import saving
-
-if TYPE_CHECKING:
-    from playbook.launch.container.spec import Container
 
 KEPT = {"bf16_head_layers", "bf16_tail_layers"}
 SPEED_ONLY = "asked for; speed only: without BF16 layers the loss is not the recipe's"
@@ -239,85 +232,6 @@ def _written(prefix: str) -> list[list[int]]:
 def _state(file: Path) -> list[int]:
     state = file.stat()
     return [state.st_size, state.st_mtime_ns]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A training ready to start.
-
-    Attributes:
-        words: the command that starts it, as a person would type it.
-        typed: the same for a shell.
-        start: does it, given the name of the run that holds the folder.
-    """
-
-    words: list[str]
-    typed: str
-    start: Callable[[str], Started]
-
-
-def prepare(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
-    """Everything for the start, which has not happened yet.
-
-    Args:
-        plan: what to run.
-        folder: the run folder.
-        flags: the training script's.
-
-    Raises:
-        UsageError: a folder that a container cannot mount.
-    """
-    place = plan.place
-    if place.runtime == "container":
-        return _in_container(plan, folder, flags)
-    flags = [*flags, "--run-dir", str(folder)]
-    if place.runtime == "cpu":
-        words, environment = cpu.command(plan.processes, flags)
-    else:
-        words, environment = local.command(plan.processes, flags, place.uuids or None)
-    saves = plan.grace_seconds is not None
-    if saves:
-        environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
-    set_here = [f"{name}={value}" for name, value in environment.items()]
-    typed = shlex.join([*set_here, *plan.settings.engine_switches, *words])
-
-    def start(run: str) -> Started:
-        return LocalProcess(words, environment | {lock.VARIABLE: run}, saves=saves)
-
-    return Prepared(words, typed, start)
-
-
-def container_of(plan: Plan, folder: Path, flags: list[str]) -> Container:
-    """What the engine is asked for. Raises UsageError where a folder cannot be mounted."""
-    from playbook.launch.container import spec
-
-    place = plan.place
-    return spec.training(
-        plan.settings,
-        folder,
-        flags,
-        image=place.image,
-        image_path=place.found.path if place.found else "",
-        gpu=place.uuids or spec.PLACEHOLDER,
-        processes=plan.processes,
-        engine=place.kind,
-    )
-
-
-def _in_container(plan: Plan, folder: Path, flags: list[str]) -> Prepared:
-    from playbook.launch.container import container_process, spec
-
-    asked = container_of(plan, folder, flags)
-    words = asked.docker_run()
-
-    def start(run: str) -> Started:
-        assert plan.place.engine is not None
-        named = replace(asked, environment=asked.environment | {lock.VARIABLE: run})
-        started = container_process.ContainerProcess.start(plan.place.engine, named, folder)
-        started.grace_seconds = plan.grace_seconds or started.grace_seconds
-        return started
-
-    return Prepared(words, spec.script(asked, words), start)
 
 
 def git_commit() -> str | None:

@@ -6,12 +6,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from playbook.campaign import ablation
+from playbook.campaign import ablation, ablation_report
 from playbook.campaign.ablation import Ablation
 from playbook.compare import arms, run_figures, stats
 from playbook.compare.model import Comparison
 from playbook.profile import breakdown
-from playbook.report import ablation_report, export, wording
+from playbook.report import export, wording
 from playbook.report.canvas import Runs
 from playbook.report.terminal import joined
 from pretraining.record import run_folder

@@ -165,7 +165,8 @@ def _pictures(published: Published, folder: Path) -> list[Picture]:
     if not published.result:
         return []
     report.prepare_matplotlib()
-    from playbook.report import ablation_report, plots, svg
+    from playbook.campaign import ablation_report
+    from playbook.report import plots, svg
 
     if isinstance(published.result, Ablation):
         with svg.style():

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from playbook.campaign import ablate_job, ablation
+from playbook.campaign import ablate_job, ablation, ablation_report
 from playbook.campaign.ablation import BF16, WHOLE, Variant
 from playbook.cli import train
 from playbook.plan.gpus import Gpu
 from playbook.plan.place import Place
 from playbook.record import loading
-from playbook.report import ablation_report
 from pretraining.errors import UsageError
 from pretraining.record import code_state
 from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, words_in

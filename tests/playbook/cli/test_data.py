@@ -11,7 +11,7 @@ def test_a_killed_script_ran_out_of_memory(monkeypatch, capsys, tmp_path: Path) 
     """With threads nothing is left that could say so."""
     (tmp_path / "killed.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     monkeypatch.setattr(data, "SCRIPT", tmp_path / "killed.py")
-    monkeypatch.setattr(data.local, "python", lambda: sys.executable)
+    monkeypatch.setattr(data.local_python, "python", lambda: sys.executable)
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert data.run(["--runtime", "local", "--input", "x.jsonl", "--tokenizer", "bytes"]) == 137

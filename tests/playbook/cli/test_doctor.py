@@ -26,7 +26,7 @@ def examine(monkeypatch, tmp_path, capsys):
     """`examine(machine, flags...)`: exit code and the checks by name."""
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(doctor.local, "inside_container", lambda: False)
+    monkeypatch.setattr(doctor.local_python, "inside_container", lambda: False)
 
     read = gpus.read
 
@@ -106,7 +106,7 @@ def bare_metal(examine, monkeypatch, tmp_path):
         if versions is not None:
             python.write_text(f"#!/bin/sh\necho '{json.dumps(versions)}'\n")
             python.chmod(0o755)
-        monkeypatch.setattr(doctor.local, "python", lambda: str(python))
+        monkeypatch.setattr(doctor.local_python, "python", lambda: str(python))
         return examine(recorded.STATION, "--runtime", "local", *flags)
 
     return run

@@ -26,7 +26,7 @@ def check(monkeypatch, tmp_path: Path, capsys):
     """`check(machine, "--dry-run")`: exit code and what was said."""
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     monkeypatch.setenv("HF_TOKEN", "hush")
-    monkeypatch.setattr(place.local, "inside_container", lambda: False)
+    monkeypatch.setattr(place.local_python, "inside_container", lambda: False)
     read = gpus.read
 
     def run(machine, *flags: str) -> tuple[int, str, str]:
@@ -76,7 +76,7 @@ def test_its_exit_code_is_the_scripts_and_no_empty_folder_stays(check, monkeypat
     station = gpus.read(recorded.RecordedNvml(recorded.STATION)).gpus
     where = Place("container", gpu=station[1], image="x", found=Image("x", "sha256:1", "/bin", 1))
     monkeypatch.setattr(place, "choose", lambda *asked: where)
-    monkeypatch.setattr(place, "prepare", lambda place, runs: place)
+    monkeypatch.setattr("playbook.launch.container.prepare.ready", lambda place, runs: place)
     monkeypatch.setattr("shutil.which", lambda name: name)
 
     def foreground(command: list[str]) -> int:

@@ -458,9 +458,7 @@ def test_without_a_gpu_the_cpu_wheel_is_taken_by_itself(
     (tmp_path / "plain").mkdir()
     make_wheel(tmp_path / "plain", "torch", "9.9", module="torch")
     (root / "requirements" / "cpu.txt").write_text(f"--find-links {tmp_path / 'plain'}\ntorch==9.9\n")
-    code = (
-        "from playbook.plan import gpus; from playbook.common import torch_index\ngpus.in_the_machine = lambda: False\n"
-    )
+    code = "from playbook.common import pci, torch_index\npci.in_the_machine = lambda: False\n"
     code += f"torch_index.CPU_WHEELS = {there.url!r}"
     free = {"PIP_NO_INDEX": "", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", "NO_PROXY": "127.0.0.1"}
     said = set_up("cpu", code, **free)
@@ -489,7 +487,7 @@ def test_else_pips_own_index_and_why(index, tmp_path: Path, monkeypatch, how, gp
         monkeypatch.setenv(name, value.format(folder=tmp_path))
     there = index(how)
     monkeypatch.setattr(torch_index, "CPU_WHEELS", there.url)
-    monkeypatch.setattr(torch_index.gpus, "in_the_machine", lambda: gpu)
+    monkeypatch.setattr(torch_index.pci, "in_the_machine", lambda: gpu)
     found = torch_index.choose(Path(sys.executable))
     assert (found.url, found.by_itself) == (variables.get("TORCH_INDEX"), False)
     assert says in found.why and ("up to 4.7 GB" in found.why or found.url)

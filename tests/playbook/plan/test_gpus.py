@@ -10,8 +10,8 @@ import pynvml
 import pytest
 
 from playbook.cli import train
-from playbook.launch import local
-from playbook.plan import gpus
+from playbook.common import pci
+from playbook.plan import gpus, local_python
 from pretraining.errors import UsageError
 from pretraining.request.precisions import PRECISIONS
 
@@ -121,7 +121,7 @@ def test_emulation_stands_in_for_nvfp4_beside_what_is_native() -> None:
 def test_every_precision_is_checked_before_anything_trains(monkeypatch, tmp_path, job, refused, visible) -> None:
     inventory = read(recorded.H200)
     monkeypatch.setattr(gpus, "read", lambda: inventory)
-    monkeypatch.setattr(local, "check", lambda: None)
+    monkeypatch.setattr(local_python, "check", lambda: None)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inventory.gpus[0].uuid if visible == "GPU-" else visible)
     with pytest.raises(UsageError, match=refused):
@@ -171,7 +171,7 @@ def test_the_only_gpu_off_the_bus_is_a_problem_and_never_a_cpu_run() -> None:
 
 
 def test_no_driver_and_no_gpu_is_no_problem(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(pci, "PCI_DEVICES", tmp_path)
     assert read(fails=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND) == gpus.Inventory()
 
 
@@ -182,7 +182,7 @@ def on_the_bus(tmp_path, monkeypatch) -> None:
     device.mkdir()
     (device / "vendor").write_text("0x10de\n")
     (device / "class").write_text("0x030200\n")
-    monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(pci, "PCI_DEVICES", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_every_error_of_the_driver_has_its_own_remedy(on_the_bus, code: int, cau
 
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_GPU_IS_LOST])
 def test_errors_that_only_a_gpu_gives_need_no_other_proof(tmp_path, monkeypatch, code: int) -> None:
-    monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(pci, "PCI_DEVICES", tmp_path)
     assert read(fails=code).problem
     assert not read(fails=pynvml.NVML_ERROR_UNKNOWN).problem
 

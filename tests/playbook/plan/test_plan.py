@@ -13,6 +13,7 @@ import pytest
 
 from playbook.cli import train
 from playbook.launch.container import image
+from playbook.launch.start import prepare
 from playbook.plan import plan
 from playbook.plan.place import Choice, Place
 from pretraining.record import code_state, run_folder
@@ -130,7 +131,7 @@ def test_every_other_switch_of_transformer_engine_is_other_work(monkeypatch, tmp
     said = ["NVTE_FUSED_ATTN=0", "NVTE_NVFP4_4OVER6=weights"]
     assert made.request() == {**before.request(), "engine_switches": said}
     assert made.choices["Transformer Engine"] == Choice(" ".join(said), "set in the environment")
-    assert f" {' '.join(said)} " in plan.prepare(made, tmp_path, []).typed
+    assert f" {' '.join(said)} " in prepare(made, tmp_path, []).typed
     assert "hf_secret" not in json.dumps(made.described([]))
 
 

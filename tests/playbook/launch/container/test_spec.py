@@ -260,8 +260,8 @@ def container_precision():
 def test_auto_with_a_gpu(inside, bridge, expected, monkeypatch) -> None:
     from playbook.plan import gpus
 
-    monkeypatch.setattr(place.local, "inside_container", lambda: inside)
-    monkeypatch.setattr(place.local, "has_bridge", lambda: bridge)
+    monkeypatch.setattr(place.local_python, "inside_container", lambda: inside)
+    monkeypatch.setattr(place.local_python, "has_bridge", lambda: bridge)
     found = gpus.Inventory((gpus.Gpu(0, GPU, "NVIDIA GB300", (10, 3), 288 * 10**9),))
     assert place._runtime("auto", found)[0] == expected
 

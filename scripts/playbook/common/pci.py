@@ -1,0 +1,20 @@
+"""The PCI bus, which tells of a GPU without driver and without packages."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+_NVIDIA = "0x10de"
+_DISPLAY_CLASS = "0x03"
+
+
+def in_the_machine() -> bool:
+    """Whether the PCI bus has an NVIDIA GPU, driver or not."""
+    for device in PCI_DEVICES.glob("*"):
+        with contextlib.suppress(OSError):
+            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
+            if vendor == _NVIDIA and kind.startswith(_DISPLAY_CLASS):
+                return True
+    return False

@@ -56,6 +56,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from pretraining.record import checkpoint
     from pretraining.run import run_facts
     from pretraining.run.profiling import Profiler
+    from pretraining.run.sequence_losses import SequenceLosses
     from pretraining.run.telemetry import Telemetry
 
     checkpoint.guard()
@@ -99,9 +100,15 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         run.folder, on_start, saving.end if chosen.save else lambda: None, saving.instead_of_raising
     )
     step = plugin.forward_step(forward_step) if plugin else forward_step
-    profiler = [Profiler(chosen, run.folder, on_gpu=on_gpu)] if chosen.profile and run.rank == 0 else []
+    callbacks = [run.telemetry, *(plugin.callbacks if plugin else ())]
+    if chosen.evaluate:
+        losses = SequenceLosses(run.folder)
+        step = losses.forward_step(step)
+        callbacks.append(losses)
+    if chosen.profile and run.rank == 0:
+        callbacks.append(Profiler(chosen, run.folder, on_gpu=on_gpu))
     with ending.asked_for(config.train, run):
-        pretrain(config, step, callbacks=[run.telemetry, *(plugin.callbacks if plugin else ()), *profiler])
+        pretrain(config, step, callbacks=callbacks)
     if chosen.trains and run.telemetry.iterations < chosen.train_iters:
         raise EndedEarly(run.telemetry.iterations, chosen.train_iters)
 

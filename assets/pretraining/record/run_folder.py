@@ -6,6 +6,8 @@
         metrics.jsonl     training   one line an iteration or evaluation, flushed as it goes
         device.jsonl      sampler    memory and power of the devices, one line a second; of a second machine
                                      device-<its first rank>.jsonl
+        sequences.jsonl   training   of an evaluation, one line a sequence: its split, a name made of its tokens, its
+                                     loss in nats a token; of a second replica sequences-<its number>.jsonl
         train.log         training   everything that was printed
         job.json          launcher   of a job on a cluster: its number, script and host
         ranks/0003.log    training   the same of one process, where there are several
@@ -50,6 +52,7 @@ JOB = "job.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "device.jsonl"
+SEQUENCES = "sequences.jsonl"
 LOG = "train.log"
 RANK_LOGS = "ranks"
 CONFIG = "config.yaml"
@@ -159,8 +162,17 @@ def has_checkpoint(folder: Path) -> bool:
 
 def samples_of(rank: int | str) -> str:
     """The file of samples that the machine writes whose first rank this is."""
-    stem, ending = SAMPLES.split(".")
-    return SAMPLES if rank == 0 else f"{stem}-{rank}.{ending}"
+    return _numbered(SAMPLES, rank)
+
+
+def sequences_of(replica: int | str) -> str:
+    """The file of the sequences that a replica of the model evaluates."""
+    return _numbered(SEQUENCES, replica)
+
+
+def _numbered(name: str, number: int | str) -> str:
+    stem, ending = name.split(".")
+    return name if number == 0 else f"{stem}-{number}.{ending}"
 
 
 def run_name(precision: str, model: str) -> str:

@@ -125,6 +125,7 @@ LINE: Shape = {
     **dict.fromkeys(("loss", "step_time_s", "grad_norm", "learning_rate", "time"), _NUMBER),
     "skipped": FLAG,
 }
+SEQUENCE: Shape = {"split": TEXT, "sequence": TEXT, "loss": _NUMBER, "tokens": COUNT}
 SAMPLE: Shape = {"time": _NUMBER, "device": NAME, "used_bytes": _COUNT, "process_bytes": _COUNT, "power_w": _NUMBER}
 
 

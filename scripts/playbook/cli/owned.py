@@ -43,7 +43,7 @@ _JSON = r"(?:plan|job|environment|outcome|profile)\.json|config\.yaml"
 RUN = Layout(
     _pattern(
         rf"(?:{_JSON})|\.(?:{_JSON})\.[0-9a-f]+",  # and what a killed process was about to rename
-        r"(?:metrics|device(?:-\d+)?)\.jsonl(?:\.gz)?|trace\.json\.gz|train\.log|ranks/\d+\.log|\.lock|\.launcher",
+        r"(?:metrics|(?:device|sequences)(?:-\d+)?)\.jsonl(?:\.gz)?|trace\.json\.gz|train\.log|ranks/\d+\.log|\.lock|\.launcher",
         r"checkpoints/latest_[a-z_]+\.(?:txt|pt)",
         r"checkpoints/iter_\d+/(?:\.metadata|[^/]+\.(?:distcp|pt|json|yaml))(?:\.tmp)?|checkpoints/iter_\d+/tokenizer/[^/]+",
         r"tensorboard/(?:.+/)?events\.out\.tfevents\.[^/]+",

@@ -138,7 +138,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_options_name(recorded, opti
         ("nvfp4", "iters=10", "there is no option iters: did you mean ITERS?"),
         ("compare", "REPEATS=3", "there is no option REPEATS: did you mean REPEAT?"),
         ("nvfp4", "REPEAT=3", "make nvfp4 takes no REPEAT: make compare does; make help-nvfp4 lists"),
-        ("logs", "RUNS=x", "make logs takes no RUNS: make compare does; did you mean RUN?"),
+        ("logs", "RUNS=x", "make logs takes no RUNS: compare, eval do; did you mean RUN?"),
         ("nvfp4", "PRECISION=fp8", "make nvfp4 takes no PRECISION: make train PRECISION=fp8 trains in it"),
         ("history", "DRY_RUN=1", "make history takes no DRY_RUN: "),
         ("nvpf4", "ITERS=1", "there is no target nvpf4: did you mean make nvfp4?"),

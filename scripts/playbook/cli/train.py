@@ -37,6 +37,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--auto-split", action="store_true", help="the smallest tensor and pipeline sizes that fit")
     flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
     flags.add_argument("--run", metavar="NAME", help="the run to attach to, stop, evaluate, export or look into")
+    flags.add_argument(
+        "--checkpoints", nargs="+", metavar="NAME", help="runs to evaluate by one evaluator, on one text"
+    )
     flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
     flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
     flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
@@ -85,7 +88,10 @@ def run(arguments: list[str] | None = None) -> int:
         args.profile = PROFILED if args.profile is None else args.profile
         if args.train_iters is None and args.config is None:
             args.train_iters = BEFORE_PROFILED + args.profile
-    if args.job in ("eval", "export"):
+    several = args.job == "eval" and bool(args.checkpoints)
+    if several:
+        args.precision = settings.asked_precision(args) or "bf16"
+    elif args.job in ("eval", "export"):
         earlier_run.of_run(args)
     elif args.resume:
         earlier_run.like_run(args, earlier_run.folder_of(args.resume, args.runs))
@@ -98,6 +104,10 @@ def run(arguments: list[str] | None = None) -> int:
     where = place.choose(wanted(args), *map(find_precision, precisions))
     if args.job == "shell":
         return _shell(args, where)
+    if several:
+        from playbook.campaign import eval_job  # whose libraries take a second to import
+
+        return eval_job.evaluate(args, where, _plan, _show_dry)
     if args.job == "ablate":
         from playbook.campaign import ablate_job  # whose libraries take a second to import
 

@@ -123,7 +123,7 @@ _ALL = (
     _switch("YES", "--yes", "do not ask"),
     _switch("FRESH", "--fresh", "train again, whatever finished runs there are"),
     _switch("FORCE", "--force", "compare runs that did not do the same work; the result says so"),
-    Option("RUNS", "", "NAMES", "compare these and train nothing: run folders, their names, or logs", kind=NAMES),
+    Option("RUNS", "", "NAMES", "train nothing, and compare or evaluate these: folders, names, or logs", kind=NAMES),
     Option("SEEDS", "--seeds", "'N M'", "of an ablation: a run of each variant with each", "'1234 1235'"),
     Option("RUN", "--run", "NAME", "the run that is meant: its folder, or that folder's name"),
     Option("INPUT", "--input", "FILES", "files or patterns of JSONL, text or Parquet, .gz and .zst too"),

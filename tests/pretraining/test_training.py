@@ -325,6 +325,10 @@ def test_evaluating_a_checkpoint_trains_nothing(others, runs) -> None:
     expected = [line["loss"] for line in before.evaluations]
     assert [line["loss"] for line in run.evaluations] == pytest.approx(expected, abs=0.05)  # of other batches
     assert not (folder / run_folder.CHECKPOINTS).exists()
+    by_sequence = [json.loads(line) for line in (folder / run_folder.SEQUENCES).read_text().splitlines()]
+    for line in run.evaluations:
+        losses = {each["sequence"]: each["loss"] for each in by_sequence if each["split"] == line["split"]}
+        assert len(losses) > 10 and sum(losses.values()) / len(losses) == pytest.approx(line["loss"], abs=1e-5)
 
 
 def test_exported_weights_are_those_of_the_checkpoint(others, in_python) -> None:

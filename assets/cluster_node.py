@@ -9,6 +9,7 @@ checkpoint of the attempts before it. Exit codes are the training's; the attempt
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -69,7 +70,10 @@ def unseen(flags: list[str]) -> str | None:
 
 def _datasets(data: str) -> list[str]:
     """The files behind the words of `blends.py`, whose own reader would stop at the first that is missing."""
-    prefixes = [word.rpartition("=")[2] for word in shlex.split(data)]
+    prefixes = [data]  # which alone is not quoted
+    if not Path(data).parent.is_dir():
+        with contextlib.suppress(ValueError):  # a quotation mark in a folder that is missing
+            prefixes = [word.rpartition("=")[2] for word in shlex.split(data)]
     return [f"{prefix}{end}" for prefix in prefixes if prefix.startswith("/") for end in (".bin", ".idx")]
 
 

@@ -159,7 +159,7 @@ def instructions(tmp_path_factory) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
     for name, count in (("training", 64), ("validation", 16)):
         lines = [json.dumps({"input": f"What is {n}+{n}?", "output": f"It is {2 * n}."}) + "\n" for n in range(count)]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
+        (folder / f"{name}.jsonl").write_text("".join([lines[0], "\n", *lines[1:]]))  # with a blank line
     return folder
 
 

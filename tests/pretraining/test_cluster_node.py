@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import cluster_node
 from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Verdict
 
@@ -60,3 +61,21 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, project: Path) -> No
         )  # fmt: skip
     assert ended.returncode == 2 and "is in use by process" in ended.stderr and ended.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "prefixes"),
+    [
+        ("o'brien", "{}/x", ["{}/x"]),
+        ("my corpus", "{}/x", ["{}/x"]),
+        ("a=b", "{}/x", ["{}/x"]),
+        ("data", "0.7 {0}/x 0.3 {0}/y", ["{}/x", "{}/y"]),
+        ("data", "train={0}/x valid='{0}/my y'", ["{}/x", "{}/my y"]),
+        ("data", "{}/gone/o'brien/x", ["{}/gone/o'brien/x"]),
+    ],
+)
+def test_the_files_that_a_node_must_see(tmp_path: Path, name: str, words: str, prefixes: list[str]) -> None:
+    (tmp_path / name).mkdir()
+    folder = str(tmp_path / name)
+    expected = [f"{prefix.format(folder)}{end}" for prefix in prefixes for end in (".bin", ".idx")]
+    assert cluster_node.unseen(["--data", words.format(folder)]) == f"--data: {', '.join(expected)}"

@@ -16,7 +16,7 @@ HEAD = 2**16  # bytes to look at
 
 
 class Format(NamedTuple):
-    """A kind of file that is told by fixed bytes.
+    """A kind of file that is told by fixed bytes, or one of several.
 
     Attributes:
         what: in words.
@@ -25,7 +25,7 @@ class Format(NamedTuple):
     """
 
     what: str
-    begins: bytes
+    begins: bytes | tuple[bytes, ...]
     mend: str = ""
     at: int = 0
 
@@ -48,7 +48,7 @@ _ROWS_OF_CSV = (
 
 COMPRESSIONS = {
     "gzip": Format("gzip", b"\x1f\x8b", "gzip -dc < FILE > NEW"),
-    "zstd": Format("zstd", b"\x28\xb5\x2f\xfd", "zstd --long=31 -dc < FILE > NEW"),
+    "zstd": Format("zstd", (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"), "zstd --long=31 -dc < FILE > NEW"),
     "bzip2": Format("bzip2", b"1AY&SY", "bzip2 -dc < FILE > NEW", 4),
     "xz": Format("xz", b"\xfd7zXZ\0", "xz -dc < FILE > NEW"),
 }
@@ -67,6 +67,7 @@ _FORMATS = (
     Format("a 7z archive", b"7z\xbc\xaf\x27\x1c", "7z x FILE"),
     Format("a RAR archive", b"Rar!\x1a\7", "unrar x FILE"),
     Format("lz4", b"\4\x22\x4d\x18", "lz4 -dc < FILE > NEW"),
+    Format("lzma", b"\x5d\0\0", "xz --format=lzma -dc < FILE > NEW"),
     Format("snappy", b"\xff\6\0\0sNaPpY", "snzip -dc < FILE > NEW"),
     Format("an LZW file of `compress`", b"\x1f\x9d", "gzip -dc < FILE > NEW"),
     Format("an Arrow file", b"ARROW1", _ROWS_OF_ARROW),
@@ -87,7 +88,6 @@ _ENCODINGS = (
 )
 _SEPARATORS = ((",", "CSV", ""), ("\t", "TSV", ', delimiter="\\t"'), (";", "CSV", ', delimiter=";"'))
 _WEB_PAGES = ("<!doctype html", "<html", "<head", "<body")
-_XML = ("<?xml", "<error")
 
 
 def compression(head: bytes) -> str:
@@ -137,7 +137,8 @@ def fault(path: Path, head: bytes, kind: str | None, compression: str = "", *, a
         return f"{path} is binary (it begins with {head[:8]!r}), and neither text nor JSON lines"
     text = _text(head)
     start = text[:16].lower()
-    if what := "a web page" if start.startswith(_WEB_PAGES) else "XML" if start.startswith(_XML) else "":
+    if start.startswith(_WEB_PAGES) or (start[:1] == "<" and (start.startswith("<?xml") or kind != "text")):
+        what = "a web page" if start.startswith(_WEB_PAGES) else "XML or a web page"
         return (
             f"{path} is {what}, as a server sends in place of a file: download it again, with `curl --fail -L`"
             f"{'' if kind == 'jsonl' else '; if it is the text you mean, say --format text (ARGS=)'}"

@@ -50,7 +50,7 @@ def set_field(config: ConfigContainer, name: str, value: Any) -> Any:
         first = {last: value} if depth + 1 == len(path) else {}
         owner = _entered(config, owner, part, ".".join(path[: depth + 1]), first)
     if isinstance(owner, dict):
-        owner[last] = _converting(name, value, Any)
+        owner[last] = _converting(name, value, Any, owner.get(last))
         return owner[last]
     _check_name(config, owner, last, name)
     _check_preset(config, path[0] if path else "", last)
@@ -61,9 +61,17 @@ def set_field(config: ConfigContainer, name: str, value: Any) -> Any:
 
 def _converting(name: str, value: Any, hint: Any, current: Any = None) -> Any:
     try:
-        return convert(hint, value, current)
+        found = convert(hint, value, current)
     except ValueError as error:
         raise UsageError(f"{name}={value}: {error}") from None
+    return _merged(current, found) if isinstance(value, overrides.Word) else found
+
+
+def _merged(current: Any, value: Any) -> Any:
+    """A dict's keys changed and the others kept, as Hydra does; anything else is replaced."""
+    if not (isinstance(current, dict) and isinstance(value, dict)):
+        return value
+    return {**current, **{name: _merged(current.get(name), each) for name, each in value.items()}}
 
 
 def as_override(value: Any) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretraining.data import contents
 from pretraining.errors import UsageError
 from pretraining.megatron import plugin
 from pretraining.request import overrides
@@ -91,6 +92,8 @@ def read(path: Path) -> ConfigFile:
     """
     import yaml
 
+    if wrong := contents.pointer(path):
+        raise UsageError(f"--config {wrong}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, UnicodeDecodeError) as error:

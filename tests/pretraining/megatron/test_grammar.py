@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,6 +147,21 @@ def test_what_is_written_is_read_again(value: Any) -> None:
 @pytest.mark.parametrize("text", ["12", "null", "None", "a b", " a", "it's", "'a'", "[a]", "9999,8,2", "café", ""])
 def test_text_of_a_field_is_read_again(text: str) -> None:
     assert converted(str | None, fields.as_override(text)) == text
+
+
+def test_a_dict_changes_the_keys_that_it_names() -> None:
+    """As Hydra does. YAML's, of a file, is the whole."""
+
+    @dataclass
+    class Config:
+        mixed_precision: None = None
+        given: dict[str, Any] = field(default_factory=lambda: {"a": 1, "b": {"c": 2, "d": 3}})
+
+    assert fields.set_field(Config(), "given", overrides.Word("{b: {c: 4}, e: 5}")) == {
+        **{"a": 1, "b": {"c": 4, "d": 3}, "e": 5},
+    }
+    assert fields.set_field(Config(), "given.b", overrides.Word("{c: 4}")) == {"c": 4, "d": 3}
+    assert fields.set_field(Config(), "given.b", {"c": 4}) == {"c": 4}
 
 
 @pytest.mark.parametrize(

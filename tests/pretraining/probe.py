@@ -46,8 +46,8 @@ def main() -> None:
     questions = (
         configs.presets, configs.missing_recipes, configs.splits, configs.gpu_configs,
         configs.refusal_of_too_few_processes, models.arithmetics, models.product_logits, models.bridge_logits,
-        models.on_meta, configs.copied_to_mlflow, configs.megatrons_footprints, configs.overridden, configs.undone,
-        configs.split_weights, configs.config_files, configs.plugins,
+        models.on_meta, models.providers, configs.copied_to_mlflow, configs.megatrons_footprints, configs.overridden,
+        configs.undone, configs.split_weights, configs.config_files, configs.plugins,
     )  # fmt: skip
     answers = {question.__name__: answered(question) for question in questions}
     (configs.FOLDER / "answers.json").write_text(json.dumps(answers, indent=1, default=str))

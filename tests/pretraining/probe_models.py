@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pretraining.errors import UsageError
 from pretraining.megatron import cpu, weights
-from pretraining.request import models
+from pretraining.request import models, pretrained
 
 TOKENS = 384
 
@@ -84,6 +83,7 @@ def product_logits() -> dict[str, float]:
     with torch.no_grad():
         expected = theirs(tokens).logits
         in_bf16 = logits(ours, tokens)
+        losses = [refused_loss(ours, folder), refused_loss(ours, folder, 1.01)]
         for module in ours.modules():
             vars(module).pop("_forward_impl", None)  # Megatron's own float32 product again
         return {
@@ -91,20 +91,33 @@ def product_logits() -> dict[str, float]:
             "difference": (logits(ours, tokens) - expected).abs().max().item(),
             "bf16": (in_bf16 - expected).std().item(),
             "came back": came_back(theirs, FOLDER / "again", tokens),
-            "losses": [refused_loss(ours, folder), refused_loss(ours, folder, lambda: ours.decoder.final_layernorm)],
+            "losses": losses,
             "their bf16": (theirs.bfloat16()(tokens).logits.float() - expected).std().item(),
         }
 
 
-def refused_loss(ours: GPTModel, folder: Path, norm: Callable[[], torch.nn.Module] | None = None) -> str:
-    """What is said of the loss of a known text, where a norm is a hundredth too large; "" for nothing."""
-    if norm:
-        norm().weight.mul_(1.01)
+def refused_loss(ours: GPTModel, folder: Path, factor: float = 1.0) -> str:
+    """What is said of the loss of a known text, where a norm is so many times Hugging Face's; "" for nothing."""
+    ours.decoder.final_layernorm.weight.mul_(factor)
     try:
         weights.compare_losses([ours], str(folder))
     except UsageError as error:
         return str(error)
+    finally:
+        ours.decoder.final_layernorm.weight.div_(factor)
     return ""
+
+
+def providers() -> dict[str, Any]:
+    """Of each Llama as Megatron-Bridge builds it: what no Hugging Face config can say, and whether it is its own."""
+    answer = {}
+    for model in models.MODELS.values():
+        if model.hf_config["model_type"] == "llama":
+            built = vars(AutoBridge.from_hf_pretrained(str(model.hf_folder)).to_megatron_provider(load_weights=False))
+            found = pretrained.computed(pretrained.asked_for(model, built), model.hf_config)
+            same = found == pretrained.computed(model.hf_config, model.hf_config)
+            answer[model.name] = [pretrained.without_a_place(built), same]
+    return answer
 
 
 def came_back(theirs: LlamaForCausalLM, folder: Path, tokens: torch.Tensor) -> dict[str, bool]:

@@ -54,7 +54,7 @@ def _config_of(chunks: list[GPTModel], model: Model) -> dict[str, Any]:
 
 
 def compare_losses(chunks: list[GPTModel], folder: str) -> None:
-    """Where it costs little, which is on the CPU: the loss of a known text is the one that Transformers computes.
+    """Where it costs little, a small model on the CPU: the loss of a known text is the one that Transformers computes.
 
     Both in float32, so that what is compared is the model and not the precision that it will train in.
 
@@ -66,8 +66,7 @@ def compare_losses(chunks: list[GPTModel], folder: str) -> None:
 
     ours = chunks[0]
     whole = len(chunks) == 1 and torch.distributed.get_world_size() == 1
-    parameters = list(ours.parameters())
-    if not (whole and parameters[0].device.type == "cpu" and sum(p.numel() for p in parameters) <= _MOST_COMPARED):
+    if not (whole and _emulated(ours) and sum(each.numel() for each in ours.parameters()) <= _MOST_COMPARED):
         return
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.tensor([[byte % theirs.config.vocab_size for byte in _KNOWN_TEXT]])
@@ -82,10 +81,15 @@ def compare_losses(chunks: list[GPTModel], folder: str) -> None:
     print(f"--from {folder}: loss of a known text {found:.4f}, in Transformers {expected:.4f}", flush=True)
 
 
+def _emulated(model: GPTModel) -> list[torch.nn.Module]:
+    """The layers of the CPU runtime."""
+    return [each for each in model.modules() if "_forward_impl" in vars(each)]
+
+
 @contextlib.contextmanager
 def _in_float32(model: GPTModel) -> Iterator[None]:
     """Within: the CPU's layers compute Megatron's own float32 products, and nothing drops out."""
-    emulated = [(each, vars(each).pop("_forward_impl")) for each in model.modules() if "_forward_impl" in vars(each)]
+    emulated = [(each, vars(each).pop("_forward_impl")) for each in _emulated(model)]
     training = model.training
     model.eval()
     try:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pretraining.data import contents
 from pretraining.errors import UsageError
 
 INDEX = "model.safetensors.index.json"
@@ -24,7 +25,6 @@ _BITS = {
     "F4": 4,
 }
 _BY_FIRST_BYTES = (
-    (rb"version https://git-lfs", "a Git LFS pointer and not the file: `git lfs pull` in its folder fetches that"),
     (rb"\s*<(!doctype|html|\?xml|head)", "a web page and no file of a model: log in or accept its licence, then again"),
     (rb"PK\x03\x04|\x80[\x02-\x05]", "a pickle of PyTorch, whatever its name: convert it with `save_pretrained`"),
     (rb"GGUF", "a GGUF file: take the Hugging Face folder that it was made from"),
@@ -66,10 +66,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except json.JSONDecodeError as error:
-        what = _what(content) or f"not JSON at line {error.lineno} column {error.colno}: {error.msg}"
-        raise UsageError(f"{path} is {what}") from error
+        raise _other(path, content, f"not JSON at line {error.lineno} column {error.colno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is {_what(content) or 'not JSON in UTF-8'}") from error
+        raise _other(path, content, "not JSON in UTF-8") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} holds a {type(found).__name__} and no JSON object")
     return found
@@ -114,16 +113,16 @@ def _read(path: Path, most: int = -1) -> bytes:
         with path.open("rb") as file:
             content = file.read(most)
     except OSError as error:
-        why = f"a link to {path.readlink()}, which is missing" if path.is_symlink() else error.strerror
-        raise UsageError(f"{path} cannot be read: {why}") from error
+        raise UsageError(contents.pointer(path) or f"{path} cannot be read: {error.strerror}") from error
     if not content:
         raise UsageError(f"{path} is empty (0 bytes): download it again")
     return content
 
 
-def _what(content: bytes) -> str:
-    """What a file is by its first bytes, "" where that is not known."""
-    return next((what for first, what in _BY_FIRST_BYTES if re.match(first, content[:512], re.IGNORECASE)), "")
+def _other(path: Path, content: bytes, else_: str) -> UsageError:
+    """What a file is by its first bytes, or `else_` where that is not known."""
+    known = (what for first, what in _BY_FIRST_BYTES if re.match(first, content[:512], re.IGNORECASE))
+    return UsageError(contents.pointer(path) or f"{path} is {next(known, else_)}")
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -158,7 +157,7 @@ def _header(path: Path) -> dict[str, Tensor]:
         held = sum(_bytes_of(each) for each in found.values())
         last = max((each.end for each in found.values()), default=0)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{path} is {_what(start) or 'no safetensors file, or a damaged one'}") from error
+        raise _other(path, start, "no safetensors file, or a damaged one") from error
     if size != 8 + length + last or held != last:
         cut = "cut short" if size < 8 + length + last else "damaged"
         raise UsageError(f"{path} is {cut}: {size:,} of {8 + length + last:,} bytes; download it again")

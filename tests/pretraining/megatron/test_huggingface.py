@@ -26,6 +26,13 @@ def test_the_loss_of_a_known_text_is_compared_before_training(megatron) -> None:
     assert "a known text has a loss of" in other and other.endswith("what trains is not this model")
 
 
+def test_every_llama_is_built_as_its_config_says(megatron) -> None:
+    """What begins with a folder's weights, or is exported, is compared by these fields."""
+    found = megatron("providers")
+    assert {"tiny", "llama31-8b", "llama3-8b", "llama32-1b"} <= set(found)
+    assert set(map(tuple, found.values())) == {("", True)}
+
+
 def test_emulated_bf16_is_as_near_as_bf16_should_be(megatron) -> None:
     found = megatron("product_logits")
     assert 1e-3 < found["bf16"] < found["their bf16"]  # theirs also keeps the residual stream in BF16

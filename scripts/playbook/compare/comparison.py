@@ -65,6 +65,8 @@ def compare(
         raise NotComparable(void)
     if empty := [found for found in void if found.name == parity.NO_ITERATIONS]:
         raise NotComparable(empty)
+    not_known = [name for name in parity.MUST_BE_KNOWN if name in unchecked]
+    doubt = conclusions.work(void, not_known)
     everything = list(called.values())
     kind = common_memory(everything)
     built = [make_arm(name, runs, kind) for name, runs in measured.items()]
@@ -72,13 +74,13 @@ def compare(
     contrasts = [
         _contrast(arm, base, measured[arm.name], measured[base.name], everything) for arm in built if arm is not base
     ]
-    if not (void or loss_gap.on_mock(everything)):
+    if not (doubt or loss_gap.on_mock(everything)):
         contrasts = [_with_equal_loss(each, built, base, measured, speed_up) for each in contrasts]
-    scope = loss_gap.scope(everything)
+    scope, mock = loss_gap.scope(everything), loss_gap.on_mock(everything)
     return Comparison(
         created=utc_now(),
         forced=bool(void),
-        verdict=conclusions.verdict(built, contrasts, base, forced=bool(void), mock=loss_gap.on_mock(everything)),
+        verdict=conclusions.verdict(built, contrasts, base, doubt=doubt, mock=mock, losses=not not_known),
         arms=built,
         baseline=base.name,
         contrasts=contrasts,
@@ -86,7 +88,9 @@ def compare(
         bigram_entropy=_bigram_entropy(everything),
         differences=differences,
         unchecked=unchecked,
-        warnings=_warnings(built, called, unchecked),
+        not_known=not_known,
+        doubt=doubt,
+        warnings=_warnings(built, called, [name for name in unchecked if name not in not_known]),
         bands=bands.sentences(built, contrasts, base),
         reproduce=reproduce,
     )

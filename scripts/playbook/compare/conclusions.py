@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from playbook.compare import speedup
+from playbook.compare import parity, speedup
 from playbook.compare.intervals import FEWEST_REPEATS
 from playbook.compare.model import Arm, Contrast, Ratio
 from playbook.compare.stats import Figure
 
 
-def verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, forced: bool, mock: bool = False) -> str:
-    """What the comparison comes to. Losses on mock data are no part of it."""
-    by_name = {arm.name: arm for arm in arms}
-    said = [part for each in contrasts for part in _of_contrast(each, by_name[each.candidate], base, mock=mock)]
-    if mock and any(each.training_loss_gap for each in contrasts):
-        said.append("The data is mock: its losses say nothing about accuracy.")
-    if forced:
-        said.insert(0, "Forced: these runs did not do the same work.")
+def work(void: list[parity.Difference], not_known: list[str]) -> str:
+    """Whether the runs did the same work, "" where they did.
+
+    Args:
+        void: what differs, which only a forced comparison has.
+        not_known: the facts of `parity.MUST_BE_KNOWN` that were not checked.
+    """
+    said = []
+    if any(each.name != parity.SETTINGS for each in void):
+        said.append("Forced: these runs did not do the same work.")
+    elif void:
+        said.append("Forced: whether these runs did the same work is not known.")
+    elif not_known:
+        said.append("Whether these runs did the same work is not known.")
+    if not_known:
+        everything = any(each.name == parity.SETTINGS for each in void)
+        names = ", ".join(not_known)
+        said.append(f"Not checked: all settings ({names})." if everything else f"Not checked: {names}.")
     return " ".join(said)
 
 
-def _of_contrast(contrast: Contrast, arm: Arm, base: Arm, *, mock: bool) -> list[str]:
+def verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, doubt: str, mock: bool, losses: bool) -> str:
+    """What the comparison comes to.
+
+    Args:
+        doubt: what `work` says, which comes first.
+        mock: whether the data is, whose losses are no part of it.
+        losses: whether the losses are of the same tokens, as far as the runs tell.
+    """
+    by_name = {arm.name: arm for arm in arms}
+    losses = losses and not mock
+    said = [part for each in contrasts for part in _of_contrast(each, by_name[each.candidate], base, losses=losses)]
+    if mock and any(each.training_loss_gap for each in contrasts):
+        said.append("The data is mock: its losses say nothing about accuracy.")
+    return " ".join(filter(None, [doubt, *said]))
+
+
+def _of_contrast(contrast: Contrast, arm: Arm, base: Arm, *, losses: bool) -> list[str]:
     said = []
     if contrast.step_time:
         said.append(_speed(contrast.step_time, arm, base))
     elif labels := speedup.unusable(arm, base):
         said.append(f"Nothing is said of the speed of {arm.name}: step times of {', '.join(labels)} are unusable.")
-    if contrast.training_loss_gap and not mock:
+    if contrast.training_loss_gap and losses:
         said.append(_loss(contrast.training_loss_gap, arm, base))
     return said
 

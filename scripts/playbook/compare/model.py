@@ -206,6 +206,8 @@ class Comparison:
         scope: one sentence on what these runs can and cannot show.
         differences: facts that differ; those that void a comparison are in one that was forced alone.
         unchecked: facts that were not known of all.
+        not_known: those of them without which nobody can say that the work was the same (`parity.MUST_BE_KNOWN`).
+        doubt: sentences on whether the work was the same; "" where it was. The verdict begins with them.
         warnings: of the comparison as a whole; each run has its own.
         bands: where a run lies against published figures for its hardware, and what usually explains it.
         reproduce: the command that makes this comparison again.
@@ -224,6 +226,8 @@ class Comparison:
     warnings: list[str]
     bands: list[str] = field(default_factory=list)
     reproduce: str = ""
+    not_known: list[str] = field(default_factory=list)
+    doubt: str = ""
     kind: str = KIND
     schema: int = SCHEMA
 

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from playbook.compare.run_figures import Measured
 
 NO_ITERATIONS = "iterations"
+SETTINGS = "settings"
+MODEL_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "vocab_size")
+# Two runs of which one of these is not known may have done other work, whatever else is equal.
+MUST_BE_KNOWN = (*MODEL_SIZES, "sequence_length", "global_batch_size", "seed", "learning_rate", "data")
 ABSENT = "not recorded"
 # What training records only where it is otherwise.
 USUAL = {"finetune": "none: pretraining", "weights": "random", "engine_switches": "none"}
 FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
 
+WHOLE_LOG = "give the log from its start, of several nodes the first node's too in the same file, or the run folder"
 SAME_SETTINGS = "run one of them again with the settings of the other"
 
 
@@ -47,7 +52,7 @@ def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
     """What differs between the first run and any other, and the facts that were not known of all.
 
     A fact missing from a run folder differs, because run folders record all of them; one missing from a raw log is
-    not known, and only named.
+    not known, and only named. A log that gives no size of its model is refused: anything may have run there.
 
     Args:
         runs: by what they are called, in order; two or more.
@@ -125,8 +130,13 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
             if name == "start_iteration":
                 way_out = "one was resumed from a checkpoint; run it again from the start, in a folder of its own"
             differences.append(Difference(name, *values, way_out, of))
-    if not a.run.parity and not b.run.parity:
-        unchecked.append("all settings")
+    if a.is_log or b.is_log:
+        known = facts[0].keys() & facts[1].keys()
+        also = {"data"} if "data_path" in known else set()  # a log names its files, and a record what they hold
+        unchecked += [name for name in MUST_BE_KNOWN if name not in known | also]
+        told = ["known" if each.keys() & set(MODEL_SIZES) else "not in the log" for each in facts]
+        if "not in the log" in told:
+            differences.append(Difference(SETTINGS, *told, WHOLE_LOG, of))
     contexts = [each.run.context for each in (a, b)]
     for name in contexts[0]:
         values = [each.get(name, ABSENT) for each in contexts]

@@ -37,6 +37,7 @@ _SETTINGS = {
     "learning_rate": ["optimizer.lr", "arguments.lr"],
     "min_learning_rate": ["optimizer.min_lr", "arguments.min_lr"],
     "seed": ["rng.seed", "arguments.seed"],
+    "data_path": ["dataset.blend", "dataset.blend_per_split", "dataset.dataset_root", "arguments.data_path"],
 }
 # `[model] fp8_recipe` to the names of pretraining.precision; the summary leaves out "delayed", Megatron-Core's default
 _FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8", "delayed": "fp8_delayed"}

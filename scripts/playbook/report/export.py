@@ -83,7 +83,7 @@ def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str
     """
     parts = [f"<!-- {comparison.kind} -->\n# {escaped(title(comparison))}", f"**{escaped(comparison.verdict)}**"]
     if comparison.forced:
-        parts.append("## Forced: these runs did not do the same work")
+        parts.append(f"## {escaped(comparison.doubt.rstrip('.'))}")
         parts.append("\n".join(f"- {escaped(found)}" for found in comparison.differences if found.void))
     for contrast in comparison.contrasts:
         parts += [f"## {against(comparison, contrast)}", *contrasted(contrast)]

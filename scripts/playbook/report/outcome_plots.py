@@ -154,6 +154,8 @@ def _tokens_a_step(runs: Runs, shown: Sequence[Look]) -> dict[str, int]:
 def _same_tokens(comparison: Comparison, tokens: dict[str, int]) -> str:
     if tokens:
         return "The axis is tokens, because an iteration of one holds more than of another."
+    if comparison.not_known:
+        return "Which tokens each read was not checked."
     if comparison.forced:
         return "Forced: whether both read the same tokens is not known."
     return "Iteration for iteration, all runs read the same tokens."

@@ -33,9 +33,11 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
     out = _Lines(console)
     void = [found for found in comparison.differences if found.void]
     if comparison.forced:
-        out.line("FORCED: these runs did not do the same work. They differ in:", style="bold red")
+        out.line(f"{comparison.doubt.replace('Forced', 'FORCED')} They differ in:", style="bold red")
         for found in void:
             out.line(str(found), indent=2, style="red")
+    elif comparison.doubt:
+        out.line(comparison.doubt, style="bold red")
     for arm in comparison.arms:
         for index, run in enumerate(arm.runs):
             console.print(Text(f"{arm.run_label(index):<2} {run.path}"), soft_wrap=True)
@@ -141,6 +143,7 @@ def _print_contrast(out: _Lines, comparison: Comparison, contrast: Contrast) -> 
     if gap := contrast.training_loss_gap:
         of = "" if several else f" {against};"
         tokens = "not the same work" if comparison.forced else "the same tokens"
+        tokens = "tokens not checked" if comparison.not_known else tokens
         out.item("Loss gap", f"{gap.value:+.2f} %{of} last {gap.count} iterations, {tokens}", style="bold")
     if contrast.validation_loss_gap:
         out.item("Validation gap", f"{contrast.validation_loss_gap.value:+.2f} %", style="bold")

@@ -28,9 +28,9 @@ def spread_out(folder: Path, spread: float) -> Path:
     return folder
 
 
-def compare(*groups: list[Path]) -> tuple[Comparison, dict]:
+def compare(*groups: list[Path], force: bool = False) -> tuple[Comparison, dict]:
     loaded = [[loading.load(path) for path in paths] for paths in groups]
-    return comparison.compare(loaded), dict(zip(arms.names(len(groups)), loaded, strict=True))
+    return comparison.compare(loaded, force=force), dict(zip(arms.names(len(groups)), loaded, strict=True))
 
 
 def everything_said(result: Comparison, runs: dict, folder: Path, capsys) -> dict[str, str]:
@@ -113,8 +113,8 @@ def a_log(folder: Path, name: str, scale: float) -> Path:
     ],
 )
 def test_two_logs_of_unknown_precision_say_which_is_faster(tmp_path: Path, scale: float, words: str) -> None:
-    result, _ = compare([a_log(tmp_path, "a.log", 1.0)], [a_log(tmp_path, "b.log", scale)])
+    result, _ = compare([a_log(tmp_path, "a.log", 1.0)], [a_log(tmp_path, "b.log", scale)], force=True)
     assert {arm.precision for arm in result.arms} == {"unknown precision"}
-    assert result.verdict.startswith(words)
+    assert words in result.verdict
     ratio = result.contrasts[0].step_time
     assert ratio.what == "speed ratio" and ratio.figure.value == pytest.approx(1 / scale)

@@ -163,7 +163,7 @@ def raw_logs() -> Case:
         run = make_run(precision, step, seed=3, used=None)
         facts = known | {"precision": {"name": precision, "arithmetic": "native"}}
         runs.append([replace(run, folder=Path(f"/srv/{precision}.log"), plan={}, environment=facts, evaluations=[])])
-    return compared(*runs, reproduce="")
+    return compared(*runs, reproduce="", force=True)
 
 
 def long(iterations: int = 1_000_000) -> Case:

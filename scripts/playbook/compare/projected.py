@@ -22,6 +22,11 @@ class SpeedUp:
     source: str
     typed: str
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it is that of the playbook's source, NVFP4's over BF16, and of no other pair."""
+        return self.typed == PUBLISHED
+
 
 def speed_up(text: str) -> SpeedUp:
     """The speed-up that `--speed-up` names. Raises ArgumentTypeError where it is none."""

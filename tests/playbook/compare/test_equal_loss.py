@@ -144,6 +144,9 @@ def test_an_emulation_has_a_ratio_and_with_a_number_a_projection() -> None:
     published = between(*arms, EMULATED, "published")
     assert published.effective_speed_up.value == pytest.approx(9.05 / 5.39 / given.tokens.value)
     assert "DGX Station" in published.said[-1]
+    other = between(*(arms[1], arms[0]), EMULATED, "published")
+    assert other.effective_speed_up is None and not other.projected
+    assert "SPEEDUP=published is NVFP4's over BF16" in other.said[-1]
 
 
 def test_native_runs_have_their_own_speed_up() -> None:

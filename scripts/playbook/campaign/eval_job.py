@@ -31,6 +31,8 @@ def of_runs(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
     found: dict[str, argparse.Namespace] = {}
     if args.run:
         raise UsageError("RUN= evaluates one checkpoint and RUNS= several by one evaluator: give one of them")
+    if args.run_dir is not None:
+        raise UsageError("RUNS= makes an evaluation of each run, so it takes no --run-dir")
     for name in args.checkpoints:
         each = argparse.Namespace(**{**vars(args), "run": name})
         earlier_run.of_run(each)

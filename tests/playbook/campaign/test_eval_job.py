@@ -100,6 +100,12 @@ def test_what_is_no_pair_of_runs(make, tmp_path: Path, names: tuple[str, ...], s
         eval_job.of_runs(parsed(tmp_path, *names))
 
 
+@pytest.mark.parametrize(("flag", "said"), [("--run", "RUNS= several by one"), ("--run-dir", "takes no --run-dir")])
+def test_what_is_of_one_run_alone(make, tmp_path: Path, flag: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        eval_job.of_runs(parsed(tmp_path, make("a"), make("b"), flags=(flag, "x")))
+
+
 def test_the_differences_are_said_with_their_intervals(make, tmp_path: Path, monkeypatch, capsys) -> None:
     """The launcher's part: the training is a stand-in that writes what an evaluation does."""
     args = parsed(tmp_path, make("a"), make("b"))

@@ -28,6 +28,7 @@ from pretraining.errors import EndedEarly, UsageError
 from pretraining.megatron import writers
 from pretraining.record import files, run_folder
 from pretraining.request import finetuning, nvfp4_recipe, settings
+from pretraining.request import flags as training_flags
 from pretraining.run import device_monitor, ending, helpers, rendezvous, tee
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def main() -> int:
     """Parse, train, record how it ended. Returns the exit code."""
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
-        args = settings.parser("pretrain_llama.py").parse_args()
+        args = training_flags.parser("pretrain_llama.py").parse_args()
         on_gpu = ending.has_gpu()
         chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
         held = ending.claim_run_dir(chosen)

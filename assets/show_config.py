@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, a
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from pretraining.errors import UsageError
+from pretraining.request import flags as training_flags
 from pretraining.request import settings
 
 
@@ -39,14 +40,14 @@ def shown(chosen: settings.Settings, processes: int) -> str:
 
     builtin = builtin_text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
-    folder = chosen.run_dir or settings.PROJECT / settings.RUNS / "RUN"
+    folder = chosen.run_dir or training_flags.PROJECT / training_flags.RUNS / "RUN"
     config, changed = changes.configured(chosen, folder, plugin, builtin=builtin, processes=processes)
     return changes.as_text(config, chosen, changed)
 
 
 def main() -> int:
     """Print it. Returns the exit code."""
-    flags = settings.parser("show_config.py")
+    flags = training_flags.parser("show_config.py")
     flags.add_argument("--gpu", action="store_true", help="as if training had a GPU")
     flags.add_argument("--processes", type=int, default=1, metavar="N", help="that would train")
     try:

@@ -26,7 +26,7 @@ from playbook.compare import arms, comparison, projected, saved
 from playbook.record import loading
 from playbook.report import terminal
 from pretraining.errors import UsageError
-from pretraining.request.settings import RUNS
+from pretraining.request.flags import RUNS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,8 @@ from playbook.cli.make.options import OPTIONS
 from playbook.cli.make.targets import TARGETS
 from playbook.compare import gate
 from playbook.plan import estimate
-from pretraining.request import models, settings
+from pretraining.request import flags as training_flags
+from pretraining.request import models
 
 Make = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -94,7 +95,7 @@ def test_help_tells_the_defaults() -> None:
 
 def test_the_scripts_help_tells_the_defaults() -> None:
     big = models.MODELS[models.DEFAULT_ON_GPU]
-    said = " ".join(settings.parser("x").format_help().split())
+    said = " ".join(training_flags.parser("x").format_help().split())
     for default in (big.train_iters, big.warmup_iters, big.global_batch_size, big.micro_batch_size):
         assert f"8B models {default})" in said
     assert f"8B models {big.sequence_length})" in said

@@ -16,6 +16,7 @@ from megatron.bridge.training.utils import mlflow_utils
 from pretraining.errors import UsageError
 from pretraining.megatron import bridge_config, changes, compat, cpu, fields
 from pretraining.megatron.plugin import Plugin
+from pretraining.request import flags as training_flags
 from pretraining.request import models, overrides, settings
 from pretraining.request.precisions import PRECISIONS
 
@@ -51,19 +52,19 @@ def missing_recipes() -> list[str]:
 
 def resolved(*flags: str, processes: int = 1, on_gpu: bool = False) -> tuple[settings.Settings, ConfigContainer]:
     """Settings and config of a command line."""
-    args = settings.parser("probe").parse_args(list(flags))
+    args = training_flags.parser("probe").parse_args(list(flags))
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
     return chosen, bridge_config.build_config(chosen, FOLDER / "run", processes=processes, builtin=None)
 
 
 def fewest(*flags: str) -> int:
     """Processes that hold the model of a command line."""
-    return settings.processes_a_copy(settings.parser("probe").parse_args(list(flags)), on_gpu=True)
+    return settings.processes_a_copy(training_flags.parser("probe").parse_args(list(flags)), on_gpu=True)
 
 
 def changed(*flags: str, on_gpu: bool = True) -> tuple[settings.Settings, ConfigContainer, dict[str, changes.Change]]:
     """Settings, config and changes of a command line."""
-    args = settings.parser("probe").parse_args(["--data", "mock", *flags])
+    args = training_flags.parser("probe").parse_args(["--data", "mock", *flags])
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=1)
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
     config, found = changes.configured(chosen, FOLDER / "run", plugin, builtin=None, processes=1)
@@ -137,7 +138,7 @@ OVERLAP = "{_target_: megatron.bridge.training.comm_overlap.CommOverlapConfig, t
 
 def changes_in(text: str) -> list[str]:
     """The overrides among the arguments of a saved config."""
-    return settings.parser("probe").parse_args(yaml.safe_load(text)["playbook"]["arguments"]).overrides or []
+    return training_flags.parser("probe").parse_args(yaml.safe_load(text)["playbook"]["arguments"]).overrides or []
 
 
 def config_files() -> dict[str, Any]:
@@ -285,7 +286,7 @@ def megatrons_footprints() -> dict[str, Any]:
 
 def refusal_of_too_few_processes() -> str:
     """What `build_config` says where the processes are not those that the settings were resolved for."""
-    args = settings.parser("probe").parse_args(["--model", "llama31-70b"])
+    args = training_flags.parser("probe").parse_args(["--model", "llama31-70b"])
     chosen = settings.resolve(args, on_gpu=True, processes=16)
     try:
         bridge_config.build_config(chosen, FOLDER / "run", processes=8, builtin=None)

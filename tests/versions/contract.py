@@ -24,6 +24,7 @@ cpu.enable()
 from megatron.bridge.training.config import ConfigContainer, runtime_config_update
 
 from pretraining.megatron import changes, compat
+from pretraining.request import flags as training_flags
 from pretraining.request import models, precisions, settings
 
 RUN = Path("/nowhere/run")
@@ -31,7 +32,7 @@ RUN = Path("/nowhere/run")
 
 def settings_of(*flags: str) -> tuple[settings.Settings, int]:
     """Settings of a command line on GPUs, on as few processes as hold the model."""
-    args = settings.parser("contract").parse_args(list(flags))
+    args = training_flags.parser("contract").parse_args(list(flags))
     processes = settings.processes_a_copy(args, on_gpu=True)
     return settings.resolve(args, on_gpu=True, processes=processes), processes
 

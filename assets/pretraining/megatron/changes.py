@@ -13,6 +13,7 @@ from pretraining.errors import UsageError
 from pretraining.megatron import bridge_config, compat, fields
 from pretraining.megatron.plugin import Plugin
 from pretraining.request import config_file, overrides, settings
+from pretraining.request import flags as training_flags
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
@@ -58,7 +59,7 @@ def configured(
         saved_with = settings.of_the_file_alone(file, data=chosen.data, cache_dir=chosen.cache_dir)
         base = build(saved_with, saved_with.processes_a_copy) if saved_with else config
         skipped = overrides.OF_THE_PLACE if saved_with else set()
-        if settings.data_of(file) not in (None, chosen.data):
+        if training_flags.data_of(file) not in (None, chosen.data):
             skipped = skipped | overrides.OF_THE_DATA
         for name, value in _edited(file, base, saved_with, skipped).items():
             with _naming(file):
@@ -123,7 +124,7 @@ def as_text(config: ConfigContainer, chosen: Settings, changed: dict[str, Change
     """The run's `config.yaml`: the config and the arguments that give it again, with every change as an override."""
     words = tuple(f"{name}={fields.as_override(change.value)}" for name, change in sorted(changed.items()))
     portable = replace(chosen, config=None, overrides=words, run_dir=None, resume=None, cache_dir=None, profile=None)
-    return config_file.text_of(config, settings.as_flags(portable), compat.installed()["megatron-bridge"])
+    return config_file.text_of(config, training_flags.as_flags(portable), compat.installed()["megatron-bridge"])
 
 
 def facts(chosen: Settings, changed: dict[str, Change]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def quantizer_factory(emulator: str) -> str:
     """The factory of NVFP4 quantizers by its name: this project's, or Transformer Engine's reference in plain PyTorch.
 
     Args:
-        emulator: "triton" or "reference", see `settings.EMULATORS`.
+        emulator: "triton" or "reference", see `precisions.EMULATORS`.
 
     Raises:
         UsageError: Transformer Engine lacks what the emulator is made with, or Triton is missing.

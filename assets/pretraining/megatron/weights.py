@@ -13,7 +13,8 @@ from pretraining.data import manifest, tokenizer_folder
 from pretraining.errors import UsageError
 from pretraining.megatron import huggingface
 from pretraining.record import run_folder
-from pretraining.request import blends, config_file, pretrained, safetensors_files, settings
+from pretraining.request import blends, config_file, pretrained, safetensors_files
+from pretraining.request import flags as training_flags
 from pretraining.request.models import MOCK, PYTHON_STDLIB, Model
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def tokenizer_of(run: Path) -> str | None:
     """The tokenizer of what a run was trained on: "bytes", a Hugging Face name or folder, None where unknown."""
     try:
-        args = config_file.read(run / run_folder.CONFIG).parsed(settings.parser(run_folder.CONFIG))
+        args = config_file.read(run / run_folder.CONFIG).parsed(training_flags.parser(run_folder.CONFIG))
         if args.tokenizer or args.data in (None, MOCK, PYTHON_STDLIB):
             return args.tokenizer or (tokenizer_folder.BYTES if args.data == PYTHON_STDLIB else None)
         known = next(filter(None, map(manifest.read, blends.prefixes(args.data))), None)

@@ -17,7 +17,7 @@ from pretraining.errors import UsageError
 # A section alone takes an object as a whole, as a config file holds it.
 _FORM = re.compile(r"([A-Za-z_]\w*(?:(?:\.\w+)+|(?==\{)))=(.*)", re.DOTALL)
 
-# field of the config: argument of settings.parser
+# field of the config: argument of flags.parser
 SETTINGS = {
     "train.train_iters": "train_iters",
     "train.global_batch_size": "global_batch_size",

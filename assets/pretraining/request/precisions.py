@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from pretraining.errors import unknown
 
+# What stands in for FP4 tensor cores on a GPU: this project's kernels, or Transformer Engine's reference quantizer,
+# which has neither stochastic rounding nor speed and is there to be compared with.
+EMULATORS = ("triton", "reference")
+
 
 @dataclass(frozen=True)
 class Precision:

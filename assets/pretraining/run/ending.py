@@ -24,8 +24,9 @@ from pretraining.errors import FULL_DISK, Diverged, EndedEarly, UsageError
 from pretraining.megatron.plugin import located
 from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Peak, Verdict
+from pretraining.request.flags import PROJECT, RUNS
 from pretraining.request.precisions import PRECISIONS
-from pretraining.request.settings import PROJECT, RUNS, Settings
+from pretraining.request.settings import Settings
 from pretraining.run.saving import SaveFirst
 
 if TYPE_CHECKING:

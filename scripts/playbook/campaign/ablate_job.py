@@ -24,7 +24,8 @@ from playbook.report import wording
 from pretraining.errors import UsageError
 from pretraining.record import code_state, run_folder
 from pretraining.record.run_folder import Run, Verdict
-from pretraining.request import nvfp4_recipe, settings
+from pretraining.request import flags as training_flags
+from pretraining.request import nvfp4_recipe
 from pretraining.request.models import ABLATED_ON_GPU
 
 RESULTS = (Verdict.SUCCEEDED, Verdict.DIVERGED)  # the same seed diverges again: nothing is gained by training it twice
@@ -148,7 +149,7 @@ def _refuse(args: argparse.Namespace) -> None:
     for name, (given, why) in ours.items():
         if given:
             raise UsageError(f"make ablate takes no {name}: {why}")
-    asked = nvfp4_recipe.Nvfp4Recipe.of(nvfp4_recipe.words_in(settings.merged(args).nvfp4 or ""))
+    asked = nvfp4_recipe.Nvfp4Recipe.of(nvfp4_recipe.words_in(training_flags.merged(args).nvfp4 or ""))
     if changed := asked.changed():
         raise UsageError(
             f"make ablate takes each ingredient away by itself; leave {nvfp4_recipe.as_text(changed)} out "
@@ -158,7 +159,7 @@ def _refuse(args: argparse.Namespace) -> None:
 
 def _seeds(words: str | None) -> list[int]:
     if words is None:
-        return [settings.SEED, settings.SEED + 1]
+        return [training_flags.SEED, training_flags.SEED + 1]
     try:
         seeds = [int(word) for word in words.replace(",", " ").split()]
     except ValueError as error:
@@ -170,7 +171,7 @@ def _seeds(words: str | None) -> list[int]:
 
 def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place, make_plan: MakePlan) -> list[Step]:
     """Every run in its order: BF16 and the whole recipe with every seed first, then one variant after another."""
-    defaulted = settings.merged(args).model is None and where.runtime != "cpu"
+    defaulted = training_flags.merged(args).model is None and where.runtime != "cpu"
 
     def step(variant: Variant, seed: int) -> Step:
         own = {"seed": seed, "bf16_tail_layers": variant.tail} | ({"model": ABLATED_ON_GPU} if defaulted else {})

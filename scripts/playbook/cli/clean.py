@@ -18,7 +18,7 @@ from pathlib import Path
 from playbook import PROJECT
 from playbook.cli import owned
 from playbook.cli.owned import Contents
-from pretraining.request.settings import RUNS
+from pretraining.request.flags import RUNS
 
 SHOWN = 10  # names of others in one folder
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from playbook.cluster import config, follow, submission
 from playbook.cluster.config import Cluster
 from playbook.plan import earlier_run, plan
-from pretraining.request import settings
+from pretraining.request import flags as training_flags
 
 JOBS = ("submit", "jobs", "logs", "cancel")
 
 
 def parser() -> argparse.ArgumentParser:
     """The training script's flags, and where to send it."""
-    flags = settings.parser("submit.py")
+    flags = training_flags.parser("submit.py")
     flags.add_argument("what", choices=JOBS)
     flags.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes a machine, one a GPU")

@@ -10,6 +10,7 @@ import sys
 from playbook import ASSETS
 from playbook.common.venvs import ensure
 from playbook.plan import gpus, local_python
+from pretraining.request import flags as training_flags
 from pretraining.request import settings
 from pretraining.request.models import MODELS
 from pretraining.request.precisions import PRECISIONS
@@ -35,7 +36,7 @@ def show(args: argparse.Namespace) -> int:
     else:
         with contextlib.redirect_stdout(sys.stderr):
             python = str(ensure("cpu"))
-    words = [python, "-W", "ignore", SCRIPT, "--processes", str(processes), *settings.as_flags(chosen)]
+    words = [python, "-W", "ignore", SCRIPT, "--processes", str(processes), *training_flags.as_flags(chosen)]
     return subprocess.run([*words, *(["--gpu"] if on_gpu else [])], stdin=subprocess.DEVNULL, check=False).returncode
 
 
@@ -43,7 +44,7 @@ def _on_gpu(args: argparse.Namespace) -> bool:
     """Whether the training would be on a GPU: as asked for, else where there is one or nothing else would do."""
     if args.runtime != "auto":
         return args.runtime != "cpu"
-    args = settings.merged(args)
+    args = training_flags.merged(args)
     model, precision = MODELS.get(args.model or ""), PRECISIONS.get(args.precision or "")
     needs = (model is not None and not model.on_cpu) or (precision is not None and not precision.on_cpu)
     return needs or bool(gpus.read().gpus)

@@ -20,7 +20,7 @@ from playbook.compare.run_figures import measure
 from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.record import lock, run_folder
-from pretraining.request.settings import RUNS
+from pretraining.request.flags import RUNS
 
 UNREADABLE = "unreadable"
 RUNNING = "running"

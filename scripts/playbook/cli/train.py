@@ -16,6 +16,7 @@ from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Verdict
+from pretraining.request import flags as training_flags
 from pretraining.request import settings, shares
 from pretraining.request.precisions import find_precision
 
@@ -28,7 +29,7 @@ PROFILED, BEFORE_PROFILED = 5, 10  # iterations of make profile
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """The launcher's flags: the training script's, and where and how to run it."""
-    flags = settings.parser(prog)
+    flags = training_flags.parser(prog)
     flags.add_argument("--runtime", default="auto", help=", ".join(place.RUNTIMES))
     flags.add_argument("--gpu", help="index or UUID of the GPU (default: the largest that can)")
     flags.add_argument("--tag", help="tag of the NeMo image, or a whole image name")
@@ -50,7 +51,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--speed-up", type=projected.speed_up, metavar="X", help="of a comparison: one to project, or published"
     )
     flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
-    flags.add_argument("--runs", type=Path, default=PROJECT / settings.RUNS, help="where run folders go")
+    flags.add_argument("--runs", type=Path, default=PROJECT / training_flags.RUNS, help="where run folders go")
     return flags
 
 
@@ -90,7 +91,7 @@ def run(arguments: list[str] | None = None) -> int:
             args.train_iters = BEFORE_PROFILED + args.profile
     several = args.job == "eval" and bool(args.checkpoints)
     if several:
-        args.precision = settings.asked_precision(args) or "bf16"
+        args.precision = training_flags.asked_precision(args) or "bf16"
     elif args.job in ("eval", "export"):
         earlier_run.of_run(args)
     elif args.resume:
@@ -158,7 +159,7 @@ def _show_profile(folder: Path, *, keep: bool = False) -> int:
 
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     """What the job trains in. PRECISION= is a comparison's second side in place of NVFP4; A= and B= name both."""
-    asked = settings.asked_precision(args)
+    asked = training_flags.asked_precision(args)
     if (args.a or args.b) and args.job != "compare":
         raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
     if args.seeds is not None and args.job != "ablate":
@@ -225,8 +226,8 @@ def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     asked = argparse.Namespace(**{**vars(args), **own})
     why = _fit(asked, where) if args.auto_split else ""
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
-    given = settings.named(argparse.Namespace(**{**vars(args), "config": None}))
-    job = plan.make_plan(chosen, where, args.nproc, given, settings.named(asked) - given)
+    given = training_flags.named(argparse.Namespace(**{**vars(args), "config": None}))
+    job = plan.make_plan(chosen, where, args.nproc, given, training_flags.named(asked) - given)
     if why:
         job.choices["split"] = replace(job.choices["split"], reason=why)
     return job
@@ -259,7 +260,7 @@ def _show_dry(job: plan.Plan, runs: Path) -> None:
     """The plan as comments, and the command: what is printed is a shell script."""
     chosen = job.settings
     folder = chosen.run_dir or new_folder(runs, chosen)
-    ready = prepare(job, folder, settings.as_flags(replace(chosen, run_dir=None)))
+    ready = prepare(job, folder, training_flags.as_flags(replace(chosen, run_dir=None)))
     print(f"# {chosen.precision.name}, not started")
     plan.show(job, folder, margin="#   ")
     print(f"{ready.typed}\n", flush=True)

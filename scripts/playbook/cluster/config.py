@@ -13,7 +13,7 @@ import yaml
 
 from playbook import PROJECT
 from pretraining.errors import UsageError
-from pretraining.request.settings import RUNS
+from pretraining.request.flags import RUNS
 
 FILE = PROJECT / "cluster.yaml"
 EXAMPLE = Path(__file__).resolve().parent.parent / "cluster.example.yaml"

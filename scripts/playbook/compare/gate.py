@@ -14,7 +14,7 @@ from playbook.compare import model, saved
 from playbook.compare.parity import ABSENT
 from playbook.compare.saved import FILE
 from pretraining.errors import UsageError, unknown
-from pretraining.request.settings import RUNS
+from pretraining.request.flags import RUNS
 
 # Per cent, either way. Runs of the same on a well-kept GPU differ by half a per cent in speed and hardly in the others.
 TOLERANCES = {"speed": 3.0, "memory": 2.0, "loss": 1.0}

@@ -21,12 +21,11 @@ from playbook.profile.breakdown import IDLE, OUTSIDE
 from playbook.profile.kernels import Kind
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
-from pretraining.request import settings
+from pretraining.request import flags as training_flags
 from pretraining.request.finetuning import SCHEMES
 from pretraining.request.models import MODELS
 from pretraining.request.nvfp4_recipe import SHORT, VALUES
-from pretraining.request.precisions import PRECISIONS
-from pretraining.request.settings import EMULATORS
+from pretraining.request.precisions import EMULATORS, PRECISIONS
 
 _LEFT_OUT = object()
 
@@ -339,7 +338,7 @@ _VARIABLES = {
 
 def _are_flags(arguments: list[str]) -> bool:
     """Whether these are flags of a training with numbers, and overrides with listed values."""
-    known = {flag for action in settings.parser("")._actions for flag in action.option_strings}
+    known = {flag for action in training_flags.parser("")._actions for flag in action.option_strings}
     for word in arguments:
         name, _, value = word.partition("=")
         is_override = bool(re.fullmatch(_FIELD, name) and re.fullmatch(_SETTING, value))

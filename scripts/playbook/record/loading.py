@@ -17,7 +17,7 @@ from playbook.record.megatron_log import NotAMegatronLog, read_log
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import ENVIRONMENT, Run
-from pretraining.request.settings import RUNS
+from pretraining.request.flags import RUNS
 
 LARGE = 1 << 25  # bytes of log or metrics, from which processes of their own pay
 

@@ -10,7 +10,7 @@ import yaml
 from playbook.cluster import config, follow, submission
 from playbook.cluster.slurm import explain
 from pretraining.errors import UsageError
-from pretraining.request import settings
+from pretraining.request import flags as training_flags
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_a_job_gets_the_recipe_by_flag_and_transformer_engines_variables(tmp_pat
     monkeypatch.setenv("NVTE_NVFP4_DISABLE_RHT", "1")
     monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    args = settings.parser("x").parse_args(["--nvfp4", "weights=1x16"])
+    args = training_flags.parser("x").parse_args(["--nvfp4", "weights=1x16"])
     args.nodes = args.nproc = 1
     cluster = config.Cluster(runs=str(tmp_path), gpus=8, environment={"NVTE_FUSED_ATTN": "1", "MINE": "2"})
     planned = submission.planned(args, cluster)

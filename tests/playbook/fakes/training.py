@@ -14,6 +14,7 @@ import sys
 import time
 
 from pretraining.record import code_state, run_folder
+from pretraining.request import flags as training_flags
 from pretraining.request import settings
 from pretraining.run import ending
 
@@ -25,7 +26,7 @@ if how == "refused":
     print("pretrain_llama.py: no GPU was found\nTraceback (most recent call last):\n  File x\nRoot Cause:", flush=True)
     sys.exit(1)
 
-args = settings.parser("fake").parse_args()
+args = training_flags.parser("fake").parse_args()
 chosen = settings.resolve(args, on_gpu=False, processes=1)
 folder, precision = chosen.run_dir, chosen.precision.name
 if os.environ.get("FAKE_ONLY", precision) != precision:

@@ -17,12 +17,13 @@ from playbook.launch.start import prepare
 from playbook.plan import plan
 from playbook.plan.place import Choice, Place
 from pretraining.record import code_state, run_folder
-from pretraining.request import nvfp4_recipe, settings
+from pretraining.request import flags as training_flags
+from pretraining.request import models, nvfp4_recipe, settings
 
 
 def planned(*flags: str, precision: str = "nvfp4") -> plan.Plan:
     """The plan of a command line, on the CPU."""
-    args = settings.parser("x").parse_args(["--precision", precision, *flags])
+    args = training_flags.parser("x").parse_args(["--precision", precision, *flags])
     given = {name for name, value in vars(args).items() if value is not None}
     chosen = settings.resolve(args, on_gpu=False, processes=1)
     return plan.make_plan(chosen, Place("cpu", choices={"runtime": Choice("cpu", "no NVIDIA GPU")}), 1, given)
@@ -86,7 +87,7 @@ def test_a_run_without_the_writer_asked_for_is_not_reused() -> None:
 
 
 def test_a_default_named_is_the_same_work() -> None:
-    tiny = settings.MODELS["tiny"]
+    tiny = models.MODELS["tiny"]
     assert planned("--model", "tiny", "--train-iters", str(tiny.train_iters)).request() == planned().request()
 
 
@@ -103,7 +104,7 @@ def test_a_switch_of_the_nvfp4_recipe_is_in_the_request_and_shown(monkeypatch, s
     assert made.choices["NVFP4 recipe"].reason == f"asked for: {switch}=0"
     (changed,) = nvfp4_recipe.Nvfp4Recipe.of(made.request()["nvfp4"]).changed().items()
     words = nvfp4_recipe.as_text(dict([changed]))
-    flags = settings.as_flags(made.settings)
+    flags = training_flags.as_flags(made.settings)
     assert words in flags[flags.index("--nvfp4") + 1]
     monkeypatch.delenv(switch)
     named = planned("--nvfp4", words)
@@ -111,7 +112,7 @@ def test_a_switch_of_the_nvfp4_recipe_is_in_the_request_and_shown(monkeypatch, s
     monkeypatch.setenv(switch, "0")
     bf16 = planned("--precision", "bf16")
     assert "NVFP4 recipe" not in bf16.choices and "nvfp4" not in bf16.request()
-    assert "--nvfp4" not in settings.as_flags(bf16.settings)
+    assert "--nvfp4" not in training_flags.as_flags(bf16.settings)
 
 
 def test_transformer_engines_own_switch_is_asked_for_and_shown_as_it_was_set(monkeypatch) -> None:
@@ -174,7 +175,7 @@ def test_a_written_plan_reads_back_as_the_same_request(tmp_path: Path) -> None:
     assert kept["request"] == made.request() == json.loads(json.dumps(made.request()))
     assert set(kept) >= {"schema", "created", "choices", "request", "command", "git_commit"}
     assert kept["choices"]["iterations"] == {
-        "value": settings.MODELS["tiny"].train_iters, "reason": "tiny's default",
+        "value": models.MODELS["tiny"].train_iters, "reason": "tiny's default",
     }  # fmt: skip
 
 
@@ -240,7 +241,7 @@ def test_the_launchers_flags_have_the_training_scripts_among_them() -> None:
     def flags(parser: argparse.ArgumentParser) -> set[str]:
         return {flag for action in parser._actions for flag in action.option_strings}
 
-    assert flags(settings.parser("x")) <= flags(train.parser("x"))
+    assert flags(training_flags.parser("x")) <= flags(train.parser("x"))
 
 
 def test_planning_needs_no_torch(environment, project: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from pretraining.data import builtin_text
-from pretraining.request import settings
+from pretraining.request import models
 
 SOURCES = {
     "a.py": b"import os\n",
@@ -138,7 +138,7 @@ def test_pythons_own_standard_library(project: Path) -> None:
     found = documents(made)
     shared = set(found["train"]) & set(found["validation"] + found["test"])
     assert sum(map(len, shared)) < 0.001 * sum(made.tokens.values())  # a licence header or two, no more
-    ours = settings.MODELS["tiny"].hf_config
+    ours = models.MODELS["tiny"].hf_config
     assert (ours["vocab_size"], ours["eos_token_id"]) == (
         builtin_text.END_OF_DOCUMENT + 1,
         builtin_text.END_OF_DOCUMENT,

@@ -9,13 +9,14 @@ import pytest
 
 from pretraining.data import builtin_text, corpus
 from pretraining.errors import UsageError
+from pretraining.request import flags as training_flags
 from pretraining.request import settings
 
 
 @pytest.fixture
 def chosen() -> settings.Settings:
     """The defaults without a GPU."""
-    return settings.resolve(settings.parser("x").parse_args([]), on_gpu=False, processes=1)
+    return settings.resolve(training_flags.parser("x").parse_args([]), on_gpu=False, processes=1)
 
 
 def test_data_shorter_than_a_sequence_is_refused(chosen, make_dataset, tmp_path: Path) -> None:

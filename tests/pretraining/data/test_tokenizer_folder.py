@@ -11,7 +11,8 @@ from pretraining.data import manifest, tokenizer_folder
 from pretraining.errors import UsageError
 from pretraining.megatron import weights
 from pretraining.record import run_folder
-from pretraining.request import config_file, settings
+from pretraining.request import config_file
+from pretraining.request import flags as training_flags
 
 TEXT = 'def f(x):\n    return "\x00\x7f é ☃"  # ende'
 
@@ -135,6 +136,6 @@ def test_the_tokenizer_of_a_run(tmp_path: Path, flags: tuple[str, ...], found: s
     (tmp_path / "text.manifest.json").write_text(json.dumps(known.as_dict()))
     words = [word.replace("PREFIX", str(tmp_path / "text")) for word in flags]
     (tmp_path / run_folder.CONFIG).write_text(json.dumps({config_file.PLAYBOOK: {config_file.ARGUMENTS: words}}))
-    assert settings.parser("x").parse_args(words)
+    assert training_flags.parser("x").parse_args(words)
     assert weights.tokenizer_of(tmp_path) == found
     assert weights.tokenizer_of(tmp_path / "nowhere") is None

@@ -11,7 +11,8 @@ import pytest
 
 from pretraining.errors import UsageError
 from pretraining.megatron import fields, grammar
-from pretraining.request import config_file, overrides, settings
+from pretraining.request import config_file, overrides
+from pretraining.request import flags as training_flags
 
 Backend = enum.Enum("Backend", {"auto": 1, "none": 2})
 Impl = Literal["none", "local"]
@@ -176,7 +177,7 @@ def test_a_dict_changes_the_keys_that_it_names() -> None:
 )
 def test_a_blank_that_splits_a_value_is_explained(words: list[str], quoted: str) -> None:
     with pytest.raises(UsageError) as told:
-        settings.parser("x").parse_args(words)
+        training_flags.parser("x").parse_args(words)
     assert "a blank splits the value; quote it, as " + quoted in str(told.value)
 
 
@@ -185,7 +186,7 @@ def test_a_blank_that_splits_a_value_is_explained(words: list[str], quoted: str)
     [["optimizer.lr=1", "model.x=[1, 2]"], ["model.x=", "optimizer.lr=1"], ["model.x={a: 1}", "--seed", "3"]],
 )
 def test_whole_values_are_taken(words: list[str]) -> None:
-    assert settings.parser("x").parse_args(words).overrides == [word for word in words if "=" in word]
+    assert training_flags.parser("x").parse_args(words).overrides == [word for word in words if "=" in word]
 
 
 BRIDGES = {

@@ -9,6 +9,7 @@ import pytest
 
 from pretraining.errors import UsageError
 from pretraining.megatron import writers
+from pretraining.request import flags as training_flags
 from pretraining.request import settings
 from pretraining.request.settings import Settings
 
@@ -16,7 +17,7 @@ ALL = ("--tensorboard", "--wandb-project", "project", "--mlflow-experiment", "ex
 
 
 def chosen(*flags: str) -> Settings:
-    return settings.resolve(settings.parser("x").parse_args(list(flags)), on_gpu=False, processes=1)
+    return settings.resolve(training_flags.parser("x").parse_args(list(flags)), on_gpu=False, processes=1)
 
 
 def configured(run_dir: Path, *flags: str, **logger: object) -> SimpleNamespace:

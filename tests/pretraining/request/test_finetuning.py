@@ -7,6 +7,7 @@ import pytest
 
 from pretraining.errors import UsageError
 from pretraining.request import finetuning, settings
+from pretraining.request import flags as training_flags
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def base(make_model, tmp_path: Path) -> Path:
 
 
 def resolve(*flags: str) -> settings.Settings:
-    return settings.resolve(settings.parser("x").parse_args(list(flags)), on_gpu=False, processes=1)
+    return settings.resolve(training_flags.parser("x").parse_args(list(flags)), on_gpu=False, processes=1)
 
 
 def test_a_folder_or_a_file(instructions: Path) -> None:
@@ -45,7 +46,7 @@ def test_what_a_tuning_is(instructions: Path, base: Path) -> None:
     assert (chosen.finetune, chosen.weights, chosen.tokenizer) == ("lora", str(base), str(base))
     assert chosen.data == str(instructions) and chosen.trains
     assert finetuning.evaluation_batches(chosen) == 2
-    assert resolve(*settings.as_flags(chosen)) == chosen
+    assert resolve(*training_flags.as_flags(chosen)) == chosen
     assert resolve(*flags, "--tokenizer", "my/tokenizer").tokenizer == "my/tokenizer"
 
 

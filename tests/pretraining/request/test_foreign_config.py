@@ -12,6 +12,7 @@ import torch
 from pretraining.errors import UsageError
 from pretraining.megatron import fields
 from pretraining.request import config_file, settings
+from pretraining.request import flags as training_flags
 
 # A new flag goes here, or into config_file.OF_THE_WORK.
 OF_THIS_CALL = {
@@ -21,12 +22,12 @@ OF_THIS_CALL = {
 
 
 def resolved(file: Path, *flags: str) -> settings.Settings:
-    args = settings.parser("test").parse_args(["--config", str(file), *flags])
+    args = training_flags.parser("test").parse_args(["--config", str(file), *flags])
     return settings.resolve(args, on_gpu=False, processes=1)
 
 
 def test_every_flag_is_of_the_work_or_of_the_call() -> None:
-    flags = set(vars(settings.parser("test").parse_args([])))
+    flags = set(vars(training_flags.parser("test").parse_args([])))
     assert flags == OF_THIS_CALL | config_file.OF_THE_WORK
     assert not OF_THIS_CALL & config_file.OF_THE_WORK
 
@@ -54,7 +55,7 @@ def test_the_work_is_taken_and_nothing_else(received: Path) -> None:
     assert (chosen.model.name, chosen.precision.name, chosen.train_iters, chosen.seed) == ("tiny", "bf16", 9, 5)
     assert chosen.overrides == ("optimizer.lr=0.5",)
     assert (chosen.plugin, chosen.run_dir, chosen.wandb_project, chosen.tensorboard) == (None, None, None, False)
-    assert chosen.cache_dir == settings.PROJECT / ".cache"
+    assert chosen.cache_dir == training_flags.PROJECT / ".cache"
     said = settings.ignored(chosen)
     assert said.endswith("are ignored: give them here")
     assert {"--plugin", "--run-dir", "--wandb-project", "--tensorboard"} <= set(said.replace(",", "").split())

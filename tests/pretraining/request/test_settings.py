@@ -9,13 +9,14 @@ import pytest
 from pretraining.data import manifest
 from pretraining.errors import UsageError
 from pretraining.request import config_file, settings
+from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
 
 GPU_MODELS = [name for name, model in MODELS.items() if not model.on_cpu]
 
 
 def resolve(*flags: str, on_gpu: bool = False, processes: int = 1) -> settings.Settings:
-    args = settings.parser("pretrain_llama.py").parse_args(list(flags))
+    args = training_flags.parser("pretrain_llama.py").parse_args(list(flags))
     return settings.resolve(args, on_gpu=on_gpu, processes=processes)
 
 
@@ -37,7 +38,7 @@ def test_defaults_without_a_gpu() -> None:
         "python-stdlib", 1234, None, None, None,
     )  # fmt: skip
     assert chosen.tokens_per_step == 32 * 128
-    assert chosen.cache_dir == settings.PROJECT / ".cache"
+    assert chosen.cache_dir == training_flags.PROJECT / ".cache"
 
 
 def test_defaults_on_a_gpu() -> None:
@@ -182,7 +183,7 @@ def test_an_override_that_a_flag_also_sets_is_that_flag() -> None:
     chosen = resolve("train.train_iters=20", "model.seq_length=64", "optimizer.lr=1e-4", "model.num_layers=2")
     assert (chosen.train_iters, chosen.sequence_length, chosen.num_layers) == (20, 64, 2)
     assert chosen.overrides == ("optimizer.lr=1e-4",)
-    assert chosen.bf16_tail_layers == 1 and resolve(*settings.as_flags(chosen)) == chosen
+    assert chosen.bf16_tail_layers == 1 and resolve(*training_flags.as_flags(chosen)) == chosen
     assert resolve("--train-iters", "20", "train.train_iters=20").train_iters == 20
     said = refusal("--train-iters", "50", "train.train_iters=20")
     assert "--train-iters 50 and an override that says 20 are one setting with two values" in said
@@ -242,7 +243,7 @@ def test_what_a_config_file_was_trained_on(tmp_path: Path) -> None:
         ("playbook: {arguments: [--model, tiny, --data, python-stdlib]}", "python-stdlib"),
     ):
         file.write_text(text)
-        assert settings.data_of(config_file.read(file)) == data
+        assert training_flags.data_of(config_file.read(file)) == data
         assert resolve("--config", str(file)).global_batch_size == (8 if "8.0" in text else 32)
 
 
@@ -372,11 +373,11 @@ def test_what_is_evaluated_or_exported_is_the_model_that_was_trained(
     """Whatever was changed of it is in the run's config file; of the rest, nothing is taken from there."""
     run = make_checkpoint(tmp_path / "run", 3)
     trained = resolve("--num-layers", "3", "--seed", "7", "model.rotary_base=20000", "optimizer.adam_beta2=0.9")
-    (run / "config.yaml").write_text(json.dumps({"playbook": {"arguments": settings.as_flags(trained)}}))
+    (run / "config.yaml").write_text(json.dumps({"playbook": {"arguments": training_flags.as_flags(trained)}}))
     flags = ("--resume", str(run), *(word.replace("NEW", str(tmp_path / "new")) for word in what))
     chosen = resolve(*flags)
-    assert (chosen.num_layers, chosen.overrides, chosen.seed) == (3, ("model.rotary_base=20000",), settings.SEED)
-    assert resolve(*settings.as_flags(chosen)) == chosen
+    assert (chosen.num_layers, chosen.overrides, chosen.seed) == (3, ("model.rotary_base=20000",), training_flags.SEED)
+    assert resolve(*training_flags.as_flags(chosen)) == chosen
     assert resolve(*flags, "model.rotary_base=5", "model.num_layers=2").overrides == ("model.rotary_base=5",)
     (run / "config.yaml").unlink()
     assert resolve(*flags).overrides == ()
@@ -413,8 +414,8 @@ def test_an_earlier_checkpoint(make_checkpoint, tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_as_flags_gives_the_same_settings_wherever_it_is_parsed(flags: tuple[str, ...], on_gpu: bool) -> None:
     chosen = resolve(*flags, on_gpu=on_gpu)
-    assert resolve(*settings.as_flags(chosen), on_gpu=on_gpu) == chosen
-    assert resolve(*settings.as_flags(chosen), on_gpu=True) == chosen
+    assert resolve(*training_flags.as_flags(chosen), on_gpu=on_gpu) == chosen
+    assert resolve(*training_flags.as_flags(chosen), on_gpu=True) == chosen
 
 
 def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
@@ -423,24 +424,24 @@ def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text("callbacks = []")
     given = ("--config", str(tmp_path / "c.yaml"), "--plugin", str(tmp_path / "p.py"))
     given += ("--wandb-project", "p", "--mlflow-experiment", "e", "--run-dir", str(tmp_path / "next"))
-    continued = settings.as_flags(resolve("--save", "2", "--resume", str(tmp_path), *given))
-    exported = settings.as_flags(resolve("--resume", str(tmp_path), "--export", str(tmp_path / "out")))
-    begun = settings.as_flags(resolve("--from", "hf:my/llama", "--profile", "2"))
+    continued = training_flags.as_flags(resolve("--save", "2", "--resume", str(tmp_path), *given))
+    exported = training_flags.as_flags(resolve("--resume", str(tmp_path), "--export", str(tmp_path / "out")))
+    begun = training_flags.as_flags(resolve("--from", "hf:my/llama", "--profile", "2"))
     flags = [*continued, *exported, *begun]
-    known = {flag for action in settings.parser("x")._actions for flag in action.option_strings}
+    known = {flag for action in training_flags.parser("x")._actions for flag in action.option_strings}
     on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard"}
     elsewhere = {"--finetune", "--tokenizer", "--emulate"}  # a fine-tuning's, and a GPU's alone, see below
     assert set(flags[::2]) == known - {"-h", "--help"} - elsewhere - on_or_off
-    assert settings.as_flags(resolve("--resume", str(tmp_path), "--evaluate"))[-1] == "--evaluate"
+    assert training_flags.as_flags(resolve("--resume", str(tmp_path), "--evaluate"))[-1] == "--evaluate"
     for each in (continued, exported, begun):
-        assert settings.as_flags(resolve(*each)) == each
+        assert training_flags.as_flags(resolve(*each)) == each
 
 
 def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
     for given, emulator in ((), "triton"), (("reference",), "reference"):
         emulated = resolve("--emulate", *given, on_gpu=True)
         assert emulated.emulate == emulator and not resolve("--emulate", *given).emulate
-        assert resolve(*settings.as_flags(emulated), on_gpu=True) == emulated
+        assert resolve(*training_flags.as_flags(emulated), on_gpu=True) == emulated
     assert resolve(on_gpu=True).emulate is None
     assert "invalid choice: 'fast' (choose from" in refusal("--emulate", "fast", on_gpu=True)
     assert "--emulate cannot train nemotron3-nano: Transformer Engine computes its experts' products" in refusal(
@@ -450,7 +451,7 @@ def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
 
 
 def test_the_launcher_may_leave_flags_out() -> None:
-    args: Namespace = settings.parser("x").parse_args([])
+    args: Namespace = training_flags.parser("x").parse_args([])
     left_out = {"disable_fp4", "emulate", "evaluate", "tuned", "cache_dir", "tensorboard"}
     assert all(value is None for name, value in vars(args).items() if name not in left_out)
 
@@ -458,7 +459,7 @@ def test_the_launcher_may_leave_flags_out() -> None:
 def test_a_model_can_be_cut() -> None:
     cut = resolve("--model", "llama3-8b", "--num-layers", "8", on_gpu=True)
     assert (cut.num_layers, cut.bf16_tail_layers) == (8, 1) and resolve(on_gpu=True).num_layers == 32
-    assert resolve(*settings.as_flags(cut), on_gpu=True) == cut
+    assert resolve(*training_flags.as_flags(cut), on_gpu=True) == cut
     assert "--num-layers is 0" in refusal("--num-layers", "0")
     assert "leave none of tiny's 2 layers" in refusal("--num-layers", "2", "--bf16-tail-layers", "2")
 

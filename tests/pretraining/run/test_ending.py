@@ -15,6 +15,7 @@ import pytest
 from pretraining.errors import Diverged, EndedEarly, UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Verdict
+from pretraining.request import flags as training_flags
 from pretraining.request import settings
 from pretraining.run import ending
 
@@ -140,7 +141,7 @@ def test_a_checkpoint_writer_that_keeps_its_cause_to_itself(
 @pytest.fixture
 def chosen(tmp_path: Path) -> settings.Settings:
     """The defaults, with a run folder that does not exist yet."""
-    defaults = settings.resolve(settings.parser("x").parse_args([]), on_gpu=False, processes=1)
+    defaults = settings.resolve(training_flags.parser("x").parse_args([]), on_gpu=False, processes=1)
     return replace(defaults, run_dir=tmp_path / "runs" / "one")
 
 
@@ -219,7 +220,7 @@ def test_an_interruption_swallowed_by_a_destructor_comes_again() -> None:
         "except ending.Interrupted as error:\n"
         "    ending.caught(); time.sleep(1.2); print(f'caught {error}')\n"
     )
-    found = {**os.environ, "PYTHONPATH": str(settings.PROJECT / "assets")}
+    found = {**os.environ, "PYTHONPATH": str(training_flags.PROJECT / "assets")}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=15, env=found)
     assert ended.stdout.splitlines() == ["went on", "caught SIGINT"] and ended.returncode == 0
 

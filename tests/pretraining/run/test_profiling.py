@@ -12,6 +12,7 @@ from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import checks, settings
+from pretraining.request import flags as training_flags
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_its_config_trains_again_without_the_profiler(profiled) -> None:
 )
 def test_what_cannot_be_profiled(flags: tuple[str, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        settings.resolve(settings.parser("x").parse_args(list(flags)), on_gpu=False, processes=1)
+        settings.resolve(training_flags.parser("x").parse_args(list(flags)), on_gpu=False, processes=1)
 
 
 def test_a_resumed_run_is_not_profiled() -> None:
@@ -61,6 +62,6 @@ def test_a_resumed_run_is_not_profiled() -> None:
 
 
 def test_a_setting_survives_its_flags() -> None:
-    args = settings.parser("x").parse_args(["--profile", "5"])
-    flags = settings.as_flags(settings.resolve(args, on_gpu=False, processes=1))
-    assert settings.resolve(settings.parser("x").parse_args(flags), on_gpu=False, processes=1).profile == 5
+    args = training_flags.parser("x").parse_args(["--profile", "5"])
+    flags = training_flags.as_flags(settings.resolve(args, on_gpu=False, processes=1))
+    assert settings.resolve(training_flags.parser("x").parse_args(flags), on_gpu=False, processes=1).profile == 5

@@ -17,6 +17,7 @@ from docker.errors import APIError
 from playbook.launch.container import engine, folders, image, registry, spec
 from playbook.plan import place
 from pretraining.errors import UsageError
+from pretraining.request import flags as training_flags
 from pretraining.request import settings
 
 PROJECT = Path(__file__).resolve().parents[4]
@@ -59,9 +60,9 @@ def test_folders_of_a_config_file_and_a_plugin_are_mounted_read_only(tmp_path: P
     for path, text in ((config, "optimizer: {lr: 0.1}"), (plugin, "callbacks = []")):
         path.parent.mkdir()
         path.write_text(text)
-    args = settings.parser("x").parse_args(["--config", str(config), "--plugin", str(plugin)])
+    args = training_flags.parser("x").parse_args(["--config", str(config), "--plugin", str(plugin)])
     chosen = settings.resolve(args, on_gpu=True, processes=1)
-    flags = settings.as_flags(chosen)
+    flags = training_flags.as_flags(chosen)
     place = {"image": "i", "image_path": "", "gpu": GPU, "engine": CDI}
     asked = spec.training(chosen, tmp_path / "run", flags, **place)
     mounted = {folder.path: folder.writable for folder in asked.folders}
@@ -174,8 +175,8 @@ def test_transformer_engines_variables_go_in_and_the_recipe_goes_by_flag(tmp_pat
     given = {"NVTE_FUSED_ATTN": "0", "NVTE_NVFP4_DISABLE_RHT": "1", "NVFP4_2D": "0"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    chosen = settings.resolve(settings.parser("x").parse_args([]), on_gpu=True, processes=1)
-    flags = settings.as_flags(chosen)
+    chosen = settings.resolve(training_flags.parser("x").parse_args([]), on_gpu=True, processes=1)
+    flags = training_flags.as_flags(chosen)
     assert flags[flags.index("--nvfp4") + 1] == "rht=off stochastic=on weights=1x16"
     asked = spec.training(chosen, tmp_path, flags, image="nemo", image_path="", gpu=GPU, engine=CDI)
     assert asked.environment.items() >= given.items() and flags == asked.command[-len(flags) - 2 : -2]
@@ -187,7 +188,7 @@ def test_what_a_writer_needs_goes_by_name_and_only_where_it_is_asked_for(tmp_pat
     monkeypatch.setenv("HF_TOKEN", "hush-hf")
 
     def asked(*flags: str) -> spec.Container:
-        args = settings.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
+        args = training_flags.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
         chosen = settings.resolve(args, on_gpu=True, processes=1)
         return spec.training(chosen, chosen.run_dir, [], image="nemo", image_path="", gpu=GPU, engine=CDI)
 
@@ -286,7 +287,7 @@ def test_several_gpus_of_one_container() -> None:
 
 def container_of(tmp_path: Path, *flags: str) -> spec.Container:
     """What a training with these flags asks for."""
-    args = settings.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
+    args = training_flags.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
     chosen = settings.resolve(args, on_gpu=True, processes=1)
     return spec.training(chosen, chosen.run_dir, [], image="nemo", image_path="", gpu=GPU, engine=CDI)
 

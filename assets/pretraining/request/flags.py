@@ -1,0 +1,232 @@
+"""The command line of a training: its flags, what a config file puts below them, and back from `Settings` to flags."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pretraining.errors import UsageError
+from pretraining.record import run_folder
+from pretraining.request import checks, config_file, finetuning, nvfp4_recipe, overrides, pretrained
+from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB
+from pretraining.request.precisions import EMULATORS, PRECISIONS
+
+if TYPE_CHECKING:
+    from pretraining.request.settings import Settings
+
+PROJECT = Path(__file__).resolve().parents[3]
+RUNS = "nemo_experiments"
+SEED = 1234
+
+# What belongs to a precision, or to a model, and is no longer meant where another is asked for.
+_OF_THE_PRECISION = ("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4")
+_OF_THE_MODEL = ("num_layers", "bf16_tail_layers", "tensor_parallel", "pipeline_parallel")
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
+        """Take `section.field=value` wherever it stands; argparse allows its positional arguments in one place."""
+        known, rest = self.parse_known_args(args, namespace)
+        overrides.check_whole(rest)
+        known.overrides = [word for word in rest if overrides.looks_like_one(word)] or None
+        if unknown := [word for word in rest if not overrides.looks_like_one(word)]:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        if re.search(r"arguments: [a-z_]+\.\w", message):
+            raise UsageError(f"{message}; an override is section.field=value, without spaces around =")
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"{message}; {hint}`{self.prog} --help` lists the flags")
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The training script's flags. It raises UsageError where argparse would exit."""
+    flags = _Parser(
+        prog=prog,
+        description="Pretrain a Llama with Megatron-Bridge in NVFP4 or BF16.",
+        allow_abbrev=False,
+        usage="%(prog)s [flags] [section.field=value ...]",
+        epilog="section.field=value changes a field of Megatron-Bridge's config, as in optimizer.lr=1e-4",
+    )
+    add = flags.add_argument
+    add("--model", help=f"{', '.join(MODELS)} (default {DEFAULT_ON_GPU} on a GPU, {DEFAULT_ON_CPU} without)")
+    add("--precision", help=f"{', '.join(PRECISIONS)} (default nvfp4)")
+    add("--disable-fp4", action="store_true", help="the same as --precision bf16")
+    add("--bf16-tail-layers", type=int, metavar="N", help="last layers kept in BF16 (default: an eighth for nvfp4)")
+    add("--bf16-head-layers", type=int, metavar="N", help="first layers kept in BF16 (default 0 for nvfp4)")
+    add(
+        "--emulate",
+        nargs="?",
+        const=EMULATORS[0],
+        choices=EMULATORS,
+        help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: Transformer Engine's, slow",
+    )
+    add("--nvfp4", metavar="WORDS", help=f"less than its whole recipe: {nvfp4_recipe.HELP}")
+    add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
+    add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
+    defaults = "; 8B models"
+    add("--train-iters", type=int, metavar="N", help=f"iterations in all (default by model{defaults} 50)")
+    add("--warmup-iters", type=int, metavar="N", help=f"learning-rate warm-up (default by model{defaults} 2)")
+    add("--global-batch-size", type=int, metavar="N", help=f"sequences a step (default by model{defaults} 64)")
+    add("--micro-batch-size", type=int, metavar="N", help=f"sequences a forward pass (default by model{defaults} 4)")
+    add("--seq-length", type=int, metavar="N", help=f"tokens a sequence (default by model{defaults} 4096)")
+    _add_data(add)
+    split = "processes that split"
+    add("--tensor-parallel", type=int, metavar="N", help=f"{split} each layer (default by model{defaults} 1)")
+    add("--pipeline-parallel", type=int, metavar="N", help=f"{split} the layers (default by model{defaults} 1)")
+    add("--context-parallel", type=int, metavar="N", help=f"{split} the sequence (default 1; NVFP4 knows no other)")
+    add("--config", type=Path, metavar="FILE", help="fields of a YAML file, such as a run's config.yaml")
+    add("--plugin", type=Path, metavar="FILE", help="Python code: configure(config), callbacks, forward_step, loss")
+    add("--cache-dir", type=Path, metavar="DIR", default=PROJECT / ".cache", help="text and index cache")
+    add("--profile", type=int, metavar="N", help="record the last N iterations for a trace viewer; no measurement")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events, into the run folder")
+    add("--wandb-project", metavar="NAME", help="also log to W&B, offline in the run folder unless WANDB_MODE is set")
+    add("--mlflow-experiment", metavar="NAME", help="also log to MLflow, in the run folder or MLFLOW_TRACKING_URI")
+    return flags
+
+
+def _add_data(add: Callable[..., Any]) -> None:
+    """What it trains on and begins with, and where what it leaves goes."""
+    add(
+        "--data",
+        help=f"{MOCK}, {PYTHON_STDLIB}, or .bin/.idx prefixes: P, '0.7 P 0.3 Q', 'train=P valid=Q' (default by model)",
+    )
+    add("--seed", type=int, metavar="N", help=f"of weights, data order and stochastic rounding (default {SEED})")
+    add(
+        "--save",
+        type=int,
+        metavar="N",
+        help="checkpoint every N iterations and at the end; 0: never (own data on a GPU: at the end)",
+    )
+    add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
+    add("--iteration", type=int, metavar="N", help="from its checkpoint of iteration N and not from the last")
+    add("--from", dest="weights", metavar="WEIGHTS", help="begin with Hugging Face's: hf:NAME or a local folder")
+    add("--finetune", metavar="HOW", help=f"fine-tune on instructions: {', '.join(finetuning.SCHEMES)}; wants --from")
+    add("--tokenizer", help="of the instructions (default: that of --from)")
+    add("--evaluate", action="store_true", help="train nothing: the validation loss of --resume, in either precision")
+    add("--export", type=Path, metavar="DIR", help="train nothing: write --resume's weights as a Hugging Face folder")
+    add("--run-dir", type=Path, metavar="DIR", help=f"the run folder (default: a new one in {RUNS}/)")
+
+
+def as_flags(settings: Settings) -> list[str]:
+    """The flags that give exactly these settings, whatever the defaults are where they are parsed."""
+    flags: dict[str, Any] = {
+        "--model": settings.model.name,
+        "--precision": settings.precision.name,
+        "--num-layers": settings.num_layers,
+        "--emulate": settings.emulate,
+        "--nvfp4": settings.nvfp4 and nvfp4_recipe.as_text(settings.nvfp4.words()),
+        "--bf16-head-layers": settings.bf16_head_layers,
+        "--bf16-tail-layers": settings.bf16_tail_layers,
+        "--train-iters": settings.train_iters,
+        "--warmup-iters": settings.warmup_iters,
+        "--global-batch-size": settings.global_batch_size,
+        "--micro-batch-size": settings.micro_batch_size,
+        "--seq-length": settings.sequence_length,
+        "--data": settings.data,
+        "--seed": settings.seed,
+        "--save": settings.save or 0,
+        "--resume": settings.resume,
+        "--iteration": settings.iteration,
+        "--from": settings.weights and _as_given(settings.weights),
+        "--finetune": settings.finetune,
+        "--tokenizer": settings.tokenizer,
+        "--export": settings.export,
+        "--run-dir": settings.run_dir,
+        "--tensor-parallel": settings.tensor_parallel,
+        "--pipeline-parallel": settings.pipeline_parallel,
+        "--context-parallel": settings.context_parallel,
+        "--config": settings.config,
+        "--plugin": settings.plugin,
+        "--cache-dir": settings.cache_dir,
+        "--profile": settings.profile,
+        "--wandb-project": settings.wandb_project,
+        "--mlflow-experiment": settings.mlflow_experiment,
+    }
+    given = []
+    for flag, value in flags.items():
+        if value is not None:  # one that looks like a flag stands in one word with its own
+            given += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+    switched = [f"--{name}" for name in ("evaluate", "tuned", "tensorboard") if getattr(settings, name)]
+    return [*given, *switched, *settings.overrides]
+
+
+def _as_given(weights_from: str) -> str:
+    """A run folder as it is; anything else with its scheme."""
+    return weights_from if finetuning.is_run(weights_from) else pretrained.SCHEME + weights_from
+
+
+def merged(args: argparse.Namespace) -> argparse.Namespace:
+    """The command line with the settings of its --config below it, and of its overrides beside it.
+
+    Of the NVFP4 recipe word by word: short forms in the environment go before the file and behind --nvfp4.
+
+    Raises:
+        UsageError: a setting with two values, an override of what the playbook decides, or no config file.
+    """
+    given, rest = overrides.settings_among(overrides.parse(args.overrides or ()))
+    for name, value in given.items():
+        present = getattr(args, name)
+        if present not in (None, value):
+            raise UsageError(
+                f"{checks.flag_of(name)} {present} and an override that says {value} are one setting with two values; "
+                "drop one"
+            )
+    above = {**vars(args), **given, "overrides": [f"{name}={value}" for name, value in rest.items()] or None}
+    asked_recipe = nvfp4_recipe.in_environment() | nvfp4_recipe.words_in(args.nvfp4 or "")
+    below = _of_the_file(config_file.read(args.config)) if args.config else _model_of_the_run(args)
+    asked = asked_precision(args)
+    if below.get("precision") is not None and asked not in (None, below["precision"]):
+        below |= dict.fromkeys(_OF_THE_PRECISION)
+    if below.get("model") is not None and args.model not in (None, below["model"]):
+        below |= dict.fromkeys(_OF_THE_MODEL)
+    below["overrides"] = [*(below.get("overrides") or ()), *(above["overrides"] or ())] or None
+    above["nvfp4"] = nvfp4_recipe.as_text(nvfp4_recipe.words_in(below.get("nvfp4") or "") | asked_recipe) or None
+    keep = {name for name, value in above.items() if value is not None and value is not False} - {"overrides"}
+    return argparse.Namespace(**{**above, **{name: value for name, value in below.items() if name not in keep}})
+
+
+def named(args: argparse.Namespace) -> frozenset[str]:
+    """The settings that a command line names: by flag, by override, or in its config file."""
+    return frozenset(name for name, value in vars(merged(args)).items() if value is not None)
+
+
+def asked_precision(args: argparse.Namespace) -> str | None:
+    """The name that a command line gives, None where it gives none. Raises UsageError for two different ones."""
+    if not args.disable_fp4:
+        return args.precision
+    if args.precision not in (None, "bf16"):
+        raise UsageError(f"--disable-fp4 means --precision bf16, but --precision {args.precision} was given; drop one")
+    return "bf16"
+
+
+def data_of(file: config_file.ConfigFile) -> str | None:
+    """What the run that saved a config file trained on; None where it does not say."""
+    return words_of(file).data
+
+
+def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
+    """The settings that a config file stands for, by argument."""
+    arguments = vars(words_of(file))
+    return {**arguments, **file.edited_settings(arguments), "cache_dir": None}
+
+
+def _model_of_the_run(args: argparse.Namespace) -> dict[str, Any]:
+    """What was changed of the model that is only evaluated or exported, as its run's config file says it."""
+    if args.resume is None or not (args.evaluate or args.export) or not (args.resume / run_folder.CONFIG).is_file():
+        return {}
+    words = words_of(config_file.read(args.resume / run_folder.CONFIG))
+    changed = [word for word in words.overrides or () if word.startswith("model.")]
+    return {"num_layers": words.num_layers, "overrides": changed}
+
+
+def words_of(file: config_file.ConfigFile, *more: str) -> argparse.Namespace:
+    """The arguments of a config file, as far as it may give them, and `more` after them."""
+    return file.parsed(parser(str(file.path)), *more)

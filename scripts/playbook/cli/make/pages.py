@@ -42,10 +42,14 @@ def of(target: Target) -> list[str]:
         *textwrap.wrap(f"make {target.name}: {target.help}", WIDTH),
         "",
         *_options(name for name in target.takes if name not in SET_UP),
-        *(f"With {name}= it takes {' and '.join(other.options[1:]) or 'nothing'} beside it."
-          for name, other in target.instead.items()),
+        *(line for name, other in target.instead.items() for line in _instead(name, other)),
         *_of_the_environment([name for name in VARIABLES if name in target.takes]),
     ]  # fmt: skip
+
+
+def _instead(name: str, other: Target) -> list[str]:
+    beside = ", ".join(each for each in other.options if each != name) or "nothing"
+    return textwrap.wrap(f"With {name}= it takes {beside} beside it.", WIDTH)
 
 
 def _targets(of_all: Iterable[Target]) -> list[str]:

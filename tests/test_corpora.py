@@ -141,9 +141,9 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 
         ("a.jsonl", b" \n[\n" + LINES.replace(b"\n", b",\n") + b"{}]", "a JSON array", "jq -c '.[]'"),
         ("a.json.gz", gzip.compress(ARRAY.encode()), "a JSON array", "gzip -dc < {} | jq -c '.[]'"),
         ("a", ARRAY.encode(), "a JSON array", "jq -c '.[]'"),
-        ("a.json", json.dumps({"text": "x", "id": 1}, indent=1).encode(), "JSON objects over several", "jq -c ."),
-        ("a.jsonl", b'{\n"text": "x"\n}\n{\n"text": "y"\n}\n', "JSON objects over several lines", "jq -c ."),
-        ("a.json", b'{"version": "1.1",\n "data": [{"text": "x"}]}', "JSON objects over several lines", "jq -c ."),
+        ("a.json", json.dumps({"text": "x", "id": 1}, indent=1).encode(), "JSON objects and not one a line", "jq -c ."),
+        ("a.jsonl", b'{\n"text": "x"\n}\n{\n"text": "y"\n}\n', "JSON objects and not one a line", "jq -c ."),
+        ("a.json", b'{"version": "1.1",\n "data": [{"text": "x"}]}', "JSON objects and not one a line", "jq -c ."),
         ("a.jsonl", b"<!DOCTYPE html>\n<html><body>404</body></html>", "a web page", "curl --fail -L"),
         ("a.jsonl.gz", b"\n  <html><head><title>Sign in</title></head></html>", "a web page", "curl --fail -L"),
         ("a.parquet", b"<html>", "a web page", "curl --fail -L"),
@@ -158,6 +158,13 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 
         ("a.jsonl", zipped(LINES), "a zip archive", "unzip"),
         ("a.csv", b"id,text\n1,x\n2,y\n", "CSV and not JSON lines", "csv.DictReader(sys.stdin)"),
         ("a.jsonl", b'"id","text"\n1,"x"\n2,"y"\n', "CSV and not JSON lines", "csv.DictReader(sys.stdin)"),
+        ("a.csv", b"id;text\n1;x, y\n2;z\n", "CSV and not JSON lines", 'delimiter=";"'),
+        ("a.csv.gz", gzip.compress(b"text\nhello\nthere\n"), "CSV and not JSON lines", "gzip -dc < {} | python3"),
+        ("a.jsonl", '{"题": "好", "text":"x"}'.encode("utf-16-le"), "in UTF-16LE", "iconv -f UTF-16LE"),
+        ("a.txt", "ab".encode("utf-16-be"), "in UTF-16BE", "iconv -f UTF-16BE"),
+        ("a.jsonl", LINES.replace(b"\n", b"\r"), "JSON lines that end as on an old Macintosh", "tr '\\r' '\\n' <"),
+        ("a.jsonl", LINES.replace(b"\n", b""), "JSON objects and not one a line", "jq -c ."),
+        ("a.jsonl.gz", gzip.compress(LINES) + b"behind", "gzip with other bytes behind it", "gzip -dc <"),
         ("a.tsv", b"id\ttext\n1\tx\n", "TSV and not JSON lines", 'delimiter="\\t"'),
         ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)), "gzip within gzip", "gzip -dc <"),
         ("a.parquet.gz", gzip.compress(b"PAR1" + bytes(50)), "Parquet within gzip", "gzip -dc <"),
@@ -188,6 +195,9 @@ def test_what_it_is_and_what_mends_it(tmp_path: Path, name: str, content: bytes,
         ("a.jsonl.gz", gzip.compress(LINES.decode().encode("utf-16-le"))),
         ("a.csv", b'id,text\n1,"x\ny"\n2,z\n'),
         ("a.tsv", b"id\ttext\n1\tx\n"),
+        ("a.csv", b"id;text\n1;x, y\n2;z\n"),
+        ("a.jsonl", LINES.replace(b"\n", b"\r")),
+        ("a.jsonl", LINES.replace(b"\n", b"")),
         ("a.jsonl.gz", gzip.compress(gzip.compress(LINES))),
     ],
 )
@@ -301,7 +311,7 @@ def test_a_web_page_is_text_where_that_is_said(tmp_path: Path) -> None:
 def test_json_lines_called_text_are_told(tmp_path: Path, capsys) -> None:
     (tmp_path / "a.txt").write_bytes(LINES)
     prepare(tmp_path, tmp_path / "a.txt")
-    assert "it looks like JSON lines, which --format jsonl (ARGS=) reads" in capsys.readouterr().out
+    assert "it looks like JSON lines: --format jsonl (ARGS=)" in capsys.readouterr().out
 
 
 def test_words(tmp_path: Path, monkeypatch) -> None:

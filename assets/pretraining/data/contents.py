@@ -178,8 +178,9 @@ def _encoding(head: bytes) -> str:
         if head.startswith(mark):
             return name
     for name, unit, at in (("UTF-32LE", 4, 0), ("UTF-32BE", 4, 3), ("UTF-16LE", 2, 0), ("UTF-16BE", 2, 1)):
-        zeros = all((byte == 0) == (place % unit != at) for place, byte in enumerate(head[:8]))
-        if len(head) >= 8 and zeros and head[:8].decode(name).strip().isprintable():
+        two = head[: 2 * unit]
+        zeros = all((byte == 0) == (place % unit != at) for place, byte in enumerate(two))
+        if len(two) == 2 * unit and zeros and two.decode(name).strip().isprintable():
             return name
     return ""
 
@@ -202,9 +203,17 @@ def _json_shape(text: str) -> Format | None:
         except (ValueError, RecursionError):
             pass
         return Format("a JSON array and not JSON lines", b"", "jq -c '.[]' < FILE > NEW.jsonl")
-    if text[:1] != "{" or _is_object(first) or rest.lstrip()[:1] not in ('"', "}"):
+    if text[:1] != "{" or _is_object(first):
         return None
-    return Format("JSON objects over several lines and not one a line", b"", "jq -c . < FILE > NEW.jsonl")
+    if "\n" not in text and _is_object(text.partition("\r")[0]):
+        return Format("JSON lines that end as on an old Macintosh", b"", "tr '\\r' '\\n' < FILE > NEW")
+    try:
+        end = json.JSONDecoder().raw_decode(text)[1]
+    except (ValueError, RecursionError):
+        end = 0
+    if rest.lstrip()[:1] in ('"', "}") or (end and text[end:].lstrip()[:1] == "{"):
+        return Format("JSON objects and not one a line", b"", "jq -c . < FILE > NEW.jsonl")
+    return None
 
 
 def _table(path: Path, text: str) -> Format | None:
@@ -212,9 +221,10 @@ def _table(path: Path, text: str) -> Format | None:
     if text[:1] in ("{", "["):
         return None
     lines = text.splitlines()[:3]
-    named = path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
     for separator, name, argument in _SEPARATORS:
         cells = {line.count(separator) for line in lines}
-        if (len(lines) > 1 and len(cells) == 1 and cells != {0}) or (named and separator in text):
+        if len(lines) > 1 and len(cells) == 1 and cells != {0}:
             return Format(f"{name} and not JSON lines", b"", _ROWS_OF_CSV.format(argument))
+    if {".csv", ".tsv"} & set(path.suffixes):
+        return Format("CSV and not JSON lines", b"", _ROWS_OF_CSV.format(_SEPARATORS[".tsv" in path.suffixes][2]))
     return None

@@ -162,12 +162,14 @@ def _described(path: Path, asked: str | None) -> Source:
             raise UsageError(wrong)
         if head and kind in (None, "parquet"):
             raise UsageError(_no_kind(path, kind))
-    if found == "text" and asked is None and contents.is_json_lines(head):
-        notes.append("plain text, by its name; it looks like JSON lines, which --format jsonl (ARGS=) reads")
     if found != kind and head:
         notes.append(f"it holds {'Parquet' if found == 'parquet' else 'a JSON object a line'}")
     state = path.stat()
-    note = (f"{path} is read as what it is: {' and '.join(notes)}" if notes else "") if head else f"{path} is empty"
+    note = f"{path} is read as what it is: {' and '.join(notes)}" if notes else ""
+    if not head:
+        note = f"{path} is empty"
+    elif found == "text" and asked is None and contents.is_json_lines(head):
+        note = f"{path} is read as plain text, by its name; it looks like JSON lines: --format jsonl (ARGS=)"
     return Source(path.absolute(), found or "text", compression, state.st_size, state.st_mtime_ns, note)
 
 
@@ -255,6 +257,11 @@ def _reading(path: Path) -> Iterator[None]:
             raise
         if "ictionary" in str(error):
             raise UsageError(f"{path} needs the dictionary that it was made with: zstd -D DICTIONARY -d") from error
+        if "Not a gzipped file" in str(error):  # the first bytes were: others follow the last member
+            found = contents.COMPRESSIONS["gzip"]._replace(
+                what="gzip with other bytes behind it, which gzip leaves out"
+            )
+            raise UsageError(contents.said(path, found)) from error
         raise UsageError(f"{path} is damaged: {error}; mend it or leave it out") from error
 
 

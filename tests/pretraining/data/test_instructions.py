@@ -73,7 +73,7 @@ def test_the_first_few_and_the_number_of_all(tmp_path: Path) -> None:
             json.dumps([json.loads(line) for line in good(3)]).encode(),
             "is a JSON array and not JSON lines: `jq",
         ),
-        (json.dumps(json.loads(good(1)[0]), indent=2).encode(), "is JSON objects over several lines"),
+        (json.dumps(json.loads(good(1)[0]), indent=2).encode(), "is JSON objects and not one a line"),
         (gzip.compress(b"".join(good(3))), "is gzip: `gzip -dc <"),
         (b"".join(good(3)).decode().encode("utf-16"), "is in UTF-16: `iconv -f UTF-16 -t UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer and not the file itself"),

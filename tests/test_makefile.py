@@ -210,7 +210,9 @@ def test_runs_that_are_there_take_no_options_of_a_training() -> None:
         *("host", "scripts/compare.py", "--save", "--base=a", "--force"),
         *("--typed=make compare BASE=a FORCE=1 RUNS='a '\"'\"'b c'\"'\"''", "--", "a", "b c"),
     )
-    with pytest.raises(UsageError, match=r"RUNS= looks at runs .* and takes BASE= and FORCE= beside it: not ITERS="):
+    with pytest.raises(
+        UsageError, match=r"RUNS= looks at runs .* and takes BASE= and SPEEDUP= and FORCE= beside it: not ITERS="
+    ):
         planned("compare", RUNS="a b", ITERS="5")
     with pytest.raises(UsageError, match="not DRY_RUN="):
         planned("compare", RUNS="a b", DRY_RUN="1")

@@ -89,10 +89,6 @@ def _tests(name: str, text: str, *arguments: str, **environment: str) -> Target:
 _THESE = Target(
     "compare", TRAIN, "", (("host", "scripts/compare.py", "--save"),), ("RUNS", "BASE", "SPEEDUP", "FORCE"), again=True
 )
-_CHECKPOINTS = _run(
-    "eval", OWN, "", "RUNS", "PRECISION", *(name for name in _OF_RUN if name != "RUN"),
-    flags={"RUNS": "--checkpoints"}, again=True,
-)  # fmt: skip
 _OF_A_RUN = _run("profile", LOOK, "", "RUN")
 _NO_MEMORY = {"TP=auto": "what memory the cluster's GPUs have is not known here: give TP= and PP= as numbers"}
 _ITS_OWN = {"PRECISION": "make train PRECISION={} trains in it"}
@@ -129,8 +125,8 @@ _ALL = (
          "TOKENIZER", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("lora", OWN, "the same through adapters",
          "TOKENIZER", "PRECISION", *_TRAINING, *_RESUME, *_WHERE),
-    _run("eval", OWN, "the validation loss of a checkpoint; RUNS=: of several, paired by sequence",
-         "PRECISION", *_OF_RUN, instead={"RUNS": _CHECKPOINTS}),
+    _run("eval", OWN, "the validation loss of a checkpoint, or of several on one text",
+         "RUNS", "PRECISION", *_OF_RUN, flags={"RUNS": "--checkpoints"}, again=True),
     _run("export", OWN, "a checkpoint as a Hugging Face folder", "OUT", *_OF_RUN, flags={"OUT": "--export"}),
     _cluster("submit", "the same training on a cluster", "PRECISION", *_TRAINING, *_RESUME, "NODES", "NPROC", "WAIT",
              "DRY_RUN", common=True, without=_NO_MEMORY),

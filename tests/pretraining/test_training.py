@@ -339,9 +339,10 @@ def test_exported_weights_are_those_of_the_checkpoint(others, in_python) -> None
     loss = in_python(
         """
         import torch
-        from transformers import LlamaForCausalLM
+        from transformers import AutoTokenizer, LlamaForCausalLM
         model = LlamaForCausalLM.from_pretrained(sys.argv[1])
-        text = torch.tensor([list(open(json.__file__, "rb").read()[:2000])])
+        words = AutoTokenizer.from_pretrained(sys.argv[1])
+        text = words(open(json.__file__).read()[:2000], return_tensors="pt").input_ids
         with torch.no_grad():
             answer = float(model(text, labels=text).loss)
         """,
@@ -367,6 +368,7 @@ def test_fine_tuning(train, others, runs, instructions: Path) -> None:
         assert [line["split"] for line in run.evaluations] == ["validation"]
         assert run.environment["finetuned"] == scheme and not run.environment["mock_data"]
     assert losses(tuned["lora"])[0] == losses(tuned["sft"])[0]  # adapters begin as nothing
+    assert "loss of a known text" in (tuned["lora"].folder / run_folder.LOG).read_text()
     sizes = {
         scheme: sum(path.stat().st_size for path in (run.folder / run_folder.CHECKPOINTS).rglob("*.distcp"))
         for scheme, run in tuned.items()

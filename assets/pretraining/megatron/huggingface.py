@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from pretraining.errors import UsageError
+from pretraining.errors import FULL_DISK, UsageError
 
 LONGEST = 240  # characters of what they say
 
@@ -29,6 +29,8 @@ def explained(name: str, flag: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         chain = _chain(error)
+        if any(isinstance(each, OSError) and each.errno in FULL_DISK for each in chain):
+            raise  # it is not Hugging Face that failed
         if any(isinstance(each, errors.GatedRepoError) for each in chain):
             raise UsageError(
                 f"{flag} {name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a "

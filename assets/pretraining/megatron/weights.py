@@ -35,10 +35,15 @@ def loader(source: str, model: Model) -> Callable[[list[GPTModel]], list[GPTMode
     def load(chunks: list[GPTModel]) -> list[GPTModel]:
         with huggingface.explained(source, "--from"):
             from huggingface_hub import snapshot_download
+
+            wanted, folder = _config_of(chunks, model), source
+            if not Path(source).is_dir():
+                folder = snapshot_download(source, allow_patterns="*.json")
+                pretrained.check(folder, wanted, model.name, given=source, whole=False)  # it may be 800 GB of another
+                folder = snapshot_download(source, allow_patterns=_FILES)
+            pretrained.check(folder, wanted, model.name, given=source)
             from megatron.bridge import AutoBridge
 
-            folder = source if Path(source).is_dir() else snapshot_download(source, allow_patterns=_FILES)
-            pretrained.check(folder, _config_of(chunks, model), model.name)
             AutoBridge.from_hf_pretrained(folder, torch_dtype="auto").load_hf_weights(chunks)
         compare_losses(chunks, folder)
         return chunks

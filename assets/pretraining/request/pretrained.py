@@ -102,22 +102,24 @@ def without_a_place(built: Mapping[str, Any]) -> str:
     )
 
 
-def check(folder: str, wanted: dict[str, Any], name: str) -> None:
+def check(folder: str, wanted: dict[str, Any], name: str, *, given: str = "", whole: bool = True) -> None:
     """Raise UsageError where a local folder is not the model called `name`, whole and in plain numbers.
 
     Args:
         folder: the folder; a repository is checked when it is loaded.
         wanted: the model's config.
         name: for messages.
+        given: what --from names, where it is not the folder.
+        whole: whether its tensors are looked at too.
     """
     if not Path(folder).is_dir():
         return
     try:
-        config = read_json(Path(folder) / "config.json")
-        check_config(config, wanted, name)
-        check_tensors(Path(folder), tensors(Path(folder)), wanted, name)
+        check_config(read_json(Path(folder) / "config.json"), wanted, name)
+        if whole:
+            check_tensors(Path(folder), tensors(Path(folder)), wanted, name)
     except UsageError as error:
-        raise UsageError(f"--from {folder}: {error}") from error
+        raise UsageError(f"--from {given or folder}: {error}") from error
 
 
 def check_config(config: dict[str, Any], wanted: dict[str, Any], name: str) -> None:

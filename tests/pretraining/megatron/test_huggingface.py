@@ -3,13 +3,17 @@
 And what is said where Hugging Face gives nothing.
 """
 
+import errno
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import errors
 
 from pretraining.errors import UsageError
-from pretraining.megatron import huggingface
+from pretraining.megatron import huggingface, weights
+from pretraining.request.models import find_model
 
 
 def test_the_model_that_trains_gives_hugging_faces_logits(megatron) -> None:
@@ -114,3 +118,28 @@ def test_a_list_of_all_models_is_cut(monkeypatch, tmp_path: Path) -> None:
     ):
         raise ValueError(f"Unrecognized model. Should have one of these in its name: {', '.join(['llama'] * 500)}")
     assert len(str(told.value)) < huggingface.LONGEST + len(str(tmp_path)) + 20
+
+
+def test_a_full_disk_is_not_hugging_faces_fault(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="Can't load it") as told, huggingface.explained("meta/llama", "--from"):
+        raise OSError("Can't load it") from full
+    assert told.value.__cause__ is full
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_repository_of_another_model_is_not_downloaded(monkeypatch, make_model, tmp_path: Path, whole: bool) -> None:
+    """Its config comes first, and its weights only where it is the model asked for."""
+    folder, asked = make_model(tmp_path / "snapshot"), []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **more: asked.append(more) or str(folder))
+    if whole:
+        (folder / "model.safetensors").write_bytes(b"")
+    else:
+        (folder / "config.json").write_text(json.dumps({**find_model("tiny").hf_config, "rope_theta": 7.0}))
+    chunks = [SimpleNamespace(config=SimpleNamespace(num_layers=4))]
+    with pytest.raises(UsageError) as told:
+        weights.loader("my/llama", find_model("tiny"))(chunks)
+    said = str(told.value)
+    assert said.startswith("--from my/llama: ") and ("is empty" if whole else "rope_theta 7.0 and not") in said
+    assert len(asked) == (2 if whole else 1) and asked[0] == {"allow_patterns": "*.json"}

@@ -47,6 +47,7 @@ def environment() -> Callable[..., dict[str, str]]:
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, subprocess.CompletedProcess[str]]]:
     """`train("bf16", "--seed", "7")` runs 6 iterations of the tiny model; gives run folder and ended process."""
+    tmp_path_factory.getbasetemp()  # pytest makes it on first use, and two threads would make two
 
     def run(
         precision: str,

@@ -95,13 +95,15 @@ def read(path: Path) -> ConfigFile:
     if wrong := contents.pointer(path):
         raise UsageError(f"--config {wrong}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _loader())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise UsageError(f"--config {path}{line} is not YAML: {getattr(error, 'problem', None) or error}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise UsageError(f"--config {path} has a value that Python does not hold: {error}") from error
     _check_not_foreign(path, tree)
     wrong = [str(name) for name, section in tree.items() if not isinstance(section, dict | None) and name[:1] != "_"] \
         if isinstance(tree, dict) else ["the whole"]  # fmt: skip
@@ -123,6 +125,26 @@ def read(path: Path) -> ConfigFile:
     if arguments is not None:
         arguments = [str(each) for each in arguments if each not in ("-h", "--help")]
     return ConfigFile(path, arguments, own.get(VERSION), tree)
+
+
+def _loader() -> Any:
+    """PyYAML's loader, to which a name that stands twice in a section is an error and not the last of both."""
+    import yaml
+
+    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):  # type: ignore[misc, valid-type]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} stands there twice", key.start_mark
+                    )
+                seen.add(key.value if isinstance(key.value, str) else id(key))
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _check_not_foreign(path: Path, tree: Any) -> None:

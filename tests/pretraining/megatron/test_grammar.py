@@ -1,4 +1,4 @@
-"""Overrides in Hydra's grammar: what a value means is what Hydra says, or is refused; and foreign config files."""
+"""Overrides in Hydra's grammar: what a value means is what Hydra says, or is refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from pretraining.errors import UsageError
 from pretraining.megatron import fields, grammar
-from pretraining.request import config_file, overrides
 from pretraining.request import flags as training_flags
+from pretraining.request import overrides
 
 Backend = enum.Enum("Backend", {"auto": 1, "none": 2})
 Impl = Literal["none", "local"]
@@ -187,36 +187,3 @@ def test_a_blank_that_splits_a_value_is_explained(words: list[str], quoted: str)
 )
 def test_whole_values_are_taken(words: list[str]) -> None:
     assert training_flags.parser("x").parse_args(words).overrides == [word for word in words if "=" in word]
-
-
-BRIDGES = {
-    "whole": "_target_: megatron.bridge.training.config.ConfigContainer\ntrain: {train_iters: 5}\n",
-    "without its head": "\n".join(
-        f"{name}: {{_target_: megatron.bridge.training.config.{name.title()}Config}}"
-        for name in ("checkpoint", "dataset", "model", "train")
-    ),
-}
-
-
-@pytest.mark.parametrize("text", BRIDGES.values(), ids=BRIDGES)
-def test_a_config_that_megatron_bridge_saved_is_told_at_once(tmp_path: Path, text: str) -> None:
-    """As `checkpoints/iter_0000003/run_config.yaml`, below the run's own config.yaml."""
-    file = tmp_path / "run" / "checkpoints" / "iter_0000003" / "run_config.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(text)
-    for instead in ("RUN/config.yaml", str(tmp_path / "run" / "config.yaml")):
-        with pytest.raises(UsageError) as told:
-            config_file.read(file)
-        assert "is Megatron-Bridge's own run_config.yaml" in str(told.value) and f"(CONFIG={instead})" in str(
-            told.value
-        )
-        (tmp_path / "run" / "config.yaml").write_text("playbook: {}\n")
-
-
-def test_a_runs_own_config_is_not_taken_for_it(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("playbook: {arguments: []}\n" + BRIDGES["whole"])
-    assert config_file.read(tmp_path / "config.yaml").tree == {"train": {"train_iters": 5}}
-    (tmp_path / "hand.yaml").write_text(
-        "comm_overlap: {_target_: megatron.bridge.X, a: true}\ntrain: {train_iters: 5}\n"
-    )
-    assert set(config_file.read(tmp_path / "hand.yaml").tree) == {"comm_overlap", "train"}

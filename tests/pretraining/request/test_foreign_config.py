@@ -128,3 +128,61 @@ def test_no_field_can_be_made_of_a_call(value: Any) -> None:
 
 def test_values_of_a_config_are_taken() -> None:
     assert fields.convert(Callable, "torch.nn.functional.silu") is torch.nn.functional.silu
+
+
+BRIDGES = {
+    "whole": "_target_: megatron.bridge.training.config.ConfigContainer\ntrain: {train_iters: 5}\n",
+    "without its head": "\n".join(
+        f"{name}: {{_target_: megatron.bridge.training.config.{name.title()}Config}}"
+        for name in ("checkpoint", "dataset", "model", "train")
+    ),
+}
+
+
+@pytest.mark.parametrize("text", BRIDGES.values(), ids=BRIDGES)
+def test_a_config_that_megatron_bridge_saved_is_told_at_once(tmp_path: Path, text: str) -> None:
+    """As `checkpoints/iter_0000003/run_config.yaml`, below the run's own config.yaml."""
+    file = tmp_path / "run" / "checkpoints" / "iter_0000003" / "run_config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    for instead in ("RUN/config.yaml", str(tmp_path / "run" / "config.yaml")):
+        with pytest.raises(UsageError) as told:
+            config_file.read(file)
+        assert "is Megatron-Bridge's own run_config.yaml" in str(told.value) and f"(CONFIG={instead})" in str(
+            told.value
+        )
+        (tmp_path / "run" / "config.yaml").write_text("playbook: {}\n")
+
+
+def test_a_runs_own_config_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("playbook: {arguments: []}\n" + BRIDGES["whole"])
+    assert config_file.read(tmp_path / "config.yaml").tree == {"train": {"train_iters": 5}}
+    (tmp_path / "hand.yaml").write_text(
+        "comm_overlap: {_target_: megatron.bridge.X, a: true}\ntrain: {train_iters: 5}\n"
+    )
+    assert set(config_file.read(tmp_path / "hand.yaml").tree) == {"comm_overlap", "train"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "optimizer: {lr: 1.0}\ntrain: {seed: 1}\noptimizer: {adam_beta1: 0.5}\n",
+            ", line 3 is not YAML: optimizer stands there twice",
+        ),
+        ("optimizer:\n  lr: 1.0\n  lr: 2.0\n", ", line 3 is not YAML: lr stands there twice"),
+        ("optimizer: {lr: " + "9" * 5000 + "}", "has a value that Python does not hold"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer and not the file itself"),
+    ],
+)
+def test_a_config_file_that_means_something_else(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError) as told:
+        config_file.read(tmp_path / "c.yaml")
+    assert said in str(told.value)
+
+
+def test_sections_may_share_fields_and_a_byte_order_mark_is_nothing(tmp_path: Path) -> None:
+    text = "\ufeffoptimizer: &a {lr: 1.0}\nscheduler: {<<: *a, lr: 2.0}\n"
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert config_file.read(tmp_path / "c.yaml").tree == {"optimizer": {"lr": 1.0}, "scheduler": {"lr": 2.0}}

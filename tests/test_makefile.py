@@ -143,6 +143,9 @@ def test_a_value_of_the_wrong_kind_is_refused_by_the_options_name(recorded, opti
         ("history", "DRY_RUN=1", "make history takes no DRY_RUN: "),
         ("nvpf4", "ITERS=1", "there is no target nvpf4: did you mean make nvfp4?"),
         ("help-copmare", "A=", "there is no target copmare: did you mean make compare?"),
+        ("bf16", "EMULATE=1", "make bf16 takes no EMULATE: "),
+        ("bf16", "NVFP4_RHT=0", "make bf16 takes no NVFP4_RHT: "),
+        ("bf16", "BF16_TAIL=2", "make bf16 takes no BF16_TAIL: "),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(target: str, given: str, words: str) -> None:

@@ -102,6 +102,8 @@ def run(arguments: list[str] | None = None) -> int:
     precisions = _precisions(args)
     if args.nvfp4 and "nvfp4" not in precisions:
         raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {' and '.join(precisions)}; leave it out")
+    if args.emulate and not {"nvfp4", None} & {*precisions}:
+        raise UsageError(f"--emulate is for nvfp4 and does nothing for {' and '.join(precisions)}; leave it out")
     where = place.choose(wanted(args), *map(find_precision, precisions))
     if args.job == "shell":
         return _shell(args, where)

@@ -209,6 +209,8 @@ def test_two_runs_that_cannot_be_compared_are_refused(job) -> None:
         (("nvfp4", "--runtime", "gpu"), "RUNTIME=gpu is not one of auto, "),
         (("nvfp4", "--model", "llama31-8b"), "llama31-8b needs a GPU and none was found"),
         (("nvfp4", "--trian-iters", "5"), "did you mean --train-iters?"),
+        (("train", "--precision", "bf16", "--emulate"), "--emulate is for nvfp4 and does nothing for bf16"),
+        (("compare", "--a", "bf16", "--b", "bf16", "--emulate"), "does nothing for bf16 and bf16"),
         (("nvfp5",), "invalid choice: 'nvfp5'"),
     ],
 )

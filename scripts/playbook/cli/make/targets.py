@@ -10,11 +10,13 @@ from playbook.cli.make import chores
 from playbook.cli.make.options import OPTIONS, SET_UP
 
 _SIZES = ("MODEL", "ITERS", "WARMUP", "GBS", "MBS", "SEQ", "DATA")
-_RECIPE = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", "NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D", "TUNED")
+_QUANTIZED = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", "NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D")
+_RECIPE = (*_QUANTIZED, "TUNED")
 _SPLIT = ("TP", "PP", "CP")
 _CODE = ("CONFIG", "PLUGIN", "ARGS")
 _WRITERS = ("TENSORBOARD", "WANDB", "MLFLOW")
 _TRAINING = (*_SIZES, *_RECIPE, *_SPLIT, *_CODE, "SAVE", "FROM", *_WRITERS)
+_BF16 = tuple(name for name in _TRAINING if name not in _QUANTIZED)
 _WHERE = ("RUNTIME", "GPU", "TAG", "NPROC", "DRY_RUN")
 _RESUME = ("RESUME", "ITERATION")
 _OF_RUN = ("RUN", "ITERATION", "DATA", "GBS", "MBS", "SEQ", *_RECIPE, *_SPLIT, *_CODE, *_WHERE)
@@ -108,7 +110,7 @@ _ALL = (
     _run("compare", TRAIN, "BF16 and NVFP4, and then the comparison", "PRECISION", "A", "B", "BASE", "SPEEDUP",
          "REPEAT", "FRESH", "FORCE", *_TRAINING, *_WHERE, common=True, instead={"RUNS": _THESE}, again=True),
     _run("nvfp4", TRAIN, "pretrain in NVFP4", *_TRAINING, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
-    _run("bf16", TRAIN, "pretrain in BF16", *_TRAINING, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
+    _run("bf16", TRAIN, "pretrain in BF16", *_BF16, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
     _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("ablate", TRAIN, "what each ingredient of NVFP4 brings, over seeds", "SEEDS", "FRESH",
          *(name for name in _TRAINING if name != "BF16_TAIL" and not name.startswith("NVFP4")),
@@ -137,7 +139,7 @@ _ALL = (
     _run("stop", TIDY, "end a run, watched or not", "RUN"),
     Target("clean", TIDY, "list and remove run folders, after asking", (("python", "scripts/clean.py"),),
            ("CLEAN", "YES", "DRY_RUN"), common=True),
-    _run("shell", TIDY, "a shell in the container that a training would get", *_TRAINING, *_RESUME, *_WHERE),
+    _run("shell", TIDY, "a shell in the container that a training would get", *_BF16, *_RESUME, *_WHERE),
     Target("image", TIDY, "build docker/Dockerfile; then train in it: TAG=nvfp4-playbook:26.04",
            options=("TAG", "DRY_RUN"), chore=chores.image),
     _tests("test", "the tests, but for the slow suites below",

@@ -13,6 +13,7 @@ import yaml
 
 from playbook import PROJECT
 from pretraining.errors import UsageError
+from pretraining.request import nvfp4_recipe
 from pretraining.request.flags import RUNS
 
 FILE = PROJECT / "cluster.yaml"
@@ -107,6 +108,8 @@ def _check(cluster: Cluster, path: Path) -> None:
     for name in cluster.environment or {}:
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
             raise UsageError(f"{path}: environment name {name!r}; use capitals, which is all that NeMo-Run exports")
+        if nvfp4_recipe.in_environment({name: "1"}):
+            raise UsageError(f"{path}: {name} is NVFP4's recipe, and a job gets that by flag: make submit NVFP4=...")
         if re.search(r"TOKEN|PASSWORD|SECRET|API_KEY", name):
             raise UsageError(
                 f"{path}: {name} would be written into the batch script and its log; "

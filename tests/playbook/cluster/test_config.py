@@ -88,6 +88,8 @@ def test_it_is_made_on_first_use(tmp_path: Path, monkeypatch) -> None:
         ("executor: pbs", "this playbook submits to Slurm"),
         ("environment: {HF_TOKEN: hf_x}", "export it in your shell"),
         ("environment: {lower: x}", "use capitals"),
+        ("environment: {NVFP4_RHT: 0}", "a job gets that by flag: make submit NVFP4="),
+        ("environment: {NVTE_NVFP4_DISABLE_2D_QUANTIZATION: 1}", "a job gets that by flag"),
         ("runs: relative", "must be an absolute path"),
         ("runs: /with space", "without spaces"),
         ("runs: /nemo_run/x", "NeMo-Run's scripts"),

@@ -26,6 +26,7 @@ from typing import IO
 from playbook import PROJECT
 from playbook.common import torch_index
 from playbook.common.failures import Failure
+from pretraining.record import files
 
 VENVS = PROJECT / ".venv"
 REQUIREMENTS = PROJECT / "requirements"
@@ -74,7 +75,7 @@ def ensure(name: str) -> Path:
     python = make(name)
     link = VENVS / ENVIRONMENTS[name][0]
     if not link.is_symlink() or os.readlink(link) != folder_of(name).name:
-        beside = link.with_name(f".{link.name}.{os.getpid()}")
+        beside = files.beside(link)
         beside.symlink_to(folder_of(name).name)
         beside.replace(link)
     return python
@@ -82,9 +83,10 @@ def ensure(name: str) -> Path:
 
 def make(name: str) -> Path:
     """As `ensure`, and leave `.venv/NAME` as it is."""
-    _, files, what = ENVIRONMENTS[name]
+    _, parts, what = ENVIRONMENTS[name]
     folder, link = folder_of(name), VENVS / ENVIRONMENTS[name][0]
-    wanted = {file: _fingerprint(file) for file in files}
+    wanted = {file: _fingerprint(file) for file in parts}
+    _forget_addresses(folder / _STAMP)
     if _missing(folder, wanted) or not link.is_symlink():
         try:
             VENVS.mkdir(exist_ok=True)
@@ -136,6 +138,15 @@ def _fingerprint(file: str) -> str:
     return f"{hashlib.sha256((REQUIREMENTS / file).read_bytes()).hexdigest()} {of_index}".strip()
 
 
+def _forget_addresses(stamp: Path) -> None:
+    """Stamps of earlier versions hold TORCH_INDEX as it was, with its password."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        made = json.loads(stamp.read_text())
+        if any("://" in mark for mark in made["files"].values()):
+            made["files"] = {file: mark.split(" ")[0] for file, mark in made["files"].items()}
+            files.write_text(stamp, json.dumps(made))
+
+
 def _installed(folder: Path) -> dict[str, str] | None:
     """The files that the environment was made from, each with its fingerprint; None where it must be made anew."""
     try:
@@ -176,9 +187,7 @@ def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
             _pip(folder, output, log, *flags, "-r", str(REQUIREMENTS / file))
             have[file] = wanted[file]
             made = {"python": list(sys.version_info[:2]), "files": have, "packages": sorted(_packages(folder))}
-            beside = stamp.with_suffix(".new")
-            beside.write_text(json.dumps(made))
-            beside.replace(stamp)
+            files.write_text(stamp, json.dumps(made))
 
 
 def _torch(folder: Path, output: IO[str], log: Path) -> None:

@@ -502,6 +502,18 @@ def test_the_probe_gives_up_in_three_seconds(index, monkeypatch) -> None:
     assert time.monotonic() - began < torch_index.PATIENCE_SECONDS + 2
 
 
+def test_a_stamp_of_before_forgets_the_password(set_up, root: Path) -> None:
+    set_up("cpu")
+    stamp = root / ".venv" / f"cpu-{VERSION}" / ".installed.json"
+    made = json.loads(stamp.read_text())
+    made["files"]["cpu.txt"] += " https://me:hunter2@mirror/simple"
+    stamp.write_text(json.dumps(made))
+    before = version_in(root, "cpu", "pkg_cpu")
+    set_up("cpu")
+    assert "hunter2" not in stamp.read_text() and version_in(root, "cpu", "pkg_cpu") == before
+    assert json.loads(stamp.read_text())["files"]["cpu.txt"] == made["files"]["cpu.txt"].split(" ")[0]
+
+
 def test_a_password_in_the_index_is_in_no_stamp_and_no_argument(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_INDEX", "https://me:s3cret@index.example/cpu")
     assert "s3cret" not in venvs._fingerprint("cpu.txt") and "index" not in venvs._fingerprint("cpu.txt")

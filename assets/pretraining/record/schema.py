@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from pretraining.errors import UsageError
 
 SCHEMA = 1
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end
+_MAY_CONTROL = re.compile(rb"\\u00|[\x7f\xc2]")  # in JSON they are written out, but for those from 127 on
 DEEPEST = 32  # objects and lists within one another; a record has six
 
 
@@ -182,9 +185,19 @@ def lines(texts: Iterable[bytes], shape: Shape, path: Path, before: int = 0) -> 
 def parse(text: str | bytes) -> Any:
     """What a JSON text holds. Raises ValueError, `TooDeep` where it is nested beyond what Python reads."""
     try:
-        return json.loads(text, parse_int=_whole)
+        found = json.loads(text, parse_int=_whole)
+        return _printable(found) if _MAY_CONTROL.search(text if isinstance(text, bytes) else text.encode()) else found
     except RecursionError as error:
         raise TooDeep(f"nested more than {DEEPEST} deep") from error
+
+
+def _printable(value: Any) -> Any:
+    """The same with each control character written out: what is shown of a record must not steer a terminal."""
+    if isinstance(value, str):
+        return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", value)
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    return {_printable(name): _printable(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def check(value: Any, shape: Shape, path: Path, at: str = "") -> None:

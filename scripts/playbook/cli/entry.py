@@ -13,6 +13,7 @@ from playbook.common.failures import Failure
 from playbook.common.venvs import ensure, python_of
 from pretraining.console import outlive_readers
 from pretraining.errors import UsageError
+from pretraining.record.schema import CONTROL
 
 
 def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted") -> int:
@@ -54,6 +55,7 @@ def _with_packages() -> int:
 
 
 def _end(name: str, words: str, code: int) -> int:
+    words = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", words)  # they may quote a file of somebody else's
     print(f"{name}: {words}", file=sys.stderr)
     return code
 

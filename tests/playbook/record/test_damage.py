@@ -207,3 +207,18 @@ def test_null_is_as_missing(tmp_path: Path) -> None:
     (tmp_path / "environment.json").write_text('{"precision": null, "parity": {"seed": null}, "notes": null}')
     assert schema.read(tmp_path / "environment.json", schema.ENVIRONMENT) == {"parity": {"seed": None}}
     assert schema.read(tmp_path / "nowhere.json", schema.ENVIRONMENT) == {}
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;owned\x07", "\x1b[2J", "\x9b2J", "\x08"])
+def test_no_text_of_a_record_steers_a_terminal(tmp_path: Path, text: str, capsys) -> None:
+    for escaped in (True, False):
+        path = tmp_path / "outcome.json"
+        path.write_text(json.dumps({"cause": f"a{text}\\u001b\n", "verdict": text}, ensure_ascii=escaped))
+        found = schema.read(path, schema.OUTCOME)
+        assert not schema.CONTROL.search(found["cause"] + found["verdict"])
+        assert found["cause"].startswith("a\\x") and found["cause"].endswith("\\u001b\n")
+
+    def fail() -> int:
+        raise UsageError(f"it says {text}")
+
+    assert entry.run("x", fail) == 2 and not schema.CONTROL.search(capsys.readouterr().err)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,14 +23,32 @@ PROJECT = Path(__file__).resolve().parents[3]
 RUNS = "nemo_experiments"
 SEED = 1234
 
+_SECRET = re.compile(
+    r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)"  # in a URL
+    r"|(?<=api_key=)\S+|(?<=password=)\S+|(?<=secret=)\S+"  # of a field that is called so
+    r"|\b(?:hf_|gh[opsu]_|sk-)[A-Za-z0-9]{30,}|\b(?:github_pat_|glpat-)[\w-]{20,}"  # as services write them
+)
+
 # What belongs to a precision, or to a model, and is no longer meant where another is asked for.
 _OF_THE_PRECISION = ("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4")
 _OF_THE_MODEL = ("num_layers", "bf16_tail_layers", "tensor_parallel", "pipeline_parallel")
 
 
+def refuse_secrets(words: Iterable[str]) -> None:
+    """Raise UsageError where one holds a secret: they stand in the plan, and everybody sees arguments."""
+    for word in words:
+        if found := _SECRET.search(word):
+            of = f"{word[: found.start()]}..." if found.start() else "an argument"
+            raise UsageError(
+                f"{of} holds a password or a token, and would be written into the run folder: give it in the "
+                "environment (HF_TOKEN, WANDB_API_KEY, MLFLOW_TRACKING_USERNAME and _PASSWORD)"
+            )
+
+
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
         """Take `section.field=value` wherever it stands; argparse allows its positional arguments in one place."""
+        refuse_secrets(sys.argv[1:] if args is None else args)
         known, rest = self.parse_known_args(args, namespace)
         overrides.check_whole(rest)
         known.overrides = [word for word in rest if overrides.looks_like_one(word)] or None

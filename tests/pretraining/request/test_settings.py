@@ -469,3 +469,23 @@ def test_nvfp4_on_a_gpu_needs_whole_blocks_of_tokens() -> None:
     said = refusal(*sizes, on_gpu=True)
     assert "1 x 100 tokens" in said and "multiple of 16" in said and "--seq-length 112" in said
     assert resolve(*sizes, "--precision", "bf16", on_gpu=True) and resolve(*sizes)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("logger.mlflow_tracking_uri=https://me:hunter2@host/x",),
+        ("logger.comet_api_key=hunter2",),
+        ("--wandb-project", "hf_" + "hunter2" * 5),
+        ("--tokenizer=glpat-hunter2hunter2hunter2",),
+    ],
+)
+def test_a_secret_among_the_arguments_is_refused_and_not_repeated(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="holds a password or a token") as told:
+        training_flags.parser("x").parse_args(list(words))
+    assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize("word", ["--from=hf:meta-llama/Llama-3.2-1B", "--run-dir=/data/hf_llama_checkpoints_of_2026"])
+def test_a_name_is_no_secret(word: str) -> None:
+    assert training_flags.parser("x").parse_args([word])

@@ -34,9 +34,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, a
 from pretraining.console import outlive_readers
 from pretraining.data import OUT_OF_MEMORY, sources, tokenizers, worker
 from pretraining.data.build import Build, State, plan_of
-from pretraining.data.manifest import Manifest
 from pretraining.data.sources import Piece
 from pretraining.errors import UsageError
+from pretraining.inputs.manifest import Manifest
 from pretraining.run import ending
 
 PLAIN_EVERY_SECONDS = 15.0

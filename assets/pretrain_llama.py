@@ -52,7 +52,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     from megatron.bridge.training.pretrain import pretrain
 
     from pretraining.data import builtin_text, corpus
-    from pretraining.megatron import bridge_config, changes, compat, weights
+    from pretraining.megatron import bridge_config, changes, compat, tuning, weights
     from pretraining.megatron.plugin import Plugin
     from pretraining.record import checkpoint
     from pretraining.run import run_facts
@@ -75,7 +75,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     if not on_gpu:
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)
-    finetuning.keep_loaded_base(config, chosen, run.folder)
+    tuning.keep_loaded_base(config, chosen, run.folder)
     compat.skip_compile_helpers()
     if chosen.save:
         compat.save_without_nvrx()

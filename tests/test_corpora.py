@@ -22,8 +22,9 @@ import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 import prepare_data
-from pretraining.data import contents, manifest, sources
+from pretraining.data import sources
 from pretraining.errors import UsageError
+from pretraining.inputs import contents, manifest
 
 TEXTS = [f"document {n}: " + "word " * (n % 50) for n in range(60)]
 LINES = "".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(TEXTS)).encode()
@@ -325,7 +326,7 @@ def test_words(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_the_host_looks_without_any_package(project) -> None:
-    code = "import sys; sys.path.insert(0, 'assets'); import pretraining.data.contents, pretraining.data.sources"
+    code = "import sys; sys.path.insert(0, 'assets'); import pretraining.inputs.contents, pretraining.data.sources"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=project, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

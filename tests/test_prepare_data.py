@@ -18,7 +18,8 @@ import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 import prepare_data
-from pretraining.data import build, manifest, sources
+from pretraining.data import build, sources
+from pretraining.inputs import manifest
 
 TEXTS = [
     "def f(x):\n\treturn x",

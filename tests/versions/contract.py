@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from pretraining import packages
 from pretraining.megatron import cpu
 
 cpu.enable()
@@ -182,7 +183,7 @@ def saved() -> dict[str, Any]:
 
 def main() -> None:
     """Write the answers."""
-    answers: dict[str, Any] = {"versions": compat.installed(), "import_seconds": time.process_time()}
+    answers: dict[str, Any] = {"versions": packages.installed(), "import_seconds": time.process_time()}
     for question in (every_config, words, gathers, tuned, saved):
         try:
             answers[question.__name__] = question()

@@ -22,10 +22,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from pretraining.data import manifest, sources, tokenizers
+from pretraining.data import sources, tokenizers
 from pretraining.data.sources import Piece, Source
 from pretraining.data.worker import Result
 from pretraining.errors import UsageError
+from pretraining.inputs import manifest
 from pretraining.record import run_folder
 
 COMMIT_SECONDS = 2.0

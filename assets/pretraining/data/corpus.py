@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pretraining.data import manifest
 from pretraining.data.builtin_text import Text
 from pretraining.errors import UsageError
+from pretraining.inputs import manifest
 from pretraining.request import blends
 from pretraining.request.models import MOCK
 

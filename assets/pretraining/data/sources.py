@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pretraining.data import contents
 from pretraining.errors import UsageError
+from pretraining.inputs import contents
 
 MIB = 2**20
 CHUNK_BYTES = MIB  # more, and the last chunks leave workers idle; less gains nothing

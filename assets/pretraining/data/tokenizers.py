@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pretraining.data import tokenizer_folder
 from pretraining.errors import UsageError
+from pretraining.inputs import tokenizer_folder
 
 BYTES = tokenizer_folder.BYTES
 BATCH_CHARACTERS = 2**20

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pretraining.data import json_lines, tokenizers
+from pretraining.data import tokenizers
 from pretraining.data.sources import Piece
+from pretraining.inputs import json_lines
 
 
 @dataclass

@@ -12,9 +12,9 @@ import torch
 
 from pretraining.data import builtin_text
 from pretraining.errors import UsageError
-from pretraining.megatron import compat, weights, writers
+from pretraining.megatron import compat, tuning, weights, writers
 from pretraining.record import run_folder
-from pretraining.request import blends, finetuning, shares
+from pretraining.request import blends, finetuning, parallel
 from pretraining.request.models import MOCK, PYTHON_STDLIB, Model
 from pretraining.request.precisions import Precision
 
@@ -90,7 +90,7 @@ def check_built(state: GlobalState, settings: Settings) -> None:
             f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
             f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
         )
-    wanted = shares.padded_words(settings.model.hf_config["vocab_size"], settings.tensor_parallel)
+    wanted = parallel.padded_words(settings.model.hf_config["vocab_size"], settings.tensor_parallel)
     built = state.cfg.model.vocab_size
     if built != wanted:
         raise UsageError(
@@ -125,7 +125,7 @@ def follow_changes(config: ConfigContainer) -> None:
 
 def _from_recipe(model: Model, finetune: str | None = None) -> ConfigContainer:
     family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
-    name = finetuning.recipe_name(model, finetune) if finetune else model.recipe
+    name = tuning.recipe_name(model, finetune) if finetune else model.recipe
     with _local_hf_config(model.hf_folder):
         config = getattr(family, name)(*(() if finetune in (None, "sft") else (finetune,)))
     if not finetune:  # mock data and token ids need no tokenizer, and one by name would be downloaded
@@ -165,7 +165,7 @@ def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: 
     model.pipeline_dtype = torch.bfloat16 if settings.pipeline_parallel > 1 else None
     # These are the recipe's own split, and no other divides by them.
     model.virtual_pipeline_model_parallel_size = model.pipeline_model_parallel_layout = None
-    counted = shares.counts_embedding(settings.num_layers, settings.pipeline_parallel)
+    counted = parallel.counts_embedding(settings.num_layers, settings.pipeline_parallel)
     model.account_for_embedding_in_pipeline_split = model.account_for_loss_in_pipeline_split = counted
 
 
@@ -194,10 +194,10 @@ def _set_training(config: ConfigContainer, settings: Settings) -> None:
 
 def _set_data(config: ConfigContainer, settings: Settings, builtin: builtin_text.Text | None) -> None:
     vocabulary = settings.model.hf_config["vocab_size"]
-    compat.set_vocabulary(config, vocabulary, shares.padded_words(vocabulary, settings.tensor_parallel))
+    compat.set_vocabulary(config, vocabulary, parallel.padded_words(vocabulary, settings.tensor_parallel))
     if settings.finetune:
-        finetuning.set_up(config, settings)
-        compat.set_evaluation(config, finetuning.evaluation_batches(settings), interval=settings.train_iters + 1)
+        tuning.set_up(config, settings)
+        compat.set_evaluation(config, tuning.evaluation_batches(settings), interval=settings.train_iters + 1)
         return
     dataset = config.dataset
     eval_iters = 0 if settings.data == MOCK or settings.export else settings.model.eval_iters

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pretraining import packages
 from pretraining.data import builtin_text
 from pretraining.errors import UsageError
-from pretraining.megatron import bridge_config, compat, fields
+from pretraining.megatron import bridge_config, fields
 from pretraining.megatron.plugin import Plugin
 from pretraining.request import config_file, overrides, settings
 from pretraining.request import flags as training_flags
@@ -78,7 +79,7 @@ def _change(config: ConfigContainer, name: str, value: Any) -> Change:
 @contextlib.contextmanager
 def _naming(file: config_file.ConfigFile) -> Iterator[None]:
     """Within: an error also says which file it is about, and whether another Megatron-Bridge saved it."""
-    found = compat.installed().get("megatron-bridge")
+    found = packages.installed().get("megatron-bridge")
     other = f" (saved by Megatron-Bridge {file.version}, and this is {found})" if file.version != found else ""
     try:
         yield
@@ -124,7 +125,7 @@ def as_text(config: ConfigContainer, chosen: Settings, changed: dict[str, Change
     """The run's `config.yaml`: the config and the arguments that give it again, with every change as an override."""
     words = tuple(f"{name}={fields.as_override(change.value)}" for name, change in sorted(changed.items()))
     portable = replace(chosen, config=None, overrides=words, run_dir=None, resume=None, cache_dir=None, profile=None)
-    return config_file.text_of(config, training_flags.as_flags(portable), compat.installed()["megatron-bridge"])
+    return config_file.text_of(config, training_flags.as_flags(portable), packages.installed()["megatron-bridge"])
 
 
 def facts(chosen: Settings, changed: dict[str, Change]) -> dict[str, Any]:

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
-import re
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.megatron import dataset_helper
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
     from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
-
-PACKAGES = (
-    "megatron-bridge",
-    "megatron-core",
-    "transformer-engine",
-    "torch",
-    "triton",
-    "transformers",
-    "numpy",
-    "numba",
-)
-
-
-def installed() -> dict[str, str]:
-    """Version of each package that shapes a run's numbers, for those that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def fuse_gradient_accumulation() -> bool:
@@ -113,10 +89,10 @@ def _has(module: str, name: str) -> bool:
 
 
 def _lacks_custom_recipes(looked_for: str) -> UsageError:
-    found = installed().get("transformer-engine")
+    found = packages.installed().get("transformer-engine")
     if found is None:
         why = "Transformer Engine, and none is installed: leave RUNTIME out, and it trains in NVIDIA's NeMo image"
-    elif _engine_release() < (2, 10):
+    elif packages.engine_release() < (2, 10):
         why = f"Transformer Engine's custom recipes, which came with 2.10, and this is {found}: use a newer NeMo image"
     else:
         why = (
@@ -126,11 +102,6 @@ def _lacks_custom_recipes(looked_for: str) -> UsageError:
     return UsageError(f"--emulate needs {why}")
 
 
-def _engine_release() -> tuple[int, ...]:
-    """Major and minor version of Transformer Engine, () where it is not installed."""
-    return tuple(int(part) for part in re.findall(r"\d+", installed().get("transformer-engine", ""))[:2])
-
-
 def set_cuda_graphs(config: ConfigContainer) -> None:
     """Replay each iteration as one CUDA graph: an implementation of its own in 0.6, a scope of "local" before."""
     model = config.model
@@ -138,12 +109,6 @@ def set_cuda_graphs(config: ConfigContainer) -> None:
         model.cuda_graph_impl = "full_iteration"
     else:
         model.cuda_graph_impl, model.cuda_graph_scope = "local", "full_iteration"
-
-
-@functools.cache
-def folds_block_scale() -> bool:
-    """Whether Transformer Engine computes a block's scale as amax * (encode / 6), which it does from 2.14."""
-    return _engine_release() >= (2, 14)
 
 
 def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
@@ -243,7 +208,7 @@ def skip_compile_helpers() -> None:
     if find_spec("megatron.core.datasets.helpers_cpp") is None:
         if os.access(source, os.W_OK):
             return
-        built = dataset_helper.built_copy(source, installed().get("megatron-core", ""))
+        built = dataset_helper.built_copy(source, packages.installed().get("megatron-core", ""))
         megatron.core.datasets.__path__.append(str(built))
         importlib.invalidate_caches()
     import megatron.bridge.training.initialize

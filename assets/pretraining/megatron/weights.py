@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretraining.data import manifest, tokenizer_folder
+from pretraining import huggingface
 from pretraining.errors import UsageError
-from pretraining.megatron import huggingface
+from pretraining.inputs import manifest, safetensors_files, tokenizer_folder
 from pretraining.record import run_folder
-from pretraining.request import blends, config_file, pretrained, safetensors_files
+from pretraining.request import blends, config_file, pretrained
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MOCK, PYTHON_STDLIB, Model
 

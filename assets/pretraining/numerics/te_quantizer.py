@@ -23,7 +23,7 @@ from torch import Tensor
 from transformer_engine.pytorch.cpp_extensions import gemm as te_gemm
 from transformer_engine.pytorch.quantized_tensor import QuantizedTensorStorage, Quantizer
 
-from pretraining.megatron import compat
+from pretraining import packages
 from pretraining.numerics.nvfp4_triton import Operand, quantize, quantize_tiles
 from pretraining.numerics.product import product
 from pretraining.request import nvfp4_recipe
@@ -129,7 +129,7 @@ class NVFP4Quantizer(Quantizer):
 
     def _operands(self, tensor: Tensor, into: Operand | None) -> tuple[Operand | None, Operand | None]:
         x = tensor.detach().reshape(-1, tensor.shape[-1])
-        folded = compat.folds_block_scale()
+        folded = packages.folds_block_scale()
         if self.tensor == "weight" and self.recipe.two_d:
             tiles = quantize_tiles(x, folded=folded, out=into)
             return tiles, tiles

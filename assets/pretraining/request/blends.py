@@ -15,8 +15,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.data import contents
 from pretraining.errors import UsageError, unknown
+from pretraining.inputs import contents
 
 SPLITS = ("train", "valid", "test")
 ALL = "all"

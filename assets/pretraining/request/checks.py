@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pretraining.data import manifest, tokenizer_folder
-from pretraining.data.instructions import FIELDS
 from pretraining.errors import UsageError, unknown
-from pretraining.megatron import plugin
+from pretraining.inputs import manifest, plugin_file, tokenizer_folder
+from pretraining.inputs.instructions import FIELDS
 from pretraining.record import checkpoint, run_folder
 from pretraining.request import blends, finetuning, footprint, nvfp4_recipe, overrides, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
@@ -93,11 +92,11 @@ def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -
     return last
 
 
-def plugin_file(path: Path | None) -> Path | None:
+def plugin(path: Path | None) -> Path | None:
     """The user's file. Raises UsageError where it is none."""
     if path is None:
         return None
-    plugin.inspect(path)
+    plugin_file.inspect(path)
     return path.absolute()
 
 

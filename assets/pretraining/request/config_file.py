@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretraining.data import contents
 from pretraining.errors import UsageError
-from pretraining.megatron import plugin
+from pretraining.inputs import plugin_file
 from pretraining.request import overrides
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ OF_THE_WORK = {
 }
 _LARGEST = 100_000
 # What the names of objects in a saved config begin with.
-_OBJECTS = ("megatron.", "torch.", "signal.Signals", "transformers.", f"{plugin.MODULE}.")
+_OBJECTS = ("megatron.", "torch.", "signal.Signals", "transformers.", f"{plugin_file.MODULE}.")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,23 @@
-"""Over how many processes one copy of a model is split, and what of it."""
+"""Over how many processes a copy of a model is split, whether it can be, and the smallest cut that fits a GPU's memory.
+
+Matrices are cut by tensor, layers by pipeline, sequences by context parallelism. No torch in this module.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 
 from pretraining.errors import UsageError
+from pretraining.request import footprint
 from pretraining.request.models import Model
 from pretraining.request.overrides import flag_of
 from pretraining.request.precisions import Precision
 
 NO_CONTEXT_PARALLEL = "NVFP4 with context parallelism gave NaN gradient norms (Megatron-Bridge issues 1865 and 2051)"
+HEADROOM = 0.9  # of a GPU's memory: the rest is fragments, NCCL's buffers and the CUDA context
+_NODE = 8  # tensor parallelism stays within NVLink's reach
 
 
 def split_of(args: argparse.Namespace, model: Model, precision: Precision) -> dict[str, int]:
@@ -57,3 +64,110 @@ def replicas(split: dict[str, int], model: Model, processes: int) -> int:
             f"(torchrun --nproc_per_node {fewest})"
         )
     return processes // math.prod(split.values())
+
+
+def check(model: Model, layers: int, split: dict[str, int], *, on_gpu: bool, sequence: int) -> None:
+    """Raise UsageError where a size does not divide, with the nearest that does.
+
+    Args:
+        layers: of the model as it will be built.
+        split: `tensor_parallel`, `pipeline_parallel` and `context_parallel`, each at least 1.
+        on_gpu: the CPU's attention has no context parallelism.
+        sequence: tokens a sequence.
+    """
+    tensor, pipeline, context = (split[f"{kind}_parallel"] for kind in ("tensor", "pipeline", "context"))
+    if wrong := _not_cut(model, tensor):
+        fits = next(size for size in range(tensor, 0, -1) if not _not_cut(model, size))
+        raise UsageError(f"TP={tensor} does not divide {model.name}'s {wrong}; TP={fits} does")
+    if not stages_fit(layers, pipeline):
+        fits = next(size for size in range(pipeline, 0, -1) if stages_fit(layers, size))
+        raise UsageError(f"PP={pipeline} does not divide {model.name}'s {layers} layers; PP={fits} does")
+    if context > 1 and not on_gpu:
+        raise UsageError(f"CP={context}: sharing a sequence needs a GPU's attention; on the CPU leave CP out")
+    if context > 1 and sequence % (2 * context):
+        raise UsageError(f"SEQ={sequence} is not divisible by 2 x CP = {2 * context}; take a multiple of it")
+    if on_gpu and tensor > 1 and sequence % (tensor * context):
+        whole = tensor * context
+        raise UsageError(f"SEQ={sequence} is not divisible by TP x CP = {whole}, as sequence parallelism needs")
+
+
+def padded_words(words: int, tensor_parallel: int) -> int:
+    """The vocabulary filled up to a multiple of the tensor parallel size: each rank holds as many words."""
+    return words + -words % tensor_parallel
+
+
+def stages_fit(layers: int, stages: int) -> bool:
+    """Whether pipeline stages get equal shares: of the layers, or of them with embedding and loss as one layer each."""
+    return layers % stages == 0 or counts_embedding(layers, stages)
+
+
+def counts_embedding(layers: int, stages: int) -> bool:
+    """Whether embedding and loss must count as a layer each for equal stages (405B: 126 + 2 over 8)."""
+    return layers % stages != 0 and (layers + 2) % stages == 0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A split that fits, with its memory (bytes of the most loaded process) and why it was chosen."""
+
+    tensor: int
+    pipeline: int
+    memory: float
+    reason: str
+
+
+def smallest(
+    model: Model, precision: Precision, *, processes: int, gpu_bytes: float, micro_batch: int, sequence: int
+) -> Fit:
+    """The split over fewest processes whose estimated memory fits, tensor before pipeline parallelism.
+
+    Args:
+        gpu_bytes: memory of one GPU.
+        micro_batch, sequence: sequences a forward pass, and tokens each.
+
+    Raises:
+        UsageError: none fits that many processes, with the least memory a process could have.
+    """
+    room = HEADROOM * gpu_bytes
+    tried = []
+    for tensor, pipeline in _splits(model, processes):
+        data = processes // (tensor * pipeline)
+        split = footprint.Split(tensor, pipeline, data, model.expert_parallel)
+        needed = footprint.memory(model, precision, split, micro_batch=micro_batch, sequence=sequence).total
+        if needed <= room:
+            words = f"the smallest split whose estimate, {needed / 1e9:.0f} GB, is below {HEADROOM:.0%} of the GPU's "
+            before = f"; {tried[-1][0]} would take {tried[-1][1] / 1e9:.0f} GB" if tried else ""
+            return Fit(tensor, pipeline, needed, f"{words}{gpu_bytes / 1e9:.0f} GB{before}")
+        tried.append((f"TP {tensor} PP {pipeline}", needed))
+    least = min(needed for _, needed in tried)
+    raise UsageError(
+        f"{model.name} does not fit {processes} GPUs of {gpu_bytes / 1e9:.0f} GB at micro batches of {micro_batch} x "
+        f"{sequence} tokens: at least {least / 1e9:.0f} GB each; more GPUs, a lower MBS or SEQ, or a smaller MODEL"
+    )
+
+
+def _splits(model: Model, processes: int) -> list[tuple[int, int]]:
+    """(tensor, pipeline) sizes that divide the model and the processes, the smallest product first."""
+    found = [
+        (tensor, pipeline)
+        for tensor in range(1, min(_NODE, processes) + 1)
+        for pipeline in range(1, processes // tensor + 1)
+        if processes % (tensor * pipeline) == 0
+        and not _not_cut(model, tensor)
+        and stages_fit(model.num_layers, pipeline)
+    ]
+    return sorted(found, key=lambda split: (math.prod(split), split[1]))
+
+
+def _not_cut(model: Model, tensor: int) -> str:
+    """What of a model that many tensor parallel ranks cannot share, "" where they can.
+
+    Fewer key-value heads than ranks are held several times over, where that comes out even.
+    """
+    config = model.hf_config
+    sizes = {"attention heads": config["num_attention_heads"], "units of the MLP": config.get("intermediate_size", 0)}
+    for what, size in sizes.items():
+        if size % tensor:
+            return f"{size} {what}"
+    groups = config["num_key_value_heads"]
+    return f"{groups} key-value heads" if groups % tensor and tensor % groups else ""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UsageError
+from pretraining.inputs.safetensors_files import Tensor, read_json, some, tensors
 from pretraining.request.models import MODELS, Model
-from pretraining.request.safetensors_files import Tensor, read_json, some, tensors
 
 SCHEME = "hf:"
 # Fields of a Llama that change what it computes, with what `transformers` takes where one is missing.

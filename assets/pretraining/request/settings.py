@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UsageError
-from pretraining.request import checks, config_file, flags, nvfp4_recipe, overrides, parallel, shares
+from pretraining.request import checks, config_file, flags, nvfp4_recipe, overrides, parallel
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, PYTHON_STDLIB, Model, find_model
 from pretraining.request.precisions import Precision, default_tail, find_precision
 
@@ -147,7 +147,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settin
         sizes |= {"train_iters": past["iteration"], "warmup_iters": 0}
     data = checks.instructions(args) if args.finetune else checks.data(args.data or model.data, model)
     split = parallel.split_of(args, model, precision)
-    shares.check(model, layers["num_layers"], split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
+    parallel.check(model, layers["num_layers"], split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
     replicas = parallel.replicas(split, model, processes)
     micro_batch = checks.micro_batch_size(args.micro_batch_size, model, sizes, replicas)
     if on_gpu and precision.name == "nvfp4":
@@ -273,7 +273,7 @@ def _as_asked(args: argparse.Namespace, model: Model) -> dict[str, Any]:
         "wandb_project": args.wandb_project or None,
         "mlflow_experiment": args.mlflow_experiment or None,
         "config": args.config and args.config.absolute(),
-        "plugin": checks.plugin_file(args.plugin),
+        "plugin": checks.plugin(args.plugin),
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pretraining import packages
 from pretraining.data import builtin_text, corpus
 from pretraining.megatron import compat
 from pretraining.record import code_state, run_folder
@@ -39,7 +40,7 @@ def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: built
         "pid": os.getpid(),
         "model": settings.model.name,
         "precision": describe_precision(settings, on_gpu=on_gpu),
-        "versions": {"python": platform.python_version(), **compat.installed()},
+        "versions": {"python": platform.python_version(), **packages.installed()},
         "device": describe_device(on_gpu),
         "mock_data": settings.data == MOCK,
         "tokens_per_step": settings.tokens_per_step,
@@ -116,7 +117,7 @@ def parity_facts(
     """
     config = context.state.cfg
     model, optimizer = config.model, config.optimizer
-    found = compat.installed()
+    found = packages.installed()
     return {
         "model": settings.model.name,
         "parameters": _parameters(context),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pretraining.megatron import compat
+from pretraining import packages
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe
@@ -145,7 +145,7 @@ class Ours:
         """Both sides of any matrix with K divisible by 16 as the kernels round them, shaped as in `specified`."""
         from pretraining.numerics import nvfp4_triton
 
-        folded = compat.folds_block_scale()
+        folded = packages.folds_block_scale()
         if mode.tile == (BLOCK, BLOCK):
             rows = columns = nvfp4_triton.quantize_tiles(x, folded=folded)
         else:
@@ -165,7 +165,7 @@ class Ours:
 
 def specified(x: Tensor, mode: Mode) -> dict[str, NVFP4Tensor]:
     """Both sides as the specification rounds them to nearest, on the CPU. Columns are padded to whole blocks."""
-    folded = compat.folds_block_scale()
+    folded = packages.folds_block_scale()
     rows, columns = matrices(x)
     return {
         "rows": nvfp4.quantize(rows, tile=mode.tile, folded=folded),

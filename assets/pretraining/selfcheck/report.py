@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pretraining.megatron import compat
+from pretraining import packages
 from pretraining.record import run_folder
 from pretraining.selfcheck import FAST_MATH
 from pretraining.selfcheck.check import NEAR, OURS, Result
@@ -36,10 +36,10 @@ def describe(results: Sequence[Result], commit: str, device: dict[str, Any]) -> 
         "verdict": verdict(results),
         "equal": equal(results),
         "could_not_be_made": sum(bool(each.failure) for each in results),
-        "versions": {"python": platform.python_version(), **compat.installed()},
+        "versions": {"python": platform.python_version(), **packages.installed()},
         "device": {name: value for name, value in device.items() if name != "uuid"},
         "fast_math": fast_math(),
-        "block_scale": "amax * (encode / 6)" if compat.folds_block_scale() else "amax / 6 * encode",
+        "block_scale": "amax * (encode / 6)" if packages.folds_block_scale() else "amax / 6 * encode",
         "results": [each.as_json() for each in results],
     }
 
@@ -51,7 +51,7 @@ def equal(results: Sequence[Result]) -> bool:
 
 def verdict(results: Sequence[Result]) -> str:
     """One or a few sentences."""
-    engine = f"Transformer Engine {compat.installed().get('transformer-engine', 'of unknown version')}"
+    engine = f"Transformer Engine {packages.installed().get('transformer-engine', 'of unknown version')}"
     if equal(results):
         signs = sum(each.details.get("zeros_of_other_sign", 0) for each in results)
         but = f", but for the sign of {signs} zeros, which no product can tell" if signs else ""

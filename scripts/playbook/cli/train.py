@@ -17,7 +17,7 @@ from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import flags as training_flags
-from pretraining.request import settings, shares
+from pretraining.request import parallel, settings
 from pretraining.request.precisions import find_precision
 
 JOBS = (
@@ -246,7 +246,7 @@ def _fit(asked: argparse.Namespace, where: Place) -> str:
         on_gpu=True,
         processes=asked.nproc,
     )
-    fit = shares.smallest(
+    fit = parallel.smallest(
         chosen.model,
         chosen.precision,
         processes=asked.nproc,

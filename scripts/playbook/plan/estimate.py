@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from pretraining.errors import UsageError, unknown
-from pretraining.request import footprint, shares
+from pretraining.request import footprint, parallel
 from pretraining.request.models import MODELS, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision, default_tail, find_precision
 
@@ -159,14 +159,14 @@ def estimate(
     """
     tensor, pipeline = split
     if tensor is None and pipeline is None:
-        fit = shares.smallest(
+        fit = parallel.smallest(
             model, precision, processes=gpus, gpu_bytes=kind.memory * 1e9, micro_batch=micro, sequence=sequence
         )
         tensor, pipeline, why = fit.tensor, fit.pipeline, fit.reason
     else:
         tensor, pipeline, why = tensor or 1, pipeline or 1, "asked for"
         sizes = {"tensor_parallel": tensor, "pipeline_parallel": pipeline, "context_parallel": 1}
-        shares.check(model, model.num_layers, sizes, on_gpu=True, sequence=sequence)
+        parallel.check(model, model.num_layers, sizes, on_gpu=True, sequence=sequence)
     if gpus % (tensor * pipeline):
         raise UsageError(f"GPUS={gpus} is not divisible by TP x PP = {tensor * pipeline}; take a multiple of it")
     replicas = gpus // (tensor * pipeline)
@@ -196,7 +196,7 @@ def estimate(
         ("pipeline bubble", f"{bubble:.1%}", f"1F1B over {micro_batches} micro batches, not interleaved"),
         ("rate", f"{alone * (1 - bubble):.0f} MODEL_TFLOP/s a GPU", "peaks x efficiencies, less the bubble"),
     ]
-    fits = memory.total <= shares.HEADROOM * kind.memory * 1e9
+    fits = memory.total <= parallel.HEADROOM * kind.memory * 1e9
     return Estimate(memory, fits, seconds, tokens / (batch * sequence) * seconds / 86_400, lines)
 
 

@@ -12,7 +12,7 @@ from playbook import PROJECT
 from playbook.common.venvs import fingerprint
 from playbook.plan.place import Choice, Place
 from playbook.plan.place import show as show_choices
-from pretraining.megatron import plugin
+from pretraining.inputs import plugin_file
 from pretraining.record import run_folder
 from pretraining.request import blends, config_file, finetuning, nvfp4_recipe
 from pretraining.request import settings as training_settings
@@ -219,7 +219,7 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
         ignored = training_settings.ignored(settings)
         yield "config file", settings.config, f"its edited fields; {ignored or 'flags given beside it win'}"
     if settings.plugin:
-        yield "plugin", settings.plugin, f"defines {', '.join(plugin.inspect(settings.plugin))}"
+        yield "plugin", settings.plugin, f"defines {', '.join(plugin_file.inspect(settings.plugin))}"
     if settings.overrides:
         yield "overrides", " ".join(settings.overrides), "asked for"
 

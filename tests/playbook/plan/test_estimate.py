@@ -4,7 +4,7 @@ import pytest
 
 from playbook.plan import estimate
 from pretraining.errors import UsageError
-from pretraining.request import footprint, shares
+from pretraining.request import footprint, parallel
 from pretraining.request.models import find_model
 from pretraining.request.precisions import find_precision
 
@@ -57,12 +57,12 @@ def test_memory_is_megatrons_own_figure() -> None:
 def test_the_smallest_split_that_fits() -> None:
     model, bf16 = find_model("llama31-8b"), find_precision("bf16")
     sizes = {"micro_batch": 4, "sequence": 4096}
-    one = shares.smallest(model, bf16, processes=1, gpu_bytes=288e9, **sizes)
+    one = parallel.smallest(model, bf16, processes=1, gpu_bytes=288e9, **sizes)
     assert (one.tensor, one.pipeline) == (1, 1) and "below 90%" in one.reason
-    two = shares.smallest(model, bf16, processes=2, gpu_bytes=141e9, **sizes)
+    two = parallel.smallest(model, bf16, processes=2, gpu_bytes=141e9, **sizes)
     assert two.tensor * two.pipeline == 2 and two.memory < 0.9 * 141e9 and "TP 1 PP 1 would take" in two.reason
     with pytest.raises(UsageError, match=r"does not fit 1 GPUs of 80 GB.*at least \d+ GB each"):
-        shares.smallest(model, bf16, processes=1, gpu_bytes=80e9, **sizes)
+        parallel.smallest(model, bf16, processes=1, gpu_bytes=80e9, **sizes)
 
 
 @pytest.mark.parametrize(

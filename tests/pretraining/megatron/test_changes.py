@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UsageError
+from pretraining.inputs import plugin_file
 from pretraining.megatron import plugin
 from pretraining.request import config_file
 
@@ -153,9 +154,9 @@ def test_a_loss_takes_the_place_of_the_usual_one() -> None:
 def test_a_plugin_is_inspected_without_running_it(tmp_path: Path) -> None:
     path = tmp_path / "p.py"
     path.write_text("raise SystemExit\nfrom elsewhere import configure\ncallbacks: list = []\n")
-    assert plugin.inspect(path) == ("configure", "callbacks")
+    assert plugin_file.inspect(path) == ("configure", "callbacks")
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
-        plugin.inspect(tmp_path)
+        plugin_file.inspect(tmp_path)
 
 
 def test_a_section_and_an_object_are_told_apart() -> None:

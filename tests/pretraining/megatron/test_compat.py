@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.megatron import compat
 
@@ -46,7 +47,7 @@ def engine(monkeypatch):
         for module in [each for each in sys.modules if each.split(".")[0] == "transformer_engine"]:
             monkeypatch.delitem(sys.modules, module)
         known = {"megatron-bridge": "0.3.1"} | ({"transformer-engine": release} if release else {})
-        monkeypatch.setattr(compat, "installed", lambda: known)
+        monkeypatch.setattr(packages, "installed", lambda: known)
         if release is None:
             monkeypatch.setitem(sys.modules, "transformer_engine", None)
         for name in (*names, "pytorch.custom_recipes.gemm") if release else ():
@@ -109,10 +110,10 @@ def test_what_fails_within_transformer_engine_is_not_called_its_absence(tmp_path
     ("installed", "folds"), [("2.12.0", False), ("2.13.1", False), ("2.14.0+abc", True), ("3.0", True), (None, False)]
 )
 def test_the_order_of_a_block_scale_follows_transformer_engine(monkeypatch, installed, folds) -> None:
-    monkeypatch.setattr(compat, "installed", lambda: {"transformer-engine": installed} if installed else {})
-    compat.folds_block_scale.cache_clear()
-    assert compat.folds_block_scale() is folds
-    compat.folds_block_scale.cache_clear()
+    monkeypatch.setattr(packages, "installed", lambda: {"transformer-engine": installed} if installed else {})
+    packages.folds_block_scale.cache_clear()
+    assert packages.folds_block_scale() is folds
+    packages.folds_block_scale.cache_clear()
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import errors
 
+from pretraining import huggingface
 from pretraining.errors import UsageError
-from pretraining.megatron import huggingface, weights
+from pretraining.megatron import weights
 from pretraining.request.models import find_model
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UsageError
+from pretraining.megatron import tuning
 from pretraining.request import finetuning, settings
 from pretraining.request import flags as training_flags
 
@@ -45,7 +46,7 @@ def test_what_a_tuning_is(instructions: Path, base: Path) -> None:
     chosen = resolve(*flags)
     assert (chosen.finetune, chosen.weights, chosen.tokenizer) == ("lora", str(base), str(base))
     assert chosen.data == str(instructions) and chosen.trains
-    assert finetuning.evaluation_batches(chosen) == 2
+    assert tuning.evaluation_batches(chosen) == 2
     assert resolve(*training_flags.as_flags(chosen)) == chosen
     assert resolve(*flags, "--tokenizer", "my/tokenizer").tokenizer == "my/tokenizer"
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pretraining.errors import UsageError
-from pretraining.request import pretrained, safetensors_files
+from pretraining.inputs import safetensors_files
+from pretraining.request import pretrained
 from pretraining.request.models import MODELS, find_model
 
 TINY = find_model("tiny")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.data import manifest
 from pretraining.errors import UsageError
+from pretraining.inputs import manifest
 from pretraining.request import config_file, settings
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS

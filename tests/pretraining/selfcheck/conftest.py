@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.megatron import compat
+from pretraining import packages
 from pretraining.selfcheck import FAST_MATH
 
 sys.path.append(str(Path(__file__).resolve().parent))  # last: tests/engine imports its own conftest by name
@@ -16,5 +16,5 @@ sys.path.append(str(Path(__file__).resolve().parent))  # last: tests/engine impo
 @pytest.fixture(autouse=True)
 def an_old_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of operations of the vectors, whatever is installed."""
-    monkeypatch.setattr(compat, "folds_block_scale", lambda: False)
+    monkeypatch.setattr(packages, "folds_block_scale", lambda: False)
     monkeypatch.delenv(FAST_MATH, raising=False)

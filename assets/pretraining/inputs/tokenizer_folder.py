@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretraining import huggingface
 from pretraining.errors import UsageError
-from pretraining.megatron import huggingface
+from pretraining.inputs.safetensors_files import read_json
 from pretraining.record import files
-from pretraining.request.safetensors_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.data import manifest, tokenizer_folder
 from pretraining.errors import UsageError
+from pretraining.inputs import manifest, tokenizer_folder
 from pretraining.megatron import weights
 from pretraining.record import run_folder
 from pretraining.request import config_file

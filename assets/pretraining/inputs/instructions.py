@@ -8,8 +8,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretraining.data import contents, json_lines
 from pretraining.errors import UsageError
+from pretraining.inputs import contents, json_lines
 from pretraining.record.files import beside
 
 FIELDS = ("input", "output")

@@ -3,14 +3,14 @@
 import pytest
 
 from pretraining.errors import UsageError
-from pretraining.request import shares
+from pretraining.request import parallel
 from pretraining.request.models import find_model
 
 
 def check(model: str, tensor: int = 1, pipeline: int = 1, context: int = 1, *, on_gpu: bool = True) -> None:
     split = {"tensor_parallel": tensor, "pipeline_parallel": pipeline, "context_parallel": context}
     found = find_model(model)
-    shares.check(found, found.num_layers, split, on_gpu=on_gpu, sequence=4096)
+    parallel.check(found, found.num_layers, split, on_gpu=on_gpu, sequence=4096)
 
 
 def test_sizes_that_divide() -> None:
@@ -41,8 +41,8 @@ def test_the_cpu_shares_no_sequence() -> None:
 
 @pytest.mark.parametrize(("words", "tensor", "padded"), [(257, 1, 257), (257, 2, 258), (128256, 8, 128256)])
 def test_a_vocabulary_is_filled_up(words, tensor, padded) -> None:
-    assert shares.padded_words(words, tensor) == padded
+    assert parallel.padded_words(words, tensor) == padded
 
 
 def test_embedding_and_loss_count_where_layers_do_not_divide() -> None:
-    assert shares.counts_embedding(126, 8) and not shares.counts_embedding(32, 4)
+    assert parallel.counts_embedding(126, 8) and not parallel.counts_embedding(32, 4)

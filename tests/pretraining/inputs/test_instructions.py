@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.data import instructions
 from pretraining.errors import UsageError
+from pretraining.inputs import instructions
 from pretraining.request import finetuning
 
 

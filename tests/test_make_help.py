@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from playbook.cli import train
-from playbook.cli.make import options, pages
+from playbook.cli.make import help_pages, options
 from playbook.cli.make.options import OPTIONS
 from playbook.cli.make.targets import TARGETS
 from playbook.compare import gate
@@ -58,7 +58,7 @@ def test_help_all_names_every_target_and_option(make: Make, project: Path) -> No
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_targets_help_names_its_options(target: str) -> None:
-    lines = pages.of(TARGETS[target])
+    lines = help_pages.of(TARGETS[target])
     assert max(map(len, lines)) <= 80
     named = {found[1] for line in lines if (found := re.match(r"  ([A-Z][A-Z0-9_]*)=", line))}
     assert named == set(TARGETS[target].takes) - set(options.SET_UP)

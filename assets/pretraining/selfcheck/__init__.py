@@ -1,6 +1,6 @@
 """`make selfcheck`: Transformer Engine's native NVFP4 against this project's, on a GPU that has both.
 
-`engines.py` are the two sides, `comparison.py` finds and explains differences, `rounding.py` judges stochastic
+`engines.py` are the two sides, `deviations.py` finds and explains differences, `rounding.py` judges stochastic
 rounding, `step.py` trains a step both ways, `check.py` goes through it all and `report.py` puts it into words.
 """
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor
-from pretraining.selfcheck import comparison, engines, rounding, step
+from pretraining.selfcheck import deviations, engines, rounding, step
 from pretraining.selfcheck.engines import SIDES, LayoutError, Mode, Native, Ours
 
 if TYPE_CHECKING:
@@ -151,13 +151,13 @@ def _one_side(
     of_side = mode if side == "columns" else replace(mode, rht=False)
     native = engines.read(stored, rows, columns)
     native = NVFP4Tensor(native.codes[: len(matrix)], native.scales[: len(matrix)], native.amax)
-    found = comparison.differences(native, specified)
+    found = deviations.differences(native, specified)
     details: dict[str, Any] = {"differences": [each.as_json() for each in found]} if found else {}
-    if signs := comparison.zero_signs(native, specified):
+    if signs := deviations.zero_signs(native, specified):
         details["zeros_of_other_sign"] = signs
     if not found:
         return Result(name, mode.name, side, True, NEAR if signs else "", details=details)
-    cause = comparison.cause_of(native, stored, specified, matrix, of_side) or ""
+    cause = deviations.cause_of(native, stored, specified, matrix, of_side) or ""
     return Result(name, mode.name, side, False, "; ".join(map(str, found)), cause, details)
 
 
@@ -165,7 +165,7 @@ def _our_kernels(name: str, mode: Mode, side: str, found: Operand, specified: NV
     values, expected = _shaped(found, specified), specified.values.bfloat16()
     unequal = values.contiguous().view(torch.int16) != expected.contiguous().view(torch.int16)
     both_zero = (values == 0) & (expected == 0)
-    first = comparison.first_difference("kernel values", values, expected, unequal & ~both_zero)
+    first = deviations.first_difference("kernel values", values, expected, unequal & ~both_zero)
     same_scale = torch.equal(found.scale.float(), specified.tensor_scale)
     problem = str(first) if first else "" if same_scale else "the tensor scale differs"
     return Result(name, mode.name, OURS + side, not problem, problem)
@@ -195,7 +195,7 @@ def stochastic(x: Tensor, mode: Mode, native: Native, ours: Ours, device: str, d
     def of_native(side: str, drawn: list[engines.Stored]) -> Iterator[Result]:
         read = [engines.read(each, *scaled[side].shape) for each in drawn]
         yield _judged(name, mode, side, [nvfp4.decode(nvfp4.unpack(each.codes)) for each in read], scaled[side])
-        found = [d for each in read for d in comparison.differences(each, specified[side]) if d.part != "codes"]
+        found = [d for each in read for d in deviations.differences(each, specified[side]) if d.part != "codes"]
         yield Result(
             name, mode.name, f"{side}: scales", not found, str(found[0]) if found else "",
             details={"differences": [found[0].as_json()]} if found else {},

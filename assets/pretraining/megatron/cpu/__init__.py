@@ -28,6 +28,6 @@ def enable() -> None:
 
 def adapt(config: ConfigContainer) -> None:
     """Change a recipe's config, in place, to what a CPU can do. The training it describes stays the same."""
-    from pretraining.megatron.cpu.config import adapt as adapt_config
+    from pretraining.megatron.cpu.cpu_config import adapt as adapt_config
 
     adapt_config(config)

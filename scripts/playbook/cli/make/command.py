@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from playbook.cli.make import options, pages
+from playbook.cli.make import help_pages, options
 from playbook.cli.make.options import OPTIONS, SET_UP, VARIABLES
 from playbook.cli.make.targets import TARGETS, Target
 from pretraining.errors import UsageError
@@ -65,11 +65,11 @@ def _find(goal: str) -> Target:
     if goal in TARGETS:
         return TARGETS[goal]
     if goal in ("help", "help-all"):
-        lines = pages.short if goal == "help" else pages.everything
+        lines = help_pages.short if goal == "help" else help_pages.everything
         return Target(goal, "", "", chore=lambda given: print("\n".join(lines())) or 0)
     if goal.startswith("help-"):
         of = _find(goal[len("help-") :])
-        return Target(goal, "", "", chore=lambda given: print("\n".join(pages.of(of))) or 0)
+        return Target(goal, "", "", chore=lambda given: print("\n".join(help_pages.of(of))) or 0)
     if goal.upper() in OPTIONS:
         raise UsageError(f"{goal} is an option and wants a value: {goal.upper()}=...")
     near = difflib.get_close_matches(goal, TARGETS, n=1)

@@ -23,7 +23,7 @@ TURNED = {
     ("playbook.plan.place", "playbook.launch.container.engine"),
     ("playbook.plan.place", "playbook.launch.container.image"),
 }
-LARGE_ROOMS = {"playbook.compare": 21}
+LARGE_ROOMS = {"playbook.compare": 22}
 CIRCLES = {
     "playbook.compare": {"parity", "equal_loss", "model", "timing", "run_figures"},
 }

@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretraining.data import contents
 from pretraining.errors import UsageError
+from pretraining.inputs import contents
 
 INDEX = "model.safetensors.index.json"
 _LONGEST_HEADER = 100_000_000  # as the library has it

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretraining.data import contents
 from pretraining.errors import UsageError
-from pretraining.inputs import plugin_file
+from pretraining.inputs import contents, plugin_file
 from pretraining.request import overrides
 
 if TYPE_CHECKING:

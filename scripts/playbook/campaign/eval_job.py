@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from playbook.cli.catalogue import print_table
+from playbook.common.tables import print_table
 from playbook.compare import sequences
 from playbook.launch.start import exit_code, train
-from playbook.plan import earlier_run, place
+from playbook.plan import earlier_run
 from playbook.plan.place import Place
 from playbook.plan.plan import Plan
-from pretraining.data import manifest
 from pretraining.errors import UsageError
+from pretraining.inputs import manifest
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Run
 from pretraining.request import blends
@@ -92,7 +92,9 @@ def evaluate(
             show_dry(plan, args.runs)
         return 0
     if where.runtime == "container":
-        where = place.prepare(where, args.runs)
+        from playbook.launch.container import prepare
+
+        where = prepare.ready(where, args.runs)
         plans = {called: make_plan(each, each.precision, where) for called, each in asked.items()}
     ended: dict[str, Run] = {}
     for number, (called, job) in enumerate(plans.items(), 1):

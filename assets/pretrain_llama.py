@@ -25,10 +25,11 @@ if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").ex
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pretraining.errors import EndedEarly, UsageError
+from pretraining.inputs import finetuning
 from pretraining.megatron import writers
 from pretraining.record import files, run_folder
-from pretraining.request import finetuning, nvfp4_recipe, settings
 from pretraining.request import flags as training_flags
+from pretraining.request import nvfp4_recipe, settings
 from pretraining.run import device_monitor, ending, helpers, rendezvous, tee
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ TURNED = {
 LARGE_ROOMS = {"playbook.compare": 22}
 CIRCLES = {
     "playbook.compare": {"parity", "equal_loss", "model", "timing", "run_figures"},
+    "pretraining.request": {"flags", "settings"},  # the type of what the flags are written from
 }
 
 

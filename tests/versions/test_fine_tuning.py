@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pretraining.inputs import finetuning
 from pretraining.record import run_folder
-from pretraining.request import finetuning
 
 pytestmark = pytest.mark.versions
 

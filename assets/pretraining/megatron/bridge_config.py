@@ -12,9 +12,10 @@ import torch
 
 from pretraining.data import builtin_text
 from pretraining.errors import UsageError
+from pretraining.inputs import finetuning
 from pretraining.megatron import compat, tuning, weights, writers
 from pretraining.record import run_folder
-from pretraining.request import blends, finetuning, parallel
+from pretraining.request import blends, parallel
 from pretraining.request.models import MOCK, PYTHON_STDLIB, Model
 from pretraining.request.precisions import Precision
 

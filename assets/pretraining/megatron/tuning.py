@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.inputs import instructions, tokenizer_folder
+from pretraining.inputs import finetuning, instructions, tokenizer_folder
 from pretraining.record import run_folder
-from pretraining.request import finetuning
 from pretraining.request.models import Model
 from pretraining.request.settings import Settings
 

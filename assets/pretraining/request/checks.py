@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UsageError, unknown
-from pretraining.inputs import manifest, plugin_file, tokenizer_folder
+from pretraining.inputs import finetuning, manifest, plugin_file, tokenizer_folder
 from pretraining.inputs.instructions import FIELDS
 from pretraining.record import checkpoint, run_folder
-from pretraining.request import blends, finetuning, footprint, nvfp4_recipe, overrides, pretrained
+from pretraining.request import blends, footprint, nvfp4_recipe, overrides, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
 from pretraining.request.precisions import PRECISIONS, Precision
 

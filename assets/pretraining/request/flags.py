@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pretraining.errors import UsageError
+from pretraining.inputs import finetuning
 from pretraining.record import run_folder
-from pretraining.request import checks, config_file, finetuning, nvfp4_recipe, overrides, pretrained
+from pretraining.request import checks, config_file, nvfp4_recipe, overrides, pretrained
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB
 from pretraining.request.precisions import EMULATORS, PRECISIONS
 

@@ -12,9 +12,9 @@ import torch
 
 from pretraining import packages
 from pretraining.data import builtin_text, corpus
+from pretraining.inputs import finetuning
 from pretraining.megatron import compat
 from pretraining.record import code_state, run_folder
-from pretraining.request import finetuning
 from pretraining.request.models import MOCK, PYTHON_STDLIB
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from playbook import PROJECT
 from playbook.common.venvs import fingerprint
 from playbook.plan.place import Choice, Place
 from playbook.plan.place import show as show_choices
-from pretraining.inputs import plugin_file
+from pretraining.inputs import finetuning, plugin_file
 from pretraining.record import run_folder
-from pretraining.request import blends, config_file, finetuning, nvfp4_recipe
+from pretraining.request import blends, config_file, nvfp4_recipe
 from pretraining.request import settings as training_settings
 from pretraining.request.models import MOCK, PYTHON_STDLIB
 from pretraining.request.parallel import NO_CONTEXT_PARALLEL

@@ -20,9 +20,9 @@ from playbook.plan.place import RUNTIMES
 from playbook.profile.breakdown import IDLE, OUTSIDE
 from playbook.profile.kernels import Kind
 from pretraining.errors import UsageError
+from pretraining.inputs.finetuning import SCHEMES
 from pretraining.record import run_folder
 from pretraining.request import flags as training_flags
-from pretraining.request.finetuning import SCHEMES
 from pretraining.request.models import MODELS
 from pretraining.request.nvfp4_recipe import SHORT, VALUES
 from pretraining.request.precisions import EMULATORS, PRECISIONS

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UsageError
-from pretraining.inputs import instructions
-from pretraining.request import finetuning
+from pretraining.inputs import finetuning, instructions
 
 
 def good(count: int) -> list[bytes]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pretraining.request import blends, finetuning
+from pretraining.inputs import finetuning
+from pretraining.request import blends
 from pretraining.request.models import MOCK, PYTHON_STDLIB
 from pretraining.request.settings import Settings
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UsageError
+from pretraining.inputs import finetuning
 from pretraining.megatron import tuning
-from pretraining.request import finetuning, settings
 from pretraining.request import flags as training_flags
+from pretraining.request import settings
 
 
 @pytest.fixture

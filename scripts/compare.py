@@ -21,6 +21,7 @@ if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
 from playbook import PROJECT, report
+from playbook.campaign import reuse
 from playbook.cli import entry
 from playbook.compare import arms, comparison, projected, saved
 from playbook.record import loading
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         *("--speed-up", "--speedup"), type=projected.speed_up, metavar="X", help="a speed-up, or published, to project"
     )
     parser.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
+    parser.add_argument("--loss-margin", metavar="%", help="the smallest difference in loss that matters, per cent")
     parser.add_argument("--force", action="store_true", help="compare although they did not do the same work")
     given = parser.parse_args(arguments)
     if len(given.runs) < 2:
@@ -60,7 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
             report.check_target(target.parent)
         groups = arms.group(loading.load_all([loading.named(path) for path in given.runs]))
         result = comparison.compare(
-            groups, baseline=given.base, force=given.force, reproduce=_command(given), speed_up=given.speed_up
+            groups,
+            baseline=given.base,
+            force=given.force,
+            reproduce=_command(given),
+            speed_up=given.speed_up,
+            loss_margin=reuse.margin(given.loss_margin),
         )
         written = []
         if target and target.name == saved.FILE:
@@ -83,6 +90,7 @@ def _command(given):
     words = [".venv/host/bin/python", "scripts/compare.py", *map(str, given.runs)]
     words += ["--base", given.base] if given.base else []
     words += ["--speed-up", given.speed_up.typed] if given.speed_up else []
+    words += ["--loss-margin", given.loss_margin] if given.loss_margin else []
     return " ".join(shlex.quote(word) for word in words + (["--force"] if given.force else []))
 
 

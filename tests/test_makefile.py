@@ -214,7 +214,8 @@ def test_runs_that_are_there_take_no_options_of_a_training() -> None:
         *("--typed=make compare BASE=a FORCE=1 RUNS='a '\"'\"'b c'\"'\"''", "--", "a", "b c"),
     )
     with pytest.raises(
-        UsageError, match=r"RUNS= looks at runs .* and takes BASE= and SPEEDUP= and FORCE= beside it: not ITERS="
+        UsageError,
+        match=r"RUNS= looks at runs .* and takes BASE= and SPEEDUP= and LOSS_MARGIN= and FORCE= beside it: not ITERS=",
     ):
         planned("compare", RUNS="a b", ITERS="5")
     with pytest.raises(UsageError, match="not DRY_RUN="):

@@ -23,8 +23,8 @@ class Precision:
         preset: the function in `megatron.bridge.training.mixed_precision`.
         on_cpu: the CPU runtime has its arithmetic (see `numerics/`).
         bf16_head, bf16_tail: layers the preset itself keeps in BF16 at the start and at the end; a tail of None is
-            "an eighth of the layers, at least one", which is 4 of 32: fully NVFP4, an 8B model diverges and
-            about the last 15 % of the layers must stay in BF16 (arXiv 2509.25149, section 4 and appendix E).
+            "an eighth of the layers, at least one", which is 4 of 32: wholly in NVFP4 training may diverge (arXiv
+            2509.25149, section 4.1, keeps about 15 % of the linear layers in BF16, most of them the last).
         capabilities: CUDA compute capabilities whose tensor cores train in it, or None for any from 8.0.
         needs: the same in words.
         gather: how the preset stores and gathers the linear layers' weights: BF16, or already quantized (FP8, FP4).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from collections import defaultdict
@@ -15,19 +14,20 @@ from playbook import PROJECT
 from playbook.campaign import ablation, ablation_report, compare_job, reuse
 from playbook.campaign.ablation import BF16, WHOLE, Variant
 from playbook.common.tables import print_table
-from playbook.compare import saved, timed
+from playbook.compare import paired, saved, timed
 from playbook.launch.start import exit_code, train
 from playbook.plan.place import Place
 from playbook.plan.plan import Plan
 from playbook.record import loading
 from playbook.report import wording
 from pretraining.errors import UsageError
-from pretraining.record import code_state, run_folder
+from pretraining.record import run_folder
 from pretraining.record.run_folder import Run, Verdict
 from pretraining.request import flags as training_flags
 from pretraining.request import nvfp4_recipe
 from pretraining.request.models import ABLATED_ON_GPU
 
+SEEDS = [training_flags.SEED + at for at in range(paired.FEWEST)]  # fewer judge nothing
 RESULTS = (Verdict.SUCCEEDED, Verdict.DIVERGED)  # the same seed diverges again: nothing is gained by training it twice
 MakePlan = Callable[[argparse.Namespace, str, Place], Plan]
 
@@ -55,7 +55,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         NotStarted, OSError, KeyboardInterrupt: as `training.train`.
     """
     _refuse(args)
-    seeds = _seeds(args.seeds)
+    seeds = SEEDS if args.seeds is None else reuse.seeds(args.seeds)
     steps = _steps(args, seeds, where, make_plan)
     timed.check_long_enough(steps[0].plan.settings.train_iters)
     if args.dry_run:
@@ -66,7 +66,8 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         from playbook.launch.container import prepare
 
         steps = _steps(args, seeds, prepare.ready(where, args.runs), make_plan)
-    done = {} if args.fresh else _reusable(steps, args.runs)
+    found_runs = [] if args.fresh else reuse.reusable([step.request for step in steps], args.runs, RESULTS)
+    done = {at: run for at, run in enumerate(found_runs) if run}
     bases: dict[int, Run] = {}
     found: dict[Variant, list[ablation.Trained]] = defaultdict(list)
     ready: set[int] = set()
@@ -100,10 +101,12 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         if step.variant == BF16:
             bases[step.seed] = loaded
         elif gap := result.training_loss_gap:
-            print(f"  loss gap to BF16 {gap.value:+.2f} % over the last {gap.count} iterations", flush=True)
-        else:
+            print(f"  loss gap to BF16 {gap.value:+.2f} % over the last tenth", flush=True)
+        elif result.problem:
             code = code or int(result.verdict == Verdict.SUCCEEDED)
             print(f"  no loss gap: {result.problem}", flush=True)
+        if at + 1 == 2 * len(seeds):
+            print(ablation.power(found[WHOLE], len(steps) // len(seeds)), flush=True)
     whole = next(step.plan.settings for step in steps if step.variant == WHOLE)
     outcome = ablation.build(
         dict(found),
@@ -131,7 +134,7 @@ def show(outcome: ablation.Ablation) -> None:
     print(f"\n{ablation.about(outcome)}\n")
     print_table(ablation.table(outcome), left=1)
     print()
-    for sentence in (outcome.verdict, *ablation.problems(outcome), outcome.scope, outcome.published):
+    for sentence in filter(None, (outcome.verdict, *ablation.problems(outcome), outcome.scope, outcome.published)):
         print(textwrap.fill(wording.sentence(sentence), 120))
 
 
@@ -157,18 +160,6 @@ def _refuse(args: argparse.Namespace) -> None:
         )
 
 
-def _seeds(words: str | None) -> list[int]:
-    if words is None:
-        return [training_flags.SEED, training_flags.SEED + 1]
-    try:
-        seeds = [int(word) for word in words.replace(",", " ").split()]
-    except ValueError as error:
-        raise UsageError(f"SEEDS={words}: seeds are whole numbers, as in SEEDS='1234 1235'") from error
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UsageError(f"SEEDS={words}: one seed or more is needed, none below 0 and none twice")
-    return seeds
-
-
 def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place, make_plan: MakePlan) -> list[Step]:
     """Every run in its order: BF16 and the whole recipe with every seed first, then one variant after another."""
     defaulted = training_flags.merged(args).model is None and where.runtime != "cpu"
@@ -185,22 +176,6 @@ def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place, make_pl
     chosen = first[1].plan.settings
     others = ablation.variants(chosen.num_layers, chosen.bf16_head_layers, chosen.bf16_tail_layers)[2:]
     return [*first, *(step(variant, seed) for variant in others for seed in seeds)]
-
-
-def _reusable(steps: Sequence[Step], runs: Path) -> dict[int, Run]:
-    """By step the newest finished run that did what it asks, all with equal facts but for the seed.
-
-    Of several such sets, as of two machines, the one with the most runs, and of equal ones the newest; of a step's
-    runs one of this state of the code comes first.
-    """
-    now = code_state.digest()
-    sets: dict[str, dict[int, Run]] = defaultdict(dict)
-    for run in sorted(reuse.finished(runs, RESULTS), key=lambda run: run.code != now):
-        facts = json.dumps({**run.parity, "seed": None}, sort_keys=True, default=str)
-        for at, step in enumerate(steps):
-            if run.plan.get("request") == step.request:
-                sets[facts].setdefault(at, run)
-    return max(sets.values(), key=len, default={})
 
 
 def _show_dry(step: Step, runs: Path, show_dry: Callable[[Plan, Path], None]) -> None:

@@ -1,7 +1,7 @@
 """What an ablation comes to: NVFP4's loss gap to BF16, whole and with one thing changed, for every seed.
 
 A gap is `make compare`'s, of two runs with one seed: the same weights to begin with, the same tokens in the same order.
-How gaps of several seeds differ is luck, and nothing within that is called a difference.
+Variants are set apart by their differences within a seed, all of them together (`paired`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from playbook.compare import comparison, loss_gap, run_figures
+from playbook.compare import comparison, loss_gap, paired, run_figures
 from playbook.compare.ablation_file import KIND, SCHEMA
 from playbook.compare.stats import Figure
 from playbook.report.terminal import joined
@@ -21,7 +21,7 @@ from pretraining.record.run_folder import Run, Verdict
 from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, as_text
 
 ALIKE, ABOVE, BELOW = "not told apart", "above", "below"
-FEWEST_SEEDS = 2  # one has no spread, and so nothing to tell a difference by
+NOT_JUDGED = "not judged"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def trained(seed: int, run: Run, base: Run | None) -> Trained:
         return replace(said, problem=f"not comparable: {joined(list(map(str, refusal.differences)))}")
     return replace(
         said,
-        problem="" if found.training_loss_gap else "no loss was recorded",
+        problem="" if found.training_loss_gap or base.environment.get("mock_data") else "no loss was recorded",
         training_loss_gap=found.training_loss_gap,
         validation_loss_gap=found.validation_loss_gap,
     )
@@ -130,7 +130,9 @@ class Row:
 
     Attributes:
         bf16_tail_layers: last layers in BF16, None of BF16 itself.
-        gap: the mean of its seeds' training loss gaps, with the lowest and the highest; None without any.
+        gap: the mean of its seeds' training loss gaps, with a t-interval where they are judged; None without any.
+        from_whole: the same of its differences to the whole recipe with the same seed, per cent of BF16's loss; None
+            where they are not judged, and of itself.
         to_bf16, to_whole: where its gaps lie, "above", "below" or "not told apart", or why that is not known; "" of
             itself.
     """
@@ -140,6 +142,7 @@ class Row:
     bf16_tail_layers: int | None
     runs: list[Trained]
     gap: Figure | None = None
+    from_whole: Figure | None = None
     to_bf16: str = ""
     to_whole: str = ""
 
@@ -156,8 +159,7 @@ class Ablation:
     Attributes:
         verdict: some sentences to put on top.
         tokens: of each run.
-        spread: what seeds alone make of a gap, per cent: how far those of a variant lie apart, the median over the
-            variants, or those of the whole recipe where that is more.
+        shown: the difference that these seeds show eight times in ten, per cent; None where nothing is judged.
         scope: one sentence on what these runs can and cannot show.
         reproduce: the command that makes it again.
     """
@@ -173,10 +175,10 @@ class Ablation:
     iterations: int
     tokens: int
     seeds: list[int]
-    spread: float
+    shown: float | None
     rows: list[Row]
     scope: str
-    published: str = loss_gap.PUBLISHED
+    published: str = ""
     reproduce: str = ""
     kind: str = KIND
     schema: int = SCHEMA
@@ -190,16 +192,12 @@ def build(found: dict[Variant, list[Trained]], base: Run, tail: int, *, created:
         base: a run in BF16, for the facts that all share.
         tail: the last layers that the whole recipe keeps in BF16.
     """
-    plain = [_row(variant, runs, tail) for variant, runs in found.items()]
-    spreads = [float(np.ptp(row.gaps)) for row in plain if len(row.gaps) >= FEWEST_SEEDS]
-    (whole,) = (row for row in plain if row.name == WHOLE.name)
-    usual = max(float(np.median(spreads)), float(np.ptp(whole.gaps or [0.0]))) if spreads else 0.0
-    rows = [_placed(row, whole, usual) for row in plain]
+    rows, shown = _judged([_row(variant, runs, tail) for variant, runs in found.items()])
     of_base = run_figures.measure(base)
     facts = base.environment
     return Ablation(
         created=created,
-        verdict=_verdict(rows, usual, mock=loss_gap.on_mock([of_base])),
+        verdict=_verdict(rows, shown, mock=loss_gap.on_mock([of_base])),
         model=facts.get("model", ""),
         parameters=base.parity.get("parameters"),
         arithmetic=next((each.arithmetic for each in found[WHOLE] if each.arithmetic), ""),
@@ -209,9 +207,10 @@ def build(found: dict[Variant, list[Trained]], base: Run, tail: int, *, created:
         iterations=loss_gap.iterations([of_base]),
         tokens=loss_gap.tokens([of_base]),
         seeds=[each.seed for each in found[BF16]],
-        spread=usual,
+        shown=shown,
         rows=rows,
         scope=loss_gap.scope([of_base]),
+        published=loss_gap.published_at(of_base),
         reproduce=reproduce,
     )
 
@@ -241,51 +240,89 @@ def reread(said: Mapping[str, Any], runs: Mapping[str, Run]) -> Ablation:
 
 def _row(variant: Variant, runs: Sequence[Trained], tail: int) -> Row:
     values = [each.training_loss_gap.value for each in runs if each.training_loss_gap]
-    gap = None
-    if values:
-        several = len(values) > 1
-        gap = Figure(
-            float(np.mean(values)), "%", min(values) if several else None, max(values) if several else None,
-            f"range of {len(values)} seeds" if several else "", len(values),
-        )  # fmt: skip
     kept = None if variant == BF16 else tail if variant.tail is None else variant.tail
+    gap = Figure(float(np.mean(values)), "%", spread=NOT_JUDGED, count=len(values)) if values else None
     return Row(variant.name, variant.without, kept, list(runs), gap)
 
 
-def _placed(row: Row, whole: Row, usual: float) -> Row:
-    if row.name == BF16.name:
-        return row
-    to_whole = "" if row is whole else _place(row, whole.gaps, usual)
-    return replace(row, to_bf16=_place(row, [0.0] * len(row.gaps), usual), to_whole=to_whole)
+def _judged(rows: list[Row]) -> tuple[list[Row], float | None]:
+    """The rows set against BF16 and the whole recipe, and the difference that their seeds would usually show."""
+    base, whole = (next(row for row in rows if row.name == each.name) for each in (BF16, WHOLE))
+    seeds = len(base.runs)
+    known = [row for row in rows if row is not base and len(row.gaps) == seeds]
+    if seeds < paired.FEWEST or whole not in known:
+        return [replace(row, **_unjudged(row)) for row in rows], None
+    found = differences([row.gaps for row in known], known.index(whole))
+    called = iter(paired.holm(np.concatenate([each.p for each in found])))
+    spread = loss_gap.OVER_SEEDS.format(seeds)
+    placed: dict[str, dict[str, Any]] = {row.name: _unjudged(row) for row in rows if row not in known}
+    others = [row for row in known if row is not whole]
+    fields = (("gap", "to_bf16"), ("from_whole", "to_whole"))
+    for names, each, compared in zip(fields, found, (known, others), strict=True):
+        for row, value, low, high in zip(compared, each.value, *each.ends(), strict=True):
+            figure = Figure(float(value), "%", float(low), float(high), spread, seeds)
+            where = (ABOVE if value > 0 else BELOW) if next(called) else ALIKE
+            placed.setdefault(row.name, {}).update(zip(names, (figure, where), strict=True))
+    shown = float(np.median(found[bool(others)].smallest_shown(2 * len(known) - 1)))
+    return [replace(row, **placed.get(row.name, {})) for row in rows], shown
 
 
-def _place(row: Row, others: list[float], usual: float) -> str:
-    """Where the row's gaps lie from others: nothing is called a difference that seeds alone may make.
+def differences(values: Any, whole: int) -> tuple[paired.Difference, paired.Difference]:
+    """Of every variant to BF16, and of every other one to the whole recipe.
 
-    The two must lie farther apart than the seeds of either, than those of the whole recipe and than seeds do as a rule:
-    of several pairs of seeds one always happens to be close, and would otherwise be a discovery.
+    The latter know nothing of BF16's runs, whose luck is in all gaps of a seed.
+
+    Args:
+        values: gaps to BF16 of the same seed, [..., variants, seeds].
+        whole: which variant is the whole recipe.
     """
-    if ended := list(dict.fromkeys(each.verdict for each in row.runs if each.verdict != Verdict.SUCCEEDED)):
-        return joined(ended)
-    if min(len(row.gaps), len(others)) < FEWEST_SEEDS:
-        return "one seed alone" if row.gaps and others else "not known"
-    spread = max(float(np.ptp(row.gaps)), float(np.ptp(others)), usual)
-    if min(row.gaps) - max(others) > spread:
-        return ABOVE
-    return BELOW if min(others) - max(row.gaps) > spread else ALIKE
+    values = np.asarray(values, dtype=float)
+    count = values.shape[-2]
+    with_bf16 = np.concatenate([np.zeros_like(values[..., :1, :]), values], axis=-2)
+    others = [(whole, at) for at in range(count) if at != whole]
+    to_bf16 = paired.within_blocks(with_bf16, [(0, at) for at in range(1, count + 1)])
+    return to_bf16, paired.within_blocks(values, others)
 
 
-def _verdict(rows: list[Row], usual: float, *, mock: bool) -> str:
+def _unjudged(row: Row) -> dict[str, str]:
+    """Why nothing is said of a row."""
+    if row.name == BF16.name:
+        return {}
+    why = joined(list(dict.fromkeys(each.verdict for each in row.runs if each.verdict != Verdict.SUCCEEDED)))
+    return {"to_bf16": why or NOT_JUDGED} | ({} if row.name == WHOLE.name else {"to_whole": why or NOT_JUDGED})
+
+
+def power(whole: Sequence[Trained], arms: int) -> str:
+    """What the seeds of the first pairs let expect of the whole ablation, before the rest is trained.
+
+    Args:
+        whole: the runs of the whole recipe.
+        arms: how many there will be, BF16 among them.
+    """
+    values = [each.training_loss_gap.value for each in whole if each.training_loss_gap]
+    if len(values) < paired.FEWEST:
+        return f"{len(values)} seeds with a loss gap: no difference will be judged; SEEDS= with {paired.FEWEST} or more"
+    pilot = paired.over(values)
+    planned = replace(pilot, freedom=(arms - 1) * pilot.freedom)
+    shown = float(planned.smallest_shown(2 * arms - 3))
+    return (
+        f"{len(values)} seeds whose gaps spread like these show differences over {shown:.2g} % eight times in ten, of "
+        f"{2 * arms - 3} at once"
+    )
+
+
+def _verdict(rows: list[Row], shown: float | None, *, mock: bool) -> str:
     if mock:
         return "The data is mock: its losses say nothing about accuracy."
     whole = next(row for row in rows if row.name == WHOLE.name)
     others = [row for row in rows if row.to_whole]
     said = []
     if whole.gap:
-        said.append(f"The whole recipe lies {whole.gap.value:+.2f} % from BF16{_range(whole.gap)}: {whole.to_bf16}.")
+        said.append(f"The whole recipe lies {_with_ends(whole.gap)} from BF16: {whole.to_bf16}.")
     for where in (ABOVE, BELOW):
-        if named := [f"{row.name} ({row.gap.value:+.2f} %)" for row in others if row.to_whole == where and row.gap]:
-            said.append(f"{where.capitalize()} the whole recipe by more than seeds differ: {joined(named)}.")
+        named = [f"{row.name} ({_with_ends(row.from_whole)})" for row in others if row.to_whole == where]
+        if named:
+            said.append(f"{where.capitalize()} the whole recipe: {joined(named)}.")
     if alike := [row.name for row in others if row.to_whole == ALIKE]:
         said.append(f"Not told from the whole recipe: {joined(alike)}.")
     for verdict in dict.fromkeys(each.verdict for row in rows for each in row.runs):
@@ -293,39 +330,37 @@ def _verdict(rows: list[Row], usual: float, *, mock: bool) -> str:
             named = [f"{row.name} (seed {each.seed})" for row in rows for each in row.runs if each.verdict == verdict]
             said.append(f"{str(verdict).replace('_', ' ').capitalize()}: {joined(named)}.")
     seeds = max(len(row.runs) for row in rows)
-    if seeds < FEWEST_SEEDS:
-        said.append("One seed shows no spread, so nothing is said to differ.")
-    else:
-        said.append(
-            f"Seeds alone put gaps {usual:.2f} % apart; {seeds} of them show how far luck goes, and prove no "
-            "difference."
-        )
+    if shown is not None:
+        said.append(f"{seeds} seeds that spread so show differences over {shown:.2g} % eight times in ten.")
+    elif seeds < paired.FEWEST:
+        few = "one seed does" if seeds == 1 else "two seeds do"
+        said.append(f"Nothing is judged: {few} not tell how seeds differ; SEEDS= with {paired.FEWEST} or more does.")
     return " ".join(said)
 
 
-def _range(gap: Figure) -> str:
-    return "" if gap.low is None else f" ({gap.low:+.2f} to {gap.high:+.2f} over {gap.count} seeds)"
+def _with_ends(figure: Figure | None) -> str:
+    """A gap with its interval, where it has one."""
+    if figure is None:
+        return ""
+    ends = "" if figure.low is None else f" ({figure.low:+.2f} to {figure.high:+.2f})"
+    return f"{figure.value:+.2f} %{ends}"
 
 
-def table(of: Ablation) -> list[list[str]]:
-    """The header, then a row a variant; of several seeds the figures stand in their order."""
-    header = ["", "tail", "training loss", "gap, %", "mean", "validation gap, %", "to BF16", "to whole"]
-    return [
-        header,
-        *(
-            [
-                row.name,
-                "all" if row.bf16_tail_layers is None else str(row.bf16_tail_layers),
-                _each(row, "training_loss", ".4f"),
-                _each(row, "training_loss_gap", "+.2f") if row.to_bf16 else "",
-                f"{row.gap.value:+.2f}" if row.gap else "",
-                _each(row, "validation_loss_gap", "+.2f") if row.to_bf16 else "",
-                row.to_bf16,
-                row.to_whole,
-            ]
-            for row in of.rows
-        ),
-    ]
+def table(of: Ablation, *, everything: bool = False) -> list[list[str]]:
+    """The header, then a row a variant; of several seeds the figures stand in their order.
+
+    Args:
+        everything: with the losses and the validation, which no terminal is wide enough for.
+    """
+    rows = [["", "tail", "gap, %", "to BF16", "to the whole recipe"]]
+    more = [["training loss", "validation gap, %"]]
+    for row in of.rows:
+        tail = "all" if row.bf16_tail_layers is None else str(row.bf16_tail_layers)
+        own = _each(row, "training_loss_gap", "+.2f") if row.to_bf16 else ""
+        to_whole = f"{_with_ends(row.from_whole)} {row.to_whole}".strip()
+        rows.append([row.name, tail, own, f"{_with_ends(row.gap)} {row.to_bf16}".strip(), to_whole])
+        more.append([_each(row, "training_loss", ".4f"), _each(row, "validation_loss_gap", "+.2f") if own else ""])
+    return [[*one, *(other if everything else ())] for one, other in zip(rows, more, strict=True)]
 
 
 def _each(row: Row, name: str, form: str) -> str:

@@ -13,7 +13,7 @@ from playbook.campaign import ablation
 from playbook.campaign.ablation import Ablation
 from playbook.common import file_sets
 from playbook.compare.ablation_file import FILE, KIND, MARKDOWN, PICTURE
-from playbook.report import svg
+from playbook.report import svg, wording
 from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, numbers, single
 from playbook.report.export import as_table, escaped
 from pretraining.record.run_folder import write_json
@@ -21,9 +21,10 @@ from pretraining.record.run_folder import write_json
 TITLE = "Training loss gap to BF16 with the same seed, per cent"
 HOW = (
     "Gaps are relative to BF16 with the same seed, over the last tenth of the iterations (five at least), on the "
-    "same tokens; the figures of several seeds stand in their order. A variant is above or below where its seeds "
-    "lie farther from the other's than the seeds of either lie apart, than the whole recipe's do, and than a "
-    "variant's do as a rule."
+    "same tokens; the figures of several seeds stand in their order. Intervals are 95 % t-intervals over seeds, paired "
+    "by seed, with the error that all variants share or their own where that is larger. A variant is above or below "
+    "where Holm's correction for all of these differences together calls it one; with fewer than three seeds nothing "
+    "is judged."
 )
 LEGEND = 18  # points
 ROW = 40
@@ -54,10 +55,11 @@ def as_markdown(of: Ablation) -> str:
         [row.name, str(each.seed), each.run, each.verdict, each.git_commit[:12]] for row in of.rows for each in row.runs
     ]
     parts = [f"<!-- {of.kind} -->\n# Ablation of NVFP4: {escaped(of.model)}", f"**{escaped(of.verdict)}**"]
-    parts += [escaped(ablation.about(of)), as_table(*split(ablation.table(of)))]
+    parts += [escaped(ablation.about(of)), as_table(*split(ablation.table(of, everything=True)))]
     parts.append(HOW)
     parts += [f"- {escaped(problem)}" for problem in ablation.problems(of)]
-    parts += [f"![Loss gap to BF16]({PICTURE})", escaped(of.scope), escaped(of.published)]
+    parts += [f"![Loss gap to BF16]({PICTURE})", escaped(of.scope)]
+    parts += [escaped(wording.sentence(of.published))] if of.published else []
     versions = ", ".join(f"{name} {version}" for name, version in of.versions.items() if version)
     parts += ["## Runs", escaped(versions), as_table(*split(runs))]
     pair = [next((each.run for each in row.runs), "") for row in of.rows[:2]]
@@ -90,19 +92,20 @@ def picture(of: Ablation) -> Canvas:
     for at, row in enumerate(shown):
         known = [each for each in row.runs if each.training_loss_gap]
         for place, each in enumerate(known):
-            gap, y = each.training_loss_gap, at + 0.2 * (place - (len(known) - 1) / 2) + 0.14
+            y = at + 0.4 * (place - (len(known) - 1) / 2) / max(2, len(known) - 1) + 0.14
             colour, marker = looks[each.seed]
-            if gap.low is not None:
-                axes.plot([gap.low, gap.high], [y, y], color=colour, linewidth=1.8)
-                for end in (gap.low, gap.high):
-                    axes.plot([end, end], [y - WHISKER, y + WHISKER], color=colour, linewidth=1.8)
-            axes.plot(gap.value, y, marker=marker, color=colour, markersize=6)
+            axes.plot(each.training_loss_gap.value, y, marker=marker, color=colour, markersize=6)
+        if row.gap and row.gap.low is not None:
+            axes.plot([row.gap.low, row.gap.high], [at + 0.14] * 2, color=svg.INK, linewidth=1.2)
+            for end in (row.gap.low, row.gap.high):
+                axes.plot([end, end], [at + 0.14 - WHISKER, at + 0.14 + WHISKER], color=svg.INK, linewidth=1.2)
         axes.annotate(_said(row), (0, at), xycoords=("axes fraction", "data"), xytext=(-LEFT + 3, 13),
                       textcoords="offset points", va="center")  # fmt: skip
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("0 is BF16; shaded: between the whole recipe's seeds\nbar: 95 % interval within the run")
+    bars = "\nbar: 95 % interval over seeds; shaded: the whole recipe's" if of.shown is not None else ""
+    axes.set_xlabel(f"0 is BF16; a mark a seed{bars}")
     numbers(axes.xaxis, 6)
     marks = [
         Line2D([], [], color=colour, marker=marker, markersize=6, linestyle="none") for colour, marker in looks.values()

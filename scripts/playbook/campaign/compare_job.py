@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 
 from playbook import PROJECT, report
 from playbook.campaign import reuse
@@ -17,30 +18,41 @@ from pretraining.record.run_folder import Run
 from pretraining.request import nvfp4_recipe
 
 
-def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
+def compare(pairs: Sequence[Sequence[plan.Plan]], args: argparse.Namespace) -> int:
     """Do the job. Returns the exit code.
+
+    Args:
+        pairs: the plans of both arms, for each repeat or seed.
 
     Raises:
         UsageError: too few iterations to time, or no arm is called what `--base` says.
         NotStarted, OSError, KeyboardInterrupt: as `training.train`.
     """
-    runs, begun = _gather(plans, args)
+    model = pairs[0][1].settings.model.name
+    order = reuse.turns(len(pairs))
+    runs, begun = _gather(pairs, args, model)
     if isinstance(runs, int):
         return runs
     print()
-    order = reuse.turns(args.repeat)
     loaded = loading.load_all([run.folder for run in runs])
-    groups = [[run for run, arm in zip(loaded, order, strict=True) if arm == wanted] for wanted in (0, 1)]
+    groups = [
+        arms.in_order([run for run, (_, arm) in zip(loaded, order, strict=True) if arm == wanted]) for wanted in (0, 1)
+    ]
     try:
         result = comparison.compare(
-            groups, baseline=args.base or "", force=args.force, reproduce=typed(args), speed_up=args.speed_up
+            groups,
+            baseline=args.base or "",
+            force=args.force,
+            reproduce=typed(args),
+            speed_up=args.speed_up,
+            loss_margin=args.loss_margin,
         )
     except comparison.NotComparable as refusal:
         if begun:
             begun.done()  # or the next FRESH=1 would find the same runs
         terminal.print_refusal(refusal, sys.stderr, "FRESH=1 trains all of them again.", terminal.FORCE_BY_MAKE)
         return 1
-    folder = begun.folder if begun else saved.new_folder(args.runs, plans[-1].settings.model.name)
+    folder = begun.folder if begun else saved.new_folder(args.runs, model)
     # Before the table, which may go to a closed pipe.
     written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), folder)
     if begun:
@@ -52,33 +64,37 @@ def compare(plans: list[plan.Plan], args: argparse.Namespace) -> int:
     return 0
 
 
-def _gather(plans: list[plan.Plan], args: argparse.Namespace) -> tuple[list[Run] | int, reuse.Begun | None]:
+def _gather(
+    pairs: Sequence[Sequence[plan.Plan]], args: argparse.Namespace, model: str
+) -> tuple[list[Run] | int, reuse.Begun | None]:
     """The comparison's runs in their order, trained where they are missing; or the exit code of one that failed."""
-    requests = [each.request() for each in plans]
-    order = reuse.turns(args.repeat)
+    order = reuse.turns(len(pairs))
+    turns = [pairs[pair][arm] for pair, arm in order]
+    asked = [each.request() for each in turns]
     begun = None
     if args.fresh:
-        begun = reuse.begin(requests, args.repeat, args.runs, plans[-1].settings.model.name)
+        begun = reuse.begin(asked, args.runs, model)
         done = begun.runs()
-        found: list[Run | None] = [*done, *[None] * (len(order) - len(done))]
+        found: list[Run | None] = [*done, *[None] * (len(turns) - len(done))]
         if done:
-            progress = f"{len(done)} of {len(order)} runs are done"
+            progress = f"{len(done)} of {len(turns)} runs are done"
             print(f"going on with {begun.folder.name}: {progress} (remove it to begin anew)")
     else:
-        found = reuse.reusable(requests, args.repeat, args.runs, unlike=args.force)
-    for turn, arm in enumerate(order):
-        job, past = plans[arm], found[turn]
+        found = reuse.reusable(asked, args.runs, unlike=args.force)
+    for turn, (job, past) in enumerate(zip(turns, list(found), strict=True)):
+        chosen = job.settings
         if past is not None:
             if not begun:
-                print(f"{job.settings.precision.name}: {reuse.reusing(past)}", flush=True)
+                print(f"{chosen.precision.name}: {reuse.reusing(past)}", flush=True)
             continue
-        if args.repeat > 1:
-            print(f"run {turn + 1} of {len(order)}, {'AB'[arm]}:")
+        if len(turns) > 2:
+            seed = f", seed {chosen.seed}" if args.seeds else ""
+            print(f"run {turn + 1} of {len(turns)}, {'AB'[order[turn][1]]}{seed}:")
         try:
             trained = train(job, args.runs)
         except KeyboardInterrupt:
             left = sum(run is None for run in found)
-            print(f"{len(order) - left} of {len(order)} runs are done; the same command goes on there", file=sys.stderr)
+            print(f"{len(turns) - left} of {len(turns)} runs are done; the same command goes on there", file=sys.stderr)
             raise
         if code := exit_code(trained):
             return code, begun

@@ -1,15 +1,17 @@
-"""Which runs a comparison with repeats is made of: finished ones of the same work, then those still to train.
+"""Which runs a comparison with repeats or seeds is made of: finished ones of the same work, and those still to train.
 
-The two arms take turns, A B B A A B, so that a machine that slowly warms up favours neither. Whatever is cut short goes
-on at the run that is missing, because finished runs are found again; where all are to be trained anew, the comparison's
-folder is made first and lists its runs.
+The two arms take turns, A B B A A B, so that a machine that slowly warms up favours neither; the two runs of a pair
+have one seed. Whatever is cut short goes on at the run that is missing, because finished runs are found again; where
+all are to be trained anew, the comparison's folder is made first and lists its runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,42 +22,67 @@ from pretraining.record import code_state, run_folder
 from pretraining.record.run_folder import Run, Verdict
 
 BEGUN = "repeats.json"
+DONE = (Verdict.SUCCEEDED,)
 Request = dict[str, Any]
 
 
-def turns(repeats: int) -> list[int]:
-    """The order in which arms 0 and 1 run: 0 1 1 0 0 1 ..."""
-    return [arm for pair in range(repeats) for arm in ((0, 1) if pair % 2 == 0 else (1, 0))]
+def turns(pairs: int) -> list[tuple[int, int]]:
+    """The order of the runs, each as its pair and its arm; the arms are 0 1 1 0 0 1 ..."""
+    return [(pair, arm) for pair in range(pairs) for arm in ((0, 1) if pair % 2 == 0 else (1, 0))]
 
 
-def reusable(requests: list[Request], repeats: int, runs: Path, *, unlike: bool = False) -> list[Run | None]:
+def seeds(words: str) -> list[int]:
+    """SEEDS="1 2 3". Raises UsageError."""
+    try:
+        found = [int(word) for word in words.replace(",", " ").split()]
+    except ValueError as error:
+        raise UsageError(f"SEEDS={words}: seeds are whole numbers, as in SEEDS='1 2 3'") from error
+    if not found or len(set(found)) < len(found) or min(found) < 0:
+        raise UsageError(f"SEEDS={words}: one seed or more is needed, none below 0 and none twice")
+    return found
+
+
+def margin(words: str | None) -> float | None:
+    """LOSS_MARGIN=0.5, per cent; None where none is asked for. Raises UsageError."""
+    if words is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 < (found := float(words)) < math.inf:
+            return found
+    raise UsageError(f"LOSS_MARGIN={words}: a percentage above 0 is needed, such as 0.5")
+
+
+def reusable(
+    asked: Sequence[Request], runs: Path, verdicts: Collection[Verdict] = DONE, *, unlike: bool = False
+) -> list[Run | None]:
     """For each turn a finished run that did what is asked, None where it has to be trained.
 
-    They all have equal facts: the newest set that is whole, else the newest there is; runs of this state of the code
-    come before all others. No run is taken twice, so that two arms of one request are two runs. With `unlike` their
-    facts may differ: somebody forces the comparison that was refused.
+    They all have equal facts but for the seed: of several such sets, as of two machines, the one with the most runs,
+    and of equal ones the newest; runs of this state of the code come before all others. No run is taken twice, so that
+    two turns of one request are two runs. With `unlike` their facts may differ: somebody forces the comparison that was
+    refused.
     """
-    order = turns(repeats)
     now = code_state.digest()
-    found = [run for run in finished(runs) if run.plan.get("request") in requests]
-    found.sort(key=lambda run: run.code != now)
-    by_facts: dict[str, list[Run]] = defaultdict(list)
-    for run in found:
-        by_facts["" if unlike else json.dumps(run.parity, sort_keys=True, default=str)].append(run)
-    sets = [_taken(found, requests, order) for found in by_facts.values()]
-    whole = [found for found in sets if None not in found]
-    return (whole or sets or [[None] * len(order)])[0]
+    sets: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(finished(runs, verdicts), key=lambda run: run.code != now):
+        if run.plan.get("request") in asked:
+            facts = json.dumps({**run.parity, "seed": None}, sort_keys=True, default=str)
+            sets["" if unlike else facts].append(run)
+    taken = [_taken(found, asked) for found in sets.values()]
+    return max(taken, key=lambda found: len(found) - found.count(None), default=[None] * len(asked))
 
 
-def _taken(best_first: list[Run], requests: list[Request], order: list[int]) -> list[Run | None]:
-    """The best runs that the turns need, in the order in which they ran."""
-    waiting: list[list[Run]] = []
-    for arm, request in enumerate(requests):
-        needed = sum(requests[turn] == request for turn in order)
-        mine = [run for run in best_first if run.plan["request"] == request][:needed]
-        mine.sort(key=lambda run: run.folder.name, reverse=True)
-        waiting.append(waiting[requests.index(request)] if request in requests[:arm] else mine)
-    return [waiting[arm].pop() if waiting[arm] else None for arm in order]
+def _taken(best_first: list[Run], asked: Sequence[Request]) -> list[Run | None]:
+    """The best runs that the turns need, those of one request in the order in which they ran."""
+    waiting: dict[str, list[Run]] = {}
+    for request in asked:
+        mine = [run for run in best_first if run.plan["request"] == request][: asked.count(request)]
+        waiting[_key(request)] = sorted(mine, key=lambda run: run.folder.name, reverse=True)
+    return [waiting[_key(request)].pop() if waiting[_key(request)] else None for request in asked]
+
+
+def _key(request: Request) -> str:
+    return json.dumps(request, sort_keys=True, default=str)
 
 
 def reusing(run: Run) -> str:
@@ -68,7 +95,7 @@ def reusing(run: Run) -> str:
     return f"{said} (FRESH=1 trains again)"
 
 
-def finished(runs: Path, verdicts: Collection[Verdict] = (Verdict.SUCCEEDED,)) -> list[Run]:
+def finished(runs: Path, verdicts: Collection[Verdict] = DONE) -> list[Run]:
     """The runs that ended with one of the verdicts, newest first."""
     found = []
     for folder in sorted(runs.glob("*/"), reverse=True):
@@ -77,7 +104,7 @@ def finished(runs: Path, verdicts: Collection[Verdict] = (Verdict.SUCCEEDED,)) -
     return found
 
 
-def _ended(folder: Path, verdicts: Collection[Verdict] = (Verdict.SUCCEEDED,)) -> Run | None:
+def _ended(folder: Path, verdicts: Collection[Verdict] = DONE) -> Run | None:
     if not (folder / run_folder.OUTCOME).exists():
         return None
     try:
@@ -126,22 +153,23 @@ class Begun:
         return found
 
 
-def begin(requests: list[Request], repeats: int, runs: Path, name: str) -> Begun:
+def begin(asked: Sequence[Request], runs: Path, name: str) -> Begun:
     """The comparison to train anew: one of the same work and the same code that was cut short, else a new one.
 
     Args:
+        asked: of each turn.
         name: of the model, for the folder's.
     """
-    asked = json.loads(json.dumps({"requests": requests, "repeats": repeats, "code": code_state.digest()}, default=str))
+    wanted = json.loads(json.dumps({"requests": asked, "code": code_state.digest()}, default=str))
     for file in sorted(runs.glob(f"*/{BEGUN}"), reverse=True):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            if content["asked"] == asked:
-                begun = Begun(file.parent, asked, list(map(str, content["runs"])))
+            if content["asked"] == wanted:
+                begun = Begun(file.parent, wanted, list(map(str, content["runs"])))
                 begun.names = [run.folder.name for run in begun.runs()]
                 return begun
         except (OSError, ValueError, KeyError, TypeError):
             continue  # somebody else's, or damaged
-    begun = Begun(saved.new_folder(runs, name), asked)
+    begun = Begun(saved.new_folder(runs, name), wanted)
     begun.save()
     return begun

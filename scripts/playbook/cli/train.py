@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from playbook import PROJECT
+from playbook.campaign import reuse
 from playbook.cli import catalogue, configs, selfcheck
 from playbook.compare import projected, timed
 from playbook.launch.progress import shown
@@ -44,7 +45,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
     flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
     flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
-    flags.add_argument("--seeds", metavar="'N M'", help="of an ablation: a run of each variant with each")
+    flags.add_argument("--seeds", metavar="'N M'", help="of a comparison or ablation: a run of each arm with each")
+    flags.add_argument("--loss-margin", metavar="%", help="the smallest difference in loss that matters, per cent")
     flags.add_argument("--force", action="store_true", help="compare runs that did not do the same work")
     flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
     flags.add_argument(
@@ -115,25 +117,17 @@ def run(arguments: list[str] | None = None) -> int:
         from playbook.campaign import ablate_job  # whose libraries take a second to import
 
         return ablate_job.ablate(args, where, _plan, _show_dry)
-    if args.job == "compare" and args.run_dir is not None:
-        raise UsageError("compare makes two runs, so it takes no --run-dir")
-    plans = [_plan(args, precision, where) for precision in precisions]
     if args.job == "compare":
-        timed.check_long_enough(plans[-1].settings.train_iters)
+        return _compare(args, precisions, where)
+    job = _plan(args, precisions[0], where)
     if args.dry_run:
-        for each in dict(zip(precisions, plans, strict=True)).values():
-            _show_dry(each, args.runs)
+        _show_dry(job, args.runs)
         return 0
     if where.runtime == "container":
         from playbook.launch.container.prepare import ready
 
-        where = ready(where, args.runs)
-        plans = [_plan(args, precision, where) for precision in precisions]
-    if args.job == "compare":
-        from playbook.campaign import compare_job  # whose libraries take a second to import
-
-        return compare_job.compare(plans, args)
-    ended = train(plans[0], args.runs)
+        job = _plan(args, precisions[0], ready(where, args.runs))
+    ended = train(job, args.runs)
     if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
         _show_evaluation(run_folder.read_run(ended.folder))
     if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
@@ -150,6 +144,41 @@ def _show_evaluation(run: run_folder.Run) -> None:
         print(f"{line['split']} loss {shown(line['loss'])} nats a token {where}, iteration {line['iteration']}")
 
 
+def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place) -> int:
+    if args.run_dir is not None:
+        raise UsageError("compare makes two runs, so it takes no --run-dir")
+    args.loss_margin = reuse.margin(args.loss_margin)
+    seeds = [args.seed] * args.repeat
+    if args.seeds is not None:
+        seeds = reuse.seeds(args.seeds)
+        if args.seed is not None or args.repeat > 1:
+            raise UsageError(
+                "SEEDS= are the repeats of a comparison, each with a seed: it takes no --seed and no REPEAT="
+            )
+
+    def pairs(where: Place) -> list[list[plan.Plan]]:
+        made = {
+            seed: [_plan(argparse.Namespace(**{**vars(args), "seed": seed}), each, where) for each in precisions]
+            for seed in dict.fromkeys(seeds)
+        }
+        return [made[seed] for seed in seeds]
+
+    planned = pairs(where)
+    timed.check_long_enough(planned[0][-1].settings.train_iters)
+    if args.dry_run:
+        for each in planned[:1] if args.seeds is None else planned:
+            for job in dict(zip(precisions, each, strict=True)).values():
+                _show_dry(job, args.runs)
+        return 0
+    from playbook.campaign import compare_job  # whose libraries take a second to import
+
+    if where.runtime == "container":
+        from playbook.launch.container.prepare import ready
+
+        planned = pairs(ready(where, args.runs))
+    return compare_job.compare(planned, args)
+
+
 def _show_profile(folder: Path, *, keep: bool = False) -> int:
     from playbook.profile import breakdown  # whose libraries take a second to import
 
@@ -164,8 +193,10 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     asked = training_flags.asked_precision(args)
     if (args.a or args.b) and args.job != "compare":
         raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
-    if args.seeds is not None and args.job != "ablate":
-        raise UsageError("SEEDS= are those of make ablate; of another target ARGS='--seed N' is the one")
+    if args.seeds is not None and args.job not in ("ablate", "compare"):
+        raise UsageError("SEEDS= are those of make compare and ablate; of another target ARGS='--seed N' is the one")
+    if args.loss_margin is not None and args.job != "compare":
+        raise UsageError("LOSS_MARGIN= is of make compare, and of nothing else")
     if args.job == "ablate":
         return ("bf16", "nvfp4")
     if args.job in ("eval", "export", "sft", "lora"):

@@ -20,18 +20,25 @@ MEMORY_KINDS = (Peak.USED, Peak.HELD, Peak.RESERVED, Peak.ALLOCATED, Peak.RESIDE
 
 
 def group(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs of one configuration together, as repeats, in the order given.
+    """Runs of one configuration together, as repeats or with other seeds, in the order in which they started.
 
     Two runs are two arms, whatever they are, and so are runs that are all of one configuration: somebody wants to know
     whether they differ.
     """
     by_configuration: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps([run.precision, run.parity], sort_keys=True, default=str)
+        key = json.dumps([run.precision, {**run.parity, "seed": None}], sort_keys=True, default=str)
         by_configuration.setdefault(key, []).append(run)
     if len(runs) == 2 or len(by_configuration) == 1:
         return [[run] for run in runs]
-    return list(by_configuration.values())
+    return [in_order(repeats) for repeats in by_configuration.values()]
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """As they started, which is how repeats are paired; those that do not tell as they were given."""
+    if not all(run.environment.get("started") for run in runs):
+        return list(runs)
+    return sorted(runs, key=lambda run: (run.environment["started"], run.folder.name))
 
 
 def names(count: int) -> list[str]:

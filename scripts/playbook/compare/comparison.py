@@ -38,6 +38,7 @@ def compare(
     baseline: str = "",
     force: bool = False,
     reproduce: str = "",
+    loss_margin: float | None = None,
     speed_up: SpeedUp | None = None,
 ) -> Comparison:
     """Compare configurations.
@@ -47,6 +48,7 @@ def compare(
         baseline: what to set the others against: an arm's name, a precision or a run's path, or "" for the least novel.
         force: compare although they differ; the result says so.
         reproduce: the command that makes this comparison again.
+        loss_margin: the smallest difference in training loss that matters, per cent; None where none was asked for.
         speed_up: to project the time to equal loss with, in place of the runs' own.
 
     Raises:
@@ -71,9 +73,7 @@ def compare(
     kind = common_memory(everything)
     built = [make_arm(name, runs, kind) for name, runs in measured.items()]
     base = _baseline(built, baseline)
-    contrasts = [
-        _contrast(arm, base, measured[arm.name], measured[base.name], everything) for arm in built if arm is not base
-    ]
+    contrasts = _contrasts(built, base, measured, None if doubt else loss_margin, judged=not doubt)
     if not (doubt or loss_gap.on_mock(everything)):
         contrasts = [_with_equal_loss(each, built, base, measured, speed_up) for each in contrasts]
     scope, mock = loss_gap.scope(everything), loss_gap.on_mock(everything)
@@ -112,22 +112,35 @@ def _baseline(built: list[Arm], wanted: str) -> Arm:
     raise UsageError(f"BASE={wanted} names none of what is compared: {known}")
 
 
-def _contrast(
-    arm: Arm, base: Arm, runs: list[Measured], base_runs: list[Measured], everything: list[Measured]
-) -> Contrast:
-    gap = loss_gap.training(runs, base_runs)
-    validation = loss_gap.validation(arm, base)
-    published = loss_gap.published(arm, base) if gap or validation else ""
-    return Contrast(
-        candidate=arm.name,
-        step_time=speedup.step_time(arm, base, runs, base_runs),
-        peak_memory=_memory_difference(arm, base),
-        joules_per_token=_energy_ratio(arm, base),
-        training_loss_gap=gap,
-        validation_loss_gap=validation,
-        published_gap=published,
-        placed=loss_gap.placed(gap, everything) if published else "",
-    )
+def _contrasts(
+    built: list[Arm], base: Arm, measured: dict[str, list[Measured]], margin: float | None, *, judged: bool
+) -> list[Contrast]:
+    """Every other arm against the baseline; `judged` is whether their losses may be, which did the same work."""
+    others = [arm for arm in built if arm is not base]
+    found = [loss_gap.training(measured[arm.name], measured[base.name]) for arm in others]
+    called = loss_gap.called(found) if judged else [None] * len(found)
+    contrasts = []
+    for arm, gap, differs in zip(others, found, called, strict=True):
+        runs, base_runs = measured[arm.name], measured[base.name]
+        validation = loss_gap.validation(runs, base_runs)
+        over = gap.over_seeds if gap and judged else None
+        contrasts.append(
+            Contrast(
+                candidate=arm.name,
+                step_time=speedup.step_time(arm, base, runs, base_runs),
+                peak_memory=_memory_difference(arm, base),
+                joules_per_token=_energy_ratio(arm, base),
+                training_loss_gap=gap and gap.figure,
+                validation_loss_gap=validation and validation.figure,
+                gap_by_seed={str(seed): value for seed, value in gap.by_seed.items()} if gap else {},
+                gap_iterations=loss_gap.iterations_of(runs[0], base_runs[0]) if gap else 0,
+                loss_differs=differs,
+                loss_within_margin=bool(over.within(margin)) if over and margin is not None else None,
+                loss=conclusions.loss(gap, arm, base, differs=differs, margin=margin) if gap else "",
+                published_gap=loss_gap.published_gaps(runs[0], base_runs[0]) if gap or validation else "",
+            )
+        )
+    return contrasts
 
 
 def _with_equal_loss(

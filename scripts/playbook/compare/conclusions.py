@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from playbook.compare import parity, speedup
+from playbook.compare import paired, parity, speedup
 from playbook.compare.intervals import FEWEST_REPEATS
+from playbook.compare.loss_gap import Gap
 from playbook.compare.model import Arm, Contrast, Ratio
 from playbook.compare.stats import Figure
 
@@ -40,7 +41,7 @@ def verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, doubt: str
     by_name = {arm.name: arm for arm in arms}
     losses = losses and not mock
     said = [part for each in contrasts for part in _of_contrast(each, by_name[each.candidate], base, losses=losses)]
-    if mock and any(each.training_loss_gap for each in contrasts):
+    if mock and any(arm.training_loss for arm in arms):
         said.append("The data is mock: its losses say nothing about accuracy.")
     return " ".join(filter(None, [doubt, *said]))
 
@@ -51,8 +52,8 @@ def _of_contrast(contrast: Contrast, arm: Arm, base: Arm, *, losses: bool) -> li
         said.append(_speed(contrast.step_time, arm, base))
     elif labels := speedup.unusable(arm, base):
         said.append(f"Nothing is said of the speed of {arm.name}: step times of {', '.join(labels)} are unusable.")
-    if contrast.training_loss_gap and losses:
-        said.append(_loss(contrast.training_loss_gap, arm, base))
+    if contrast.loss and losses:
+        said.append(contrast.loss)
     return said
 
 
@@ -60,12 +61,13 @@ def _speed(ratio: Ratio, arm: Arm, base: Arm) -> str:
     pair = f"{arm.name} ({arm.label}) and {base.name} ({base.label})"
     interval = between(ratio.figure)
     repeats = min(len(arm.runs), len(base.runs))
-    more = "" if repeats >= FEWEST_REPEATS else f"; REPEAT={FEWEST_REPEATS} would show how runs differ"
+    more = "" if repeats >= FEWEST_REPEATS else f"; {_few(repeats)}"
     if ratio.what == "step-time ratio":
         if ratio.differs:
             return f"A difference in speed: {arm.name} takes {ratio.sentence} {interval}{more}."
         ends = [end for end in (ratio.figure.low, ratio.figure.high) if end is not None]
         least = f"above {100 * max([ratio.smallest, *(abs(end - 1) for end in ends)]):.1f} %"
+        more += _power(ratio, repeats)
         return f"No difference in speed {least}: {arm.name} takes {ratio.sentence} {interval}{more}."
     if ratio.what == "cost of emulation":
         took, _, remark = ratio.sentence.partition("; ")
@@ -73,8 +75,22 @@ def _speed(ratio: Ratio, arm: Arm, base: Arm) -> str:
     if ratio.differs and ratio.what == "speed ratio":
         return f"{arm.name} is {ratio.sentence} {interval}{more}."
     if not ratio.differs:
+        more += _power(ratio, repeats)
         return f"No difference in speed is shown between {pair}: {ratio.sentence} {interval}{more}."
     return f"{_called(arm)} is {_faster(ratio.figure.value)} {_called(base)} {interval}{more}."
+
+
+def _few(repeats: int) -> str:
+    """What so few repeats are, and what to do about it."""
+    are = "one run" if repeats == 1 else "two runs"
+    return f"{are} cannot tell how runs differ: REPEAT={FEWEST_REPEATS}"
+
+
+def _power(ratio: Ratio, repeats: int) -> str:
+    """How large a difference such repeats would have shown; "" of too few to know."""
+    if ratio.shown is None:
+        return ""
+    return f"; {repeats} repeats that spread so show {100 * ratio.shown:.2g} % eight times in ten"
 
 
 def _called(arm: Arm) -> str:
@@ -85,18 +101,38 @@ def _faster(value: float) -> str:
     return f"{value:.2f} times as fast as" if value >= 1 else f"slower, at {value:.2f} of the speed of"
 
 
-def _loss(gap: Figure, arm: Arm, base: Arm) -> str:
+def loss(gap: Gap, arm: Arm, base: Arm, *, differs: bool | None, margin: float | None) -> str:
+    """What a gap in training loss shows, and what would show more.
+
+    Args:
+        differs: whether it is a difference; None where nothing judges it.
+        margin: the smallest difference that matters, per cent, where one was asked for.
+    """
     new, old = (arm.name, base.name) if arm.label == base.label else (_called(arm), _called(base))
-    if gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high:
-        return f"No difference in training loss is shown between {new} and {old} ({gap.value:+.2f} %)."
-    return f"The training loss of {new} lies {gap.value:+.2f} % from {old} {between(gap)}."
+    figure, over = gap.figure, gap.over_seeds
+    if differs is None or over is None:
+        said = f"The training loss of {new} lies {figure.value:+.2f} % from {old}, {gap.unjudged or 'no verdict'}"
+        if gap.repeats:
+            said += f" (repeats of one seed, {gap.repeats[0]:+.2f} to {gap.repeats[1]:+.2f} %, show what last bits do)"
+        return said + ("; SEEDS='1 2 3' judges it." if gap.unjudged else ".")
+    if differs:
+        said = f"The training loss of {new} lies {figure.value:+.2f} % from {old} {between(figure)}."
+    else:
+        shown = f"{figure.count} seeds that spread so show {over.smallest_shown():.2g} % eight times in ten"
+        said = f"No difference in training loss is shown between {new} and {old}: {figure.value:+.2f} % "
+        said += f"{between(figure)}; {shown}."
+    if margin is None:
+        return said
+    low, high = over.ends(2 * paired.LEVEL)
+    equal = "They are equal" if over.within(margin) else "They are not shown to be equal"
+    return f"{said} {equal} within {margin:g} % (two one-sided tests; 90 % interval {low:+.2f} to {high:+.2f})."
 
 
 def between(figure: Figure) -> str:
     """ "(95 % interval 1.62 to 1.74, 3 repeats)", with as many digits as tell its ends apart."""
     if figure.low is None or figure.high is None:
         return "(no interval: too few iterations)"
-    if "repeats" in figure.spread:
+    if "t-interval" in figure.spread:
         over = figure.spread.partition(" over ")[2]
     else:
         over = "within these runs only" if "these runs" in figure.spread else "within this run only"

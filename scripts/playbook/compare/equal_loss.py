@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from playbook.compare import intervals
+from playbook.compare import paired
 from playbook.compare.model import Arm, Ratio
 from playbook.compare.projected import SpeedUp
 from playbook.compare.run_figures import Measured
@@ -134,11 +134,10 @@ def _attempt(
 def _figure(logs: np.ndarray) -> Figure | None:
     if not len(logs):
         return None
-    if len(logs) < intervals.FEWEST_REPEATS:
+    if len(logs) < paired.FEWEST:
         return Figure(math.exp(logs.mean()), "x", count=len(logs))
-    found = intervals.mean_over_repeats(logs)
-    ends = math.exp(found.low), math.exp(found.high)
-    return Figure(math.exp(found.value), "x", *ends, OVER_SEEDS.format(len(logs)), len(logs))
+    found = paired.over(logs)
+    return Figure(math.exp(found.value), "x", *map(math.exp, found.ends()), OVER_SEEDS.format(len(logs)), len(logs))
 
 
 def _training_curve(of: Measured) -> _Curve:

@@ -1,4 +1,4 @@
-"""95 % confidence intervals of a comparison: how far a ratio of step times, or a loss gap, can be trusted.
+"""95 % confidence intervals of a ratio of step times: how far it can be trusted.
 
 Two sources of chance make two runs differ. Runs differ from each other (clocks, temperature, where memory lies), which
 only repeats can show; and iterations differ within a run, and are not independent: a slow one follows a slow one.
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-CONFIDENCE = 0.95
+from playbook.compare import paired
+
+CONFIDENCE = 1 - paired.LEVEL
 DRAWS = 2000
 SEED = 20250929  # the same data give the same interval
 OVER_REPEATS = "95 % t-interval over {} repeats"
-FEWEST_REPEATS = 3  # fewer say too little of how runs differ
+FEWEST_REPEATS = paired.FEWEST  # fewer say too little of how runs differ
 MOST_BLOCKS = 1000  # more change nothing but the time it takes
 FEWEST_ITERATIONS = 5  # fewer cannot be cut into blocks
 
@@ -37,25 +39,19 @@ def within(repeats: int) -> str:
     return f"95 % interval within {runs} only, block bootstrap over iterations"
 
 
-def ratio_over_repeats(top: Sequence[float], bottom: Sequence[float]) -> Interval:
-    """The ratio of two configurations' step times, from the medians of their repeats; all positive.
+def ratio_over_repeats(top: Sequence[float], bottom: Sequence[float]) -> paired.Difference:
+    """The logarithm of the ratio of two configurations' step times, from the medians of their repeats; all positive.
 
-    As many of each, in the order in which they ran: a t-interval on the logarithms of the pairs' ratios, which what
-    both runs of a pair share (a warm room) does not widen. Otherwise Welch's interval on the logarithms.
+    As many of each, in the order in which they ran: by the pairs' ratios, so that what both runs of a pair share (a
+    warm room) does not widen it. Otherwise Welch's.
     """
     a, b = np.log(top), np.log(bottom)
     if len(a) == len(b):
-        differences = a - b
-        error = differences.std(ddof=1) / math.sqrt(len(a))
-        freedom = len(a) - 1.0
-    else:
-        parts = [values.var(ddof=1) / len(values) for values in (a, b)]
-        error = math.sqrt(sum(parts))
-        spread = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
-        freedom = sum(parts) ** 2 / spread if spread else len(a) + len(b) - 2.0
-    middle = float(a.mean() - b.mean())
-    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * float(error)
-    return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+        return paired.over(a - b)
+    parts = [values.var(ddof=1) / len(values) for values in (a, b)]
+    spread = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
+    freedom = sum(parts) ** 2 / spread if spread else len(a) + len(b) - 2.0
+    return paired.Difference(a.mean() - b.mean(), math.sqrt(sum(parts)), freedom)
 
 
 def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -> Interval | None:
@@ -78,23 +74,6 @@ def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -
             draws += sign * _median_draws(times, generator, series) / len(runs)
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(math.exp(middle), math.exp(middle + min(low, 0.0)), math.exp(middle + max(high, 0.0)))
-
-
-def mean_within_run(values: np.ndarray) -> Interval | None:
-    """The mean of a series of neighbouring iterations with a block bootstrap; None of too few."""
-    if len(values) < FEWEST_ITERATIONS:
-        return None
-    mean = float(values.mean())
-    draws = _mean_draws(values - mean, np.random.default_rng(SEED))
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(mean, mean + float(low), mean + float(high))
-
-
-def mean_over_repeats(values: Sequence[float]) -> Interval:
-    """The mean of repeats with a t-interval; of two or more."""
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(stdtrit(len(values) - 1.0, (1 + CONFIDENCE) / 2)) * error
-    return Interval(mean, mean - half, mean + half)
 
 
 def lasting(values: np.ndarray) -> float:

@@ -1,44 +1,115 @@
-"""How far two arms' losses lie apart, and what such a gap can and cannot show."""
+"""How far two arms' losses lie apart, and what such a gap can and cannot show.
+
+A gap is found once for each seed: both arms begin with the same weights and read the same tokens in the same order. Two
+runs of one seed share one trajectory, and its iterations, or repeats of it, do not tell how another seed would end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from playbook.compare import intervals, stats
-from playbook.compare.model import Arm
+from playbook.compare import paired, published, stats
 from playbook.compare.run_figures import Measured
 from playbook.compare.stats import Figure
 
-PUBLISHED = (
-    "published: under 1 % in the stable phase, about 1.5 % at the end of decay (arXiv 2509.25149, 1T tokens and more)"
-)
-STABLE, LARGEST_PUBLISHED = 1.0, 1.5  # %
 SCALE_TOKENS = 1e11  # below a tenth of the smallest published training, a gap says nothing about convergence
+OVER_SEEDS = "95 % t-interval over {} seeds"
+
+OfPair = Callable[[Measured, Measured], float | None]
 
 
-def training(new: Sequence[Measured], base: Sequence[Measured]) -> Figure | None:
-    """Relative loss gap, per cent, over the last tenth of the iterations that all have, paired: the same tokens.
+@dataclass(frozen=True)
+class Gap:
+    """A relative loss gap, per cent.
 
-    With a block bootstrap over iterations, because neighbouring losses are alike; over three repeats and more whose
-    gaps differ, with a t-interval where that is wider.
+    Attributes:
+        by_seed: the gap of each seed; of one that is not known under None.
+        repeats: the lowest and the highest where one seed was run several times: what last bits alone do.
     """
-    gaps = [gap for gap in map(_gaps, new, base) if len(gap)]
-    if not gaps:
+
+    by_seed: Mapping[int | None, float]
+    repeats: tuple[float, float] | None = None
+
+    @property
+    def over_seeds(self) -> paired.Difference | None:
+        """Their mean with its error; None of too few seeds to judge."""
+        if None in self.by_seed or len(self.by_seed) < paired.FEWEST:
+            return None
+        return paired.over(list(self.by_seed.values()))
+
+    @property
+    def figure(self) -> Figure:
+        """Their mean, with an interval where there are seeds enough; else `spread` says why there is none."""
+        found, count = self.over_seeds, len(self.by_seed)
+        if found is None:
+            return Figure(float(np.mean(list(self.by_seed.values()))), "%", spread=self.unjudged, count=count)
+        low, high = found.ends()
+        return Figure(float(found.value), "%", float(low), float(high), OVER_SEEDS.format(count), count)
+
+    @property
+    def unjudged(self) -> str:
+        """Why nothing can be said of it but the number; "" where something can."""
+        if None in self.by_seed:
+            return "no verdict: which seed is not known, or not the same"
+        if len(self.by_seed) >= paired.FEWEST:
+            return ""
+        seeds = "one seed" if len(self.by_seed) == 1 else f"{len(self.by_seed)} seeds"
+        return f"no verdict: {seeds}, how seeds differ is unknown"
+
+
+def training(new: Sequence[Measured], base: Sequence[Measured]) -> Gap | None:
+    """Over the last tenth of the iterations that both runs of a pair have; None on mock data and without losses."""
+    return _of_pairs(new, base, _last_tenth)
+
+
+def validation(new: Sequence[Measured], base: Sequence[Measured]) -> Gap | None:
+    """Of the validation losses; None on mock data, or where not all were evaluated at one iteration."""
+    if len({run.result.validated_at for run in (*new, *base)}) > 1:
         return None
-    length = min(map(len, gaps))
-    means = [float(gap.mean()) for gap in gaps]
-    pooled = np.mean([gap[-length:] for gap in gaps], axis=0)
-    found = intervals.mean_within_run(pooled)
-    if len(gaps) >= intervals.FEWEST_REPEATS and np.ptp(means) > 0:
-        over = intervals.mean_over_repeats(means)
-        # Repeats share seed and tokens: how they differ is the noise of last bits, not that of another seed.
-        if found is None or over.high - over.low > found.high - found.low:
-            return Figure(over.value, "%", over.low, over.high, intervals.OVER_REPEATS.format(len(means)), length)
-    if found is None:
-        return Figure(float(pooled.mean()), "%", count=length)
-    return Figure(found.value, "%", found.low, found.high, intervals.within(len(gaps)), length)
+    return _of_pairs(new, base, _of_validations)
+
+
+def called(found: Sequence[Gap | None]) -> list[bool | None]:
+    """Which of several gaps to one baseline are differences, by Holm's correction; None where nothing judges."""
+    judged = [gap.over_seeds if gap else None for gap in found]
+    known = iter(paired.holm([each.p for each in judged if each]) if any(judged) else [])
+    return [bool(next(known)) if each else None for each in judged]
+
+
+def by_seed(runs: Sequence[Measured]) -> dict[int | None, list[Measured]]:
+    """The runs of each seed, in the order given; those whose seed was not recorded under None."""
+    found: dict[int | None, list[Measured]] = {}
+    for each in runs:
+        found.setdefault(each.run.parity.get("seed"), []).append(each)
+    return found
+
+
+def _of_pairs(new: Sequence[Measured], base: Sequence[Measured], gap: OfPair) -> Gap | None:
+    if on_mock((*new, *base)):
+        return None
+    ours, theirs = by_seed(new), by_seed(base)
+    shared = {seed: (ours[seed], theirs[seed]) for seed in ours if seed in theirs}
+    if len(ours) != len(shared) or len(theirs) != len(shared):  # of a forced comparison
+        shared = {None: (list(new), list(base))}
+    found = {seed: [each for each in map(gap, *runs) if each is not None] for seed, runs in shared.items()}
+    means = {seed: float(np.mean(each)) for seed, each in found.items() if each}
+    if not means or len(means) < len(found):
+        return None
+    (first, *others) = found.values()
+    return Gap(means, None if others or len(first) < 2 else (min(first), max(first)))
+
+
+def iterations_of(new: Measured, base: Measured) -> int:
+    """How many iterations the training loss gap of these two rests on."""
+    return len(_gaps(new, base))
+
+
+def _last_tenth(new: Measured, base: Measured) -> float | None:
+    gaps = _gaps(new, base)
+    return float(gaps.mean()) if len(gaps) else None
 
 
 def _gaps(new: Measured, base: Measured) -> np.ndarray:
@@ -49,49 +120,44 @@ def _gaps(new: Measured, base: Measured) -> np.ndarray:
         lines = each.lines.between(0, last)
         ends.append(lines[len(lines) - stats.last_part(len(lines)) :] if len(lines) else lines)
     _, at_new, at_base = np.intersect1d(ends[0].iterations, ends[1].iterations, return_indices=True)
-    loss, reference = ends[0].column("loss")[at_new], ends[1].column("loss")[at_base]
-    known = np.isfinite(loss) & np.isfinite(reference) & (reference != 0)
-    return 100 * (loss[known] - reference[known]) / reference[known]
+    loss, reference_loss = ends[0].column("loss")[at_new], ends[1].column("loss")[at_base]
+    known = np.isfinite(loss) & np.isfinite(reference_loss) & (reference_loss != 0)
+    return 100 * (loss[known] - reference_loss[known]) / reference_loss[known]
 
 
-def validation(new: Arm, base: Arm) -> Figure | None:
-    """Relative gap of the validation losses, per cent; None where not all were evaluated at one iteration."""
-    at = {run.validated_at for arm in (new, base) for run in arm.runs}
-    if not (new.validation_loss and base.validation_loss and len(at) == 1 and base.validation_loss.value):
-        return None
-    return Figure(100 * (new.validation_loss.value / base.validation_loss.value - 1), "%")
+def _of_validations(new: Measured, base: Measured) -> float | None:
+    ours, theirs = new.result.validation_loss, base.result.validation_loss
+    return 100 * (ours.value / theirs.value - 1) if ours and theirs and theirs.value else None
 
 
-def published(new: Arm, base: Arm) -> str:
-    """The published gap, "" where it was not measured of such two: pretraining's, NVFP4 against BF16 or FP8."""
-    tuned = any("finetune" in run.facts for arm in (new, base) for run in arm.runs)
-    applies = new.precision == "nvfp4" and (base.precision == "bf16" or "fp8" in base.precision)
-    return PUBLISHED if applies and not tuned else ""
-
-
-def placed(gap: Figure | None, runs: Sequence[Measured]) -> str:
-    """One sentence that places a gap against the published band and says what to do; "" without one."""
-    if gap is None:
+def published_gaps(new: Measured, base: Measured) -> str:
+    """Published gaps to set beside these two's; "" where they are not NVFP4 against BF16 or FP8."""
+    precisions = [each.run.precision.get("name", "") for each in (new, base)]
+    if precisions[0] != "nvfp4" or not (precisions[1] == "bf16" or "fp8" in precisions[1]):
         return ""
-    if on_mock(runs):
-        return "on mock data no gap between losses means anything, whatever its size."
-    size = abs(gap.value)
-    if gap.low is not None and gap.high is not None and gap.low <= 0 <= gap.high:
-        where = "the gap cannot be told from zero"
-    elif size <= STABLE:
-        where = "the gap lies within the published band of the stable phase"
-    elif size <= LARGEST_PUBLISHED:
-        where = "the gap lies within the published band at the end of decay"
-    else:
-        where = "the gap lies outside the published band"
-    if tokens(runs) >= SCALE_TOKENS:
-        return f"{where}."
-    if "outside" in where:
-        return (
-            f"{where}; short, small runs exceed the published band, and repeats with several seeds tell luck from "
-            "effect."
-        )
-    return f"{where}; a run this short neither confirms nor contradicts it."
+    return published_at(new)
+
+
+def published_at(run: Measured) -> str:
+    """Published gaps of runs that ended where this one did in its schedule; "" on mock data and of fine-tuning."""
+    if on_mock([run]) or "finetune" in run.run.parity:
+        return ""
+    where = position(run)
+    if not (found := published.gaps(where)):
+        return f"published gaps are of held learning rates and of finished decays, and not of {where}" if where else ""
+    return f"published, of {where}: {'; '.join(found)}"
+
+
+def position(of: Measured) -> str:
+    """Where in its learning-rate schedule a run ended, as `published.toml` says it; "" where not known."""
+    facts = of.run.parity
+    style, peak, least = (facts.get(name) for name in ("decay_style", "learning_rate", "min_learning_rate"))
+    ends = facts.get("decay_iters") or facts.get("train_iters")
+    if not (style and ends):
+        return ""
+    if style == "constant" or (peak is not None and peak == least):
+        return published.HELD
+    return published.DECAYED if of.lines.last >= ends else "an unfinished decay"
 
 
 def scope(runs: Sequence[Measured]) -> str:

@@ -161,6 +161,8 @@ class Ratio:
         differs: whether the interval leaves 1 out by more than `smallest`; None without an interval.
         smallest: the smallest difference that is called one, relative: over repeats 0.5 %, or what their iterations
             leave open; without enough of them what two runs of the same differ by anyway.
+        shown: the difference that repeats with this spread call one in eight of ten comparisons, relative; None
+            without enough of them to know.
     """
 
     what: str
@@ -168,6 +170,7 @@ class Ratio:
     sentence: str
     differs: bool | None
     smallest: float = 0.0
+    shown: float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,12 +179,19 @@ class Contrast:
 
     Attributes:
         candidate: the arm's name.
-        step_time: None where an arm has none, or some that are unusable (`ratios.unusable`).
+        step_time: None where an arm has none, or some that are unusable (`speedup.unusable`).
         peak_memory: its difference to the baseline's, GB.
         joules_per_token: its ratio to the baseline's.
-        training_loss_gap: per cent over the last tenth, on the same tokens, with its interval.
-        published_gap: what NVFP4 is known to cost; "" where these two have no such gap.
-        placed: one sentence that places the gap against it and says what to do; "" where there is no gap.
+        training_loss_gap: per cent over the last tenth, on the same tokens: the mean of the seeds, with an interval
+            where they are enough; else its `spread` says why not. None on mock data, whose losses mean nothing.
+        gap_by_seed: the training loss gap of each seed, per cent; under "None" where it is not known.
+        gap_iterations: how many iterations each of them rests on.
+        loss_differs: whether the training losses are told apart; None where nothing judges them.
+        loss_within_margin: whether they are shown to be equal within the margin asked for; None where none was, or
+            where nothing judges them.
+        loss: what the gap shows, and what would show more, in sentences; "" where there is no gap.
+        published_gap: what NVFP4 was published to cost at this position of a schedule; "" where these two have no
+            such gap.
         equal_loss: the tokens it needs for the baseline's loss; None on mock data and where the work is not the same.
     """
 
@@ -191,8 +201,12 @@ class Contrast:
     joules_per_token: Figure | None
     training_loss_gap: Figure | None
     validation_loss_gap: Figure | None
-    published_gap: str
-    placed: str
+    gap_by_seed: dict[str, float] = field(default_factory=dict)
+    gap_iterations: int = 0
+    loss_differs: bool | None = None
+    loss_within_margin: bool | None = None
+    loss: str = ""
+    published_gap: str = ""
     equal_loss: EqualLoss | None = None
 
 

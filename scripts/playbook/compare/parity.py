@@ -52,10 +52,11 @@ def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
     """What differs between the first run and any other, and the facts that were not known of all.
 
     A fact missing from a run folder differs, because run folders record all of them; one missing from a raw log is
-    not known, and only named. A log that gives no size of its model is refused: anything may have run there.
+    not known, and only named. A log that gives no size of its model is refused: anything may have run there. Seeds
+    differ within an arm, and not between arms.
 
     Args:
-        runs: by what they are called, in order; two or more.
+        runs: by what they are called, in order; two or more. The letter of a name is its arm.
     """
     (first, reference), *others = runs.items()
     found: dict[tuple[str, str, str], Difference] = {}
@@ -65,12 +66,34 @@ def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
         unchecked |= dict.fromkeys(unknown)
         for each in differences:
             found.setdefault((each.name, str(each.a), str(each.b)), each)
-    return list(found.values()), list(unchecked)
+    return [*_seeds(runs), *found.values()], list(unchecked)
+
+
+def _seeds(runs: dict[str, Measured]) -> list[Difference]:
+    """Arms with other seeds than the first arm's: other weights, and other text in another order."""
+    arms: dict[str, set[Any]] = {}
+    for name, each in runs.items():
+        if not (each.is_log and "seed" not in each.run.parity):
+            arms.setdefault(name[0], set()).add(each.run.parity.get("seed", ABSENT))
+    said = {
+        arm: next(iter(seeds)) if len(seeds) == 1 else " and ".join(sorted(map(str, seeds)))
+        for arm, seeds in arms.items()
+    }
+    first = next(iter(said), "")
+    way_out = (
+        "a gap is found within one seed: train both with each seed (make compare SEEDS=), or leave the odd one out"
+    )
+    return [
+        Difference("seed", said[first], seeds, way_out, (first, arm))
+        for arm, seeds in said.items()
+        if arms[arm] != arms[first]
+    ]
 
 
 def _between(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:
     facts, unchecked = _facts(a, b, of)
-    differences = [*_not_succeeded(a, b, of), *_profiled(a, b, of), *_unsound(a, b, of), *facts]
+    found = (_not_succeeded, _profiled, _unsound, _validation_set)
+    differences = [*(each for of_kind in found for each in of_kind(a, b, of)), *facts]
     flops = _flops(a, b, of)
     if flops is None:
         unchecked.append("flops_per_token")
@@ -125,7 +148,7 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
         values = [each.get(name, USUAL.get(name, ABSENT)) for each in facts]
         if not all(name in each for each in facts) and (a.is_log or b.is_log):
             unchecked.append(name)
-        elif not _same(*values):
+        elif name != "seed" and not _same(*values):  # see `_seeds`
             way_out = SAME_SETTINGS
             if name == "start_iteration":
                 way_out = "one was resumed from a checkpoint; run it again from the start, in a folder of its own"
@@ -158,6 +181,14 @@ def _image(of: Measured) -> dict[str, Any]:
     image = of.run.plan.get("image") or {}
     known = image.get("digest") or image.get("name")
     return {"image": known} if known else {}
+
+
+def _validation_set(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    """Validation sets of other lengths, where those were recorded; the text itself is named by the fact `data`."""
+    known = [((each.run.environment.get("text") or {}).get("tokens") or {}).get("validation") for each in (a, b)]
+    if None in known or known[0] == known[1]:
+        return []
+    return [Difference("validation set", *(f"{tokens:,} tokens" for tokens in known), SAME_SETTINGS, of)]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+HELD, DECAYED = "a held rate", "a finished decay"  # positions in a schedule, as the data say them
 DATA = Path(__file__).with_suffix(".toml")
 
 
@@ -16,8 +17,8 @@ def _data() -> dict[str, Any]:
 
 
 def _is_named(entry: dict[str, Any], device: str) -> bool:
-    words = device.replace("-", " ").replace("/", " ").split()
-    return any(name in words for name in entry["device"])
+    words = set(device.casefold().replace("-", " ").replace("/", " ").split())
+    return any(words.issuperset(name.casefold().split()) for name in entry["device"])
 
 
 def peak(device: str, precision: str) -> tuple[float, str] | None:
@@ -35,6 +36,16 @@ def peak(device: str, precision: str) -> tuple[float, str] | None:
         if _is_named(entry, device) and wanted in entry:
             return entry[wanted], f"{entry[wanted]:,} TFLOP/s, dense {wanted.upper()} of {device} ({entry['source']})"
     return None
+
+
+def gaps(position: str) -> list[str]:
+    """What NVFP4 was published to cost in training loss at that position of a schedule, a clause each."""
+    return [
+        f"{each['gap']} to {each['against']} ({each['model']}, {each['tokens']}, in BF16 {each['bf16_layers']}; "
+        f"{each['source']})"
+        for each in _data()["gaps"]
+        if each["position"] == position
+    ]
 
 
 def band(facts: dict[str, Any]) -> dict[str, Any] | None:

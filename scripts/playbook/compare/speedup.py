@@ -60,16 +60,16 @@ def unusable(*arms: Arm) -> list[str]:
 
 def measure(top: list[Measured], bottom: list[Measured]) -> Ratio:
     """The ratio of two configurations' step times, of whatever they are, and whether it is a difference."""
-    figure, smallest = _figure(top, bottom)
-    return Ratio("step-time ratio", figure, "", _differs(figure, smallest), smallest)
+    figure, smallest, shown = _figure(top, bottom)
+    return Ratio("step-time ratio", figure, "", _differs(figure, smallest), smallest, shown)
 
 
 def _tail(arm: Arm) -> tuple[int | None, int | None]:
     return arm.bf16_head_layers, arm.bf16_tail_layers
 
 
-def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float]:
-    """The ratio with its interval, and the smallest difference that it can show.
+def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float, float | None]:
+    """The ratio with its interval, the smallest difference that it calls one, and the one that it usually shows.
 
     Three repeats can lie together by luck, so theirs is no smaller than what their iterations leave open.
     """
@@ -78,13 +78,16 @@ def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float]
     within = intervals.ratio_within_runs(tops, bottoms)
     repeats = min(len(top), len(bottom))
     if repeats >= intervals.FEWEST_REPEATS:
-        found = intervals.ratio_over_repeats(*medians)
+        over = intervals.ratio_over_repeats(*medians)
+        found = Interval(*(math.exp(each) for each in (over.value, *over.ends())))
         smallest = max(SMALLEST, math.sqrt(within.high / within.low) - 1 if within else 0.0)
-        return _with(found, intervals.OVER_REPEATS.format(repeats), repeats), smallest
+        shown = math.expm1(over.smallest_shown(least=math.log1p(smallest)))
+        return _with(found, intervals.OVER_REPEATS.format(repeats), repeats), smallest, shown
     smallest = max(SMALLEST_WITHIN, *(timing.distribution(times).spread for times in (*tops, *bottoms)))
     if within is None:
-        return Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x"), smallest
-    return _with(within, intervals.within(max(len(top), len(bottom))), min(map(len, (*tops, *bottoms)))), smallest
+        return Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x"), smallest, None
+    spread = intervals.within(max(len(top), len(bottom)))
+    return _with(within, spread, min(map(len, (*tops, *bottoms)))), smallest, None
 
 
 def _with(found: Interval, spread: str, count: int) -> Figure:

@@ -64,10 +64,10 @@ def ablated(of: Ablation, runs: Sequence[Run], *, records: str, pictures: Sequen
     parts = [
         _wrapped(f"{export.escaped(what)}. Records: `{records}`."),
         _wrapped(f"**{export.escaped(of.verdict)}**"),
-        export.as_table(*ablation_report.split(ablation.table(of))),
+        export.as_table(*ablation_report.split(ablation.table(of, everything=True))),
         _wrapped(ablation_report.HOW),
         *(f"- {export.escaped(problem)}" for problem in ablation.problems(of)),
-        *(_wrapped(export.escaped(wording.sentence(each))) for each in (of.scope, of.published)),
+        *(_wrapped(export.escaped(wording.sentence(each))) for each in (of.scope, of.published) if each),
         *(f"![{export.escaped(name)}]({path})" for name, path in pictures),
     ]
     if of.reproduce:

@@ -89,7 +89,7 @@ def read(folder: Path) -> Published:
     found = [path for path in sorted(folder.iterdir()) if path.is_dir() and run_folder.holds_run(path)]
     if not found:
         raise UsageError(f"{folder} holds no run; `make results ADD=... TO={folder.name}` puts some there")
-    runs = _in_order(loading.load_all(found))
+    runs = arms.in_order(loading.load_all(found))
     if (folder / ablation_file.FILE).exists():
         said = json.loads((folder / ablation_file.FILE).read_text(encoding="utf-8"))
         result = ablation.reread(said, {run.folder.name: run for run in runs})
@@ -101,10 +101,6 @@ def read(folder: Path) -> Published:
         compared = [run for group in groups.values() for run in group]
         result = _portable(result, compared, command)
     return Published(folder.name, runs, groups, result, command)
-
-
-def _in_order(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: (run.environment.get("started") or "", run.folder.name))
 
 
 def _compared(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], Comparison | None]:
@@ -274,14 +270,14 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=project / RESULTS) as beside:
         there = [path for path in folder.glob("*/") if run_folder.holds_run(path)]
         copies = []
-        for at, run in enumerate(_in_order(loading.load_all(paths))):
+        for at, run in enumerate(arms.in_order(loading.load_all(paths))):
             if run.verdict is Verdict.INCOMPLETE:
                 raise UsageError(f"{run.folder} has no outcome: it still runs, or its end was not seen")
             copy = Path(beside) / str(at)
             publishable.copy_run(run.folder, copy)
             if not any(_same(copy, other) for other in (*there, *copies)):
                 copies.append(copy)
-        _compared(_in_order(loading.load_all([*there, *copies])))
+        _compared(arms.in_order(loading.load_all([*there, *copies])))
         folder.mkdir(exist_ok=True)
         added = [copy.rename(_free(folder, loading.load(copy))) for copy in copies]
         if command and not (folder / ABOUT).exists():

@@ -104,11 +104,10 @@ def against(comparison: Comparison, contrast: Contrast) -> str:
 
 
 def contrasted(contrast: Contrast) -> list[str]:
-    """An arm against the baseline: the table, then what places its loss gap."""
-    placed = wording.sentences(contrast)
+    """An arm against the baseline: the table, then what is said beside its figures."""
     return [
         as_table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]),
-        *(escaped(wording.sentence(each)) for each in placed),
+        *(escaped(wording.sentence(each)) for each in wording.sentences(contrast)),
     ]
 
 

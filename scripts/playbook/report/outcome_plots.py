@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from playbook.compare.loss_gap import LARGEST_PUBLISHED
 from playbook.compare.model import Comparison
 from playbook.compare.stats import Figure
 from playbook.report import series, wording
@@ -171,8 +170,10 @@ def _smoothing(windows: set[int]) -> str:
 
 
 def loss_gap(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:
-    """Every arm's relative gap to the baseline, iteration by iteration."""
+    """Every arm's relative gap to the baseline, iteration by iteration; none where a gap means nothing."""
     base, *others = looks
+    meant = {each.candidate for each in comparison.contrasts if each.training_loss_gap}
+    others = [look for look in others if look.arm.name in meant]
     gaps = [(look, *series.loss_gap(runs[look.arm.name], runs[base.arm.name])) for look in others]
     gaps = [(look, x, gap) for look, x, gap in gaps if np.isfinite(gap).any()]
     if not gaps or _tokens_a_step(runs, looks):
@@ -180,9 +181,6 @@ def loss_gap(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot 
     title = f"Loss gap to {base.label}, per cent"
     canvas, axes = single(title, height=270, legend=[look for look, _, _ in gaps])
     contrasts = {each.candidate: each for each in comparison.contrasts}
-    banded = any(contrasts[look.arm.name].published_gap for look, _, _ in gaps)
-    if banded:
-        axes.axhspan(0, LARGEST_PUBLISHED, color=BAND, linewidth=0, zorder=0)
     axes.axhline(0, color=INK, linewidth=1.2)
     windows, said = set(), []
     for at, (look, x, gap) in enumerate(gaps):
@@ -197,11 +195,9 @@ def loss_gap(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot 
     numbers(axes.yaxis, 6)
     parts = [_smoothing(windows)]
     if said:
-        parts.append("Right of the curve: the last tenth with its interval.")
+        parts.append("Right of the curve: the last tenth, with its interval over seeds where they are enough.")
     if max(len(runs[look.arm.name]) for look in looks) > 1:
-        parts.append("Repeats are averaged first.")
-    if banded:
-        parts.append("Shaded: up to the 1.5 % published for NVFP4 at the end of decay.")
+        parts.append("Runs of an arm are averaged first.")
     return Plot("loss-gap", canvas, title, "; ".join(said), " ".join(parts))
 
 

@@ -1,4 +1,4 @@
-"""Renders a comparison to a terminal of 80 columns, or to a pipe, in about 30 lines."""
+"""Renders a comparison to a terminal of 80 columns, or to a pipe, in about 35 lines."""
 
 from __future__ import annotations
 
@@ -144,11 +144,11 @@ def _print_contrast(out: _Lines, comparison: Comparison, contrast: Contrast) -> 
         of = "" if several else f" {against};"
         tokens = "not the same work" if comparison.forced else "the same tokens"
         tokens = "tokens not checked" if comparison.not_known else tokens
-        out.item("Loss gap", f"{gap.value:+.2f} %{of} last {gap.count} iterations, {tokens}", style="bold")
+        said = f"{_gap(gap)};{of} last {contrast.gap_iterations} iterations, {tokens}"
+        out.item("Loss gap", said, style="bold")
     if contrast.validation_loss_gap:
-        out.item("Validation gap", f"{contrast.validation_loss_gap.value:+.2f} %", style="bold")
+        out.item("Validation gap", _gap(contrast.validation_loss_gap), style="bold")
     out.item("", contrast.published_gap)
-    out.item("", contrast.placed)
     for index, said in enumerate(contrast.equal_loss.said if contrast.equal_loss else ()):
         out.item("" if index else "Equal loss", said)
     if contrast.peak_memory:
@@ -160,6 +160,12 @@ def _print_contrast(out: _Lines, comparison: Comparison, contrast: Contrast) -> 
         out.item("Memory", f"{contrast.peak_memory.value:+.2f} GB{share}, {against}{compiled}", style="bold")
     if contrast.joules_per_token:
         out.item("Energy", f"{contrast.joules_per_token.value:.2f} times the joules a token", style="bold")
+
+
+def _gap(gap: Figure) -> str:
+    """With its interval, or why it has none."""
+    ends = "" if gap.low is None or gap.high is None else f"{gap.low:+.2f} to {gap.high:+.2f}, "
+    return f"{gap.value:+.2f} % ({ends}{gap.spread.partition(',')[0]})"
 
 
 def _print_fitting(console: Console, tables: list[Table]) -> None:

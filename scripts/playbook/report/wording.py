@@ -132,7 +132,7 @@ def against(contrast: Contrast) -> list[Against]:
 def sentences(contrast: Contrast) -> list[str]:
     """What is said of an arm against the baseline, beside its figures."""
     equal = contrast.equal_loss.said if contrast.equal_loss else ()
-    return [each for each in (contrast.placed, contrast.published_gap, *equal) if each]
+    return [each for each in (contrast.published_gap, *equal) if each]
 
 
 def name(arm: Arm) -> str:

@@ -73,6 +73,10 @@ def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
         assert values == pytest.approx([1.0, 2.0]) and rows[name]["gap"]["value"] == pytest.approx(1.5)
     gone = rows["without Hadamard transform"]
     assert gone["gap"] is None and gone["to_bf16"] == gone["to_whole"] == "diverged"
+    assert (
+        rows["without 2D scaling"]["to_whole"] == "not judged"
+        and "Nothing is judged: two seeds do not" in found["verdict"]
+    )
     assert "Diverged: without Hadamard transform (seed 1) and without Hadamard transform (seed 2)." in found["verdict"]
     asked_for = [loading.load(runs / run["run"]).plan["request"] for row in rows.values() for run in row["runs"]]
     assert [each["seed"] for each in asked_for] == [1, 2] * 6
@@ -126,8 +130,8 @@ def test_a_dry_run_prints_every_command_in_order(job, runs: Path) -> None:
 def test_wrong_usage(flags: tuple[str, ...], words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=re.escape(words)):
         train.run(["ablate", "--runtime", "cpu", "--dry-run", "--runs", str(tmp_path), *flags])
-    with pytest.raises(UsageError, match="SEEDS= are those of make ablate"):
-        train.run(["compare", "--runtime", "cpu", "--seeds", "1"])
+    with pytest.raises(UsageError, match="SEEDS= are those of make compare and ablate"):
+        train.run(["nvfp4", "--runtime", "cpu", "--seeds", "1"])
 
 
 def test_a_switch_that_is_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,41 +202,54 @@ NO_TAIL, TWO = Variant("nvfp4", tail=0), Variant("nvfp4", tail=2)
 
 
 def test_gaps_are_those_of_the_same_seed(ablated) -> None:
-    found = row(ablated({WHOLE: [1.0, -0.5]}), WHOLE)
-    assert [run.training_loss_gap.value for run in found.runs] == pytest.approx([1.0, -0.5])
-    assert [run.validation_loss_gap.value for run in found.runs] == pytest.approx([2.0, -1.0])
-    assert (found.gap.value, found.gap.low, found.gap.high) == pytest.approx((0.25, -0.5, 1.0))
-    assert found.gap.spread == "range of 2 seeds" and found.bf16_tail_layers == 1
+    of = ablated({WHOLE: [1.0, -0.5, 0.1]})
+    found = row(of, WHOLE)
+    assert [run.training_loss_gap.value for run in found.runs] == pytest.approx([1.0, -0.5, 0.1])
+    assert [run.validation_loss_gap.value for run in found.runs] == pytest.approx([2.0, -1.0, 0.2])
+    half = 4.302653 * 0.754983 / 3**0.5  # t of 2 degrees of freedom, 97.5 %
+    assert (found.gap.value, found.gap.low, found.gap.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), rel=1e-5)
+    assert found.gap.spread == "95 % t-interval over 3 seeds" and found.bf16_tail_layers == 1
 
 
-def test_within_the_spread_of_seeds_nothing_differs(ablated) -> None:
-    of = ablated({WHOLE: [0.2, -0.2], RHT: [0.3, 0.7], SR: [5.0, 5.5], TWO_D: [-4.0, -4.1], NO_TAIL: [0.1, 0.11]})
-    assert of.spread == pytest.approx(0.4)  # of 0.4, 0.4, 0.5, 0.1 and 0.01, and the whole recipe's own
-    places = {each.name: (each.to_bf16, each.to_whole) for each in of.rows}
-    assert places == {
+def test_variants_are_set_apart_by_what_the_seed_does_not_explain(ablated) -> None:
+    luck = [3.0, -2.0, 0.5, -1.0]  # of BF16 with each seed: in every gap alike
+    gaps = {
+        WHOLE: [0.1, -0.1, 0.0, 0.1],
+        RHT: [0.0, 0.1, -0.1, 0.1],
+        SR: [2.1, 2.0, 1.9, 2.1],
+        NO_TAIL: [-2.0, -2.1, -2.1, -2],
+    }
+    of = ablated({variant: [gap + each for gap, each in zip(own, luck, strict=True)] for variant, own in gaps.items()})
+    assert {each.name: (each.to_bf16, each.to_whole) for each in of.rows} == {
         "BF16": ("", ""),
         "whole recipe": ("not told apart", ""),
-        "without Hadamard transform": ("not told apart", "not told apart"),  # nearest to BF16 0.3, and its seeds 0.4
-        "without stochastic rounding": ("above", "above"),
-        "without 2D scaling": ("below", "below"),
-        "last 0 in BF16": ("not told apart", "not told apart"),  # its own seeds agree by luck
+        "without Hadamard transform": ("not told apart", "not told apart"),
+        "without stochastic rounding": ("not told apart", "above"),
+        "last 0 in BF16": ("not told apart", "below"),
     }
-    assert "Above the whole recipe by more than seeds differ: without stochastic rounding (+5.25 %)." in of.verdict
-    assert "Below the whole recipe by more than seeds differ: without 2D scaling (-4.05 %)." in of.verdict
-    assert "Not told from the whole recipe: without Hadamard transform and last 0 in BF16." in of.verdict
-    assert "2 of them show how far luck goes, and prove no difference." in of.verdict
+    apart = row(of, SR).from_whole
+    assert apart.value == pytest.approx(2.0) and apart.low > 1.5
+    assert "Above the whole recipe: without stochastic rounding (+2.00 % (" in of.verdict
+    assert "Not told from the whole recipe: without Hadamard transform." in of.verdict
+    assert re.search(r"4 seeds that spread so show differences over [\d.]+ % eight times in ten\.", of.verdict)
 
 
-def test_a_pair_of_seeds_that_happens_to_be_close_is_no_discovery(ablated) -> None:
-    of = ablated({WHOLE: [-0.37, 1.64], RHT: [0.06, -0.12], SR: [0.81, 1.35]})
-    assert of.spread == pytest.approx(2.01)
-    assert row(of, SR).to_bf16 == row(of, SR).to_whole == "not told apart"
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_judge_nothing(ablated, seeds: int) -> None:
+    of = ablated({WHOLE: [9.0, 9.1][:seeds], RHT: [90.0, 90.1][:seeds]})
+    assert row(of, WHOLE).to_bf16 == row(of, RHT).to_whole == "not judged"
+    assert row(of, RHT).gap.low is None and row(of, RHT).from_whole is None
+    few = "one seed does" if seeds == 1 else "two seeds do"
+    assert f"Nothing is judged: {few} not tell how seeds differ; SEEDS= with 3 or more does." in of.verdict
 
 
-def test_one_seed_tells_nothing(ablated) -> None:
-    of = ablated({WHOLE: [9.0], RHT: [90.0]})
-    assert row(of, WHOLE).to_bf16 == row(of, RHT).to_whole == "one seed alone"
-    assert row(of, RHT).gap.low is None and "One seed shows no spread, so nothing is said to differ." in of.verdict
+def test_the_power_is_said_beforehand(ablated) -> None:
+    of = ablated({WHOLE: [0.5, -0.5, 0.1], RHT: [0.0, 0.0, 0.1]})
+    said = ablation.power(row(of, WHOLE).runs, 7)
+    assert re.fullmatch(
+        r"3 seeds whose gaps spread like these show differences over 1.\d % eight times in ten, of 11 at once", said
+    )
+    assert "no difference will be judged" in ablation.power(row(of, WHOLE).runs[:2], 7)
 
 
 def test_a_run_of_other_work_has_no_gap(make_run) -> None:

@@ -231,7 +231,7 @@ def test_comparisons_ablations_and_selfchecks_go(clean, root: Path) -> None:
         (runs / "comparison" / name).write_text("")
     (runs / "ablation" / "ablation.png").write_text("")
     (runs / "a-file.json").write_text('{"kind": "nvfp4-playbook-comparison", "schema": 2}')
-    reuse.begin([], 1, runs, "tiny")  # and was cut short
+    reuse.begin([], runs, "tiny")  # and was cut short
     (runs / "20261122T000003Z-comparison-tiny").mkdir()  # and was refused
     (runs / "selfcheck").mkdir()
     (runs / "selfcheck" / "selfcheck.json").write_text('{"schema": 1, "verdict": "", "results": [], "block_scale": ""}')

@@ -88,6 +88,29 @@ def test_repeats_take_turns_and_go_on_at_the_run_that_is_missing(job, runs: Path
     ]  # fmt: skip
 
 
+def test_seeds_are_the_repeats_of_a_loss(job, runs: Path) -> None:
+    gaps = {"bf16": 0.0, "nvfp4": 0.01}
+    losses = json.dumps(
+        {f"{name} {seed}": 1 + seed / 10 + gap * seed for name, gap in gaps.items() for seed in (1, 2, 3)}
+    )
+    said, _ = job("compare", "--seeds", "1 2 3", "--loss-margin", "0.5", FAKE_LOSS=losses)
+    assert re.findall(r"^run (\d) of 6, ([AB]), seed (\d):", said, re.MULTILINE) == [
+        ("1", "A", "1"), ("2", "B", "1"), ("3", "B", "2"), ("4", "A", "2"), ("5", "A", "3"), ("6", "B", "3"),
+    ]  # fmt: skip
+    (contrast,) = written(runs)["contrasts"]
+    assert contrast["gap_by_seed"] == pytest.approx({"1": 100 / 110, "2": 200 / 120, "3": 300 / 130})
+    gap = contrast["training_loss_gap"]
+    assert gap["spread"] == "95 % t-interval over 3 seeds" and gap["low"] < 0 < gap["value"] < gap["high"]
+    assert contrast["loss_differs"] is contrast["loss_within_margin"] is False
+    text = " ".join(said.split())
+    assert "No difference in training loss is shown" in text and "They are not shown to be equal within 0.5 %" in text
+    assert contrast["step_time"]["figure"]["spread"] == "95 % t-interval over 3 repeats"
+    said, _ = job("compare", "--seeds", "3,1", FAKE_LOSS=losses)  # two of them, in another order
+    assert said.count(": reusing ") == 4 and "no verdict: 2 seeds, how seeds differ is unknown" in " ".join(
+        said.split()
+    )
+
+
 def test_the_control_is_two_runs_of_one_precision(job, runs: Path) -> None:
     job("compare", "--a", "bf16", "--b", "bf16", "--typed", "make compare A=bf16 B=bf16", NVFP4_RHT="1")
     assert len(folders(runs, "bf16")) == 2 and not folders(runs, "nvfp4")
@@ -203,6 +226,11 @@ def test_two_runs_that_cannot_be_compared_are_refused(job) -> None:
         (("nvfp4", "--tag", "!!", "--runtime", "container", "--dry-run"), "TAG=!! is neither a tag of"),
         (("profile", "--run", "nope"), "RUN=nope is no run folder"),
         (("nvfp4", "--nproc", "0"), "NPROC=0: at least one process is needed"),
+        (("compare", "--seeds", "1 1"), "SEEDS=1 1: one seed or more is needed, none below 0 and none twice"),
+        (("compare", "--seeds", "1 2", "--repeat", "2"), "SEEDS= are the repeats of a comparison"),
+        (("compare", "--seeds", "1 2", "--seed", "2"), "SEEDS= are the repeats of a comparison"),
+        (("compare", "--loss-margin", "-1"), "LOSS_MARGIN=-1: a percentage above 0 is needed"),
+        (("nvfp4", "--loss-margin", "1"), "LOSS_MARGIN= is of make compare"),
         (("compare", "--repeat", "0"), "REPEAT=0: at least one run of each is needed"),
         (("compare", "--b", "nvfp5"), "unknown precision 'nvfp5': did you mean nvfp4?"),
         (("nvfp4", "--a", "bf16"), "A= and B= are the two sides of make compare"),

@@ -1,6 +1,7 @@
 """More than two runs: repeats of one configuration, several configurations, and what they are set against."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from playbook.compare.model import Comparison
 from playbook.record import loading
 from playbook.report import terminal
 from pretraining.errors import UsageError
+from pretraining.record import run_folder
 
 GPU = {"device": {"kind": "gpu"}, "tokens_per_step": 262_144, "flops_per_token": 48.25e9}
 LLAMA_8B = {"num_layers": 32, "hidden_size": 4096, "sequence_length": 4096, "global_batch_size": 64}
@@ -72,11 +74,10 @@ def test_runs_of_two_emulators_are_no_repeats_of_one_another(make_run) -> None:
 def test_fewer_repeats_are_labelled_within_these_runs_only(repeats: list[Path]) -> None:
     result = compare(*repeats[:2], *repeats[3:5])
     assert "within these runs only" in result.contrasts[0].step_time.figure.spread
-    assert "within these runs only" in result.contrasts[0].training_loss_gap.spread
+    assert "repeats of one seed, +0.00 to +0.00 %, show what last bits do" in result.verdict
     alone = compare(repeats[0], repeats[3]).contrasts[0]
     assert "within this run only" in alone.step_time.figure.spread
-    assert "within this run only" in alone.training_loss_gap.spread
-    assert "REPEAT=3 would show how runs differ" in result.verdict
+    assert "two runs cannot tell how runs differ: REPEAT=3" in result.verdict
 
 
 def test_several_configurations_against_one_baseline(make_run) -> None:
@@ -105,8 +106,9 @@ def test_other_work_is_no_repeat(make_run) -> None:
     paths = [make_run("bf16"), make_run("nvfp4"), make_run("bf16", name="other", parity={"seed": 5})]
     with pytest.raises(NotComparable) as refusal:
         compare(*paths)
-    assert [str(found) for found in refusal.value.differences] == ["seed: A not recorded, C 5"]
-    assert len(compare(*paths, force=True).arms) == 3
+    assert [str(found) for found in refusal.value.differences] == ["seed: A 1234 and 5, B 1234"]
+    forced = compare(*paths, force=True)
+    assert len(forced.arms) == 2 and forced.contrasts[0].loss_differs is None
 
 
 def test_a_bad_repeat_is_named(make_run) -> None:
@@ -122,7 +124,7 @@ def test_the_control_reports_no_difference(make_run) -> None:
     ratio = result.contrasts[0].step_time
     assert (ratio.differs, ratio.smallest) == (False, pytest.approx(0.02))
     assert result.verdict.startswith("No difference in speed above 2.0 %: B takes 1.01 times the step of A")
-    assert "No difference in training loss" in result.verdict
+    assert "The training loss of B lies +0.00 % from A, no verdict: one seed" in result.verdict
     slower = compare(make_run("bf16", name="three"), make_run("bf16", name="four", step=0.22))
     assert slower.contrasts[0].step_time.differs
     assert slower.verdict.startswith("A difference in speed: B takes 1.10 times")
@@ -188,6 +190,94 @@ def test_peaks_are_of_a_precision_and_a_device() -> None:
     assert published.peak("NVIDIA GB300", "mxfp8")[0] == 4900
     assert published.peak("NVIDIA B300 SXM6 AC", "nvfp4")[0] == 13500
     assert published.peak("NVIDIA RTX PRO 6000", "bf16") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "source"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989, "dgxc-benchmarking"),
+        ("NVIDIA H100 PCIe", 756, "H100 data sheet"),
+        ("NVIDIA H100 NVL", 835, "H100 data sheet"),
+        ("NVIDIA H200", 989, "H200 data sheet"),
+        ("NVIDIA H200 NVL", 835, "H200 data sheet"),
+        ("NVIDIA GH200 480GB", 989, "GH200 data sheet"),
+    ],
+)
+def test_cards_of_one_chip_have_their_own_peaks(device: str, bf16: int, source: str) -> None:
+    found, said = published.peak(device, "bf16")
+    assert found == bf16 and source in said
+    assert published.peak(device, "fp8")[0] == pytest.approx(2 * bf16, rel=2e-3)
+
+
+def test_repeats_are_paired_by_when_they_started(make_run) -> None:
+    room = (1.0, 1.1, 1.2)  # warmer and warmer, for both of a pair alike
+    runs = [
+        make_run(
+            precision, name=f"{precision}-{at}", step=step * slow, environment={"started": f"2026-11-2{at}T00:00:00Z"}
+        )
+        for precision, step in (("bf16", 0.2), ("nvfp4", 0.1))
+        for at, slow in enumerate(room)
+    ]
+    figures = [compare(*(runs[at] for at in order)).contrasts[0].step_time.figure
+               for order in ((0, 1, 2, 3, 4, 5), (2, 0, 1, 4, 5, 3))]  # fmt: skip
+    assert figures[0] == figures[1] and figures[0].high - figures[0].low < 1e-6
+
+
+@pytest.fixture
+def seeded(make_run):
+    """`seeded(bf16=[1, 2], nvfp4=[1, 2])`: a run of each precision with each seed."""
+
+    def make(*, gap: float = 0.0, **seeds: list[int]) -> list[Path]:
+        return [
+            make_run(precision, name=f"{precision}-{at}", parity={"seed": seed},
+                     loss=(1 + seed / 10) * (1 + (precision == "nvfp4") * (gap + seed / 1000)))
+            for precision, each in seeds.items() for at, seed in enumerate(each)
+        ]  # fmt: skip
+
+    return make
+
+
+def test_a_gap_is_paired_by_seed_whatever_the_order(seeded) -> None:
+    paths = seeded(bf16=[1, 2, 3], nvfp4=[3, 1, 2], gap=0.02)
+    (contrast,) = compare(*paths, loss_margin=3.0).contrasts
+    assert contrast.gap_by_seed == pytest.approx({"3": 2.3, "1": 2.1, "2": 2.2})
+    assert contrast.training_loss_gap.value == pytest.approx(2.2)
+    assert (contrast.loss_differs, contrast.loss_within_margin) == (True, True)
+    assert "lies +2.20 % from BF16 (95 % interval +1.95 to +2.45, 3 seeds)." in contrast.loss
+    assert "They are equal within 3 % (two one-sided tests; 90 % interval +2.03 to +2.37)." in contrast.loss
+
+
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [
+        ({"bf16": [1, 2, 3], "nvfp4": [1, 2, 4]}, "seed: A 1 and 2 and 3, B 1 and 2 and 4"),
+        ({"bf16": [1, 2, 3], "nvfp4": [1, 2]}, "seed: A 1 and 2 and 3, B 1 and 2"),
+    ],
+)
+def test_arms_with_different_seeds_are_refused(seeded, seeds, says: str) -> None:
+    with pytest.raises(NotComparable) as refusal:
+        compare(*seeded(**seeds))
+    (found,) = refusal.value.differences
+    assert str(found) == says and "a gap is found within one seed" in found.way_out
+
+
+def test_a_validation_set_that_differs_is_refused(make_run) -> None:
+    texts = [{"text": {"tokens": {"train": 9, "validation": tokens}}} for tokens in (531_977, 600_404)]
+    with pytest.raises(NotComparable) as refusal:
+        compare(make_run("bf16", environment=texts[0]), make_run("nvfp4", environment=texts[1]))
+    assert [str(found) for found in refusal.value.differences] == ["validation set: A 531,977 tokens, B 600,404 tokens"]
+
+
+def test_no_pair_of_equal_published_runs_is_called_a_difference_in_loss() -> None:
+    checked = 0
+    for folder in sorted((Path(__file__).parents[3] / "assets" / "results").glob("*/")):
+        runs = [loading.load(path) for path in sorted(folder.glob("*/")) if run_folder.holds_run(path)]
+        for first, second in itertools.combinations([run for run in runs if run.verdict == "succeeded"], 2):
+            if (first.precision, first.parity) == (second.precision, second.parity) and "profile" not in folder.name:
+                (contrast,) = comparison.compare([[first], [second]], force=True).contrasts
+                assert contrast.loss_differs is None and (contrast.training_loss_gap or contrast.loss == "") is not None
+                checked += 1
+    assert checked >= 15
 
 
 def test_the_images_of_containers_are_compared(make_run) -> None:

@@ -50,7 +50,8 @@ def end(verdict: run_folder.Verdict, cause: str, code: int) -> None:
 
 facts = {
     "model": chosen.model.name, "train_iters": chosen.train_iters, "sequence_length": chosen.sequence_length,
-    "global_batch_size": chosen.global_batch_size, "start_iteration": 0, "device": os.environ.get("FAKE_DEVICE", "cpu"),
+    "global_batch_size": chosen.global_batch_size, "start_iteration": 0, "seed": chosen.seed,
+    "device": os.environ.get("FAKE_DEVICE", "cpu"),
 }  # fmt: skip
 tail = chosen.bf16_tail_layers
 run_folder.write_json(

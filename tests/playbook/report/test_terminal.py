@@ -79,10 +79,11 @@ def test_the_nvfp4_recipe_is_shown_and_less_than_all_of_it_warned_of(make_run) -
     assert "NVFP4 recipe" not in printed(compare(bf16, make_run("mxfp8")))
 
 
-def test_wholly_nvfp4_is_for_speed_only(make_run) -> None:
+def test_wholly_nvfp4_may_diverge(make_run) -> None:
     result = compare(make_run("bf16"), make_run("nvfp4", environment=nvfp4(tail=0)))
     assert terminal.run_warnings(result.arms) == [
-        "B: speed only: wholly in NVFP4 an 8B model diverges (arXiv 2509.25149)"
+        "B: no layer in BF16: training may diverge; it did in arXiv 2509.25149 (section 4.1, its size not said), and "
+        "did not in a Llama 3.1 8B over 160B tokens (MrHuff/mfu-fp4-training)"
     ]
 
 
@@ -128,7 +129,7 @@ def test_large_numbers_are_neither_cut_nor_wrapped(make_run, recipe: dict) -> No
 def test_the_table_is_plain_and_fits_80_columns(make_run) -> None:
     result = compare(make_run("bf16", arithmetic="emulated"), make_run("nvfp4", arithmetic="emulated"))
     lines = printed(result).splitlines()
-    assert len(lines) <= 34
+    assert len(lines) <= 38  # the time to equal loss takes ten of them
     assert all(len(line.rstrip()) <= 80 for line in lines if not line.startswith(("A  ", "B  ")))
     assert "\x1b" not in "".join(lines)
     assert "…" not in "".join(lines)

@@ -89,7 +89,12 @@ def _tests(name: str, text: str, *arguments: str, **environment: str) -> Target:
 
 
 _THESE = Target(
-    "compare", TRAIN, "", (("host", "scripts/compare.py", "--save"),), ("RUNS", "BASE", "SPEEDUP", "FORCE"), again=True
+    "compare",
+    TRAIN,
+    "",
+    (("host", "scripts/compare.py", "--save"),),
+    ("RUNS", "BASE", "SPEEDUP", "LOSS_MARGIN", "FORCE"),
+    again=True,
 )
 _OF_A_RUN = _run("profile", LOOK, "", "RUN")
 _NO_MEMORY = {"TP=auto": "what memory the cluster's GPUs have is not known here: give TP= and PP= as numbers"}
@@ -108,7 +113,8 @@ _ALL = (
     _run("selfcheck", WORKS, "a GPU's own NVFP4 against this project's, bit by bit; a file to send",
          "RUNTIME", "GPU", "TAG", "DRY_RUN"),
     _run("compare", TRAIN, "BF16 and NVFP4, and then the comparison", "PRECISION", "A", "B", "BASE", "SPEEDUP",
-         "REPEAT", "FRESH", "FORCE", *_TRAINING, *_WHERE, common=True, instead={"RUNS": _THESE}, again=True),
+         "REPEAT", "SEEDS", "LOSS_MARGIN", "FRESH", "FORCE", *_TRAINING, *_WHERE, common=True,
+         instead={"RUNS": _THESE}, again=True),
     _run("nvfp4", TRAIN, "pretrain in NVFP4", *_TRAINING, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
     _run("bf16", TRAIN, "pretrain in BF16", *_BF16, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
     _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),

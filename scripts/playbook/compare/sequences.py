@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
 
-from playbook.compare.intervals import CONFIDENCE, Interval
+from playbook.compare import paired
+from playbook.compare.intervals import Interval
 from pretraining.errors import UsageError
 from pretraining.record import run_folder, schema
 from pretraining.record.run_folder import Run
@@ -119,9 +119,8 @@ def difference(new: Mapping[str, float], base: Mapping[str, float]) -> Differenc
     values = np.array([new[name] - base[name] for name in base if name in new])
     if len(values) < FEWEST:
         return Difference(Interval(float(values.mean()), math.nan, math.nan), len(values))
-    middle, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
-    half = float(stdtrit(len(values) - 1.0, (1 + CONFIDENCE) / 2)) * error
-    return Difference(Interval(middle, middle - half, middle + half), len(values))
+    found = paired.over(values)
+    return Difference(Interval(float(found.value), *map(float, found.ends())), len(values))
 
 
 def sentence(found: Difference, new: str, base: str) -> str:

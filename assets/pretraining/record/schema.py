@@ -125,7 +125,7 @@ LINE: Shape = {
     "kind": TEXT,
     "split": TEXT,
     "iteration": Kind("a whole number from 0 to 2^53", lambda value: _is_whole(value) and 0 <= value <= 1 << 53),
-    **dict.fromkeys(("loss", "step_time_s", "grad_norm", "learning_rate", "time"), _NUMBER),
+    **dict.fromkeys(("loss", "step_time_s", "grad_norm", "learning_rate", "global_batch_size", "time"), _NUMBER),
     "skipped": FLAG,
 }
 SEQUENCE: Shape = {"split": TEXT, "sequence": TEXT, "loss": _NUMBER, "tokens": COUNT}

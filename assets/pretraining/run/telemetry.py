@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.bridge.training.callbacks import Callback
+from megatron.core.num_microbatches_calculator import get_current_global_batch_size
 
 from pretraining.errors import FULL_DISK, Diverged
 from pretraining.record import run_folder
@@ -95,6 +96,7 @@ class Telemetry(Callback):
                 "step_time_s": round(step_time, 6),
                 "grad_norm": _finite(_number(context.grad_norm)),
                 "learning_rate": self._learning_rate,
+                "global_batch_size": get_current_global_batch_size(),  # which grows with `rampup_batch_size`
                 "skipped": bool(context.skipped_iter),
                 "finite": loss is None or math.isfinite(loss),
                 "time": round(time.time(), 3),

@@ -14,7 +14,7 @@ from playbook.compare import arms, bands, conclusions, equal_loss, loss_gap, par
 from playbook.compare.arms import common_memory, make_arm
 from playbook.compare.model import Arm, Comparison, Contrast
 from playbook.compare.projected import SpeedUp
-from playbook.compare.run_figures import Measured, measure
+from playbook.compare.run_figures import Measured, measure, over_alike
 from playbook.compare.stats import Figure
 from pretraining.errors import UsageError
 from pretraining.record.run_folder import Run, utc_now
@@ -55,7 +55,8 @@ def compare(
         NotComparable: without `force`, where anything is in the way; with it, where one has no iteration at all.
         UsageError: no arm is called `baseline`.
     """
-    measured = dict(zip(arms.names(len(groups)), [list(map(measure, runs)) for runs in groups], strict=True))
+    alike = iter(over_alike([measure(run) for runs in groups for run in runs]))
+    measured = {name: [next(alike) for _ in runs] for name, runs in zip(arms.names(len(groups)), groups, strict=True)}
     called = {
         f"{name}{index}" if len(runs) > 1 else name: run
         for name, runs in measured.items()

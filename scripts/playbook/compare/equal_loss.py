@@ -143,7 +143,7 @@ def _figure(logs: np.ndarray) -> Figure | None:
 def _training_curve(of: Measured) -> _Curve:
     """The smoothed training loss, where a window is whole and has losses enough; linear in the number of lines."""
     lines = of.lines.where(np.isfinite(of.lines.column("loss")))
-    at, loss = lines.iterations, lines.column("loss")
+    at, loss = _tokens(of, lines.iterations), lines.column("loss")
     if len(at) < 4 * FEWEST:
         raise _NotMet(f"{len(at)} iterations are too few to smooth a loss; {4 * FEWEST} are needed")
     sums, steps = (np.concatenate([[0.0], np.cumsum(each)]) for each in (loss, np.diff(loss, prepend=loss[0]) ** 2))
@@ -156,16 +156,17 @@ def _training_curve(of: Measured) -> _Curve:
     started = at[0] - (at[1] - at[0])
     known = (count >= FEWEST) & (at / 2 >= started)
     if not known.any():
-        raise _NotMet(f"the record begins at iteration {at[0]:.0f}, and half of the tokens of a loss are before that")
+        began = f"the record begins at iteration {lines.iterations[0]:.0f}"
+        raise _NotMet(f"{began}, and half of the tokens of a loss are before that")
     whole = known[before]
     fall = np.where(whole, smooth[before] - smooth, np.inf)
     noise = np.sqrt(variance * (1 / count + 1 / np.maximum(count[before], 1)))
-    return _Curve(at[known] * _tokens_a_step(of), smooth[known], noise[known], fall[known])
+    return _Curve(at[known], smooth[known], noise[known], fall[known])
 
 
 def _validation_curve(of: Measured) -> _Curve:
     at, loss = (np.array(each, dtype=float) for each in zip(*sorted(_evaluated(of).items()), strict=True))
-    return _Curve(at * _tokens_a_step(of), loss, np.zeros(len(at)), np.full(len(at), np.inf))
+    return _Curve(_tokens(of, at), loss, np.zeros(len(at)), np.full(len(at), np.inf))
 
 
 def _evaluated(of: Measured) -> dict[int, float]:
@@ -177,8 +178,8 @@ def _evaluated(of: Measured) -> dict[int, float]:
     }
 
 
-def _tokens_a_step(of: Measured) -> int:
-    return of.tokens_per_step or 1  # where not known both are counted in iterations
+def _tokens(of: Measured, iterations: np.ndarray) -> np.ndarray:
+    return of.tokens_at(iterations) if of.tokens_per_step else iterations  # where not known both count iterations
 
 
 def _ratio(new: _Curve, base: _Curve, names: tuple[str, str]) -> tuple[float, float]:

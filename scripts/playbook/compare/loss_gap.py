@@ -114,10 +114,10 @@ def _last_tenth(new: Measured, base: Measured) -> float | None:
 
 def _gaps(new: Measured, base: Measured) -> np.ndarray:
     """The relative gap at each iteration of the last tenth that both have a loss for, per cent."""
-    last = min(new.lines.last, base.lines.last)
+    last = min(new.paired.last, base.paired.last)
     ends = []
     for each in (new, base):
-        lines = each.lines.between(0, last)
+        lines = each.paired.between(0, last)
         ends.append(lines[len(lines) - stats.last_part(len(lines)) :] if len(lines) else lines)
     _, at_new, at_base = np.intersect1d(ends[0].iterations, ends[1].iterations, return_indices=True)
     loss, reference_loss = ends[0].column("loss")[at_new], ends[1].column("loss")[at_base]
@@ -183,7 +183,7 @@ def iterations(runs: Sequence[Measured]) -> int:
 
 def tokens(runs: Sequence[Measured]) -> int:
     """Tokens that all have seen; 0 where not known."""
-    return iterations(runs) * min(each.tokens_per_step for each in runs)
+    return int(min(each.tokens_at(np.array([iterations(runs)]))[0] for each in runs))
 
 
 def _short(number: float) -> str:

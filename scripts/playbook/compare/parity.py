@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from playbook.compare import soundness
 from playbook.compare.timed import FEWEST_TIMED
 from pretraining.record.run_folder import Verdict
@@ -222,7 +224,26 @@ def _lines(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
     if any(impossible):
         way_out = "no clock gives these; take the undamaged record or log, or train again"
         found.append(Difference("zero or negative step times", *impossible, way_out, of))
+    every = [each.paired.every for each in (a, b)]
+    if every[0] != every[1]:
+        found.append(
+            Difference("log_interval", *every, "their lines end with no common iterations: print both alike", of)
+        )
+    found += _batches(a, b, of)
     timed = [len(each.times) for each in (a, b)]
     if min(timed) < FEWEST_TIMED:
-        found.append(Difference("timed iterations", *timed, f"train for at least {2 * FEWEST_TIMED} iterations", of))
+        name = "timed iterations" if every == [1, 1] else f"timed lines of {max(every)} iterations"
+        way_out = f"train for at least {2 * FEWEST_TIMED * max(every)} iterations"
+        found.append(Difference(name, *timed, way_out + ", or print more often" * (max(every) > 1), of))
     return found
+
+
+def _batches(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+    """The first iteration at which the batches differ, as they grow."""
+    _, at_a, at_b = np.intersect1d(a.paired.iterations, b.paired.iterations, return_indices=True)
+    sizes = [each.paired.column("global_batch_size")[at] for each, at in ((a, at_a), (b, at_b))]
+    other = np.flatnonzero(np.abs(sizes[0] - sizes[1]) > 1e-6 * sizes[0])
+    if not len(other) or a.run.parity.get("global_batch_size") != b.run.parity.get("global_batch_size"):
+        return []
+    said = (f"{size[other[0]]:g} at iteration {a.paired.iterations[at_a[other[0]]]:.0f}" for size in sizes)
+    return [Difference("batch as it grows", *said, SAME_SETTINGS, of)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,21 +28,28 @@ class Measured:
     Attributes:
         lines: all of its training lines.
         window: the iterations that are timed.
+        every: how many iterations a compared line stands for, where another run's log has fewer lines; else 0.
     """
 
     run: Run
     lines: Lines
     window: timed.Window
+    every: int = 0
+
+    @cached_property
+    def paired(self) -> Lines:
+        """The lines that are compared, each of as many iterations as the other runs'."""
+        return self.lines.coarse(self.every) if self.every else self.lines
 
     @cached_property
     def first(self) -> int:
         """The index of the first timed line."""
-        return stats.first_timed(self.lines, self.window)
+        return stats.first_timed(self.paired, self.window)
 
     @cached_property
     def timed(self) -> Lines:
         """The lines of the window whose step time a clock can have given."""
-        lines = self.lines[self.first :]
+        lines = self.paired[self.first :]
         times = lines.column("step_time_s")
         good = np.isfinite(times) & (times > 0)
         return lines if good.all() else lines.where(good)
@@ -62,8 +71,22 @@ class Measured:
 
     @property
     def tokens_per_step(self) -> int:
-        """Of all processes; 0 where not known."""
+        """Of all processes, when the batch has grown to its size; 0 where not known."""
         return self.run.environment.get("tokens_per_step") or 0
+
+    def tokens_of(self, lines: Lines) -> np.ndarray:
+        """Tokens of one iteration of each line, by its own batch where that is recorded; 0 where not known."""
+        batches = lines.column("global_batch_size")
+        whole = self.run.parity.get("global_batch_size")
+        if not (whole and self.tokens_per_step):
+            return np.full(len(lines), float(self.tokens_per_step))
+        return np.where(np.isfinite(batches), batches, whole) * (self.tokens_per_step / whole)
+
+    def tokens_at(self, iterations: np.ndarray) -> np.ndarray:
+        """Tokens seen when these iterations end, from the first of the training on; 0 where not known."""
+        at = np.concatenate(([0.0], self.lines.iterations))
+        seen = np.concatenate(([0.0], np.cumsum(np.diff(at) * self.tokens_of(self.lines))))
+        return np.interp(iterations, at, seen)
 
 
 def measure(run: Run) -> Measured:
@@ -73,17 +96,30 @@ def measure(run: Run) -> Measured:
     return Measured(run, lines, timed.timing_window(start, lines.last or start))
 
 
+def over_alike(runs: Sequence[Measured]) -> list[Measured]:
+    """The runs, a line of each standing for as many iterations where logs were printed at other intervals.
+
+    A mean of ten iterations is another thing than one of them: it hides a stall, and its loss is an earlier one's.
+    Where the lines of one do not end with common iterations they stay as they are, which `parity` refuses.
+    """
+    each = [run.lines.every for run in runs if len(run.lines)]
+    meet = all(not (run.lines.iterations % run.lines.every).any() for run in runs)
+    if len(set(each)) < 2 or not meet:
+        return list(runs)
+    every = math.lcm(*each)
+    return [replace(run, every=0 if run.lines.every == every else every) for run in runs]
+
+
 def _result(of: Measured) -> RunResult:
     run, lines, times = of.run, of.lines, of.times
-    tokens = of.tokens_per_step
     world = run.parity.get("world_size")
-    step = stats.median_figure(times, "s") if len(times) else None
-    per_gpu = _rate(step, tokens / world, "tokens/s/GPU") if world else None
+    per_gpu = _rate(of, world, "tokens/s/GPU") if world else None
     tflops = _tflops(of, per_gpu)
-    losses = _last_losses(lines)
+    losses = _last_losses(of.paired)
     validated, tested = _last_evaluation(run, "validation"), _last_evaluation(run, "test")
-    joules, seconds = energy.used(run, lines, of.first) or (None, None)
-    covered = len(lines) - of.first
+    first = stats.first_timed(lines, of.window)
+    joules, seconds = energy.used(run, lines, first) or (None, None)
+    covered, tokens = len(lines) - first, float(of.tokens_of(lines[first:]).sum())
     verdict, cause = soundness.verdict(run, lines)
     device = run.environment.get("device") or {}
     return RunResult(
@@ -95,7 +131,7 @@ def _result(of: Measured) -> RunResult:
         iterations=of.window.last - (run.parity.get("start_iteration") or 0),
         timed=of.window,
         step_times=timing.distribution(times) if len(times) else None,
-        tokens_per_second=_rate(step, tokens, "tokens/s"),
+        tokens_per_second=_rate(of, 1, "tokens/s"),
         tokens_per_second_per_gpu=per_gpu,
         model_tflops_per_gpu=tflops,
         mfu=_mfu(run, tflops),
@@ -105,17 +141,21 @@ def _result(of: Measured) -> RunResult:
         test_loss=tested and Figure(tested["loss"], "nats a token"),
         memory=_memory(run),
         energy_per_step=None if joules is None else Figure(joules / covered, "J", count=covered),
-        joules_per_token=Figure(joules / covered / tokens, "J/token", count=covered) if joules and tokens else None,
+        joules_per_token=Figure(joules / tokens, "J/token", count=covered) if joules and tokens else None,
         mean_power=None if joules is None else Figure(joules / seconds, "W", count=covered),
         warnings=_warnings(of),
         facts=run.parity,
     )
 
 
-def _rate(step: Figure | None, work: float | None, unit: str) -> Figure | None:
-    """Work a second, of work a step: its quartiles are the step time's, the other way round."""
-    if not (step and work):
+def _rate(of: Measured, processes: int, unit: str) -> Figure | None:
+    """Tokens a second: each line's own, over its step time. None where not known."""
+    tokens = of.tokens_of(of.timed)
+    if not (len(tokens) and tokens.all()):
         return None
+    if np.ptp(tokens):  # a batch that grows
+        return stats.median_figure(tokens / processes / of.times, unit)
+    step, work = stats.median_figure(of.times, "s"), float(tokens[0]) / processes
     if step.low is None or step.high is None:
         return Figure(work / step.value, unit)
     return Figure(work / step.value, unit, work / step.high, work / step.low, step.spread, step.count)
@@ -203,7 +243,7 @@ def _warnings(of: Measured) -> list[str]:
         return said
     said += timing.warnings(of.times)
     log = of.run.folder / LOG
-    if not of.is_log and log.is_file():
+    if not (of.is_log or of.every) and log.is_file():
         printed_at, printed = printed_times(log)
         if differs := timing.disagreement(of.timed.iterations, of.times, printed_at, printed):
             said.append(differs)

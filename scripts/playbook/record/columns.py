@@ -27,8 +27,10 @@ COLUMNS = (
     "nan_iterations",
     "model_tflops",
     "time",
+    "global_batch_size",
 )
-_COUNTS = {"iteration", "skipped", "nan_iterations"}
+_SUMS = {"skipped", "nan_iterations"}
+_COUNTS = {"iteration", *_SUMS}
 
 
 class Lines(Sequence[dict[str, Any]]):
@@ -71,6 +73,31 @@ class Lines(Sequence[dict[str, Any]]):
     def last(self) -> int:
         """The last iteration, 0 without any."""
         return int(self.iterations[-1]) if self._length else 0
+
+    @property
+    def every(self) -> int:
+        """How many iterations a line stands for: `log_interval`. A line that is missing changes nothing."""
+        return int(np.median(np.diff(self.iterations))) if self._length > 1 else 1
+
+    def coarse(self, every: int) -> Lines:
+        """Lines that stand for `every` iterations each, means of these; a last one that is not whole is left out.
+
+        Args:
+            every: a multiple of what a line stands for now. All iterations are multiples of the latter.
+        """
+        at = np.ceil(self.iterations / every)
+        whole = self.iterations <= every * (self.last // every)
+        blocks, first = np.unique(at[whole], return_index=True)
+
+        def means(values: Column) -> Column:
+            known = np.isfinite(values)
+            sums = (np.add.reduceat(each, first) for each in (np.where(known, values, 0.0), known.astype(float)))
+            with np.errstate(invalid="ignore"):
+                return np.divide(*sums)
+
+        found = {name: means(values[whole]) for name, values in self._columns.items()} if len(first) else {}
+        counts = {name: np.add.reduceat(self.column(name)[whole], first) for name in found if name in _SUMS}
+        return Lines({**found, **counts, "iteration": blocks * every})
 
     def between(self, first: float, last: float) -> Lines:
         """The lines whose iteration is from `first` to `last`, both included."""

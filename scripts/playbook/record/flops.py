@@ -42,28 +42,30 @@ def per_token(facts: dict[str, Any]) -> float | None:
 
 
 def printed(
-    lines: Lines, tokens_per_step: int | None, world_size: int | None, counted: float | None
+    lines: Lines, sequence_length: int | None, world_size: int | None, counted: float | None
 ) -> tuple[float | None, float | None, str | None]:
     """FLOPs a token, its relative rounding error, or why it cannot be derived.
 
     From what is printed where that is fine enough, because it knows the model as it ran: MODEL_TFLOP/s/GPU has one
     decimal, and on a small model or a slow device little is left of it. Otherwise as `counted` from the model's sizes.
     """
-    tflops, steps = (lines.column(name)[:1000] for name in ("model_tflops", "step_time_s"))
+    names = ("model_tflops", "step_time_s", "global_batch_size")
+    tflops, steps, batches = (lines.column(name)[:1000] for name in names)
     known = (tflops > 0) & (steps > 0)
+    batched = known & (batches > 0)
     missing = [
         name
         for name, is_known in (
             ("MODEL_TFLOP/s/GPU", known.any()),
-            ("the sequence length and global batch size", tokens_per_step),
+            ("the sequence length and global batch size", sequence_length and (batches > 0).any()),
             ("the number of GPUs", world_size),
         )
         if not is_known
     ]
     resolution = 0.05 / float(np.median(tflops[known])) if known.any() else math.inf
-    if not missing and resolution <= COARSEST:
-        work = float(np.median(tflops[known] * steps[known]))
-        return work * 1e12 * world_size / tokens_per_step, resolution, None
+    if not missing and batched.any() and resolution <= COARSEST:
+        work = float(np.median((tflops * steps / batches)[batched]))  # of a sequence
+        return work * 1e12 * world_size / sequence_length, resolution, None
     if counted is not None:
         return counted, 0.0, None
     if missing:

@@ -34,7 +34,7 @@ _PLAIN = rb"([0-9]++\.[0-9]++)"
 _SCIENTIFIC = rb"(-?[0-9]++\.[0-9]++(?:E[+-][0-9]++)?+)"
 _LINES = re.compile(
     rb"(?:" + _PREFIX + rb"Step Time : [0-9.]++s GPU utilization: " + _PLAIN + rb"MODEL_TFLOP/s/GPU *\r?\n)?"
-    + _PREFIX + rb"\[[0-9 :-]++\] iteration ++([0-9]++)/ *+([0-9]++) \| consumed samples: ++[0-9]++ \|"
+    + _PREFIX + rb"\[[0-9 :-]++\] iteration ++([0-9]++)/ *+([0-9]++) \| consumed samples: ++([0-9]++) \|"
     rb" elapsed time per iteration \(ms\): " + _PLAIN + rb" \| learning rate: [0-9.E+-]++ \|"
     rb" global batch size: ++([0-9]++) \|(?: lm loss: " + _SCIENTIFIC + rb" \|)? loss scale: [0-9.]++ \|"
     rb" grad norm: " + _PLAIN + rb" \| number of skipped iterations: ++([0-9]++) \|"
@@ -43,12 +43,14 @@ _LINES = re.compile(
 )  # fmt: skip
 # What is kept of an iteration, a column of `Lines` each.
 _COLUMNS = ("iteration", "loss", "step_time_s", "grad_norm", "skipped", "nan_iterations", "model_tflops")
+_COLUMNS += ("global_batch_size", "consumed_samples")
 _ITERATION, _STEP_TIME, _SPEED = map(_COLUMNS.index, ("iteration", "step_time_s", "model_tflops"))
 # Iterations that look otherwise (further fields, glued text, damage, infinities) are searched for field by field.
 _HEAD = re.compile(rb"iteration +(\d+)/ *(\d+) *\|")
 _FIELDS = {
     name: re.compile(label + rb": *([-+.\w]+) *\|")
     for name, label in {
+        "consumed_samples": rb"consumed samples",
         "elapsed_ms": rb"elapsed time per iteration \(ms\)",
         "global_batch_size": rb"global batch size",
         "loss": rb"lm loss",
@@ -84,7 +86,8 @@ def read_log(path: Path) -> Run:
         A record as of a run folder, `folder` being the log's path. `train` are `Lines` with `iteration` (from 1),
         `loss` (nats a token) and `grad_norm`, both None where not printed or not finite, `step_time_s` (the mean
         since the line before, where `log_interval` is above 1), `skipped` and `nan_iterations` (counts), and
-        `model_tflops` (MODEL_TFLOP/s/GPU).
+        `model_tflops` (MODEL_TFLOP/s/GPU), and
+        `global_batch_size` (sequences an iteration, the mean since the line before).
         `environment["notes"]` says what a reader of the figures has to know. Where a log holds several trainings
         (a resumed run appended to it), the last one is read.
 
@@ -134,7 +137,6 @@ class _Reader:
     def _new_training(self, start: int | None) -> None:
         self._parts: list[np.ndarray] = []  # each [lines, columns]
         self.last = 0
-        self.batch_size: int | None = None
         self.evaluations: list[dict[str, Any]] = []
         self.start = start
         self.total: int | None = None
@@ -157,10 +159,8 @@ class _Reader:
             self._ordinary(ordinary)
 
     def _ordinary(self, matches: list[tuple[bytes, ...]]) -> None:
-        speeds, steps, totals, ms, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
-        if self.batch_size is None:
-            self.batch_size = int(batches[0])
-        columns = map(floats, (steps, losses, ms, norms, skipped, nan, speeds))
+        speeds, steps, totals, samples, ms, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
+        columns = map(floats, (steps, losses, ms, norms, skipped, nan, speeds, batches, samples))
         part = np.column_stack(list(columns))
         part[:, _STEP_TIME] /= 1000
         self._add(part, int(totals[-1]))
@@ -201,8 +201,6 @@ class _Reader:
         ms = value["elapsed_ms"]
         if value["loss"] is None and (ms is None or found["nan_iterations"] is None):
             return  # cut, so that a missing loss does not mean that it was NaN
-        if self.batch_size is None and value["global_batch_size"]:
-            self.batch_size = int(value["global_batch_size"])
         row = (
             int(head[1]),
             value["loss"],
@@ -211,6 +209,8 @@ class _Reader:
             int(value["skipped"] or 0),
             int(value["nan_iterations"] or 0),
             None,
+            value["global_batch_size"],
+            value["consumed_samples"],
         )
         self._add(np.array([row], dtype=float), int(head[2]))
 
@@ -243,7 +243,12 @@ class _Reader:
         """All iterations of the training under way."""
         whole = np.concatenate([np.empty((0, len(_COLUMNS))), *self._parts])
         self._parts = [whole]
-        return Lines({name: whole[:, index] for index, name in enumerate(_COLUMNS)})
+        columns = {name: whole[:, index] for index, name in enumerate(_COLUMNS)}
+        samples, steps = np.diff(columns.pop("consumed_samples")), np.diff(columns["iteration"])
+        if len(whole):  # what a line prints is the batch of its last iteration alone
+            batches = columns["global_batch_size"] = columns["global_batch_size"].copy()
+            batches[1:] = np.where(samples > 0, samples / steps, batches[1:])
+        return Lines(columns)
 
     def _started(self, start: int | None) -> None:
         if self.last:
@@ -263,7 +268,9 @@ class _Reader:
         facts = self.facts
         lines = self.training_lines()
         parity = facts.parity()
-        parity.setdefault("global_batch_size", self.batch_size)
+        batches = lines.column("global_batch_size")
+        if len(batches := batches[np.isfinite(batches)]):
+            parity.setdefault("global_batch_size", round(batches[-1]))
         parity.setdefault("train_iters", self.total)
         parity["start_iteration"] = self.start
         parity = {name: value for name, value in parity.items() if value is not None}
@@ -281,7 +288,7 @@ class _Reader:
         if parity.get("global_batch_size") and parity.get("sequence_length"):
             environment["tokens_per_step"] = parity["global_batch_size"] * parity["sequence_length"]
         each, resolution, why_not = flops.printed(
-            lines, environment.get("tokens_per_step"), parity.get("world_size"), flops.per_token(parity)
+            lines, parity.get("sequence_length"), parity.get("world_size"), flops.per_token(parity)
         )
         environment |= {"flops_per_token": each, "flops_resolution": resolution}
         if why_not:

@@ -24,6 +24,7 @@ class _Train(msgspec.Struct, tag_field="kind", tag="train"):
     grad_norm: float | None = None
     skipped: bool | None = None
     time: float | None = None
+    global_batch_size: float | None = None
 
 
 class _Evaluation(msgspec.Struct, tag_field="kind", tag="eval"):

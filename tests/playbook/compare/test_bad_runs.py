@@ -83,7 +83,7 @@ def test_the_figures_of_the_published_playbook(log) -> None:
 @pytest.mark.parametrize("every", [1, 10])
 def test_a_resumed_log_is_told_by_where_its_loop_started(log, every: int) -> None:
     assert refused(log("whole", every=every), log("resumed", start=20, every=every)) == [
-        "start_iteration: A 0, B 20", *(["timed iterations: A 4, B 2"] if every == 10 else []),
+        "start_iteration: A 0, B 20", *(["timed lines of 10 iterations: A 4, B 2"] if every == 10 else []),
     ]  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def test_a_real_log_gives_every_iteration() -> None:
         "skipped": 0,
         "nan_iterations": 0,
         "model_tflops": 656.2,
+        "global_batch_size": 16.0,
     }
 
 

@@ -22,7 +22,18 @@ pytestmark = pytest.mark.slow
 
 PEAK, LOWEST = MODELS["tiny"].learning_rate
 PRECISIONS = ("bf16", "nvfp4")
-LINE = {"kind", "iteration", "loss", "step_time_s", "grad_norm", "learning_rate", "skipped", "finite", "time"}
+LINE = {
+    "kind",
+    "iteration",
+    "loss",
+    "step_time_s",
+    "grad_norm",
+    "learning_rate",
+    "global_batch_size",
+    "skipped",
+    "finite",
+    "time",
+}
 
 
 def losses(run: Run) -> list[float]:

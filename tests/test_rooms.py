@@ -23,9 +23,8 @@ TURNED = {
     ("playbook.plan.place", "playbook.launch.container.engine"),
     ("playbook.plan.place", "playbook.launch.container.image"),
 }
-LARGE_ROOMS = {"playbook.compare": 22}
+LARGE_ROOMS = {"playbook.compare": 21}
 CIRCLES = {
-    "playbook.compare": {"parity", "equal_loss", "model", "timing", "run_figures"},
     "pretraining.request": {"flags", "settings"},  # the type of what the flags are written from
 }
 

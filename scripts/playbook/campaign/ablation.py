@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from playbook.campaign.ablation_file import KIND, SCHEMA
 from playbook.compare import comparison, loss_gap, paired, run_figures
-from playbook.compare.ablation_file import KIND, SCHEMA
 from playbook.compare.stats import Figure
 from playbook.report.terminal import joined
 from pretraining.record.run_folder import Run, Verdict

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from playbook.campaign import ablation
 from playbook.campaign.ablation import Ablation
+from playbook.campaign.ablation_file import FILE, KIND, MARKDOWN, PICTURE
 from playbook.common import file_sets
-from playbook.compare.ablation_file import FILE, KIND, MARKDOWN, PICTURE
 from playbook.report import svg, wording
 from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, numbers, single
 from playbook.report.export import as_table, escaped

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playbook.campaign import reuse
-from playbook.compare import ablation_file, model, saved
+from playbook.campaign import ablation_file, reuse
+from playbook.compare import model, saved
 from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import ENVIRONMENT, JOB, OUTCOME, PLAN, Verdict
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from playbook.compare import arms, bands, conclusions, equal_loss, loss_gap, parity, speedup
+from playbook.compare import arms, conclusions, equal_loss, loss_gap, parity, speedup
 from playbook.compare.arms import common_memory, make_arm
-from playbook.compare.model import Arm, Comparison, Contrast
+from playbook.compare.model import Arm, Comparison, Contrast, Difference
 from playbook.compare.projected import SpeedUp
 from playbook.compare.run_figures import Measured, measure, over_alike
 from playbook.compare.stats import Figure
@@ -27,7 +27,7 @@ class NotComparable(Exception):
         differences: what is in the way, each with both values and the way out.
     """
 
-    def __init__(self, differences: list[parity.Difference]) -> None:
+    def __init__(self, differences: list[Difference]) -> None:
         super().__init__("the runs cannot be compared")
         self.differences = differences
 
@@ -92,7 +92,7 @@ def compare(
         not_known=not_known,
         doubt=doubt,
         warnings=_warnings(built, called, [name for name in unchecked if name not in not_known]),
-        bands=bands.sentences(built, contrasts, base),
+        bands=conclusions.against_published(built, contrasts, base),
         reproduce=reproduce,
     )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from playbook.compare import paired
-from playbook.compare.model import Arm, Ratio
+from playbook.compare.model import Arm, EqualLoss, Ratio
 from playbook.compare.projected import SpeedUp
 from playbook.compare.run_figures import Measured
 from playbook.compare.stats import Figure
@@ -28,29 +28,6 @@ SURE = 4  # standard errors by which a loss has to fall within a window, or its 
 OVER_SEEDS = "95 % t-interval over {} seeds"
 
 Pair = tuple[Measured, Measured]  # the arm's run and the baseline's, of one seed
-
-
-@dataclass(frozen=True)
-class EqualLoss:
-    """What an arm needs for the baseline's loss.
-
-    Attributes:
-        tokens: those that the arm needs over the baseline's, for the same smoothed training loss.
-        validation_tokens: the same for the validation loss, where it was evaluated on the way.
-        loss: at which, nats; the mean over the seeds.
-        effective_speed_up: a speed-up over the ratio of tokens: how much sooner the arm has that loss.
-        projected: whether that speed-up is not these runs' own.
-        holds_rate: whether the learning rate is held after the warm-up; None where that was not recorded.
-        said: sentences: what was found and what it rests on, or why nothing was.
-    """
-
-    tokens: Figure | None
-    validation_tokens: Figure | None
-    loss: float | None
-    effective_speed_up: Figure | None
-    projected: bool
-    holds_rate: bool | None
-    said: list[str]
 
 
 class _NotMet(Exception):

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pretraining.request import nvfp4_recipe
 
 if TYPE_CHECKING:
-    from playbook.compare.equal_loss import EqualLoss
-    from playbook.compare.parity import Difference
     from playbook.compare.stats import Figure
     from playbook.compare.timed import Window
 
@@ -174,6 +172,29 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class EqualLoss:
+    """What an arm needs for the baseline's loss.
+
+    Attributes:
+        tokens: those that the arm needs over the baseline's, for the same smoothed training loss.
+        validation_tokens: the same for the validation loss, where it was evaluated on the way.
+        loss: at which, nats; the mean over the seeds.
+        effective_speed_up: a speed-up over the ratio of tokens: how much sooner the arm has that loss.
+        projected: whether that speed-up is not these runs' own.
+        holds_rate: whether the learning rate is held after the warm-up; None where that was not recorded.
+        said: sentences: what was found and what it rests on, or why nothing was.
+    """
+
+    tokens: Figure | None
+    validation_tokens: Figure | None
+    loss: float | None
+    effective_speed_up: Figure | None
+    projected: bool
+    holds_rate: bool | None
+    said: list[str]
+
+
+@dataclass(frozen=True)
 class Contrast:
     """One arm against the baseline.
 
@@ -208,6 +229,26 @@ class Contrast:
     loss: str = ""
     published_gap: str = ""
     equal_loss: EqualLoss | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in the way of a comparison: its name, its value in two runs, and the way out.
+
+    Attributes:
+        of: what the two runs are called, "A" and "B2".
+        void: whether it makes the comparison void; otherwise it is only to be known.
+    """
+
+    name: str
+    a: Any
+    b: Any
+    way_out: str
+    of: tuple[str, str] = ("A", "B")
+    void: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.of[0]} {self.a}, {self.of[1]} {self.b}"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from playbook.compare import soundness
+from playbook.compare.model import Difference
 from playbook.compare.timed import FEWEST_TIMED
 from pretraining.record.run_folder import Verdict
 from pretraining.request.precisions import PRECISIONS
@@ -28,26 +28,6 @@ FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B mod
 
 WHOLE_LOG = "give the log from its start, of several nodes the first node's too in the same file, or the run folder"
 SAME_SETTINGS = "run one of them again with the settings of the other"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing in the way of a comparison: its name, its value in two runs, and the way out.
-
-    Attributes:
-        of: what the two runs are called, "A" and "B2".
-        void: whether it makes the comparison void; otherwise it is only to be known.
-    """
-
-    name: str
-    a: Any
-    b: Any
-    way_out: str
-    of: tuple[str, str] = ("A", "B")
-    void: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.of[0]} {self.a}, {self.of[1]} {self.b}"
 
 
 def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:

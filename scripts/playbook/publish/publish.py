@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from playbook import PROJECT, report
-from playbook.campaign import ablation
+from playbook.campaign import ablation, ablation_file
 from playbook.campaign.ablation import Ablation
 from playbook.common import file_sets
 from playbook.common.failures import Failure
-from playbook.compare import ablation_file, arms, comparison, saved
+from playbook.compare import arms, comparison, saved
 from playbook.compare.model import Arm, Comparison
 from playbook.publish import publishable
 from playbook.record import loading

@@ -9,8 +9,7 @@ import pytest
 
 from playbook.compare import comparison, equal_loss, projected
 from playbook.compare.arms import make_arm
-from playbook.compare.equal_loss import EqualLoss
-from playbook.compare.model import Ratio
+from playbook.compare.model import EqualLoss, Ratio
 from playbook.compare.run_figures import Measured, measure
 from playbook.compare.stats import Figure
 from playbook.record.columns import Lines

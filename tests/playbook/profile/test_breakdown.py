@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from playbook.compare import comparison
-from playbook.compare.parity import Difference
+from playbook.compare.model import Difference
 from playbook.profile import breakdown
 from playbook.profile.kernels import Kind
 from playbook.record import loading

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from playbook.campaign import ablation
+from playbook.campaign import ablation, ablation_file
 from playbook.cli.make import command as make
 from playbook.common.failures import Failure
-from playbook.compare import ablation_file, comparison, saved
+from playbook.compare import comparison, saved
 from playbook.profile import breakdown
 from playbook.publish import publish
 from playbook.record import loading

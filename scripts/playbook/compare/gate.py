@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from playbook import PROJECT
-from playbook.compare import model, paired, saved
+from playbook.compare import model, paired, saved, timing
 from playbook.compare.parity import ABSENT
 from playbook.compare.saved import FILE
 from pretraining.errors import UsageError, unknown
@@ -33,12 +33,21 @@ class Value(msgspec.Struct):
     unit: str
 
 
+class StepTimes(msgspec.Struct):
+    """Of one run, as `model.Distribution`."""
+
+    median: float
+    first_quartile: float
+    third_quartile: float
+
+
 class OfRun(msgspec.Struct):
     """One run of an arm."""
 
     facts: dict[str, Any]
     training_loss: Value | None = None
     validation_loss: Value | None = None
+    step_times: StepTimes | None = None
 
 
 class OfArm(msgspec.Struct):
@@ -79,6 +88,7 @@ class Check:
         change: per cent of `before`; of a loss the mean over seeds.
         interval: of a loss, 95 % over seeds, per cent.
         better: whether the change is for the better: less time, memory or loss.
+        usable: not a step time that spread too far, then or now, for any statement of speed; such a one fails.
     """
 
     arm: str
@@ -92,6 +102,7 @@ class Check:
     passed: bool
     better: bool
     interval: tuple[float, float] | None = None
+    usable: bool = True
 
     @property
     def undecided(self) -> bool:
@@ -120,7 +131,8 @@ def check(before: Held, now: Held, tolerances: dict[str, float]) -> list[Check]:
             if then and not today:
                 raise UsageError(f"the baseline's {_label(old)} has a {name}, and the comparison held against it none")
             if then:
-                checks.append(_check(old, name, kind, then, today, tolerances[kind]))
+                usable = kind != "speed" or not (_is_unusable(old) or _is_unusable(new))
+                checks.append(_check(old, name, kind, then, today, tolerances[kind], usable=usable))
         if LOSS in tolerances:
             checks += _losses(old, new, tolerances[LOSS])
     if not checks:
@@ -163,11 +175,16 @@ def _same_work(old: OfArm, new: OfArm) -> None:
         raise UsageError(f"the two comparisons of {_label(old)} did not do the same work: {said}")
 
 
-def _check(arm: OfArm, name: str, kind: str, old: Value, new: Value, tolerance: float) -> Check:
+def _is_unusable(arm: OfArm) -> bool:
+    spread = [(of.third_quartile - of.first_quartile, of.median) for run in arm.runs if (of := run.step_times)]
+    return any(quartiles > timing.UNUSABLE * median for quartiles, median in spread)
+
+
+def _check(arm: OfArm, name: str, kind: str, old: Value, new: Value, tolerance: float, *, usable: bool) -> Check:
     change = 100 * (new.value / old.value - 1) if old.value else 0.0
     return Check(
         f"{arm.name}: {_label(arm)}", name, kind, old.unit, old.value, new.value, change, tolerance,
-        abs(change) <= tolerance, change < 0,
+        usable and abs(change) <= tolerance, change < 0, usable=usable,
     )  # fmt: skip
 
 
@@ -262,7 +279,7 @@ def _show(checks: list[Check], baseline: Path, current: Path) -> None:
     for each in checks:
         scale, unit = (1000, "ms") if each.unit == "s" and each.before < 10 else (1, each.unit.partition(" ")[0])
         figures = f"{each.before * scale:,.4g} -> {each.now * scale:,.4g} {unit}"
-        verdict = "ok" if each.passed else "BETTER" if each.better else "WORSE"
+        verdict = "ok" if each.passed else "UNUSABLE" if not each.usable else "BETTER" if each.better else "WORSE"
         change = f"{each.change:+.2f} % (±{each.tolerance:g})"
         if each.interval:
             low, high = each.interval
@@ -283,6 +300,10 @@ def _show(checks: list[Check], baseline: Path, current: Path) -> None:
         )
         return
     print(f"{len(left)} of {len(checks)} figures left their tolerance.")
+    if any(not each.usable for each in left):
+        print(f"Unusable: step times spread over {timing.UNUSABLE:.0%} of their median, and say nothing of speed;")
+        print("find what else uses the machine (nvidia-smi, top), then make compare FRESH=1.")
+    left = [each for each in left if each.usable]
     if any(not each.better for each in left):
         print("Worse: repeat it (make compare FRESH=1 REPEAT=3) before you look for the cause.")
     if any(each.better for each in left):

@@ -87,6 +87,20 @@ def test_a_loss_that_cannot_be_held_is_refused(compared, capsys, old, new, says:
     assert code == 2 and says in " ".join(text.split())
 
 
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_step_times_that_spread_too_far_are_no_pass_and_no_change(compared, capsys, which: str) -> None:
+    both = {name: compared(name) for name in ("old", "new")}
+    file = both[which] / "comparison.json"
+    written = json.loads(file.read_text())
+    times = written["arms"][1]["runs"][0]["step_times"]
+    times["third_quartile"] = times["first_quartile"] + 0.26 * times["median"]
+    file.write_text(json.dumps(written))
+    code, text = said(capsys, both["old"], "--current", both["new"], "--tolerance", "speed=50")
+    assert code == 1 and "1 of 4 figures" in text and "say nothing of speed" in text
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("UNUSABLE")] == ["B:"]
+    assert "WORSE" not in text and "BETTER" not in text
+
+
 def test_tolerances_are_stated(compared, capsys) -> None:
     old, new = compared("old"), compared("new", step=0.21)
     assert said(capsys, old, "--current", new, "--tolerance", "speed=6")[0] == 0

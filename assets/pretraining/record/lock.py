@@ -221,6 +221,17 @@ def _check_claim(file: IO[str], folder: Path, process: Process, and_so: str = ""
         _write(file, process)
 
 
+def keep(folder: Path) -> None:
+    """Have a finished run count as in use until this process ends: nobody is to remove what it will read."""
+    with contextlib.suppress(OSError, _CannotLock):  # as before there were locks
+        file = (folder / FILE).open("r", encoding="utf-8")
+        if _lock(file, fcntl.LOCK_SH):
+            _kept.append(file)
+
+
+_kept: list[IO[str]] = []
+
+
 def refuse_taken(folder: Path) -> None:
     """Raise UsageError where a new run could not have the folder, which need not exist."""
     if processes(folder) and (used := in_use(folder)):

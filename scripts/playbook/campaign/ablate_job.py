@@ -21,7 +21,7 @@ from playbook.plan.plan import Plan
 from playbook.record import loading
 from playbook.report import wording
 from pretraining.errors import UsageError
-from pretraining.record import run_folder
+from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Run, Verdict
 from pretraining.request import flags as training_flags
 from pretraining.request import nvfp4_recipe
@@ -68,6 +68,8 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         steps = _steps(args, seeds, prepare.ready(where, args.runs), make_plan)
     found_runs = [] if args.fresh else reuse.reusable([step.request for step in steps], args.runs, RESULTS)
     done = {at: run for at, run in enumerate(found_runs) if run}
+    for past in done.values():
+        lock.keep(past.folder)
     bases: dict[int, Run] = {}
     found: dict[Variant, list[ablation.Trained]] = defaultdict(list)
     ready: set[int] = set()
@@ -83,6 +85,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         except KeyboardInterrupt:
             _say_how_far(ready | done.keys(), steps, args)
             raise
+        lock.keep(run.folder)
         ended = 0 if past else exit_code(run)
         if run.verdict in RESULTS:
             ready.add(at)

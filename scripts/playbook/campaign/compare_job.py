@@ -14,6 +14,7 @@ from playbook.launch.start import exit_code, train
 from playbook.plan import plan
 from playbook.record import loading
 from playbook.report import terminal
+from pretraining.record import lock
 from pretraining.record.run_folder import Run
 from pretraining.request import nvfp4_recipe
 
@@ -81,6 +82,8 @@ def _gather(
             print(f"going on with {begun.folder.name}: {progress} (remove it to begin anew)")
     else:
         found = reuse.reusable(asked, args.runs, unlike=args.force)
+    for past in filter(None, found):
+        lock.keep(past.folder)
     for turn, (job, past) in enumerate(zip(turns, list(found), strict=True)):
         chosen = job.settings
         if past is not None:
@@ -99,6 +102,7 @@ def _gather(
         if code := exit_code(trained):
             return code, begun
         found[turn] = trained
+        lock.keep(trained.folder)
         if begun:
             begun.add(trained)
     return [run for run in found if run is not None], begun

@@ -174,6 +174,22 @@ def test_a_live_run_stays_even_with_all_whatever_the_clocks_say(clean, root: Pat
     assert not run.exists()
 
 
+def test_a_finished_run_that_a_comparison_will_read_stays_until_it_ends(clean, root: Path) -> None:
+    run = make(root / "nemo_experiments" / "run")
+    (run / lock.FILE).write_text("")
+    begin = "from pathlib import Path; from pretraining.record import lock"
+    code = f"{begin}; lock.keep(Path({str(run)!r})); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[2])},
+    ) as comparing:  # fmt: skip
+        comparing.stdout.readline()
+        assert "keeping nemo_experiments/run: in use by another process" in clean("--all")
+        comparing.communicate(b"\n")
+    clean()
+    assert not run.exists()
+
+
 def test_a_live_run_of_before_there_was_a_lock_stays(clean, root: Path) -> None:
     code = "import time; time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, "pretrain_llama.py"]) as training:

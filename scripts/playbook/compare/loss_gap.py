@@ -104,7 +104,7 @@ def _of_pairs(new: Sequence[Measured], base: Sequence[Measured], gap: OfPair) ->
 
 def iterations_of(new: Measured, base: Measured) -> int:
     """How many iterations the training loss gap of these two rests on."""
-    return len(_gaps(new, base))
+    return len(_gaps(new, base)) * new.paired.every
 
 
 def _last_tenth(new: Measured, base: Measured) -> float | None:
@@ -118,7 +118,7 @@ def _gaps(new: Measured, base: Measured) -> np.ndarray:
     ends = []
     for each in (new, base):
         lines = each.paired.between(0, last)
-        ends.append(lines[len(lines) - stats.last_part(len(lines)) :] if len(lines) else lines)
+        ends.append(lines[len(lines) - stats.last_part(len(lines), each.paired.every) :] if len(lines) else lines)
     _, at_new, at_base = np.intersect1d(ends[0].iterations, ends[1].iterations, return_indices=True)
     loss, reference_loss = ends[0].column("loss")[at_new], ends[1].column("loss")[at_base]
     known = np.isfinite(loss) & np.isfinite(reference_loss) & (reference_loss != 0)

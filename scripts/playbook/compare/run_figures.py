@@ -197,7 +197,7 @@ def _mfu(run: Run, tflops: Figure | None) -> Figure | None:
 
 
 def _last_losses(lines: Lines) -> np.ndarray:
-    losses = lines.column("loss")[-stats.last_part(len(lines)) :] if len(lines) else np.array([])
+    losses = lines.column("loss")[-stats.last_part(len(lines), lines.every) :] if len(lines) else np.array([])
     return losses[np.isfinite(losses)]
 
 
@@ -237,6 +237,8 @@ def _warnings(of: Measured) -> list[str]:
         f"the record contradicts itself: {name}: {what}"
         for name, what in soundness.contradictions(of.run, of.lines).items()
     ]
+    if of.every:
+        said.append(f"compared by means over {of.every} iterations, as the lines of another log are")
     if bad := soundness.impossible_times(of.lines):
         said.append(f"{bad} step times are zero, negative or infinite and were left out: the record or log is damaged")
     if not len(of.times):

@@ -127,7 +127,7 @@ def warnings(run: Run, lines: Lines) -> list[str]:
         said.append("iterations {} to {} were profiled: their step times are no measurement".format(*found))
     if start := run.parity.get("start_iteration"):
         said.append(f"resumed at iteration {start}")
-    if len(lines) > 1 and (interval := int(lines.iterations[1] - lines.iterations[0])) > 1:
+    if (interval := lines.every) > 1:
         said.append(f"printed every {interval} iterations: each step time and loss is already a mean of {interval}")
     if count := skipped(lines):
         said.append(f"{count} iterations were skipped")

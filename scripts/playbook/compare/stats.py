@@ -11,7 +11,7 @@ import numpy as np
 from playbook.compare.timed import Window
 from playbook.record.columns import Lines
 
-FEWEST_LOSSES = 5  # a tenth of a short run is too few to have a spread
+FEWEST_LOSSES = 5  # iterations; a tenth of a short run is too few to have a spread
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,6 @@ def first_timed(lines: Lines, window: Window) -> int:
     return max(1, int(np.searchsorted(lines.iterations, window.first)))
 
 
-def last_part(count: int) -> int:
-    """How many of `count` values the last tenth is: five where a tenth is fewer, `count` where that is."""
-    return min(count, max(FEWEST_LOSSES, math.ceil(count / 10)))
+def last_part(count: int, every: int = 1) -> int:
+    """How many of `count` lines, of `every` iterations each, are the last tenth: five iterations where it is fewer."""
+    return min(count, max(math.ceil(FEWEST_LOSSES / every), math.ceil(count / 10)))

@@ -1,6 +1,7 @@
 """Lines that stand for several iterations, and batches that grow: paired and weighed by what each line holds."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def test_logs_printed_at_other_intervals_are_paired_over_the_same_iterations(
     assert contrast.step_time.figure.value == pytest.approx(2, rel=2e-3)
     counts = {arm.runs[0].step_times.count for arm in result.arms}
     assert len(counts) == 1
+    common = math.lcm(of_a, of_b)
+    assert contrast.gap_iterations == common * math.ceil(200 // common / 10)
+    for every, arm in zip((of_a, of_b), result.arms, strict=True):
+        said = " ".join(arm.runs[0].warnings)
+        assert (f"by means over {common} iterations" in said) is (every != common)
+        assert (f"printed every {every} iterations" in said) is (every > 1)
 
 
 def test_lines_without_a_common_end_are_refused_in_a_sentence(tmp_path: Path) -> None:

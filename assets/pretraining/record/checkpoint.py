@@ -42,6 +42,7 @@ _WRITTEN = {
     "megatron.core.safe_globals": "safe_load_from_bytes",
     "transformer_engine.common.recipe": "DelayedScaling Float8CurrentScaling Float8BlockScaling MXFP8BlockScaling "
     "NVFP4BlockScaling CustomRecipe Format _FormatHelper MMParams QParams",
+    "transformer_engine.pytorch.custom_recipes.reference_nvfp4": "nvfp4_ref_rht_2d_factory",
     "transformer_engine.pytorch.custom_recipes.quantization_ref_nvfp4": "nvfp4_ref_rht_2d_quantizer_factory",
     "transformer_engine.pytorch.custom_recipes.quantization_nvfp4": "nvfp4_ref_rht_2d_quantizer_factory",
     "pretraining.numerics.te_quantizer": "quantizer_factory",

@@ -17,6 +17,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import filesystem
 
 from pretraining.errors import UsageError
+from pretraining.megatron import compat
 from pretraining.record import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -144,3 +145,8 @@ def _saved(content: Any) -> bytes:
     file = io.BytesIO()
     torch.save(content, file)
     return file.getvalue()
+
+
+def test_every_reference_quantizer_that_is_used_may_stand_in_a_checkpoint() -> None:
+    below = "transformer_engine.pytorch.custom_recipes"
+    assert {(f"{below}.{module}", name) for module, name in compat._REFERENCES} <= checkpoint.WRITTEN

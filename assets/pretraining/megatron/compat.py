@@ -45,7 +45,7 @@ _REFERENCES = (
     ("quantization_ref_nvfp4", "nvfp4_ref_rht_2d_quantizer_factory"),  # 2.16 to 2.18
     ("quantization_nvfp4", "nvfp4_ref_rht_2d_quantizer_factory"),  # 2.10 to 2.15
 )
-# What `numerics/te_recipe.py` needs of it.
+# What `numerics/te_quantizer.py` needs of it.
 _CUSTOM = (
     ("transformer_engine.common.recipe", "CustomRecipe"),
     ("transformer_engine.pytorch.cpp_extensions.gemm", "custom_gemm"),

@@ -189,7 +189,7 @@ def logs_of(folder: Path, rank: int, processes: int) -> list[Path]:
 
 
 def slowest_rank_sentence(slowest: dict[str, Any]) -> str:
-    """`slowest_rank` of an outcome (see `ranks.OwnTime.slowest`) as a person is told it.
+    """`slowest_rank` of an outcome (see `stragglers.OwnTime.slowest`) as a person is told it.
 
     Earlier records have no `measure` and no `partners`, and mean the computation.
     """

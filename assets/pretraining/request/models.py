@@ -32,7 +32,7 @@ class Model:
         train_iters, warmup_iters: iterations in all, and those over which the learning rate rises.
         global_batch_size, micro_batch_size: sequences a step, and sequences a forward pass and process.
         sequence_length: tokens a sequence.
-        data: "mock" (random tokens) or "python-stdlib" (real text as bytes, see `text.py`).
+        data: "mock" (random tokens) or "python-stdlib" (real text as bytes, see `data/builtin_text.py`).
         eval_iters: evaluation batches after training; 0 where the data is mock.
         learning_rate: peak and final rate, or None for the recipe's own (3e-4 falling to 3e-5).
         tensor_parallel, pipeline_parallel: processes that share one copy of the model in its recipe.

@@ -45,7 +45,7 @@ class Settings:
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
         profile: record so many of the last iterations with PyTorch's profiler, see `profiling`, or None.
-        tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `loggers`.
+        tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `writers`.
         tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
         tuned: with CUDA graphs and fewer checks.
         overrides: "section.field=value" of the config, sorted, beyond what is a setting itself.

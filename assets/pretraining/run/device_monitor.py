@@ -1,4 +1,4 @@
-"""Starts the device sampler beside a training, one on each machine, and asks it what it saw. `sampler.py` is it."""
+"""Starts `device_sampler.py` beside a training, one on each machine, and asks it what it saw."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Samples memory and power of a run's devices, in a small process of its own that never holds training up.
 
-    python -P sampler.py FILE PARENT              resident memory of the training's processes
-    python -P sampler.py FILE PARENT 0=GPU-5d3c   device memory and power, by rank and UUID
+    python -P device_sampler.py FILE PARENT              resident memory of the training's processes
+    python -P device_sampler.py FILE PARENT 0=GPU-5d3c   device memory and power, by rank and UUID
 
 It appends to FILE, a line a second and device (`record.Run` says what one holds), until SIGTERM or until PARENT, the
 training that started it, is gone. On its standard output it says two things, a line of JSON each: first what it

@@ -27,7 +27,7 @@ def describe(results: Sequence[Result], commit: str, device: dict[str, Any]) -> 
     Args:
         results: all comparisons.
         commit: the project's, "" where it is not known.
-        device: of `environment.describe_device`; its UUID is left out.
+        device: of `run_facts.describe_device`; its UUID is left out.
     """
     return {
         "schema": run_folder.SCHEMA,

@@ -52,7 +52,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
 
     Raises:
         UsageError: flags that the ablation sets itself, seeds that are none, too few iterations.
-        NotStarted, OSError, KeyboardInterrupt: as `training.train`.
+        NotStarted, OSError, KeyboardInterrupt: as `launch.start.train`.
     """
     _refuse(args)
     seeds = SEEDS if args.seeds is None else reuse.seeds(args.seeds)

@@ -29,7 +29,7 @@ class Variant:
     """One way to train.
 
     Attributes:
-        without: the ingredient that is switched off, a name of `switches.INGREDIENTS`; "" for none.
+        without: the ingredient that is switched off, a name of `nvfp4_recipe.INGREDIENTS`; "" for none.
         tail: last layers in BF16, None for as many as the recipe keeps.
     """
 
@@ -74,8 +74,8 @@ class Trained:
         run: the name of its folder.
         code: the state of the training code, "" where not recorded.
         problem: why there is no gap: how it ended, or what its work differs in from BF16's; "" where there is one.
-        training_loss, validation_loss: nats a token, as `results.RunResult`.
-        training_loss_gap, validation_loss_gap: per cent from BF16's with the same seed, as `results.Contrast`.
+        training_loss, validation_loss: nats a token, as `model.RunResult`.
+        training_loss_gap, validation_loss_gap: per cent from BF16's with the same seed, as `model.Contrast`.
     """
 
     seed: int

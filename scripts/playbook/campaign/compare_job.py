@@ -27,7 +27,7 @@ def compare(pairs: Sequence[Sequence[plan.Plan]], args: argparse.Namespace) -> i
 
     Raises:
         UsageError: too few iterations to time, or no arm is called what `--base` says.
-        NotStarted, OSError, KeyboardInterrupt: as `training.train`.
+        NotStarted, OSError, KeyboardInterrupt: as `launch.start.train`.
     """
     model = pairs[0][1].settings.model.name
     order = reuse.turns(len(pairs))

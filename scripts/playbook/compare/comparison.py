@@ -1,6 +1,6 @@
 """Compares two or more configurations, each with one run or several repeats; refuses unequal work.
 
-A run is a run folder or a raw log. The result is a `results.Comparison`.
+A run is a run folder or a raw log. The result is a `model.Comparison`.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def train(job: plan.Plan, runs: Path) -> Run:
 
     Raises:
         UsageError: its folder holds another run, or cannot be made or mounted.
-        NotStarted, OSError, KeyboardInterrupt: as `launch.launch`.
+        NotStarted, OSError, KeyboardInterrupt: as `watch.launch`.
     """
     chosen = job.settings
     folder = chosen.run_dir or new_folder(runs, chosen)

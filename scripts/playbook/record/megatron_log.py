@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ _FIELDS = {
     name: re.compile(label + rb": *([-+.\w]+) *\|")
     for name, label in {
         "consumed_samples": rb"consumed samples",
-        "elapsed_ms": rb"elapsed time per iteration \(ms\)",
+        "step_time_s": rb"elapsed time per iteration \(ms\)",
         "global_batch_size": rb"global batch size",
         "loss": rb"lm loss",
         "grad_norm": rb"grad norm",
@@ -146,17 +147,12 @@ class _Reader:
 
     def lines(self, text: bytes) -> None:
         """Take whole lines: runs of ordinary iterations at once, others one by one."""
-        ordinary: list[tuple[bytes, ...]] = []
-        for match in _LINES.findall(text):
-            if not match[-1]:
-                ordinary.append(match)
-                continue
+        for ordinary, matches in groupby(_LINES.findall(text), key=lambda match: not match[-1]):
             if ordinary:
-                self._ordinary(ordinary)
-                ordinary = []
-            self._other(match[-1].rstrip(b"\n"))
-        if ordinary:
-            self._ordinary(ordinary)
+                self._ordinary(list(matches))
+            else:
+                for match in matches:
+                    self._other(match[-1].rstrip(b"\n"))
 
     def _ordinary(self, matches: list[tuple[bytes, ...]]) -> None:
         speeds, steps, totals, samples, ms, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
@@ -196,23 +192,14 @@ class _Reader:
         self.failure.line(text, whose)
 
     def _damaged_iteration(self, head: re.Match[bytes], rest: bytes) -> None:
-        found = {name: pattern.search(rest) for name, pattern in _FIELDS.items()}
-        value = {name: _number(match[1]) if match else None for name, match in found.items()}
-        ms = value["elapsed_ms"]
-        if value["loss"] is None and (ms is None or found["nan_iterations"] is None):
+        found = ((name, pattern.search(rest)) for name, pattern in _FIELDS.items())
+        value = {name: number for name, match in found if match and (number := _number(match[1])) is not None}
+        if "loss" not in value and not value.keys() >= {"step_time_s", "nan_iterations"}:
             return  # cut, so that a missing loss does not mean that it was NaN
-        row = (
-            int(head[1]),
-            value["loss"],
-            None if ms is None else ms / 1000,
-            value["grad_norm"],
-            int(value["skipped"] or 0),
-            int(value["nan_iterations"] or 0),
-            None,
-            value["global_batch_size"],
-            value["consumed_samples"],
-        )
-        self._add(np.array([row], dtype=float), int(head[2]))
+        value = {"iteration": int(head[1]), "skipped": 0, "nan_iterations": 0} | value
+        row = np.array([[value.get(name) for name in _COLUMNS]], dtype=float)
+        row[:, _STEP_TIME] /= 1000
+        self._add(row, int(head[2]))
 
     def _add(self, part: np.ndarray, total: int) -> None:
         """Take iterations, [lines, columns], as they were printed."""

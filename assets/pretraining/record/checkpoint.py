@@ -119,7 +119,7 @@ def _sizes(metadata: Any) -> dict[str, int]:
     return sizes
 
 
-def find(run: Path, iteration: int | None = None) -> int:
+def find(run: Path, iteration: int | None = None, *, flag: str = "--resume") -> int:
     """The iteration whose checkpoint to load: the one asked for, else the run's last.
 
     What is looked at is that every file is there, as long as it should be, and of its format; a changed byte in the
@@ -127,6 +127,7 @@ def find(run: Path, iteration: int | None = None) -> int:
 
     Args:
         run: the run folder.
+        flag: that named it; `--from` takes the last alone.
 
     Raises:
         UsageError: there is none, or it is not whole; it names the newest that is.
@@ -134,7 +135,7 @@ def find(run: Path, iteration: int | None = None) -> int:
     folder = run / run_folder.CHECKPOINTS
     saved = sorted(filter(None, (_number(path.name.removeprefix("iter_")) for path in folder.glob("iter_*"))))
     if not saved and not run_folder.has_checkpoint(run):
-        raise UsageError(f"--resume {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
+        raise UsageError(f"{flag} {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
     wanted = iteration
     if wanted is None:
         tracker = folder / _TRACKER
@@ -145,15 +146,15 @@ def find(run: Path, iteration: int | None = None) -> int:
         fault = _fault(folder, wanted)
     if not fault and not _is_torch_file(folder / _LATEST):
         copy = shlex.join(["cp", str(folder / _name(wanted) / _STATE), str(folder / _LATEST)])
-        raise UsageError(
-            f"--resume {run}: {folder / _LATEST} is missing or damaged, without which nothing loads: {copy}"
-        )
+        raise UsageError(f"{flag} {run}: {folder / _LATEST} is missing or damaged, without which nothing loads: {copy}")
     if fault:
         whole = next((each for each in reversed(saved) if each != wanted and not _fault(folder, each)), None)
         raise UsageError(
-            f"--resume {run}: {fault}; "
+            f"{flag} {run}: {fault}; "
             + ("none of its checkpoints is whole: take another run" if whole is None else "the newest whole one is of "
-            f"iteration {whole}: --iteration {whole} takes it")
+            f"iteration {whole}: "
+            + (f"--iteration {whole} takes it" if flag == "--resume" else
+               f"make export RUN={shlex.quote(str(run))} ITERATION={whole} OUT=... makes a folder of it, for {flag}"))
         )  # fmt: skip
     return wanted
 

@@ -249,7 +249,7 @@ def starting_weights(given: str | None, model: Model, changed: dict[str, Any], *
     if finetuning.is_run(given):
         if not finetune:
             raise UsageError(f"--from {given} is a run of this playbook: --resume (RESUME=) continues it")
-        checkpoint.find(Path(given))
+        checkpoint.find(Path(given), flag="--from")
         return str(resume(Path(given), model, None, None))
     source = pretrained.source(given)
     of_the_model = {name.removeprefix("model."): value for name, value in changed.items() if name.startswith("model.")}

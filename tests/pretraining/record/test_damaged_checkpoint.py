@@ -40,6 +40,15 @@ def test_the_last_or_the_one_asked_for(run: Path) -> None:
     )
 
 
+def test_weights_to_begin_with_are_of_the_last_alone(run: Path) -> None:
+    (run / "checkpoints" / "iter_0000006" / "common.pt").unlink()
+    with pytest.raises(UsageError) as error:
+        checkpoint.find(run, flag="--from")
+    said = str(error.value)
+    assert said.startswith(f"--from {run}: ") and "--iteration" not in said and "--resume" not in said
+    assert said.endswith(f"make export RUN={run} ITERATION=3 OUT=... makes a folder of it, for --from")
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", ["cut", "empty", "gone", "a folder"])
 def test_a_damaged_file_is_named_with_the_newest_whole_one(run: Path, name: str, how: str) -> None:

@@ -128,11 +128,6 @@ def _others(matrix: Tensor, mode: Mode) -> Iterator[tuple[str, NVFP4Tensor]]:
         "the Hadamard transform's signs are left out": (matrix * signs, True),
         "the Hadamard transform's sums are not rounded to BF16": (matrix.float(), True),
     }
-    for number in range(BLOCK):
-        flipped = torch.ones(BLOCK, dtype=matrix.dtype)
-        flipped[number] = -1
-        name = f"sign {number} of the Hadamard transform is the other one"
-        transforms[name] = (matrix * flipped.repeat(matrix.shape[1] // BLOCK), True)
     for name, (changed, rht) in transforms.items():
         for order in ORDERS:
             yield name, _in_order(changed, replace(mode, rht=rht), order)

@@ -95,12 +95,12 @@ def test_the_amax(side):
 
 
 @pytest.mark.parametrize("number", [0, 7, 15])
-def test_a_sign_of_the_hadamard_transform(number):
+def test_a_sign_of_the_hadamard_transform_is_a_difference_without_a_known_cause(number):
     signs = torch.ones(16, dtype=torch.bfloat16)
     signs[number] = -1
     found = exact(Reference(before=lambda x: x * signs.repeat(x.shape[1] // 16)), RHT)
     assert found["rows"].equal and not found["columns"].equal
-    assert found["columns"].cause == f"sign {number} of the Hadamard transform is the other one"
+    assert not found["columns"].cause
 
 
 def test_no_signs_and_no_rounding_of_the_hadamard_transform():

@@ -1,4 +1,4 @@
-"""What the files hold that a user gives, looked at before anything starts. The standard library alone.
+"""What the files hold that a user gives, looked at before anything starts.
 
-May import `record`.
+No torch: the host imports it. May import `record`.
 """

@@ -1,4 +1,4 @@
 """Everything that knows Megatron-Bridge: config, versions, weights, writers, plugin, the CPU.
 
-May import `numerics`, `request` and `record`.
+May import `numerics`, `data`, `request`, `inputs` and `record`.
 """

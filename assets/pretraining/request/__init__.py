@@ -1,4 +1,4 @@
 """What is asked for: models, precisions, the NVFP4 recipe, settings, overrides, datasets, memory.
 
-No torch: the host imports it. May import `record`.
+No torch: the host imports it. May import `inputs` and `record`.
 """

@@ -1,4 +1,4 @@
 """The life of one training process: start, signals, outcome, log, facts, telemetry, device.
 
-May import every other room; the scripts of `assets` import it.
+May import every other room but `selfcheck`; the scripts of `assets` import it.
 """

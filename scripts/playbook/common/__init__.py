@@ -1,4 +1,4 @@
-"""Files written whole, environments, failures.
+"""Files written whole, environments, failures, tables for a terminal, the PCI bus.
 
 Imports no other room.
 """

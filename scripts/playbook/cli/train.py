@@ -68,39 +68,12 @@ def run(arguments: list[str] | None = None) -> int:
     args = flags.parse_args(arguments)
     if args.nproc < 1:
         raise UsageError(f"NPROC={args.nproc}: at least one process is needed")
-    if args.job in ("attach", "stop"):
-        return _follow_up(args)
     if args.repeat < 1:
         raise UsageError(f"REPEAT={args.repeat}: at least one run of each is needed")
-    if args.job == "models":
-        return catalogue.models(args)
-    if args.job == "precisions":
-        return catalogue.precisions()
-    if args.job == "show-config":
-        return configs.show(args)
-    if args.job == "selfcheck":
-        return selfcheck.run(args, wanted(args))
-    if args.job == "profile":
-        if args.run:
-            folder = earlier_run.folder_of(args.run, args.runs)
-            if not run_folder.holds_run(folder):
-                raise UsageError(
-                    f"RUN={args.run} is no run folder, here or in {args.runs}; make history lists the runs"
-                )
-            return _show_profile(folder)
-        args.profile = PROFILED if args.profile is None else args.profile
-        if args.train_iters is None and args.config is None:
-            args.train_iters = BEFORE_PROFILED + args.profile
-    several = args.job == "eval" and bool(args.checkpoints)
-    if several:
-        args.precision = training_flags.asked_precision(args) or "bf16"
-    elif args.job in ("eval", "export"):
-        earlier_run.of_run(args)
-    elif args.resume:
-        earlier_run.like_run(args, earlier_run.folder_of(args.resume, args.runs))
-    if args.job in ("sft", "lora"):
-        args.finetune = args.finetune or args.job
-        args.precision = args.precision or "bf16"
+    code = _without_training(args)
+    if code is not None:
+        return code
+    _fill_in(args)
     precisions = _precisions(args)
     if args.nvfp4 and "nvfp4" not in precisions:
         raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {' and '.join(precisions)}; leave it out")
@@ -109,7 +82,7 @@ def run(arguments: list[str] | None = None) -> int:
     where = place.choose(wanted(args), *map(find_precision, precisions))
     if args.job == "shell":
         return _shell(args, where)
-    if several:
+    if _evaluates_several(args):
         from playbook.campaign import eval_job  # whose libraries take a second to import
 
         return eval_job.evaluate(args, where, _plan, _show_dry)
@@ -119,14 +92,60 @@ def run(arguments: list[str] | None = None) -> int:
         return ablate_job.ablate(args, where, _plan, _show_dry)
     if args.job == "compare":
         return _compare(args, precisions, where)
-    job = _plan(args, precisions[0], where)
+    return _one_run(args, precisions[0], where)
+
+
+def _without_training(args: argparse.Namespace) -> int | None:
+    """Do a job that trains nothing. Returns the exit code, None for any other job."""
+    if args.job in ("attach", "stop"):
+        return _follow_up(args)
+    if args.job == "models":
+        return catalogue.models(args)
+    if args.job == "precisions":
+        return catalogue.precisions()
+    if args.job == "show-config":
+        return configs.show(args)
+    if args.job == "selfcheck":
+        return selfcheck.run(args, wanted(args))
+    if args.job == "profile" and args.run:
+        folder = earlier_run.folder_of(args.run, args.runs)
+        if not run_folder.holds_run(folder):
+            raise UsageError(f"RUN={args.run} is no run folder, here or in {args.runs}; make history lists the runs")
+        return _show_profile(folder)
+    return None
+
+
+def _evaluates_several(args: argparse.Namespace) -> bool:
+    return args.job == "eval" and bool(args.checkpoints)
+
+
+def _fill_in(args: argparse.Namespace) -> None:
+    """Set what the job, or the earlier run that it begins with, says of the training, in place."""
+    if args.job == "profile":
+        args.profile = PROFILED if args.profile is None else args.profile
+        if args.train_iters is None and args.config is None:
+            args.train_iters = BEFORE_PROFILED + args.profile
+    if _evaluates_several(args):
+        args.precision = training_flags.asked_precision(args) or "bf16"
+    elif args.job in ("eval", "export"):
+        earlier_run.of_run(args)
+    elif args.resume:
+        earlier_run.like_run(args, earlier_run.folder_of(args.resume, args.runs))
+    if args.job in ("sft", "lora"):
+        args.finetune = args.finetune or args.job
+        args.precision = args.precision or "bf16"
+
+
+def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
+    """Train, evaluate or export once. Returns the exit code."""
+    job = _plan(args, precision, where)
     if args.dry_run:
         _show_dry(job, args.runs)
         return 0
     if where.runtime == "container":
         from playbook.launch.container.prepare import ready
 
-        job = _plan(args, precisions[0], ready(where, args.runs))
+        job = _plan(args, precision, ready(where, args.runs))
     ended = train(job, args.runs)
     if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
         _show_evaluation(run_folder.read_run(ended.folder))

@@ -47,7 +47,8 @@ def like_run(args: argparse.Namespace, folder: Path) -> None:
     try:
         run = run_folder.read_facts(folder)
     except FileNotFoundError as error:
-        raise UsageError(str(error)) from error
+        asked = "RESUME" if _trains(args) else "RUN"
+        raise UsageError(f"{asked}={folder}: {error}; make history lists the runs") from error
     args.resume = folder
     for flag, fact in FACTS.items():
         if getattr(args, flag) is None:

@@ -49,7 +49,9 @@ def test_what_is_missing(runs: Path) -> None:
     for job, flags, words in (
         ("eval", (), "make eval needs the run whose checkpoint it means: RUN="),
         ("export", ("--run", "first"), "make export needs a folder to write: OUT="),
-        ("eval", ("--run", "second"), "second is not a run folder"),
+        ("eval", ("--run", "second"), "RUN=second: second is not a run folder"),
     ):
         with pytest.raises(UsageError, match=words):
             earlier_run.of_run(parsed(runs, job, *flags))
+    with pytest.raises(UsageError, match=r"RESUME=second: second is not a run folder.*; make history lists the runs"):
+        earlier_run.like_run(parsed(runs, "nvfp4"), Path("second"))

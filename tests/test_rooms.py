@@ -23,7 +23,7 @@ TURNED = {
     ("playbook.plan.place", "playbook.launch.container.engine"),
     ("playbook.plan.place", "playbook.launch.container.image"),
 }
-LARGE_ROOMS = {"playbook.compare": 21}
+LARGE_ROOMS = {"playbook.compare": 20}
 CIRCLES = {
     "pretraining.request": {"flags", "settings"},  # the type of what the flags are written from
 }

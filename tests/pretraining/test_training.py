@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretraining.record import code_state, run_folder
+from pretraining.record import code_state, lock, run_folder
 from pretraining.record.run_folder import Peak, Run, Verdict
 from pretraining.request.models import MODELS
 
@@ -139,11 +139,13 @@ def test_a_run_folder_is_complete(runs, precision: str) -> None:
         run_folder.LOG,
         run_folder.CONFIG,
         run_folder.OUTCOME,
+        run_folder.CHECKPOINTS,
+        lock.FILE,
     }
-    assert {path.name for path in folder.iterdir()} == files | {run_folder.CHECKPOINTS}
+    assert {path.name for path in folder.iterdir()} == files
     assert run.verdict is Verdict.SUCCEEDED
     assert set(run.outcome) == {
-        "schema", "verdict", "cause", "exit_code", "ended", "seconds", "iterations", "peak_memory",
+        "kind", "schema", "verdict", "cause", "exit_code", "ended", "seconds", "iterations", "peak_memory",
         "sampling_core_share",
     }  # fmt: skip
     assert (run.outcome["cause"], run.outcome["exit_code"], run.outcome["iterations"]) == ("", 0, 6)
@@ -199,7 +201,7 @@ def test_environment(runs, precision: str) -> None:
     run = run_folder.read_run(runs[precision])
     found = run.environment
     assert set(found) == {
-        "schema", "started", "host", "pid", "model", "precision", "versions", "device", "mock_data",
+        "kind", "schema", "started", "host", "pid", "model", "precision", "versions", "device", "mock_data",
         "tokens_per_step", "processes", "resumed_from", "weights_from", "trained", "finetuned", "text", "parity",
         "flops_per_token", "context", "sampling",
     }  # fmt: skip

@@ -9,7 +9,7 @@ import yaml
 from playbook.profile import breakdown
 from playbook.profile.kernels import Kind
 from pretraining.errors import UsageError
-from pretraining.record import run_folder
+from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import checks, settings
 from pretraining.request import flags as training_flags
@@ -35,7 +35,7 @@ def test_the_last_iterations_are_in_the_trace(profiled, precision: str) -> None:
     assert min(rows.values()) >= 0 and rows[breakdown.OUTSIDE] < 0.5 * found.step
     mean = 1000 * sum(line["step_time_s"] for line in run.train[-2:]) / 2
     assert 0.95 * mean < found.step < 2 * mean  # the trace has what lies between two steps, too
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == {lock.FILE}
 
 
 @pytest.mark.slow

@@ -50,18 +50,12 @@ def test_a_folder_with_a_run_is_left_alone(train, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [run_folder.OUTCOME]
 
 
-def test_a_port_in_use_is_one_line(train) -> None:
+def test_a_port_in_use_is_nothing_to_a_process_alone(train) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        folder, ended = train("bf16", code=2, MASTER_PORT=str(port))
-    cause = f"MASTER_PORT {port} is in use: unset it or name a free one"
-    assert cause in ended.stderr + ended.stdout
-    assert "Traceback" not in ended.stderr + ended.stdout
-    run = run_folder.read_run(folder)
-    assert (run.verdict, run.outcome["exit_code"], run.outcome["cause"]) == (Verdict.FAILED, 2, cause)
-    assert cause in (folder / run_folder.LOG).read_text()
+        folder, _ = train("bf16", MASTER_PORT=str(taken.getsockname()[1]))
+    assert run_folder.read_run(folder).verdict is Verdict.SUCCEEDED
 
 
 def test_a_signal_while_training(start_training, until, tmp_path: Path) -> None:
@@ -249,7 +243,7 @@ def test_a_stray_rank_changes_nothing_of_a_run_that_lives_or_has_ended(
 
     def refused() -> str:
         alone = environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29999")
-        script = Path(lock.__file__).parents[1] / "pretrain_llama.py"
+        script = Path(lock.__file__).parents[2] / "pretrain_llama.py"
         ended = subprocess.run(
             [sys.executable, str(script), "--model", "tiny", "--run-dir", str(folder)],
             env=alone, capture_output=True, text=True, timeout=60, check=False,

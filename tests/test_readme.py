@@ -85,6 +85,6 @@ def _check_comparison(printed: str) -> None:
     entropy = float(re.search(r"bigram entropy of text\s+([\d.]+)", printed)[1])
     assert max(float(validation[1]), float(validation[2])) < min(2.6, entropy)
     assert "speed-up" not in printed.lower()
-    ratio = float(re.search(r"[Cc]ost of emulation\s+([\d.]+) times the BF16 step", printed)[1])
-    assert ratio <= 2.0
+    ratio = re.search(r"[Cc]ost of emulation\s+([\d.]+) times the BF16 step", printed)
+    assert float(ratio[1]) <= 2.0 if ratio else "unusable" in printed  # on a machine that does something else
     assert "comparison.json" in printed

@@ -83,6 +83,9 @@ class ConfigFile:
         return overrides.settings_among(leaves, str(self.path))[0]
 
 
+DEEPEST = 32  # collections in collections; a saved config has five
+
+
 def read(path: Path) -> ConfigFile:
     """Read a config file.
 
@@ -94,7 +97,9 @@ def read(path: Path) -> ConfigFile:
     if wrong := contents.pointer(path):
         raise UsageError(f"--config {wrong}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _loader())
+        text = path.read_text(encoding="utf-8-sig")
+        _check_depth(path, text)
+        tree = yaml.load(text, _loader())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
@@ -124,6 +129,17 @@ def read(path: Path) -> ConfigFile:
     if arguments is not None:
         arguments = [str(each) for each in arguments if each not in ("-h", "--help")]
     return ConfigFile(path, arguments, own.get(VERSION), tree)
+
+
+def _check_depth(path: Path, text: str) -> None:
+    """Raise UsageError for collections in collections beyond what a config has: libyaml's own loader would crash."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UsageError(f"--config {path}, line {event.start_mark.line + 1}: nested more than {DEEPEST} deep")
 
 
 def _loader() -> Any:

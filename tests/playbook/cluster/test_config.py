@@ -94,6 +94,7 @@ def test_it_is_made_on_first_use(tmp_path: Path, monkeypatch) -> None:
         ("runs: /with space", "without spaces"),
         ("runs: /nemo_run/x", "NeMo-Run's scripts"),
         ("{", "is not YAML"),
+        ("[" * 9_000, "is not YAML"),
         ("- a", "no `name: value` lines"),
     ],
 )

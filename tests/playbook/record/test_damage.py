@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from playbook.cli import entry, history
+from playbook.cli import entry, history, train
 from playbook.compare import gate, saved
 from playbook.record import loading
 from pretraining.errors import UsageError
@@ -22,6 +22,7 @@ from pretraining.record.schema import Damaged
 
 SEED = 1234
 PUBLISHED = Path(__file__).parents[3] / "assets" / "results" / "h200-unfused-llama3-8b"
+TINY = PUBLISHED.parent / "cpu-tiny" / "bf16"
 JSON_FILES = ("plan.json", "environment.json", "outcome.json")
 LINE_FILES = ("metrics.jsonl", "device.jsonl")
 ODD = (
@@ -148,6 +149,60 @@ def test_a_damaged_comparison_is_one_line(whole: Path, capsys, compare) -> None:
         code, out, err = command(capsys, lambda: gate.main([str(baseline), "--runs", str(whole)]))
         assert code in (0, 1, 2), case
         spoilt.rmdir() if spoilt.is_dir() else spoilt.unlink()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("eval", "--run"), ("export", "--export", "exported", "--run"), ("bf16", "--train-iters", "500", "--resume")],
+    ids=lambda words: words[0],
+)
+def test_a_damaged_run_is_neither_evaluated_nor_exported_nor_continued(
+    tmp_path: Path, capsys, make_checkpoint, words: tuple[str, ...]
+) -> None:
+    """Records and checkpoints: one line, or a plan where what is damaged is not looked at; no folder is made."""
+    chosen, runs = random.Random(SEED), tmp_path / "runs"
+    run = make_checkpoint(shutil.copytree(TINY, runs / "run"), 60, 120)
+    files = [path for path in run.rglob("*") if path.is_file() and path.suffix != ".gz"]
+    kept = {path: path.read_bytes() for path in files}
+    arguments = [*words, str(run), "--runtime", "cpu", "--runs", str(runs), "--dry-run"]
+    assert command(capsys, lambda: train.run(arguments))[0] == 0
+    for case in range(40):
+        path = chosen.choice(files)
+        damage(chosen, path) if path.suffix == ".json" else damage_bytes(chosen, path)
+        code, _, err = command(capsys, lambda: train.run(arguments))
+        assert code in (0, 2) and len(err.splitlines()) == (code == 2), (case, path, err)
+        assert [each.name for each in runs.iterdir()] == ["run"]
+        path.rmdir() if path.is_dir() else None
+        path.write_bytes(kept[path])
+
+
+def damage_bytes(chosen: random.Random, path: Path) -> None:
+    """Spoil a file that is no JSON."""
+    content = path.read_bytes()
+    spoilt = [content[: chosen.randrange(len(content))], b"", chosen.randbytes(3000), b"abc\n", b"[" * 100_000]
+    path.write_bytes(chosen.choice(spoilt))
+
+
+def test_a_damaged_config_is_one_line(tmp_path: Path, capsys) -> None:
+    chosen = random.Random(SEED)
+    whole = {
+        "playbook": {"arguments": ["--model", "tiny", "--precision", "nvfp4", "--train-iters", "40", "--seed", "7"]},
+        "train": {"train_iters": 40, "global_batch_size": 32}, "optimizer": {"lr": 0.003, "adam_beta2": 0.95},
+        "model": {"num_layers": 4, "seq_length": 128}, "dataset": {"blend": None},
+    }  # fmt: skip
+    text, path = json.dumps(whole, indent=1), tmp_path / "config.yaml"
+    arguments = ["nvfp4", "--config", str(path), "--runtime", "cpu", "--runs", str(tmp_path / "runs"), "--dry-run"]
+    path.write_text(text)
+    assert command(capsys, lambda: train.run(arguments))[0] == 0
+    refused = 0
+    for case in range(80):
+        path.write_text(text)
+        damage(chosen, path)
+        code, _, err = command(capsys, lambda: train.run(arguments))
+        assert code in (0, 2) and len(err.splitlines()) <= 3 and bool(err) == (code == 2), (case, err)
+        refused += code == 2
+        path.rmdir() if path.is_dir() else None
+    assert refused > 40 and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

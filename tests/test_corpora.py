@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ import prepare_data
 from pretraining.data import sources
 from pretraining.errors import UsageError
 from pretraining.inputs import contents, manifest
+
+packed = partial(gzip.compress, mtime=0)  # tests are called by what they are given: the same in each process
 
 TEXTS = [f"document {n}: " + "word " * (n % 50) for n in range(60)]
 LINES = "".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(TEXTS)).encode()
@@ -69,22 +72,22 @@ def zipped(content: bytes) -> bytes:
         ("plain.jsonl.gz", LINES, "it is not compressed"),
         ("plain.jsonl.zst", LINES, "it is not compressed"),
         ("plain.jsonl.xz", LINES, "it is not compressed"),
-        ("packed.jsonl", gzip.compress(LINES), "it is gzip"),
+        ("packed.jsonl", packed(LINES), "it is gzip"),
         ("packed.json", zstd(LINES), "it is zstd"),
         ("packed.ndjson", bz2.compress(LINES), "it is bzip2"),
         ("other.jsonl.gz", zstd(LINES), "it is zstd"),
-        ("other.jsonl.zst", gzip.compress(LINES), "it is gzip"),
+        ("other.jsonl.zst", packed(LINES), "it is gzip"),
         ("other.jsonl.gz", lzma.compress(LINES), "it is xz"),
         ("packed.jsonl.bz2", bz2.compress(LINES), ""),
         ("packed.jsonl.xz", lzma.compress(LINES[:99]) + lzma.compress(LINES[99:]), ""),
         ("skipped.jsonl.zst", b"\x50\x2a\x4d\x18\4\0\0\0abcd" + zstd(LINES), ""),
         ("long.jsonl.zst", zstd(LINES, long=True), ""),
         ("mark.jsonl", b"\xef\xbb\xbf" + LINES, ""),
-        ("mark.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + LINES), ""),
+        ("mark.jsonl.gz", packed(b"\xef\xbb\xbf" + LINES), ""),
         ("dos.jsonl", LINES.replace(b"\n", b"\r\n"), ""),
         ("corpus", LINES, "it holds a JSON object a line"),
         ("corpus.parquet", LINES, "it holds a JSON object a line"),
-        ("part-00000", gzip.compress(LINES), "it is gzip and it holds a JSON object a line"),
+        ("part-00000", packed(LINES), "it is gzip and it holds a JSON object a line"),
         ("a[1].jsonl", LINES, ""),
         ("o'brien.jsonl", LINES, ""),
         ("*.jsonl", LINES, ""),
@@ -136,11 +139,11 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 
         ("a.jsonl", LINES.decode().encode("utf-32"), "in UTF-32", "iconv -f UTF-32 -t UTF-8 <"),
         ("a.jsonl", LINES.decode().encode("utf-32-be"), "in UTF-32BE", "iconv -f UTF-32BE -t UTF-8 <"),
         ("a.txt", "Once upon a time".encode("utf-16"), "in UTF-16", "iconv -f UTF-16 -t UTF-8 <"),
-        ("a.jsonl.gz", gzip.compress(LINES.decode().encode("utf-16")), "in UTF-16", "gzip -dc < {} | iconv"),
+        ("a.jsonl.gz", packed(LINES.decode().encode("utf-16")), "in UTF-16", "gzip -dc < {} | iconv"),
         ("a.json", ARRAY.encode(), "a JSON array and not JSON lines", "jq -c '.[]'"),
         ("a.json", json.dumps(json.loads(ARRAY), indent=2).encode(), "a JSON array", "jq -c '.[]'"),
         ("a.jsonl", b" \n[\n" + LINES.replace(b"\n", b",\n") + b"{}]", "a JSON array", "jq -c '.[]'"),
-        ("a.json.gz", gzip.compress(ARRAY.encode()), "a JSON array", "gzip -dc < {} | jq -c '.[]'"),
+        ("a.json.gz", packed(ARRAY.encode()), "a JSON array", "gzip -dc < {} | jq -c '.[]'"),
         ("a", ARRAY.encode(), "a JSON array", "jq -c '.[]'"),
         ("a.json", json.dumps({"text": "x", "id": 1}, indent=1).encode(), "JSON objects and not one a line", "jq -c ."),
         ("a.jsonl", b'{\n"text": "x"\n}\n{\n"text": "y"\n}\n', "JSON objects and not one a line", "jq -c ."),
@@ -153,22 +156,22 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 
         ("a.json", b"<!-- moved -->\n<Error><Code>AccessDenied</Code></Error>", "XML or a web page", "curl --fail -L"),
         ("a.jsonl", lzma.compress(LINES, lzma.FORMAT_ALONE), "lzma", "xz --format=lzma -dc <"),
         ("a.jsonl", tar(LINES), "a tar archive", "tar -xf"),
-        ("a.tar.gz", gzip.compress(tar(LINES)), "a tar archive", "tar -xf"),
-        ("a.tgz", gzip.compress(tar(LINES)), "a tar archive", "tar -xf"),
+        ("a.tar.gz", packed(tar(LINES)), "a tar archive", "tar -xf"),
+        ("a.tgz", packed(tar(LINES)), "a tar archive", "tar -xf"),
         ("a.jsonl.zip", zipped(LINES), "a zip archive", "unzip"),
         ("a.jsonl", zipped(LINES), "a zip archive", "unzip"),
         ("a.csv", b"id,text\n1,x\n2,y\n", "CSV and not JSON lines", "csv.DictReader(sys.stdin)"),
         ("a.jsonl", b'"id","text"\n1,"x"\n2,"y"\n', "CSV and not JSON lines", "csv.DictReader(sys.stdin)"),
         ("a.csv", b"id;text\n1;x, y\n2;z\n", "CSV and not JSON lines", 'delimiter=";"'),
-        ("a.csv.gz", gzip.compress(b"text\nhello\nthere\n"), "CSV and not JSON lines", "gzip -dc < {} | python3"),
+        ("a.csv.gz", packed(b"text\nhello\nthere\n"), "CSV and not JSON lines", "gzip -dc < {} | python3"),
         ("a.jsonl", '{"题": "好", "text":"x"}'.encode("utf-16-le"), "in UTF-16LE", "iconv -f UTF-16LE"),
         ("a.txt", "ab".encode("utf-16-be"), "in UTF-16BE", "iconv -f UTF-16BE"),
         ("a.jsonl", LINES.replace(b"\n", b"\r"), "JSON lines that end as on an old Macintosh", "tr '\\r' '\\n' <"),
         ("a.jsonl", LINES.replace(b"\n", b""), "JSON objects and not one a line", "jq -c ."),
-        ("a.jsonl.gz", gzip.compress(LINES) + b"behind", "gzip with other bytes behind it", "gzip -dc <"),
+        ("a.jsonl.gz", packed(LINES) + b"behind", "gzip with other bytes behind it", "gzip -dc <"),
         ("a.tsv", b"id\ttext\n1\tx\n", "TSV and not JSON lines", 'delimiter="\\t"'),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)), "gzip within gzip", "gzip -dc <"),
-        ("a.parquet.gz", gzip.compress(b"PAR1" + bytes(50)), "Parquet within gzip", "gzip -dc <"),
+        ("a.jsonl.gz", packed(packed(LINES)), "gzip within gzip", "gzip -dc <"),
+        ("a.parquet.gz", packed(b"PAR1" + bytes(50)), "Parquet within gzip", "gzip -dc <"),
         ("a.jsonl", b"ARROW1\0\0" + bytes(50), "an Arrow file", "datasets.Dataset.from_file"),
         ("a.jsonl", b"MMIDIDX\0\0" + bytes(50), "the index of a dataset that is tokenized", "DATA="),
         ("a.jsonl", bytes(range(256)), "binary", "neither text nor JSON lines"),
@@ -193,13 +196,13 @@ def test_what_it_is_and_what_mends_it(tmp_path: Path, name: str, content: bytes,
         ("my corpus.json", ARRAY.encode()),
         ("o'brien.jsonl", json.dumps({"text": "x"}, indent=1).encode()),
         ("a.jsonl", LINES.decode().encode("utf-16")),
-        ("a.jsonl.gz", gzip.compress(LINES.decode().encode("utf-16-le"))),
+        ("a.jsonl.gz", packed(LINES.decode().encode("utf-16-le"))),
         ("a.csv", b'id,text\n1,"x\ny"\n2,z\n'),
         ("a.tsv", b"id\ttext\n1\tx\n"),
         ("a.csv", b"id;text\n1;x, y\n2;z\n"),
         ("a.jsonl", LINES.replace(b"\n", b"\r")),
         ("a.jsonl", LINES.replace(b"\n", b"")),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(LINES))),
+        ("a.jsonl.gz", packed(packed(LINES))),
     ],
 )
 def test_the_command_mends_it(tmp_path: Path, name: str, content: bytes) -> None:
@@ -241,7 +244,7 @@ def test_json_that_python_cannot_hold_is_a_broken_line(tmp_path: Path, line: byt
 def test_an_empty_file_is_told_and_left_out(tmp_path: Path, capsys) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES)
     (tmp_path / "b.jsonl").touch()
-    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "c.jsonl.gz").write_bytes(packed(b""))
     prepare(tmp_path, tmp_path / "*.jsonl*")
     assert documents(tmp_path / "made") == TEXTS
     assert capsys.readouterr().out == f"{tmp_path}/b.jsonl is empty\n{tmp_path}/c.jsonl.gz is empty\n"

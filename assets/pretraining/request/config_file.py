@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretraining.errors import UsageError
 from pretraining.inputs import contents, plugin_file
+from pretraining.record import schema
 from pretraining.request import overrides
 
 if TYPE_CHECKING:
@@ -83,9 +84,6 @@ class ConfigFile:
         return overrides.settings_among(leaves, str(self.path))[0]
 
 
-DEEPEST = 32  # collections in collections; a saved config has five
-
-
 def read(path: Path) -> ConfigFile:
     """Read a config file.
 
@@ -138,8 +136,10 @@ def _check_depth(path: Path, text: str) -> None:
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise UsageError(f"--config {path}, line {event.start_mark.line + 1}: nested more than {DEEPEST} deep")
+        if depth > schema.DEEPEST:
+            raise UsageError(
+                f"--config {path}, line {event.start_mark.line + 1}: nested more than {schema.DEEPEST} deep"
+            )
 
 
 def _loader() -> Any:

@@ -16,8 +16,8 @@ def place(folder: Path, files: Mapping[str, Callable[[Path], object]], earlier: 
 
     A new folder appears whole. In one that is there already every file of an earlier report is taken away before the
     first new one comes, and put back where anything fails. Only a crash in that instant leaves less than one report
-    there: then the earlier one lies in the folder's `.report.<process>`, and the last file, which makes the rest a
-    report, is missing.
+    there: then the earlier one lies in the folder's `.report.` and sixteen digits, and the last file, which makes the
+    rest a report, is missing.
 
     Args:
         folder: made where it does not exist.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from playbook.compare import paired
+from playbook.compare import loss_gap, paired
 from playbook.compare.model import Arm, EqualLoss, Ratio
 from playbook.compare.projected import SpeedUp
 from playbook.compare.run_figures import Measured
@@ -25,7 +25,6 @@ from playbook.compare.stats import Figure
 FEWEST = 10  # losses in a window: with fewer there is no smoothed loss; two windows make a curve
 FEWEST_EVALUATIONS = 3  # of a curve of validation losses
 SURE = 4  # standard errors by which a loss has to fall within a window, or its place on the curve is not known
-OVER_SEEDS = "95 % t-interval over {} seeds"
 
 Pair = tuple[Measured, Measured]  # the arm's run and the baseline's, of one seed
 
@@ -85,12 +84,8 @@ def between(
 
 def _by_seed(runs: Sequence[Measured], base_runs: Sequence[Measured]) -> list[list[Pair]]:
     """For each seed that both arms have its pairs of runs, in the order given."""
-    pairs: dict[object, list[Pair]] = {}
-    for seed in dict.fromkeys(each.run.parity.get("seed") for each in runs):
-        of = [[each for each in arm if each.run.parity.get("seed") == seed] for arm in (runs, base_runs)]
-        if found := list(zip(*of, strict=False)):
-            pairs[seed] = found
-    return list(pairs.values())
+    ours, theirs = loss_gap.by_seed(runs), loss_gap.by_seed(base_runs)
+    return [list(zip(ours[seed], theirs[seed], strict=False)) for seed in ours if seed in theirs]
 
 
 def _attempt(
@@ -114,7 +109,9 @@ def _figure(logs: np.ndarray) -> Figure | None:
     if len(logs) < paired.FEWEST:
         return Figure(math.exp(logs.mean()), "x", count=len(logs))
     found = paired.over(logs)
-    return Figure(math.exp(found.value), "x", *map(math.exp, found.ends()), OVER_SEEDS.format(len(logs)), len(logs))
+    return Figure(
+        math.exp(found.value), "x", *map(math.exp, found.ends()), paired.OVER_SEEDS.format(len(logs)), len(logs)
+    )
 
 
 def _training_curve(of: Measured) -> _Curve:
@@ -129,7 +126,7 @@ def _training_curve(of: Measured) -> _Curve:
     count = end - first
     smooth = (sums[end] - sums[first]) / count
     variance = (steps[end] - steps[first]) / (2 * count)  # of one loss: neighbours differ by their noise
-    before = np.maximum(np.searchsorted(at, at / 2, side="right") - 1, 0)  # where half of the tokens are seen
+    before = np.maximum(first - 1, 0)  # where half of the tokens are seen
     started = at[0] - (at[1] - at[0])
     known = (count >= FEWEST) & (at / 2 >= started)
     if not known.any():
@@ -190,12 +187,7 @@ def _crossing(curve: _Curve, index: int, target: float) -> float:
 
 def _holds_rate(runs: Sequence[Measured]) -> bool | None:
     """Whether all hold their learning rate after the warm-up; None where one does not say."""
-    held = []
-    for each in runs:
-        facts = each.run.parity
-        peak, least = facts.get("learning_rate"), facts.get("min_learning_rate")
-        style = facts.get("decay_style")
-        held.append(None if style is None else style == "constant" or (peak is not None and peak == least))
+    held = [loss_gap.holds_rate(each) for each in runs]
     return False if False in held else None if None in held else True
 
 

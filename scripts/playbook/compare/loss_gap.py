@@ -16,7 +16,6 @@ from playbook.compare.run_figures import Measured
 from playbook.compare.stats import Figure
 
 SCALE_TOKENS = 1e11  # below a tenth of the smallest published training, a gap says nothing about convergence
-OVER_SEEDS = "95 % t-interval over {} seeds"
 
 OfPair = Callable[[Measured, Measured], float | None]
 
@@ -47,7 +46,7 @@ class Gap:
         if found is None:
             return Figure(float(np.mean(list(self.by_seed.values()))), "%", spread=self.unjudged, count=count)
         low, high = found.ends()
-        return Figure(float(found.value), "%", float(low), float(high), OVER_SEEDS.format(count), count)
+        return Figure(float(found.value), "%", float(low), float(high), paired.OVER_SEEDS.format(count), count)
 
     @property
     def unjudged(self) -> str:
@@ -151,13 +150,18 @@ def published_at(run: Measured) -> str:
 def position(of: Measured) -> str:
     """Where in its learning-rate schedule a run ended, as `published.toml` says it; "" where not known."""
     facts = of.run.parity
-    style, peak, least = (facts.get(name) for name in ("decay_style", "learning_rate", "min_learning_rate"))
-    ends = facts.get("decay_iters") or facts.get("train_iters")
-    if not (style and ends):
+    held, ends = holds_rate(of), facts.get("decay_iters") or facts.get("train_iters")
+    if held is None or not ends:
         return ""
-    if style == "constant" or (peak is not None and peak == least):
+    if held:
         return published.HELD
     return published.DECAYED if of.lines.last >= ends else "an unfinished decay"
+
+
+def holds_rate(of: Measured) -> bool | None:
+    """Whether a run holds its learning rate after the warm-up; None where it does not say."""
+    style, peak, least = map(of.run.parity.get, ("decay_style", "learning_rate", "min_learning_rate"))
+    return style == "constant" or (peak is not None and peak == least) if style else None
 
 
 def scope(runs: Sequence[Measured]) -> str:

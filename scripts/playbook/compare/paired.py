@@ -14,6 +14,7 @@ from scipy.special import stdtr, stdtrit
 FEWEST = 3  # of two, the interval is wider than anything that it could tell
 LEVEL = 0.05  # how often a difference may be called that is none, and an equivalence
 POWER = 0.8
+OVER_SEEDS = "95 % t-interval over {} seeds"
 _ROUNDING = 1e-12  # no spread, and no mean, is known better than this share of the values
 
 Array = Any  # np.ndarray, or a float of one study

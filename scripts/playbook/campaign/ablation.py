@@ -254,7 +254,7 @@ def _judged(rows: list[Row]) -> tuple[list[Row], float | None]:
         return [replace(row, **_unjudged(row)) for row in rows], None
     found = differences([row.gaps for row in known], known.index(whole))
     called = iter(paired.holm(np.concatenate([each.p for each in found])))
-    spread = loss_gap.OVER_SEEDS.format(seeds)
+    spread = paired.OVER_SEEDS.format(seeds)
     placed: dict[str, dict[str, Any]] = {row.name: _unjudged(row) for row in rows if row not in known}
     others = [row for row in known if row is not whole]
     fields = (("gap", "to_bf16"), ("from_whole", "to_whole"))

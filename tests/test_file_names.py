@@ -1,4 +1,4 @@
-"""What README, overview and docstrings call by a file's name is there under that name."""
+"""What pages and docstrings call by a file's name is there under that name."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,12 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 SOURCES = [path for room in ("assets", "scripts") for path in sorted((PROJECT / room).rglob("*.py"))]
+PAGES = [PROJECT / "README.md", PROJECT / "overview.md", *sorted((PROJECT / "assets/results").rglob("*.md"))]
 THERE = {path.relative_to(PROJECT).as_posix() for path in SOURCES}
 OTHERS = ("my.py", "file.py", "utils/train_utils.py")  # the user's, and Megatron-Bridge's
 
 
-@pytest.mark.parametrize("path", [PROJECT / "README.md", PROJECT / "overview.md", *SOURCES], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=lambda path: path.name)
 def test_a_file_that_is_named_is_there(path: Path) -> None:
     named = re.findall(r"(?<![\w/.{}*])(?!tests/)[a-z_][\w/-]*\.py\b", path.read_text(encoding="utf-8"))
     wrong = [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in THERE)]

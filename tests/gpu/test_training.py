@@ -21,9 +21,9 @@ STEPS = 20
 TINY = ("--model", "tiny", "--global-batch-size", "64")  # two micro batches
 # Two trainings with one arithmetic still part, because the last bit of any sum can move a tensor's largest element and
 # with it every scale: from step 3 on, less with more tokens a step, and more and more at a high learning rate
-# (overview.md has the measurements). With 1,024 tokens and a rate up to 3e-4 the losses lay 6.5e-4 apart at steps 3 to
-# 5 on an H200 (root mean square) and up to 9.3e-3 later; with these settings, 5.5e-4 at most. Twice the tokens would be
-# over 2**31 logits in a micro batch (128,256 words).
+# (assets/results/arithmetic.md has the measurements). With 1,024 tokens and a rate up to 3e-4 the losses lay 6.5e-4
+# apart at steps 3 to 5 on an H200 (root mean square) and up to 9.3e-3 later; with these settings, 5.5e-4 at most. Twice
+# the tokens would be over 2**31 logits in a micro batch (128,256 words).
 WIDE = ("--model", "llama32-1b", "--num-layers", "2", "--bf16-tail-layers", "0", "--data", "python-stdlib")
 WIDE += ("--seq-length", "128", "--global-batch-size", "128", "--micro-batch-size", "128")
 WIDE += ("--warmup-iters", str(STEPS - 1), "optimizer.lr=1e-5", "optimizer.min_lr=1e-6")

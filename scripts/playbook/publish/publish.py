@@ -3,6 +3,7 @@
     assets/results/
         README.md                   the list of comparisons, between its marks
         NAME/
+            README.md               what was found, in words, with the tables and pictures between its marks
             about.json              {"command": what made the runs}, where that is known
             bf16/ nvfp4/ bf16-2/    run folders, see `publishable.py` for what is left of them
             comparison.json         made from the runs, where two or more of them succeeded; or, of an ablation,
@@ -43,7 +44,6 @@ from pretraining.record import run_folder
 from pretraining.record.run_folder import Run, Verdict
 
 RESULTS = Path("assets/results")
-PAGES = ("overview.md", f"{RESULTS}/README.md")
 ABOUT = "about.json"
 PICTURES = "pictures"
 SHOWN = ("speed", "step-times", "loss")  # of the report's pictures, those that the pages show
@@ -142,9 +142,14 @@ def made_from(project: Path) -> dict[Path, bytes]:
         if each.result:
             is_ablation = isinstance(each.result, Ablation)
             files[folder / (ablation_file if is_ablation else saved).FILE] = _json(each.result)
-    for page in PAGES:
-        files[project / page] = _filled(project / page, published, pictures).encode()
+    for page in pages_of(project):
+        files[page] = _filled(page, published, pictures, project).encode()
     return files
+
+
+def pages_of(project: Path) -> list[Path]:
+    """The pages that may have marks: the list, and what a folder says of its records."""
+    return [project / RESULTS / "README.md", *sorted((project / RESULTS).glob("[!.]*/README.md"))]
 
 
 @dataclass(frozen=True)
@@ -178,25 +183,20 @@ def _pictures(published: Published, folder: Path) -> list[Picture]:
     ]
 
 
-def _filled(page: Path, published: dict[str, Published], pictures: dict[str, list[Picture]]) -> str:
+def _filled(page: Path, published: dict[str, Published], pictures: dict[str, list[Picture]], project: Path) -> str:
     """The page, with what belongs between its marks."""
     report.prepare_matplotlib()
     from playbook.publish import pages
 
-    def relative(path: Path) -> str:
-        return os.path.relpath(path, page.parent)
-
     def fill(found: re.Match[str]) -> str:
-        name = found[2]
+        name, records = found[2], f"{RESULTS / found[2]}/"
         if name == ALL:
             inside = pages.listing([(each.name, each.runs, each.result, each.command) for each in published.values()])
         elif name in published and (run := published[name].profile):
             command = published[name].command
-            inside = pages.profiled(run, records=f"{relative(run.folder.parent)}/", command=command)
+            inside = pages.profiled(run, records=records, command=command)
         elif name in published and (result := published[name].result):
-            folder = pictures[name][0].path.parent.parent
-            shown = [(picture.title, relative(picture.path)) for picture in pictures[name]]
-            records = f"{relative(folder)}/"
+            shown = [(picture.title, os.path.relpath(picture.path, page.parent)) for picture in pictures[name]]
             if isinstance(result, Ablation):
                 inside = pages.ablated(result, published[name].runs, records=records, pictures=shown)
             else:

@@ -22,6 +22,7 @@ from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 
+INDEX = publish.RESULTS / "README.md"
 MARK = re.compile(r"(<!-- results: \S+ -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -30,7 +31,6 @@ def copy(project: Path, tmp_path: Path) -> Path:
     """What is committed: the records, what was made from them, and the pages."""
     folder = tmp_path / "copy"
     shutil.copytree(project / publish.RESULTS, folder / publish.RESULTS)
-    shutil.copy(project / "overview.md", folder)
     return folder
 
 
@@ -39,8 +39,7 @@ def empty(tmp_path: Path) -> Path:
     """A project that has published nothing."""
     folder = tmp_path / "empty"
     (folder / publish.RESULTS).mkdir(parents=True)
-    for page in publish.PAGES:
-        (folder / page).write_text("before\n<!-- results: all -->\n<!-- end of results -->\nafter\n")
+    (folder / INDEX).write_text("before\n<!-- results: all -->\n<!-- end of results -->\nafter\n")
     return folder
 
 
@@ -54,10 +53,8 @@ def test_everything_committed_is_what_its_records_make(copy: Path) -> None:
     assert made
     for path in made:
         path.unlink()
-    for page in publish.PAGES:
-        emptied, marks = MARK.subn(r"\1\2", (copy / page).read_text())
-        (copy / page).write_text(emptied)
-        assert marks
+    for page in publish.pages_of(copy):
+        page.write_text(MARK.sub(r"\1\2", page.read_text()))
     publish.rebuild(copy)
     assert files(copy) == committed
     assert publish.rebuild(copy) == []
@@ -89,7 +86,7 @@ def test_another_record_makes_other_tables_and_pictures(copy: Path) -> None:
     after = files(copy)
     changed = {path for path in after if after[path] != before.get(path)}
     name = folder.relative_to(copy)
-    assert {Path("overview.md"), name / saved.FILE, name / publish.PICTURES / "step-times.svg"} <= changed
+    assert {name / "README.md", INDEX, name / saved.FILE, name / publish.PICTURES / "step-times.svg"} <= changed
     assert not (folder / publish.PICTURES / "of-yesterday.svg").exists()
 
 
@@ -106,7 +103,7 @@ def test_runs_are_published_by_their_comparison(empty: Path, make_run, tmp_path:
     written = saved.read(folder)
     assert written["reproduce"] == "make compare ITERS=60 GBS=8" and "node17" not in json.dumps(written)
     assert written["contrasts"][0]["step_time"]["figure"]["value"] == pytest.approx(2.0, rel=1e-3)
-    page = (empty / "overview.md").read_text()
+    page = (empty / INDEX).read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "| gb300-tiny |" in page
     assert publish.add(empty, pair, "gb300-tiny") == []  # they are there
     assert publish.add(empty, [make_run("bf16", name="again", step=0.201)], "gb300-tiny") == [folder / "bf16-2"]
@@ -119,7 +116,7 @@ def test_a_failed_run_is_listed_and_not_compared(empty: Path, make_run) -> None:
     memory = {"verdict": "out_of_memory", "cause": "CUDA out of memory on node17"}
     publish.add(empty, [make_run("bf16"), make_run("nvfp4", outcome=memory)], "one")
     publish.rebuild(empty)
-    page = (empty / "overview.md").read_text()
+    page = (empty / INDEX).read_text()
     assert "| 2 | nvfp4: out\\_of\\_memory; bf16: 200.0 ms (" in page
     assert not (empty / publish.RESULTS / "one" / saved.FILE).exists()
 
@@ -128,7 +125,7 @@ def test_a_run_by_itself_is_listed_with_its_figures(empty: Path, make_run) -> No
     publish.add(empty, [make_run("bf16", step=0.2)], "one")
     publish.add(empty, [make_run("nvfp4", name="other", arithmetic="emulated", step=0.4)], "two")
     publish.rebuild(empty)
-    native, emulated = [line for line in (empty / "overview.md").read_text().splitlines() if line.startswith("| ")][-2:]
+    native, emulated = [line for line in (empty / INDEX).read_text().splitlines() if line.startswith("| ")][-2:]
     assert re.search(r"\| 1 \| 200\.0 ms \(\d+\.\d to \d+\.\d\), .*MODEL\\_TFLOP/s/GPU \([\d.]+ to [\d.]+\) \|", native)
     assert "| 1 | 400.0 ms (" in emulated and "TFLOP" not in emulated
 
@@ -136,7 +133,7 @@ def test_a_run_by_itself_is_listed_with_its_figures(empty: Path, make_run) -> No
 def test_a_resumed_run_says_where(empty: Path, make_run) -> None:
     publish.add(empty, [make_run("bf16", parity={"start_iteration": 19})], "one")
     publish.rebuild(empty)
-    assert "| 1 | resumed at iteration 19, " in (empty / "overview.md").read_text()
+    assert "| 1 | resumed at iteration 19, " in (empty / INDEX).read_text()
 
 
 def test_what_repeats_a_folder_stands_below_the_list(empty: Path, make_run) -> None:
@@ -144,7 +141,7 @@ def test_what_repeats_a_folder_stands_below_the_list(empty: Path, make_run) -> N
     publish.add(empty, [make_run("nvfp4", name="other")], "two")
     run_folder.write_json(empty / publish.RESULTS / "two" / publish.ABOUT, {"command": "make nvfp4 ITERS=60"})
     publish.rebuild(empty)
-    assert "\n\nTo repeat them:\n\n    # two\n    make nvfp4 ITERS=60\n\n<!--" in (empty / "overview.md").read_text()
+    assert "\n\nTo repeat them:\n\n    # two\n    make nvfp4 ITERS=60\n\n<!--" in (empty / INDEX).read_text()
 
 
 def test_runs_that_were_copied_here_lie_beside_their_comparison(empty: Path, make_run, tmp_path: Path) -> None:
@@ -164,7 +161,7 @@ def test_a_profile_is_shown_without_its_trace(empty: Path, make_run) -> None:
     (copied,) = publish.add(empty, [run], "profile")
     assert not (copied / run_folder.TRACE).exists()
     run_folder.write_json(copied.parent / publish.ABOUT, {"command": "make profile PRECISION=bf16"})
-    page = empty / publish.PAGES[0]
+    page = empty / INDEX
     page.write_text(
         "<!-- results: profile -->\n<!-- end of results -->\n<!-- results: all -->\n<!-- end of results -->\n"
     )
@@ -221,10 +218,10 @@ def test_what_cannot_be_published_is_refused_and_nothing_is_written(empty: Path,
     ],
 )
 def test_a_wrong_mark_is_told(empty: Path, mark: str, words: str) -> None:
-    (empty / "overview.md").write_text(mark)
+    (empty / INDEX).write_text(mark)
     with pytest.raises(Failure, match=words):
         publish.rebuild(empty)
-    assert (empty / "overview.md").read_text() == mark
+    assert (empty / INDEX).read_text() == mark
 
 
 def test_an_ablation_is_published_whole_and_made_anew_from_its_runs(copy: Path, empty: Path) -> None:
@@ -249,8 +246,7 @@ def test_an_ablation_is_published_whole_and_made_anew_from_its_runs(copy: Path, 
     ] == gaps
     assert [row["name"] for row in made["rows"]] == [each.name for each in ablation.variants(4, 0, 1)]
     assert (
-        made["rows"][1]["gap"]["value"] == pytest.approx(0.635, abs=0.001)
-        and "| tiny |" in (empty / "overview.md").read_text()
+        made["rows"][1]["gap"]["value"] == pytest.approx(0.635, abs=0.001) and "| tiny |" in (empty / INDEX).read_text()
     )
     for row in made["rows"]:
         for run in row["runs"]:

@@ -1,4 +1,4 @@
-"""Fine-tuning with each Megatron-Bridge from 0.3 to 0.6: every scheme, from a run and from a folder."""
+"""Fine-tuning with each supported Megatron-Bridge: every scheme, from a run and from a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract with each Megatron-Bridge from 0.3 to 0.6: `make test-versions`, because the packages are gigabytes.
+"""The contract with each supported Megatron-Bridge: `make test-versions`, because the packages are gigabytes.
 
 One process a version answers all questions, see contract.py.
 """

@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from pretraining.record import run_folder
 COMMIT_SECONDS = 2.0
 EXAMPLES = 20  # broken lines that are named one by one
 BLOCK = 2**20  # documents, of an index written at a time
+INDEX_TYPES = {"int32": 4, "uint16": 8}  # Megatron's numbers of them, `DType`
 
 
 @dataclass
@@ -219,17 +220,13 @@ class Build:
 def _write_index(path: Path, lengths: Path, dtype: type[np.number]) -> None:
     """Megatron's .idx of one sequence a document, a block at a time.
 
-    The header is Megatron's own; its builder keeps a Python integer for every document and for every pointer, some
-    100 bytes a document, where this needs none.
+    Its own builder keeps a Python integer for every document and for every pointer, some 100 bytes a document, where
+    this needs none. The format: `megatron/core/datasets/indexed_dataset.py`, `_IndexWriter`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that Transformer Engine is absent, which matters to nobody here
-        from megatron.core.datasets.indexed_dataset import _IndexWriter
-
     count = lengths.stat().st_size // 4
-    with _IndexWriter(str(path), dtype) as writer:
-        file = writer.idx_writer
-        file.write(np.array([count, count + 1], dtype=np.int64).tobytes())  # sequences, and bounds of documents
+    with path.open("wb") as file:
+        # Version 1, the ids' type, then the numbers of sequences and of the documents' bounds.
+        file.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, INDEX_TYPES[np.dtype(dtype).name], count, count + 1))
         for block in _blocks(lengths):
             file.write(block.tobytes())
         offset = 0

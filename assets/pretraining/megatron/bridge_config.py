@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,14 +87,14 @@ def check_built(state: GlobalState, settings: Settings) -> None:
     if not settings.finetune and state.cfg.dataset.mock != (settings.data == MOCK):
         raise UsageError(
             f"Megatron-Bridge would train on {'mock' if state.cfg.dataset.mock else 'other'} data and not on "
-            f"{settings.data}: this version reads the dataset from other fields; use a supported one (0.3 to 0.6)"
+            f"{settings.data}: this version reads the dataset from other fields; use {compat.SUPPORTED}"
         )
     wanted = parallel.padded_words(settings.model.hf_config["vocab_size"], settings.tensor_parallel)
     built = state.cfg.model.vocab_size
     if built != wanted:
         raise UsageError(
             f"Megatron-Bridge built {settings.model.name} with {built} words instead of {wanted}; "
-            "this version takes them from the tokenizer: use a supported one (0.3 to 0.6)"
+            f"this version takes them from the tokenizer: use {compat.SUPPORTED}"
         )
 
 
@@ -127,25 +125,11 @@ def follow_changes(config: ConfigContainer) -> None:
 def _from_recipe(model: Model, finetune: str | None = None) -> ConfigContainer:
     family = importlib.import_module(f"megatron.bridge.recipes.{model.family}")
     name = tuning.recipe_name(model, finetune) if finetune else model.recipe
-    with _local_hf_config(model.hf_folder):
+    with compat.local_hf_config(model.hf_folder):
         config = getattr(family, name)(*(() if finetune in (None, "sft") else (finetune,)))
     if not finetune:  # mock data and token ids need no tokenizer, and one by name would be downloaded
         config.tokenizer.tokenizer_type, config.tokenizer.tokenizer_model = "NullTokenizer", None
     return config
-
-
-@contextlib.contextmanager
-def _local_hf_config(folder: Path) -> Iterator[None]:
-    """Within: a recipe that asks for its Hugging Face repository gets `folder` instead of a gated download."""
-    from megatron.bridge import AutoBridge
-
-    original = AutoBridge.__dict__["from_hf_pretrained"]
-    from_hub = AutoBridge.from_hf_pretrained
-    AutoBridge.from_hf_pretrained = classmethod(lambda cls, name, **kwargs: from_hub(str(folder), **kwargs))
-    try:
-        yield
-    finally:
-        AutoBridge.from_hf_pretrained = original
 
 
 def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:

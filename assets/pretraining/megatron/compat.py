@@ -1,21 +1,38 @@
-"""Where Megatron-Bridge 0.3 to 0.6 differ in what this playbook touches, and nowhere else."""
+"""All that may change from one Megatron-Bridge, Megatron-Core or Transformer Engine to the next.
+
+Where the supported releases differ in what this playbook touches, and what it replaces in them by a name that they do
+not promise to keep. A new release is mended here, and pinned by a file in requirements/versions. Apart from that,
+`numerics/cpu_layers.py` takes the place of a method of Megatron-Core's, and `numerics/te_quantizer.py` and
+`selfcheck/engines.py` use what is Transformer Engine's own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretraining import packages
 from pretraining.errors import UsageError
-from pretraining.megatron import dataset_helper
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
     from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
+    from megatron.bridge.training.state import GlobalState
+    from torch import Tensor
+    from torch.nn import Module
+
+SUPPORTED = "a supported one (0.3 to 0.6)"
 
 
 def fuse_gradient_accumulation() -> bool:
@@ -208,7 +225,7 @@ def skip_compile_helpers() -> None:
     if find_spec("megatron.core.datasets.helpers_cpp") is None:
         if os.access(source, os.W_OK):
             return
-        built = dataset_helper.built_copy(source, packages.installed().get("megatron-core", ""))
+        built = _built_copy(source, packages.installed().get("megatron-core", ""))
         megatron.core.datasets.__path__.append(str(built))
         importlib.invalidate_caches()
     import megatron.bridge.training.initialize
@@ -216,3 +233,150 @@ def skip_compile_helpers() -> None:
 
     for module in (megatron.core.datasets.utils, megatron.bridge.training.initialize):
         module.compile_helpers = lambda: None
+
+
+# What it is built from.
+_HELPER_SOURCES = ("helpers.cpp", "Makefile")
+
+
+def _built_copy(source: Path, version: str) -> Path:
+    """A folder below HOME that holds the built helper, made at the first run.
+
+    Args:
+        source: `megatron/core/datasets`, with the helper's source and Makefile.
+        version: of Megatron-Core, so that another image gets a copy of its own.
+
+    Raises:
+        UsageError: it cannot be built, with what make said.
+    """
+    caches = Path.home() / ".cache" / "nvfp4-playbook"
+    folder = caches / f"dataset-helper-{version}-{sys.implementation.cache_tag}"
+    if folder.exists():
+        return folder
+    caches.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=caches))
+    try:
+        for file in _HELPER_SOURCES:
+            shutil.copy(source / file, beside)
+        made = subprocess.run(["make", "-C", str(beside)], capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise OSError(f"make said: {(made.stderr.strip().splitlines() or ['nothing'])[-1]}")
+        with contextlib.suppress(OSError):  # another process was first
+            beside.replace(folder)
+    except OSError as error:
+        raise UsageError(
+            f"Megatron-Core's dataset helper cannot be built by this user ({error}): take an image that has it, such "
+            "as the one `make image` builds"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def local_hf_config(folder: Path) -> Iterator[None]:
+    """Within: a recipe that asks for its Hugging Face repository gets `folder` instead of a gated download."""
+    from megatron.bridge import AutoBridge
+
+    original = AutoBridge.__dict__["from_hf_pretrained"]
+    from_hub = AutoBridge.from_hf_pretrained
+    AutoBridge.from_hf_pretrained = classmethod(lambda cls, name, **kwargs: from_hub(str(folder), **kwargs))
+    try:
+        yield
+    finally:
+        AutoBridge.from_hf_pretrained = original
+
+
+def add_adapters_alone(config: ConfigContainer, folder: Path) -> None:
+    """Add adapters to the weights that a model has, and load none.
+
+    Megatron-Bridge loads the base from a Megatron checkpoint in the same hook that adds the adapters, and wants one
+    that exists when it validates the config: `folder` does, and nothing is read there.
+    """
+    from megatron.bridge.training import setup
+
+    config.checkpoint.pretrained_checkpoint = str(folder)
+    add = setup._apply_peft_transformation
+    setup._create_peft_pre_wrap_hook = lambda config, state: functools.partial(add, config.peft)
+
+
+def add_adapters_to_local_layers() -> None:
+    """LoRA asks for Transformer Engine's layers, some of which are None where a stand-in for it can be imported."""
+    from megatron.bridge.peft import utils
+
+    utils.HAVE_TE = False
+
+
+def emulated_layers(model: Module) -> list[Module]:
+    """Those whose method of Megatron-Core's `numerics/cpu_layers.py` has replaced."""
+    return [each for each in model.modules() if "_forward_impl" in vars(each)]
+
+
+@contextlib.contextmanager
+def in_float32(model: Module) -> Iterator[None]:
+    """Within: the emulated layers compute Megatron's own float32 products, and nothing drops out."""
+    arithmetics = [(each, vars(each).pop("_forward_impl")) for each in emulated_layers(model)]
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, arithmetic in arithmetics:
+            module._forward_impl = arithmetic
+        model.train(training)
+
+
+def use_random_state(get: Callable[..., Tensor], put: Callable[..., None]) -> None:
+    """Have Megatron-Core save and restore the state of random numbers by these, where there is no CUDA."""
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state, random._set_cuda_rng_state = get, put
+
+
+def loss_mask(loss: functools.partial[Any]) -> Tensor | None:
+    """The mask (batch, sequence) of a forward step's own loss: a partial of which it is the first argument."""
+    return loss.args[0] if loss.args else None
+
+
+def end_on_sigterm(state: GlobalState) -> None:
+    """Have the training loop save and end after SIGTERM: a flag, gathered from all processes in each iteration."""
+    state.cfg.train.exit_signal_handler = True
+    state.signal_handler.__enter__()
+
+
+# What Megatron-Bridge imports at module level and a dense Llama never calls, see `cpu/absent.py`.
+ABSENT = (
+    # need CUDA or a CUDA build
+    "transformer_engine",
+    "transformer_engine_torch",
+    "triton",  # found for real next to a CUDA build of torch, and then used
+    "mamba_ssm",
+    "causal_conv1d",
+    "flashinfer",
+    "fla",
+    "nvidia_resiliency_ext",
+    # other model families, other trackers, other tasks
+    "modelopt",
+    "diffusers",
+    "peft",
+    "datasets",
+    "megatron.energon",
+    "webdataset",
+    "qwen_vl_utils",
+    "open_clip",
+    "timm",
+    "imageio",
+    "PIL",
+    "wandb",
+    "mlflow",
+    "comet_ml",
+)
+
+# What `is_te_min_version()` is told: the Transformer Engine of nemo:26.02, which Megatron-Core 0.16 and 0.17 accept.
+ENGINE_STOOD_FOR = "2.12.0"
+
+# The few functions that training does call, and whose answer it uses.
+ANSWERS: dict[str, Callable[..., Any]] = {
+    # train_step and evaluate: nothing to adjust, because no teacher is distilled
+    "modelopt.torch.distill.plugins.megatron.get_tensor_shapes_adjust_fn_for_distillation": lambda *_, **__: None,
+}

@@ -27,6 +27,7 @@ from typing import Any
 
 from pretraining.errors import UsageError
 from pretraining.inputs.plugin_file import MODULE
+from pretraining.megatron import compat
 
 
 class Plugin:
@@ -80,12 +81,12 @@ class Plugin:
 
 
 def with_loss(usual: Callable[..., Any], loss: Callable[..., Any]) -> Callable[..., Any]:
-    """`usual`, a forward step, with another loss. Its own is a partial whose first argument is the loss mask."""
+    """`usual`, a forward step, with another loss."""
 
     @functools.wraps(usual)
     def forward_step(state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
-        output, masked = usual(state, data_iterator, model, return_schedule_plan)
-        return output, functools.partial(loss, masked.args[0])
+        output, own = usual(state, data_iterator, model, return_schedule_plan)
+        return output, functools.partial(loss, compat.loss_mask(own))
 
     return forward_step
 

@@ -5,11 +5,11 @@ The loss counts the output alone. Sequences are padded and not packed, which is 
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.inputs import finetuning, instructions, tokenizer_folder
+from pretraining.megatron import compat
 from pretraining.record import run_folder
 from pretraining.request.models import Model
 from pretraining.request.settings import Settings
@@ -51,14 +51,6 @@ def evaluation_batches(settings: Settings) -> int:
 
 
 def keep_loaded_base(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:
-    """Adapters on Hugging Face's weights: add them to what `weights.loader` has put into the model already.
-
-    Megatron-Bridge loads the base from a Megatron checkpoint in the same hook that adds the adapters, and wants one
-    that exists when it validates the config: the run folder does, and nothing is read there.
-    """
-    if settings.finetune not in finetuning.ADAPTERS or finetuning.is_run(settings.weights):
-        return
-    from megatron.bridge.training import setup
-
-    config.checkpoint.pretrained_checkpoint = str(run_dir)
-    setup._create_peft_pre_wrap_hook = lambda config, state: partial(setup._apply_peft_transformation, config.peft)
+    """Adapters on Hugging Face's weights: add them to what `weights.loader` has put into the model already."""
+    if settings.finetune in finetuning.ADAPTERS and not finetuning.is_run(settings.weights):
+        compat.add_adapters_alone(config, run_dir)

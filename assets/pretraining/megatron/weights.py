@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretraining import huggingface
 from pretraining.errors import UsageError
 from pretraining.inputs import manifest, safetensors_files, tokenizer_folder
+from pretraining.megatron import compat
 from pretraining.record import run_folder
 from pretraining.request import blends, config_file, pretrained
 from pretraining.request import flags as training_flags
@@ -72,11 +72,13 @@ def compare_losses(chunks: list[GPTModel], folder: str) -> None:
 
     ours = chunks[0]
     whole = len(chunks) == 1 and torch.distributed.get_world_size() == 1
-    if not (whole and _emulated(ours) and sum(each.numel() for each in ours.parameters()) <= _MOST_COMPARED):
+    if not (
+        whole and compat.emulated_layers(ours) and sum(each.numel() for each in ours.parameters()) <= _MOST_COMPARED
+    ):
         return
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.tensor([[byte % theirs.config.vocab_size for byte in _KNOWN_TEXT]])
-    with torch.no_grad(), _in_float32(ours):
+    with torch.no_grad(), compat.in_float32(ours):
         found = _loss(_logits(ours, tokens)[..., : theirs.config.vocab_size], tokens)
         expected = _loss(theirs(tokens).logits, tokens)
     if not abs(found - expected) <= _LOSS_TOLERANCE:
@@ -85,25 +87,6 @@ def compare_losses(chunks: list[GPTModel], folder: str) -> None:
             "Transformers: what trains is not this model"
         )
     print(f"--from {folder}: loss of a known text {found:.4f}, in Transformers {expected:.4f}", flush=True)
-
-
-def _emulated(model: GPTModel) -> list[torch.nn.Module]:
-    """The layers of the CPU runtime."""
-    return [each for each in model.modules() if "_forward_impl" in vars(each)]
-
-
-@contextlib.contextmanager
-def _in_float32(model: GPTModel) -> Iterator[None]:
-    """Within: the CPU's layers compute Megatron's own float32 products, and nothing drops out."""
-    emulated = [(each, vars(each).pop("_forward_impl")) for each in _emulated(model)]
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, arithmetic in emulated:
-            module._forward_impl = arithmetic
-        model.train(training)
 
 
 def _logits(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -235,10 +235,10 @@ def linear(
     tp_group: dist.ProcessGroup | None = None,
     grad_output_buffer: list[Tensor] | None = None,
     wgrad_deferral_limit: int | None = None,
-    gtp_remat_size: int = 1,
     *,
     arithmetic: Arithmetic,
     memory: PreparedWeight,
+    **unknown: Any,
 ) -> Tensor:
     """What ``_forward_impl`` of Megatron's layers computes, in the given arithmetic.
 
@@ -246,10 +246,11 @@ def linear(
         input: float32 of shape (..., K); with ``sequence_parallel`` this rank's shard of the first axis.
         weight: float32 of shape (N, K).
         arithmetic, memory: the products, and where the prepared weight is kept.
-        Others: as in Megatron's ``linear_with_grad_accumulation_and_async_allreduce``; the last is there from 0.19.
+        unknown: what newer releases of Megatron-Core ask for besides, such as ``gtp_remat_size`` of 0.19.
+        Others: as in Megatron's ``linear_with_grad_accumulation_and_async_allreduce``.
 
     Raises:
-        ValueError: gradient accumulation fusion, deferred embedding gradients or sharded weights are on.
+        ValueError: gradient accumulation fusion, deferred embedding gradients or something unknown is on.
     """
     if gradient_accumulation_fusion:
         raise ValueError(
@@ -261,8 +262,8 @@ def linear(
             "defer_embedding_wgrad_compute is on, but emulated layers do not defer; "
             "set model.defer_embedding_wgrad_compute=False"
         )
-    if gtp_remat_size > 1:
-        raise ValueError(f"weights are sharded over {gtp_remat_size} processes, and emulated layers do not gather them")
+    if asked := {name: value for name, value in unknown.items() if value not in (None, False, 0, 1)}:
+        raise ValueError(f"Megatron-Core asks for what emulated layers do not do: {asked}")
     if allreduce_dgrad or sequence_parallel:
         tp_group = get_tensor_model_parallel_group_if_none(tp_group)
     prepared = memory.get(weight, arithmetic.prepare)

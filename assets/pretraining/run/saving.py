@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pretraining.megatron import compat
+
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
 
@@ -44,12 +46,10 @@ class SaveFirst:
 
     def begin(self, context: CallbackContext) -> None:
         """Take the signals over; call when the model and its checkpoint are loaded."""
-        state = context.state
-        state.cfg.train.exit_signal_handler = True  # from here: it would make the start-up deaf to signals
         at_once = signal.getsignal(signal.SIGINT)
         if callable(at_once):
             self._at_once = at_once
-        state.signal_handler.__enter__()  # Megatron's: a flag on SIGTERM, gathered from all processes each iteration
+        compat.end_on_sigterm(context.state)  # from here: it would make the start-up deaf to signals
         if callable(flag := signal.getsignal(signal.SIGTERM)):
             self._flag = flag
 

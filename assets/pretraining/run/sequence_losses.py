@@ -11,6 +11,7 @@ from typing import Any
 from megatron.bridge.training.callbacks import Callback
 from megatron.core import parallel_state
 
+from pretraining.megatron import compat
 from pretraining.record import run_folder
 
 
@@ -34,7 +35,7 @@ class SequenceLosses(Callback):
         self._split = "test"
 
     def forward_step(self, usual: Callable[..., Any]) -> Callable[..., Any]:
-        """`usual`, a forward step, which also writes. Its loss is a partial whose first argument is the loss mask."""
+        """`usual`, a forward step, which also writes."""
 
         @functools.wraps(usual)
         def forward_step(state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
@@ -45,8 +46,8 @@ class SequenceLosses(Callback):
         return forward_step
 
     def _write(self, loss: functools.partial, batch: dict[str, Any], output: Any) -> Any:
-        if loss.args and _is_whole_here():
-            mask = loss.args[0].float()
+        if (mask := compat.loss_mask(loss)) is not None and _is_whole_here():
+            mask = mask.float()
             counts, sums = mask.sum(1).tolist(), (output.float().view_as(mask) * mask).sum(1).tolist()
             if self._writer is None:
                 replica = parallel_state.get_data_parallel_rank()

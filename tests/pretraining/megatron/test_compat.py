@@ -1,6 +1,8 @@
 """What is chosen by the versions that are installed."""
 
+import ast
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -166,3 +168,66 @@ def test_half_an_nvrx_is_not_saved_with(monkeypatch, whole: bool, kept: bool) ->
     monkeypatch.setattr(strategies, "get_async_strategy", get_async_strategy, raising=False)
     compat.save_without_nvrx()
     assert strategies.HAVE_NVRX is kept
+
+
+RELEASES = {"megatron/compat.py", "packages.py"}  # may tell one release from another
+METHOD = {"numerics/cpu_layers.py"}  # takes the place of `_forward_impl`
+
+
+def _of_megatron(tree: ast.Module) -> set[str]:
+    """The names that a module imports from Megatron."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "megatron":
+            found |= {each.asname or each.name for each in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {each.asname or "megatron" for each in node.names if each.name.split(".")[0] == "megatron"}
+    return found
+
+
+def _root(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def knows_a_release(source: str) -> list[str]:
+    """What of a module depends on the release: a version compared, a private name, a name put in place of another."""
+    tree = ast.parse(source)
+    names, found = _of_megatron(tree), []
+    for node in ast.walk(tree):
+        private = [node.attr] if isinstance(node, ast.Attribute) else []
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("megatron"):
+            found += [each.name for each in node.names if each.name.startswith("_")]
+        if isinstance(node, ast.Attribute) and _root(node) in names:
+            replaced = isinstance(node.ctx, ast.Store)
+            found += [ast.unparse(node)] if replaced or node.attr.startswith("_") else []
+        if isinstance(node, ast.Constant) and node.value == "_forward_impl":
+            private.append(node.value)
+        found += [each for each in private if each in ("_forward_impl", "__dataclass_fields__")]
+        called = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+        if called in ("hasattr", "is_te_min_version", "is_torch_min_version", "Version"):
+            found.append(ast.unparse(node))
+        if isinstance(node, ast.Compare) and "release()" in ast.unparse(node):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("source", [
+    "from megatron.core.x import _Y",
+    "import megatron.core.x as x\nx._y()",
+    "from megatron.bridge import AutoBridge\nAutoBridge.load = None",
+    "vars(layer).pop('_forward_impl')",
+    "if hasattr(config, 'fp4_param_gather'): pass",
+    "from pretraining import packages\nold = packages.engine_release() < (2, 10)",
+])  # fmt: skip
+def test_what_depends_on_a_release_is_seen(source: str) -> None:
+    assert len(knows_a_release(source)) == 1
+
+
+def test_releases_differ_in_one_module() -> None:
+    """A Megatron-Bridge is added in `compat.py` and by a file of pins."""
+    folder = Path(compat.__file__).parents[1]
+    modules = {str(path.relative_to(folder)): path for path in folder.rglob("*.py")}
+    found = {name: knows_a_release(path.read_text()) for name, path in modules.items() if name not in RELEASES}
+    assert {name: what for name, what in found.items() if what} == {name: ["_forward_impl"] for name in METHOD}

@@ -14,44 +14,10 @@ import importlib.machinery
 import inspect
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-PACKAGES = (
-    # need CUDA or a CUDA build
-    "transformer_engine",
-    "transformer_engine_torch",
-    "triton",  # found for real next to a CUDA build of torch, and then used
-    "mamba_ssm",
-    "causal_conv1d",
-    "flashinfer",
-    "fla",
-    "nvidia_resiliency_ext",
-    # other model families, other trackers, other tasks
-    "modelopt",
-    "diffusers",
-    "peft",
-    "datasets",
-    "megatron.energon",
-    "webdataset",
-    "qwen_vl_utils",
-    "open_clip",
-    "timm",
-    "imageio",
-    "PIL",
-    "wandb",
-    "mlflow",
-    "comet_ml",
-)
-
-# What `is_te_min_version()` is told: the Transformer Engine of nemo:26.02, which Megatron-Core 0.16 and 0.17 accept.
-TRANSFORMER_ENGINE_VERSION = "2.12.0"
-
-# The few functions that training does call, and whose answer it uses.
-ANSWERS: dict[str, Callable[..., Any]] = {
-    # train_step and evaluate: nothing to adjust, because no teacher is distilled
-    "modelopt.torch.distill.plugins.megatron.get_tensor_shapes_adjust_fn_for_distillation": lambda *_, **__: None,
-}
+from pretraining.megatron import compat
 
 
 class _AbsentType(abc.ABCMeta):
@@ -78,7 +44,7 @@ class _AbsentModule(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        value = ANSWERS.get(f"{self.__name__}.{name}") or _stand_in(name)
+        value = compat.ANSWERS.get(f"{self.__name__}.{name}") or _stand_in(name)
         setattr(self, name, value)  # one object a name: registries compare by identity
         return value
 
@@ -87,13 +53,13 @@ class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if any(name == package or name.startswith(package + ".") for package in PACKAGES):
+        if any(name == package or name.startswith(package + ".") for package in compat.ABSENT):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = _AbsentModule(spec.name)
-        module.__version__ = TRANSFORMER_ENGINE_VERSION
+        module.__version__ = compat.ENGINE_STOOD_FOR
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
@@ -101,6 +67,6 @@ class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Let an import of any of `PACKAGES` that is not installed succeed. Real packages always win."""
+    """Let an import of any of `compat.ABSENT` that is not installed succeed. Real packages always win."""
     if not any(isinstance(finder, _AbsentFinder) for finder in sys.meta_path):
         sys.meta_path.append(_AbsentFinder())

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
-from megatron.bridge.peft import utils as peft_utils
 from megatron.bridge.training.mixed_precision import MixedPrecisionConfig
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.parallel_state import get_tensor_model_parallel_rank
@@ -16,6 +15,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from pretraining.megatron import compat
 from pretraining.numerics.cpu_layers import BF16, LAYERS, layer_spec, set_arithmetic
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ _CUDA_FUSIONS = (
 )
 
 
-# LoRA asks for Transformer Engine's layers, some of which are None without it, where the stand-in could be imported.
-peft_utils.HAVE_TE = False
+compat.add_adapters_to_local_layers()
 
 # AutoBridge tells a layer's parallelism by the name of its class.
 for arithmetic in LAYERS.values():

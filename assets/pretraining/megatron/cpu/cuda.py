@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
+from pretraining.megatron import compat
+
 
 class _Stream:
     """A CUDA stream or event; every method does nothing (the schedules wait on and record them)."""
@@ -67,14 +69,17 @@ def enable() -> None:
 
 def _random_state() -> None:
     """One generator serves both "the CPU's" and "the GPU's" stream; Megatron saves and restores both."""
-    import megatron.core.tensor_parallel.random as mcore_random
-
     cuda = torch.cuda
+
+    def get(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def put(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        torch.set_rng_state(state)
+
     for module in (cuda, cuda.random):
-        module.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-        module.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    mcore_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    mcore_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+        module.get_rng_state, module.set_rng_state = get, put
+    compat.use_random_state(get, put)
     cuda.manual_seed = torch.default_generator.manual_seed  # model_parallel_cuda_manual_seed, on each stream
     cuda.manual_seed_all = lambda seed: None  # torch.manual_seed calls it after seeding the generator
 

@@ -152,7 +152,7 @@ _ALL = (
            "--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
     Target("test-gpu", CHECK, "the tests that need a GPU, by a python3 that has PyTorch", chore=chores.test_gpu),
     _tests("test-readme", "every command of the README in a clean clone", "-m", "readme", "-s", "tests/test_readme.py"),
-    _tests("test-versions", "each Megatron-Bridge from 0.3 to 0.6; wants Python 3.11 and 3.12",
+    _tests("test-versions", "each supported Megatron-Bridge; wants Python 3.11 and 3.12",
            "-m", "versions", "-rs", "-s", "tests/versions"),
     _tests("test-engine", "the container path on a real Docker engine", "tests/engine", INSTALL_ENGINE="1"),
     _tests("test-report", "the report of a comparison in a headless Chromium",

@@ -221,7 +221,7 @@ def _write_index(path: Path, lengths: Path, dtype: type[np.number]) -> None:
     """Megatron's .idx of one sequence a document, a block at a time.
 
     Its own builder keeps a Python integer for every document and for every pointer, some 100 bytes a document, where
-    this needs none. The format: `megatron/core/datasets/indexed_dataset.py`, `_IndexWriter`.
+    this needs none. The format is that of its `indexed_dataset._IndexWriter`.
     """
     count = lengths.stat().st_size // 4
     with path.open("wb") as file:

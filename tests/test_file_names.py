@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-SOURCES = [path for room in ("assets", "scripts") for path in sorted((PROJECT / room).rglob("*.py"))]
-PAGES = [PROJECT / "README.md", PROJECT / "overview.md", *sorted((PROJECT / "assets/results").rglob("*.md"))]
+SOURCES, BESIDE = (
+    [path for room in ("assets", "scripts") for path in sorted((PROJECT / room).rglob(files))]
+    for files in ("*.py", "*.md")
+)
+PAGES = [PROJECT / "README.md", PROJECT / "overview.md", *BESIDE]
 THERE = {path.relative_to(PROJECT).as_posix() for path in SOURCES}
 OTHERS = ("my.py", "file.py", "utils/train_utils.py")  # the user's, and Megatron-Bridge's
 

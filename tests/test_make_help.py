@@ -64,6 +64,14 @@ def test_a_targets_help_names_its_options(target: str) -> None:
     assert named == set(TARGETS[target].takes) - set(options.SET_UP)
 
 
+def test_what_is_told_at_length_is_of_targets_and_shown() -> None:
+    page = help_pages.PAGE.read_text()
+    told = [name for heading in re.findall(r"^## (.*)$", page, re.MULTILINE) for name in heading.split(", ")]
+    assert len(told) == len(set(told)) and set(told) <= set(TARGETS)
+    assert "    make compare FRESH=1" in help_pages.of(TARGETS["compare"])
+    assert not [line for target in told for line in help_pages.of(TARGETS[target]) if "```" in line]
+
+
 def test_every_option_is_taken_and_every_flag_is_one(project: Path) -> None:
     assert {name for target in TARGETS.values() for name in target.takes} == set(OPTIONS)
     known = set(train.parser("x")._option_string_actions)

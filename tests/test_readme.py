@@ -1,4 +1,4 @@
-"""Every command of the README, as it stands, in a clean clone; and what the README promises of them."""
+"""Every command of the README and of `make help-...`, as it stands, in a clean clone; and what the README promises."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from pathlib import Path
 import pytest
 
 from playbook.cli.make import command as make
+from playbook.cli.make import help_pages
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
+AT_LENGTH = help_pages.PAGE.read_text()
+CLEAN = "make clean"
+
+
+def _commands(page: str) -> list[str]:
+    """One a line of its blocks; a line that ends in a backslash goes on in the next, as in a shell."""
+    return "".join(re.findall(r"```sh\n(.*?)```", page, re.S)).replace("\\\n", "").splitlines()
+
+
+COMMANDS = _commands(README)
+# What `make help-...` shows goes on with what the README's tasks left, so it comes before they are cleaned up.
+ALL = [*COMMANDS[: COMMANDS.index(CLEAN)], *_commands(AT_LENGTH), *COMMANDS[COMMANDS.index(CLEAN) :]]
 
 # Not run here, each for its reason.
 ELSEWHERE = {
@@ -31,12 +43,16 @@ def test_the_two_commands_come_first() -> None:
     assert COMMANDS[:2] == ["make compare", "make test"]
 
 
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) < 200
+
+
 def test_every_target_and_path_named_exists() -> None:
-    for command in COMMANDS:
+    for command in ALL:
         if named := re.search(r"\bmake ([a-z0-9-]+)", command):
             given = dict(word.split("=", 1) for word in shlex.split(command[named.end() :]))
             assert make.plan([named[1]], given), command  # raises where a name or a value is wrong
-    for path in re.findall(r"`((?:assets|scripts|tests)/[\w./-]+)`", README):
+    for path in re.findall(r"`((?:assets|scripts|tests)/[\w./-]+)`", README + AT_LENGTH):
         assert (PROJECT / path).exists(), path
     for path in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (PROJECT / path).exists(), path
@@ -52,7 +68,7 @@ def test_commands_run_in_a_clean_clone(tmp_path: Path) -> None:
     clone = tmp_path / "clone of the playbook"  # a space in the path, as users have
     subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(clone)], check=True)
     times: dict[str, float] = {}
-    for command in dict.fromkeys(COMMANDS):
+    for command in dict.fromkeys(ALL):
         if command in ELSEWHERE:
             continue
         began = time.monotonic()

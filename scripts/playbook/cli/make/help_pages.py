@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 
 from playbook.cli.make.options import OPTIONS, SET_UP, VARIABLES
 from playbook.cli.make.targets import GROUPS, TARGETS, Target
 
 WIDTH = 80
+PAGE = Path(__file__).with_name("help.md")
 _TARGET, _OPTION = 22, 22  # columns
 
 
@@ -41,10 +44,21 @@ def of(target: Target) -> list[str]:
     return [
         *textwrap.wrap(f"make {target.name}: {target.help}", WIDTH),
         "",
+        *_at_length(target.name),
         *_options(name for name in target.takes if name not in SET_UP),
         *(line for name, other in target.instead.items() for line in _instead(name, other)),
         *_of_the_environment([name for name in VARIABLES if name in target.takes]),
     ]  # fmt: skip
+
+
+def _at_length(name: str) -> list[str]:
+    """What help.md says under the target's name; [] where it says nothing."""
+    for section in re.split("^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        names, _, text = section.partition("\n")
+        if name in names.split(", "):
+            shown = re.sub("```sh\n(.*?)```\n", lambda code: textwrap.indent(code[1], "    "), text, flags=re.DOTALL)
+            return [*shown.strip().splitlines(), ""]
+    return []
 
 
 def _instead(name: str, other: Target) -> list[str]:

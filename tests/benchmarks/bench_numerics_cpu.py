@@ -17,7 +17,11 @@ import torch
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.cpu_layers import BF16, NVFP4, Arithmetic, PreparedWeight, linear
-from pretraining.numerics.nvfp4_numba import quantize_columns, quantize_rows, quantize_tiles, round_bf16
+from pretraining.numerics.nvfp4_numba import quantize, round_bf16
+from pretraining.request.nvfp4_recipe import Rounding
+
+RHT, TILES, STOCHASTIC = Rounding(rht=True), Rounding((16, 16)), Rounding(stochastic=True)
+RHT_STOCHASTIC = Rounding(rht=True, stochastic=True)
 
 
 def fastest(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -39,22 +43,22 @@ def quantizations(tokens: int, hidden: int, repeats: int) -> None:
     bf16, weight = x.bfloat16(), torch.randn(hidden, hidden)
     columns = bf16.T.contiguous()
     fast = {
-        "rows": lambda: quantize_rows(x),
-        "rows, stochastic": lambda: quantize_rows(x, seed=1),
-        "columns": lambda: quantize_columns(x),
-        "columns, RHT": lambda: quantize_columns(x, rht=True),
-        "columns, RHT, stochastic": lambda: quantize_columns(x, rht=True, seed=1),
-        "16x16 tiles": lambda: quantize_tiles(x),
+        "rows": lambda: quantize(x),
+        "rows, stochastic": lambda: quantize(x, STOCHASTIC, seed=1),
+        "columns": lambda: quantize(x, columns=True),
+        "columns, RHT": lambda: quantize(x, RHT, columns=True),
+        "columns, RHT, stochastic": lambda: quantize(x, RHT_STOCHASTIC, columns=True, seed=1),
+        "16x16 tiles": lambda: quantize(x, TILES),
         "BF16": lambda: round_bf16(x),
         "float32 product": lambda: x @ weight,
     }
     eager = {
         "rows": lambda: nvfp4.quantize(bf16),
-        "rows, stochastic": lambda: nvfp4.quantize(bf16, stochastic=True),
+        "rows, stochastic": lambda: nvfp4.quantize(bf16, STOCHASTIC),
         "columns": lambda: nvfp4.quantize(columns),
-        "columns, RHT": lambda: nvfp4.quantize(columns, rht=True),
-        "columns, RHT, stochastic": lambda: nvfp4.quantize(columns, rht=True, stochastic=True),
-        "16x16 tiles": lambda: nvfp4.quantize(bf16, tile=(16, 16)),
+        "columns, RHT": lambda: nvfp4.quantize(columns, RHT),
+        "columns, RHT, stochastic": lambda: nvfp4.quantize(columns, RHT_STOCHASTIC),
+        "16x16 tiles": lambda: nvfp4.quantize(bf16, TILES),
         "BF16": lambda: x.bfloat16().float(),
     }
     seconds, reference = fastest(fast, repeats), fastest(eager, max(repeats // 5, 1))
@@ -97,7 +101,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     repeats = parser.parse_args().repeats
     start = time.perf_counter()
-    round_bf16(quantize_rows(torch.zeros(16, 16)).values)
+    round_bf16(quantize(torch.zeros(16, 16)).values)
     print(f"numba {numba.__version__}, {numba.threading_layer()}, {numba.get_num_threads()} threads; "
           f"compiled or loaded in {time.perf_counter() - start:.1f} s")  # fmt: skip
     for tokens, hidden in ((2048, 384), (4096, 1152)):

@@ -20,7 +20,9 @@ from triton.testing import do_bench, do_bench_cudagraph
 
 from pretraining.numerics import nvfp4_triton
 from pretraining.numerics.product import product
+from pretraining.request.nvfp4_recipe import TENSORS, Nvfp4Recipe
 
+INPUT, WEIGHT, GRADIENT = map(Nvfp4Recipe().rounding, TENSORS)
 # Inputs and outputs of the linear layers of Llama 3 8B.
 LAYERS = {"qkv": (4096, 6144), "proj": (4096, 4096), "fc1": (4096, 28672), "fc2": (14336, 4096)}
 
@@ -44,9 +46,9 @@ def quantizations(tokens: int, copy: float) -> list[dict[str, object]]:
     rows = []
     for layer, (inputs, outputs) in LAYERS.items():
         for what, shape, bytes_each, call in (
-            ("input", (tokens, inputs), 8, lambda x: nvfp4_triton.quantize(x, rht=True)),
-            ("gradient", (tokens, outputs), 8, lambda x: nvfp4_triton.quantize(x, rht=True, seed=seed)),
-            ("weight", (outputs, inputs), 6, lambda x: nvfp4_triton.quantize_tiles(x)),
+            ("input", (tokens, inputs), 8, lambda x: nvfp4_triton.quantize(x, INPUT)),
+            ("gradient", (tokens, outputs), 8, lambda x: nvfp4_triton.quantize(x, GRADIENT, seed=seed)),
+            ("weight", (outputs, inputs), 6, lambda x: nvfp4_triton.quantize(x, WEIGHT)),
         ):
             x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
             time = milliseconds(lambda call=call, x=x: call(x))
@@ -63,14 +65,10 @@ def parts(tokens: int, copy: float) -> list[dict[str, object]]:
     """Each kernel alone, on fc1's gradient."""
     x = torch.randn(tokens, LAYERS["fc1"][1], device="cuda", dtype=torch.bfloat16)
     seed = torch.tensor([1], device="cuda")
-    both = {"rows": True, "columns": True, "rht": True}
-    maxima = milliseconds(lambda: nvfp4_triton._amax(x, **both))
+    maxima = milliseconds(lambda: nvfp4_triton._amax(x, columns=True, rht=True))
     rows = [("maxima of rows and rotated columns", 2, maxima)]
-    for what, each, options in (
-        ("rows and columns, nearest", 6, {"rht": True}),
-        ("rows and columns, stochastic", 6, {"rht": True, "seed": seed}),
-    ):
-        whole = milliseconds(lambda options=options: nvfp4_triton.quantize(x, **options))
+    for what, each, how in (("rows and columns, nearest", 6, INPUT), ("rows and columns, stochastic", 6, GRADIENT)):
+        whole = milliseconds(lambda how=how: nvfp4_triton.quantize(x, how, seed=seed))
         rows.append((what, each, whole - maxima))
     return [
         {

@@ -33,7 +33,8 @@ from megatron.core.utils import get_tensor_model_parallel_group_if_none
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pretraining.numerics.nvfp4_numba import Operand, quantize_columns, quantize_rows, quantize_tiles, round_bf16
+from pretraining.numerics.nvfp4 import Operand
+from pretraining.numerics.nvfp4_numba import quantize, round_bf16
 from pretraining.request import nvfp4_recipe
 
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, its bits spread: ranks land far apart
@@ -84,29 +85,31 @@ class NVFP4:
 
     def __init__(self, recipe: nvfp4_recipe.Nvfp4Recipe | None = None) -> None:
         self.recipe = recipe or nvfp4_recipe.in_use()
+        self._input, self._weight, self._gradient = map(self.recipe.rounding, nvfp4_recipe.TENSORS)
 
     def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
         """The weight for fprop and for dgrad: one quantization with 16x16 tiles, two without."""
-        if self.recipe.two_d:
-            return (tiles := quantize_tiles(weight)), tiles
-        return quantize_rows(weight), _without_padding(quantize_columns(weight), weight.shape[0])
+        rows = quantize(weight, self._weight)
+        if self._weight.is_own_transpose:
+            return rows, rows
+        return rows, _without_padding(quantize(weight, self._weight, columns=True), weight.shape[0])
 
     def fprop(self, x: Tensor, weight: tuple[Operand, Operand]) -> Tensor:
         """See ``Arithmetic``."""
-        return _product(quantize_rows(x), _transposed(weight[0]))
+        return _product(quantize(x, self._input), _transposed(weight[0]))
 
     def backward(self, gradient: Tensor) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
         """See ``Arithmetic``. Tokens that do not fill the last block of wgrad are zeros, which add nothing."""
-        rht, seed = self.recipe.rht, None
-        if self.recipe.stochastic:
+        seed = 0
+        if self._gradient.stochastic:
             seed = own_seed(int(torch.randint(2**62, ())))  # two are used: the quantizations must round independently
 
         def dgrad(weight: tuple[Operand, Operand]) -> Tensor:
-            return _product(quantize_rows(gradient, seed=seed), weight[1])
+            return _product(quantize(gradient, self._gradient, seed=seed), weight[1])
 
         def wgrad(x: Tensor) -> Tensor:
-            columns = quantize_columns(gradient, rht=rht, seed=None if seed is None else seed + 2**62)
-            return _product(_transposed(columns), quantize_columns(x, rht=rht))
+            columns = quantize(gradient, self._gradient, columns=True, seed=seed + 2**62)
+            return _product(_transposed(columns), quantize(x, self._input, columns=True))
 
         return dgrad, wgrad
 

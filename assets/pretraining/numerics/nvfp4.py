@@ -27,8 +27,11 @@ Special values:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+from pretraining.request.nvfp4_recipe import Rounding
 
 BLOCK = 16
 E2M1_MAX = 6.0
@@ -39,9 +42,24 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # weight-gradient product, quantized at different times, are rotated alike and the rotations cancel.
 RHT_SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 
+NEAREST = Rounding()
+
+
+class Operand(NamedTuple):
+    """A quantized matrix as a product wants it, from a fast version.
+
+    Attributes:
+        values: code value times block scale, exact in BF16, in the layout of the source; float32 on a CPU, bfloat16 on
+            a GPU.
+        scale: the FP32 tensor scale, amax / 2688: a number on a CPU, of shape (1,) on a GPU.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor | float
+
 
 @dataclass(frozen=True)
-class NVFP4Tensor:
+class QuantizedMatrix:
     """A quantized matrix of shape (rows, K), blocks of 16 along K.
 
     Attributes:
@@ -70,25 +88,17 @@ class NVFP4Tensor:
 
 
 def quantize(
-    x: torch.Tensor,
-    *,
-    tile: tuple[int, int] = (1, BLOCK),
-    rht: bool = False,
-    stochastic: bool = False,
-    generator: torch.Generator | None = None,
-    folded: bool = False,
-) -> NVFP4Tensor:
+    x: torch.Tensor, how: Rounding = NEAREST, *, generator: torch.Generator | None = None, folded: bool = False
+) -> QuantizedMatrix:
     """Quantize a matrix to NVFP4.
 
     Args:
         x: float32 or bfloat16 of shape (rows, K), K divisible by 16. For blocks along the rows pass the transpose.
-        tile: the elements that share a block scale: (1, 16), or (16, 16) for weights. Rows that do not fill the last
-            16x16 tile are padded with zeros, which changes no scale; the result has the given rows.
-        rht: first apply ``random_hadamard_transform``.
-        stochastic: round to E2M1 stochastically: to one of the two neighbours, with the probability that makes the
-            mean exact. Elements that lie above 6 after scaling (their block scale was rounded down) clip: their mean
-            is 6. Block scales are rounded to nearest all the same.
-        generator: source of the uniform numbers for ``stochastic``, on x's device; torch's default when None.
+        how: ``rht`` is applied where it is set: leave it out for blocks along a row. Rows that do not fill the last
+            16x16 tile are padded with zeros, which changes no scale; the result has the given rows. ``stochastic`` is
+            of E2M1: block scales are rounded to nearest all the same, and elements that lie above 6 after scaling
+            (their block scale was rounded down) clip: their mean is 6.
+        generator: source of uniform numbers where it is stochastic, on x's device; torch's default when None.
         folded: a block's scale is its amax * (encode / 6), as in Transformer Engine from 2.14, which now and then
             rounds otherwise than amax / 6 * encode.
 
@@ -96,17 +106,17 @@ def quantize(
         ValueError: x is no matrix, K is not divisible by 16, or the tile is not one of the two.
     """
     require_matrix(x)
-    if tile not in ((1, BLOCK), (BLOCK, BLOCK)):
-        raise ValueError(f"NVFP4 tiles are (1, 16) and (16, 16), found {tile}")
-    x = (random_hadamard_transform(x) if rht else x).float()
+    if how.tile not in ((1, BLOCK), (BLOCK, BLOCK)):
+        raise ValueError(f"NVFP4 tiles are (1, 16) and (16, 16), found {how.tile}")
+    x = (random_hadamard_transform(x) if how.rht else x).float()
     amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
     encode = encode_scale(amax)
-    of_blocks = block_amax(x, tile[0])
+    of_blocks = block_amax(x, how.tile[0])
     raw = of_blocks * (encode * (1 / E2M1_MAX)) if folded else _divide(of_blocks, E2M1_MAX) * encode
     scales = raw.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
     scaled = scale_elements(x, scales, encode)
-    codes = _stochastic_codes(scaled, generator) if stochastic else nearest_codes(scaled)
-    return NVFP4Tensor(pack(codes), scales, amax)
+    codes = _stochastic_codes(scaled, generator) if how.stochastic else nearest_codes(scaled)
+    return QuantizedMatrix(pack(codes), scales, amax)
 
 
 def random_hadamard_transform(x: torch.Tensor) -> torch.Tensor:
@@ -184,11 +194,12 @@ def decode(codes: torch.Tensor) -> torch.Tensor:
     return torch.cat((grid, -grid))[codes.int()]
 
 
-def require_matrix(x: torch.Tensor) -> None:
-    """Raise ValueError unless x is a matrix whose last axis is divisible by 16."""
+def require_matrix(x: torch.Tensor, *, of_blocks: bool = True) -> None:
+    """Raise ValueError unless x is a matrix, and its last axis divisible by 16 where it is cut into blocks."""
     if x.ndim != 2:
         raise ValueError(f"NVFP4 quantizes a matrix, found shape {tuple(x.shape)}; flatten the leading dimensions")
-    _require_blocks(x)
+    if of_blocks:
+        _require_blocks(x)
 
 
 def _require_blocks(x: torch.Tensor) -> None:

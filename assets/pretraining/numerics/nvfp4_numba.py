@@ -1,7 +1,7 @@
 """NVFP4 and BF16 rounding for the CPU: the arithmetic of ``nvfp4.py``, fused by numba.
 
 Every function takes a float32 or bfloat16 matrix and first rounds it to BF16, the type in which NVFP4 training hands
-its tensors to the quantizer; so ``quantize_rows(x)`` equals ``nvfp4.quantize(x.bfloat16())`` bit for bit. What comes
+its tensors to the quantizer; so ``quantize(x)`` equals ``nvfp4.quantize(x.bfloat16())`` bit for bit. What comes
 back is ready for a float32 product: the exact ``values`` and the tensor scale to multiply the product with.
 
 Blocks along the rows ("columns" below, what ``nvfp4.quantize`` gives for the transpose) are computed and returned in
@@ -13,8 +13,6 @@ the element.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numba
 import numpy as np
 import torch
@@ -22,7 +20,8 @@ from llvmlite import ir
 from numba import float32, int32, njit, prange, uint32
 from numba.extending import intrinsic
 
-from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, RHT_SIGNS
+from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, NEAREST, RHT_SIGNS, Operand, require_matrix
+from pretraining.request.nvfp4_recipe import Rounding
 
 ROWS, COLUMNS, TILES = 0, 1, 2  # where the 16 (or 256) elements of a block lie
 
@@ -40,54 +39,31 @@ _compile_parallel = njit(cache=True, error_model="numpy", parallel=True, nogil=T
 numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
-class Operand(NamedTuple):
-    """A quantized matrix as a product wants it.
-
-    Attributes:
-        values: float32, code value times block scale, in the layout of the source; exact in BF16.
-        scale: the FP32 tensor scale, amax / 2688.
-    """
-
-    values: torch.Tensor
-    scale: float
-
-
-def quantize_rows(x: torch.Tensor, *, seed: int | None = None) -> Operand:
-    """Blocks of 1x16 along the last axis: ``nvfp4.quantize(x.bfloat16())``.
+def quantize(x: torch.Tensor, how: Rounding = NEAREST, *, columns: bool = False, seed: int = 0) -> Operand:
+    """``nvfp4.quantize(x.bfloat16(), how.of_rows)``, or by columns, of the transpose with ``how`` and transposed back.
 
     Args:
-        x: float32 or bfloat16 of shape (rows, K), K divisible by 16.
-        seed: round stochastically with this seed (64 bits); None rounds to nearest.
+        x: float32 or bfloat16 of shape (rows, K), K divisible by 16 but for columns.
+        how: a tile is its own transpose, so one call serves the forward product and the input gradient.
+        columns: blocks of 16x1 along the first axis. Zeros are appended up to a multiple of 16 rows, and the values
+            have the padded rows, because the Hadamard transform fills them; a product over the rows needs them.
+        seed: 64 bits, of stochastic rounding.
 
     Raises:
-        ValueError: K is not divisible by 16.
+        ValueError: x is no matrix, or K is not divisible by 16.
     """
-    return _quantize(x, ROWS, seed)
-
-
-def quantize_tiles(x: torch.Tensor) -> Operand:
-    """Blocks of 16x16, for weights: ``nvfp4.quantize(x.bfloat16(), tile=(16, 16))``.
-
-    A tile is its own transpose, so one call serves the forward product and the input gradient.
-
-    Raises:
-        ValueError: K is not divisible by 16.
-    """
-    return _quantize(x, TILES, None)
-
-
-def quantize_columns(x: torch.Tensor, *, rht: bool = False, seed: int | None = None) -> Operand:
-    """Blocks of 16x1 along the first axis: ``nvfp4.quantize(x.bfloat16().T, rht=rht)``, transposed back.
-
-    Args:
-        x: float32 or bfloat16 of shape (rows, K), any rows: zeros are appended up to a multiple of 16. The values have
-            the padded rows, because the Hadamard transform fills them; a product over the rows needs them.
-        rht: apply the random Hadamard transform along the rows first.
-        seed: as in ``quantize_rows``.
-    """
-    source = _matrix(x)
-    rows = source.shape[0] + -source.shape[0] % BLOCK
-    return _quantize_array(source, np.empty((rows, source.shape[1]), np.float32), COLUMNS, seed, rht)
+    blocks = TILES if how.is_own_transpose else COLUMNS if columns else ROWS
+    require_matrix(x, of_blocks=blocks != COLUMNS)
+    source = x.detach().float().contiguous().numpy()
+    rows, width = source.shape
+    out = np.empty((rows + -rows % BLOCK if blocks == COLUMNS else rows, width), np.float32)
+    largest = np.zeros(-(-rows // BLOCK), np.int32)
+    scales = np.empty(3, np.float32)  # in an array, because numba hands a float32 scalar back as a float64
+    asked = (blocks, how.rht and blocks == COLUMNS, scales, how.stochastic, *_keys(seed))
+    _for_each_strip(source, out, largest, True, *asked)
+    _tensor_scales(largest, scales)
+    _for_each_strip(source, out, largest, False, *asked)
+    return Operand(torch.from_numpy(out), float(scales[2]))
 
 
 def round_bf16(x: torch.Tensor, scale: float = 1.0, *, inplace: bool = False) -> torch.Tensor:
@@ -102,32 +78,6 @@ def round_bf16(x: torch.Tensor, scale: float = 1.0, *, inplace: bool = False) ->
     out = x if inplace else torch.empty_like(x)
     _scale_and_round(x.view(-1).numpy(), out.view(-1).numpy(), np.float32(scale), inplace)
     return out
-
-
-def _matrix(x: torch.Tensor) -> np.ndarray:
-    if x.ndim != 2:
-        raise ValueError(f"NVFP4 quantizes a matrix, found shape {tuple(x.shape)}; flatten the leading dimensions")
-    return x.detach().float().contiguous().numpy()
-
-
-def _quantize(x: torch.Tensor, blocks: int, seed: int | None) -> Operand:
-    source = _matrix(x)
-    if source.shape[1] % BLOCK:
-        raise ValueError(
-            f"NVFP4 needs a last axis divisible by {BLOCK}, found {source.shape[1]} in shape {source.shape}; "
-            "choose dimensions divisible by 16, or pad with zeros (a zero changes no product)"
-        )
-    return _quantize_array(source, np.empty_like(source), blocks, seed)
-
-
-def _quantize_array(source: np.ndarray, out: np.ndarray, blocks: int, seed: int | None, rht: bool = False) -> Operand:
-    largest = np.zeros(-(-source.shape[0] // BLOCK), np.int32)
-    scales = np.empty(3, np.float32)  # in an array, because numba hands a float32 scalar back as a float64
-    how = (blocks, rht, scales, seed is not None, *_keys(seed or 0))
-    _for_each_strip(source, out, largest, True, *how)
-    _tensor_scales(largest, scales)
-    _for_each_strip(source, out, largest, False, *how)
-    return Operand(torch.from_numpy(out), float(scales[2]))
 
 
 def _keys(seed: int) -> tuple[np.uint32, np.uint32]:

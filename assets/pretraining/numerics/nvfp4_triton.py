@@ -15,14 +15,13 @@ random bits come from a counter, Philox (Salmon et al., 2011) over row and colum
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, RHT_SIGNS, require_matrix
+from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, NEAREST, RHT_SIGNS, Operand, require_matrix
+from pretraining.request.nvfp4_recipe import Rounding
 
 # Columns a program and warps: each thread holds 4 columns of 16 rows.
 WIDTH, WARPS = 512, 4
@@ -50,52 +49,43 @@ _SIXTH = tl.constexpr(43690.0 / 2.0**18)
 _SIXTH_REST = tl.constexpr(1.0 / 6.0 - 43690.0 / 2.0**18)
 
 
-class Operand(NamedTuple):
-    """A quantized matrix as a product wants it.
-
-    Attributes:
-        values: bfloat16, code value times block scale, in the layout of the source.
-        scale: float32 of shape (1,), the tensor scale, amax / 2688.
-    """
-
-    values: Tensor
-    scale: Tensor
-
-
 def quantize(
     x: Tensor,
+    how: Rounding = NEAREST,
     *,
     rows: bool = True,
     columns: bool = True,
-    rht: bool = False,
     seed: Tensor | None = None,
     stream: int = 0,
     folded: bool = False,
+    out: Operand | None = None,
 ) -> tuple[Operand | None, Operand | None]:
-    """Blocks of 1x16 along the last axis and of 16x1 along the first: ``nvfp4.quantize(x)`` and, transposed back,
-    ``nvfp4.quantize(x.T, rht=rht)``.
+    """``nvfp4.quantize(x, how.of_rows)`` and, transposed back, ``nvfp4.quantize(x.T, how)``.
 
     Args:
         x: of shape (rows, K), K divisible by 16; rounded to bfloat16 where it is not. Columns are padded with zeros to
             a multiple of 16 rows, and their values have the padded rows: the Hadamard transform fills them.
+        how: of tiles, one result is both. The sums of the Hadamard transform are divided by 4 at the end, so that
+            numbers over 2e37 count as infinite.
         rows, columns: which of the two to make; the other is None.
-        rht: apply the random Hadamard transform along the columns' blocks first. Its sums are divided by 4 at the end,
-            so that numbers over 2e37 count as infinite.
-        seed: int64 of shape (1,) on x's device: round stochastically with it, rows and columns independently; None
-            rounds to nearest. A probability is exact to 2**-9: 8 random bits an element, as many as Blackwell's own
-            conversion takes (PTX ISA, cvt.rs: 32 bits for 4 numbers).
+        seed: int64 of shape (1,) on x's device, for stochastic rounding, of rows and columns independently. A
+            probability is exact to 2**-9: 8 random bits an element, as many as Blackwell's own conversion takes (PTX
+            ISA, cvt.rs: 32 bits for 4 numbers).
         stream: numbers independent sequences of one seed, such as the ranks of a training.
         folded: see ``nvfp4.quantize``.
+        out: an earlier result of tiles for the same shape, to write into.
 
     Raises:
         ValueError: x is no matrix, or K is not divisible by 16.
     """
     require_matrix(x)
     x = x.bfloat16().contiguous()
+    if how.is_own_transpose:
+        return (tiles := _tiles(x, folded, out)), tiles
     height, width = x.shape
     groups = triton.cdiv(height, BLOCK)
     strips = triton.cdiv(width, WIDTH)
-    amax = _amax(x, rows=rows, columns=columns, rht=rht)
+    amax = _amax(x, columns=columns, rht=how.rht)
     scales = torch.empty(2, dtype=torch.float32, device=x.device)
     of_rows = torch.empty(x.shape if rows else 0, dtype=torch.bfloat16, device=x.device)
     of_columns = torch.empty((groups * BLOCK, width) if columns else 0, dtype=torch.bfloat16, device=x.device)
@@ -106,14 +96,14 @@ def quantize(
             of_columns,
             amax,
             scales,
-            amax if seed is None else seed,
+            seed if how.stochastic else amax,
             stream,
             height,
             width,
             ROWS=rows,
             COLUMNS=columns,
-            RHT=rht,
-            STOCHASTIC=seed is not None,
+            RHT=how.rht,
+            STOCHASTIC=how.stochastic,
             FOLDED=folded,
             WIDTH=WIDTH,
             num_warps=WARPS,
@@ -122,23 +112,9 @@ def quantize(
     return Operand(of_rows, scales[:1]) if rows else None, Operand(of_columns, scales[1:]) if columns else None
 
 
-def quantize_tiles(x: Tensor, *, folded: bool = False, out: Operand | None = None) -> Operand:
-    """Blocks of 16x16, for weights: ``nvfp4.quantize(x, tile=(16, 16))``.
-
-    A tile is its own transpose, so one result serves the forward product and the input gradient.
-
-    Args:
-        x: of shape (rows, K), K divisible by 16; rounded to bfloat16 where it is not.
-        folded: see ``nvfp4.quantize``.
-        out: an earlier result for the same shape, to write into.
-
-    Raises:
-        ValueError: x is no matrix, or K is not divisible by 16.
-    """
-    require_matrix(x)
-    x = x.bfloat16().contiguous()
+def _tiles(x: Tensor, folded: bool, out: Operand | None) -> Operand:
     height, width = x.shape
-    amax = _amax(x, rows=True, columns=False, rht=False)
+    amax = _amax(x, columns=False, rht=False)
     if out is None:
         out = Operand(torch.empty(x.shape, dtype=torch.bfloat16, device=x.device), amax.new_empty(1).float())
     if x.numel():
@@ -147,7 +123,7 @@ def quantize_tiles(x: Tensor, *, folded: bool = False, out: Operand | None = Non
     return out
 
 
-def _amax(x: Tensor, *, rows: bool, columns: bool, rht: bool) -> Tensor:
+def _amax(x: Tensor, *, columns: bool, rht: bool) -> Tensor:
     """Bits of the largest magnitude of x and of its rotated columns, int32 of shape (2,); NaN is the largest."""
     height, width = x.shape
     amax = torch.zeros(2, dtype=torch.int32, device=x.device)

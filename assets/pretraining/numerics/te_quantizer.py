@@ -24,12 +24,13 @@ from transformer_engine.pytorch.cpp_extensions import gemm as te_gemm
 from transformer_engine.pytorch.quantized_tensor import QuantizedTensorStorage, Quantizer
 
 from pretraining import packages
-from pretraining.numerics.nvfp4_triton import Operand, quantize, quantize_tiles
+from pretraining.numerics.nvfp4 import Operand
+from pretraining.numerics.nvfp4_triton import quantize
 from pretraining.numerics.product import product
 from pretraining.request import nvfp4_recipe
 
 
-def quantizer_factory(role: Any) -> NVFP4Quantizer | None:
+def quantizer_factory(role: Any) -> EmulatedQuantizer | None:
     """The quantizer of one tensor of a linear layer, for Transformer Engine's ``CustomRecipe``.
 
     Args:
@@ -42,12 +43,12 @@ def quantizer_factory(role: Any) -> NVFP4Quantizer | None:
     _provide_products()
     is_name = isinstance(role, str)
     tensor = role.removeprefix("linear_") if is_name else getattr(role, "tensor_type", "")
-    if tensor in ("input", "weight", "grad_output"):
-        return NVFP4Quantizer(tensor, nvfp4_recipe.in_use())
-    return None if is_name else NVFP4Quantizer("input", nvfp4_recipe.in_use())
+    if tensor in nvfp4_recipe.TENSORS:
+        return EmulatedQuantizer(tensor, nvfp4_recipe.in_use())
+    return None if is_name else EmulatedQuantizer("input", nvfp4_recipe.in_use())
 
 
-class NVFP4Tensor(QuantizedTensorStorage):
+class EmulatedTensor(QuantizedTensorStorage):
     """A quantized matrix on its way through a layer: blocks along the rows and along the columns.
 
     Attributes:
@@ -57,7 +58,7 @@ class NVFP4Tensor(QuantizedTensorStorage):
 
     custom = True  # how Transformer Engine tells it from its own
 
-    def __init__(self, quantizer: NVFP4Quantizer, shape: torch.Size, rows: Operand | None, columns: Operand | None):
+    def __init__(self, quantizer: EmulatedQuantizer, shape: torch.Size, rows: Operand | None, columns: Operand | None):
         self._quantizer = quantizer
         self._dtype = self.dtype = torch.bfloat16
         self.original_shape = shape
@@ -81,7 +82,7 @@ class NVFP4Tensor(QuantizedTensorStorage):
         """Which of the two are there."""
         return {"rowwise": self.rows is not None, "columnwise": self.columns is not None}
 
-    def prepare_for_saving(self) -> tuple[list[Tensor | None], NVFP4Tensor]:
+    def prepare_for_saving(self) -> tuple[list[Tensor | None], EmulatedTensor]:
         """Hand the tensors to autograd. A weight also keeps them: it is read again by the next micro batch."""
         tensors = [part for each in (self.rows, self.columns) for part in (each or (None, None))]
         if self._quantizer.tensor != "weight":
@@ -99,22 +100,22 @@ class NVFP4Tensor(QuantizedTensorStorage):
         self.rows = self.columns = None
 
 
-class NVFP4Quantizer(Quantizer):
+class EmulatedQuantizer(Quantizer):
     """Rounds one kind of tensor: "input", "weight" or "grad_output"."""
 
     custom = True
 
     def __init__(self, tensor: str, recipe: nvfp4_recipe.Nvfp4Recipe) -> None:
         super().__init__(rowwise=True, columnwise=True)
-        self.tensor, self.recipe = tensor, recipe
+        self.tensor, self.how = tensor, recipe.rounding(tensor)
 
-    def quantize(self, tensor: Tensor, *, out: NVFP4Tensor | None = None, **_: Any) -> NVFP4Tensor:
+    def quantize(self, tensor: Tensor, *, out: EmulatedTensor | None = None, **_: Any) -> EmulatedTensor:
         """What Transformer Engine calls for a new tensor; leading dimensions are flattened."""
         if out is not None:
             return self.update_quantized(tensor, out)
-        return NVFP4Tensor(self, tensor.shape, *self._operands(tensor, None))
+        return EmulatedTensor(self, tensor.shape, *self._operands(tensor, None))
 
-    def update_quantized(self, src: Tensor, dst: NVFP4Tensor, *, noop_flag: Tensor | None = None) -> NVFP4Tensor:
+    def update_quantized(self, src: Tensor, dst: EmulatedTensor, *, noop_flag: Tensor | None = None) -> EmulatedTensor:
         """Quantize anew into ``dst``: a weight after an optimizer step.
 
         Raises:
@@ -129,18 +130,15 @@ class NVFP4Quantizer(Quantizer):
 
     def _operands(self, tensor: Tensor, into: Operand | None) -> tuple[Operand | None, Operand | None]:
         x = tensor.detach().reshape(-1, tensor.shape[-1])
-        folded = packages.folds_block_scale()
-        if self.tensor == "weight" and self.recipe.two_d:
-            tiles = quantize_tiles(x, folded=folded, out=into)
-            return tiles, tiles
         return quantize(
             x,
+            self.how,
             rows=self.rowwise_usage,
             columns=self.columnwise_usage,
-            rht=self.recipe.rht and self.tensor != "weight",
-            seed=_seed(x.device) if self.recipe.stochastic and self.tensor == "grad_output" else None,
+            seed=_seed(x.device) if self.how.stochastic else None,
             stream=_rank(),
-            folded=folded,
+            folded=packages.folds_block_scale(),
+            out=into,
         )
 
 
@@ -167,8 +165,8 @@ def _provide_products() -> None:
 
 def _gemm(
     others: Any,
-    a: NVFP4Tensor,
-    b: NVFP4Tensor,
+    a: EmulatedTensor,
+    b: EmulatedTensor,
     workspace: Tensor,
     out_dtype: torch.dtype | None = None,
     quantization_params: Quantizer | None = None,
@@ -190,7 +188,7 @@ def _gemm(
     Raises:
         ValueError: asked for what no layer of a Llama asks for and this does not do.
     """
-    if not (isinstance(a, NVFP4Tensor) and isinstance(b, NVFP4Tensor)):
+    if not (isinstance(a, EmulatedTensor) and isinstance(b, EmulatedTensor)):
         return others(
             a, b, workspace, out_dtype, quantization_params, gelu, gelu_in, accumulate, layout, out, bias, *rest
         )

@@ -1,7 +1,8 @@
 """The NVFP4 recipe as one value, and what Transformer Engine is told of it. Standard library only: the host plans it.
 
 It is written in words, `rht=off stochastic=off weights=1x16`: by `--nvfp4`, in config.yaml and in the plan.
-A new word is a new field of `Nvfp4Recipe`.
+A new word is a new field of `Nvfp4Recipe`; one that is computed anew is also a field of `Rounding`, and arithmetic in
+`numerics/nvfp4.py`, `nvfp4_triton.py` and `nvfp4_numba.py`. All else passes a `Rounding` on.
 """
 
 from __future__ import annotations
@@ -29,6 +30,39 @@ def _word(word: str, values: dict[str, Any], *, title: str, short: str = "", eng
     return dataclasses.field(default=next(iter(values.values())), metadata=about)
 
 
+TENSORS = ("input", "weight", "grad_output")  # of a linear layer, by Transformer Engine's names
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How one matrix is quantized: what the specification and both fast versions of it are asked for.
+
+    Attributes:
+        tile: the elements that share a block scale: (1, 16) along each axis, or (16, 16), one result for both.
+        rht: rotate blocks along the rows ("columns") first; those along a row never are.
+        stochastic: round to one of the two neighbours by chance, so that the mean is exact; else to the nearest.
+    """
+
+    tile: tuple[int, int] = (1, 16)
+    rht: bool = False
+    stochastic: bool = False
+
+    @property
+    def of_rows(self) -> Rounding:
+        """The same for blocks along a row."""
+        return dataclasses.replace(self, rht=False)
+
+    @property
+    def is_own_transpose(self) -> bool:
+        """Whether one result is the matrix's and its transpose's."""
+        return self.tile[0] == self.tile[1]
+
+    @property
+    def name(self) -> str:
+        """Such as "1x16 RHT stochastic"."""
+        return " ".join(["x".join(map(str, self.tile)), *["RHT"] * self.rht, *["stochastic"] * self.stochastic])
+
+
 @dataclass(frozen=True)
 class Nvfp4Recipe:
     """What of the NVFP4 training recipe is on (arXiv 2509.25149, section 4); by default all of it.
@@ -52,6 +86,12 @@ class Nvfp4Recipe:
         "weights", {"16x16": True, "1x16": False},
         title="2D scaling", short="NVFP4_2D", engine="NVTE_NVFP4_DISABLE_2D_QUANTIZATION",
     )  # fmt: skip
+
+    def rounding(self, tensor: str) -> Rounding:
+        """How one of TENSORS is quantized."""
+        if tensor == "weight":
+            return Rounding(tile=(16, 16) if self.two_d else (1, 16))
+        return Rounding(rht=self.rht, stochastic=self.stochastic and tensor == "grad_output")
 
     @classmethod
     def of(cls, words: Mapping[str, str]) -> Nvfp4Recipe:
@@ -101,6 +141,12 @@ _ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["eng
 VALUES = {word: tuple(_VALUES[name]) for word, name in _FIELDS.items()}
 # What can be said in place of the default.
 HELP = " ".join(f"{word}={values[1]}" for word, values in VALUES.items())
+
+
+def native_roundings() -> list[Rounding]:
+    """All that Transformer Engine's own kernels do: by the whole recipe, and without each that it can leave out."""
+    recipes = [Nvfp4Recipe(), *(Nvfp4Recipe().without(name) for name in _ENGINE.values())]
+    return list(dict.fromkeys(recipe.rounding(tensor) for recipe in recipes for tensor in TENSORS))
 
 
 def missing(ingredients: Mapping[str, Any]) -> list[str]:

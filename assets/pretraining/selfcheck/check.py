@@ -8,23 +8,21 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretraining.numerics import nvfp4
-from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor
+from pretraining.numerics.nvfp4 import BLOCK, Operand, QuantizedMatrix
+from pretraining.request.nvfp4_recipe import Rounding, native_roundings
 from pretraining.selfcheck import deviations, engines, rounding, step
-from pretraining.selfcheck.engines import SIDES, LayoutError, Mode, Native, Ours
+from pretraining.selfcheck.engines import SIDES, LayoutError, Native, Ours
 
-if TYPE_CHECKING:
-    from pretraining.numerics.nvfp4_triton import Operand
-
-EXACT = (Mode(), Mode(tile=(BLOCK, BLOCK)), Mode(rht=True))
-STOCHASTIC = (Mode(stochastic=True), Mode(rht=True, stochastic=True))
+STOCHASTIC = [each for each in native_roundings() if each.stochastic]
+EXACT = [each for each in native_roundings() if not each.stochastic]
 # Transformer Engine has kernels of its own for rows divisible by 64 beside columns divisible by 128; its scales are
 # padded for rows or blocks that do not fill 128 and 4, and it takes no other rows than multiples of 16.
 SHAPES = ((256, 512), (64, 128), (304, 272), (48, 80), (200, 384))
@@ -78,7 +76,7 @@ def everything(
         shapes, drawn, draws: of random matrices; of those for stochastic rounding, and how often.
     """
     for case in torch.load(vectors):
-        mode = Mode(tile=tuple(case["tile"]), rht=case["rht"])
+        mode = Rounding(tile=tuple(case["tile"]), rht=case["rht"])
         yield from exact(f"vector {case['name']}", case["x"], mode, native, ours, device)
     for name, x in random_tensors(shapes):
         for mode in EXACT:
@@ -107,7 +105,7 @@ def random_tensors(shapes: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, T
     yield "zeros 32x64", torch.zeros(32, 64).bfloat16()
 
 
-def exact(name: str, x: Tensor, mode: Mode, native: Native, ours: Ours, device: str) -> Iterator[Result]:
+def exact(name: str, x: Tensor, mode: Rounding, native: Native, ours: Ours, device: str) -> Iterator[Result]:
     """Native codes, block scales and amax of both sides against the specification, and our kernels against it."""
     specified, matrices = engines.specified(x, mode), dict(zip(SIDES, engines.matrices(x), strict=True))
 
@@ -122,7 +120,7 @@ def exact(name: str, x: Tensor, mode: Mode, native: Native, ours: Ours, device: 
 
 
 def _both_sides(
-    name: str, mode: Mode, whose: str, make: Callable[[], dict[str, Any]], compare: Callable[..., Iterator[Result]]
+    name: str, mode: Rounding, whose: str, make: Callable[[], dict[str, Any]], compare: Callable[..., Iterator[Result]]
 ) -> Iterator[Result]:
     """`compare(side, made[side])` for every side; where it is missing, or something raises, what failed."""
     made: dict[str, Any] | Exception
@@ -144,13 +142,13 @@ def _both_sides(
 
 
 def _one_side(
-    name: str, mode: Mode, side: str, stored: engines.Stored, specified: NVFP4Tensor, matrix: Tensor
+    name: str, mode: Rounding, side: str, stored: engines.Stored, specified: QuantizedMatrix, matrix: Tensor
 ) -> Result:
     columns = matrix.shape[1]
     rows = len(matrix) if side == "columns" else len(matrix) + -len(matrix) % BLOCK
-    of_side = mode if side == "columns" else replace(mode, rht=False)
+    of_side = mode if side == "columns" else mode.of_rows
     native = engines.read(stored, rows, columns)
-    native = NVFP4Tensor(native.codes[: len(matrix)], native.scales[: len(matrix)], native.amax)
+    native = QuantizedMatrix(native.codes[: len(matrix)], native.scales[: len(matrix)], native.amax)
     found = deviations.differences(native, specified)
     details: dict[str, Any] = {"differences": [each.as_json() for each in found]} if found else {}
     if signs := deviations.zero_signs(native, specified):
@@ -161,7 +159,7 @@ def _one_side(
     return Result(name, mode.name, side, False, "; ".join(map(str, found)), cause, details)
 
 
-def _our_kernels(name: str, mode: Mode, side: str, found: Operand, specified: NVFP4Tensor) -> Result:
+def _our_kernels(name: str, mode: Rounding, side: str, found: Operand, specified: QuantizedMatrix) -> Result:
     values, expected = _shaped(found, specified), specified.values.bfloat16()
     unequal = values.contiguous().view(torch.int16) != expected.contiguous().view(torch.int16)
     both_zero = (values == 0) & (expected == 0)
@@ -171,7 +169,7 @@ def _our_kernels(name: str, mode: Mode, side: str, found: Operand, specified: NV
     return Result(name, mode.name, OURS + side, not problem, problem)
 
 
-def _shaped(found: Operand, specified: NVFP4Tensor) -> Tensor:
+def _shaped(found: Operand, specified: QuantizedMatrix) -> Tensor:
     """The values of one side. Raises LayoutError where their shape is not the specification's."""
     wanted = tuple(specified.values.shape)
     if tuple(found.values.shape) != wanted:
@@ -179,7 +177,7 @@ def _shaped(found: Operand, specified: NVFP4Tensor) -> Tensor:
     return found.values
 
 
-def stochastic(x: Tensor, mode: Mode, native: Native, ours: Ours, device: str, draws: int) -> Iterator[Result]:
+def stochastic(x: Tensor, mode: Rounding, native: Native, ours: Ours, device: str, draws: int) -> Iterator[Result]:
     """Both ways of rounding stochastically, judged by `rounding`; all scales are those of rounding to nearest.
 
     Of the native kernels these are the block scales and amax, of ours the tensor scale: a block scale is in the values.
@@ -221,7 +219,7 @@ def _by_side(drawn: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return {side: [each[side] for each in drawn] for side in SIDES if all(side in each for each in drawn)}
 
 
-def _judged(name: str, mode: Mode, side: str, values: list[Tensor], scaled: Tensor) -> Result:
+def _judged(name: str, mode: Rounding, side: str, values: list[Tensor], scaled: Tensor) -> Result:
     judgement = rounding.judge(values, scaled)
     return Result(name, mode.name, side, not judgement.problem, judgement.problem, details=judgement.as_json())
 
@@ -240,7 +238,7 @@ def training_step(native: Native, ours: Ours, device: str) -> Iterator[Result]:
         )
 
 
-def failed(name: str, mode: Mode | None, side: str, error: Exception) -> Result:
+def failed(name: str, mode: Rounding | None, side: str, error: Exception) -> Result:
     """A comparison that could not be made, without what would tell whose machine it was."""
     said = f"{type(error).__name__}: {anonymous(error)}"
     return Result(name, mode.name if mode else "", side, False, failure=said)

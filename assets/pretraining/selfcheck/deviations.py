@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pretraining.numerics import nvfp4
-from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, RHT_SIGNS, NVFP4Tensor
-from pretraining.selfcheck.engines import Mode, Stored
+from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, RHT_SIGNS, QuantizedMatrix
+from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.selfcheck.engines import Stored
 
 # The orders in which a block's scale is computed. They are equal but for roundings of float32, which now and then
 # carry over to E4M3. Read in Transformer Engine's sources.
@@ -59,7 +60,7 @@ class Difference:
         return f"{self.part}{where}: {self.native} instead of {self.ours}"
 
 
-def differences(native: NVFP4Tensor, ours: NVFP4Tensor) -> list[Difference]:
+def differences(native: QuantizedMatrix, ours: QuantizedMatrix) -> list[Difference]:
     """Every part whose bits differ, in the order in which one leads to the next; the sign of a zero is none."""
     codes = nvfp4.unpack(native.codes), nvfp4.unpack(ours.codes)
     unequal = (codes[0] != codes[1]) & ~_both_zero(*codes)
@@ -80,13 +81,15 @@ def first_difference(part: str, native: Tensor, ours: Tensor, unequal: Tensor) -
     return Difference(part, int(unequal.sum()), unequal.numel(), index, found, expected)
 
 
-def zero_signs(native: NVFP4Tensor, ours: NVFP4Tensor) -> int:
+def zero_signs(native: QuantizedMatrix, ours: QuantizedMatrix) -> int:
     """Zeros that have another sign. No product can tell them apart."""
     codes = nvfp4.unpack(native.codes), nvfp4.unpack(ours.codes)
     return int(((codes[0] != codes[1]) & _both_zero(*codes)).sum())
 
 
-def cause_of(native: NVFP4Tensor, stored: Stored, ours: NVFP4Tensor, matrix: Tensor, mode: Mode) -> str | None:
+def cause_of(
+    native: QuantizedMatrix, stored: Stored, ours: QuantizedMatrix, matrix: Tensor, mode: Rounding
+) -> str | None:
     """A known cause that explains every difference, None where there is none.
 
     Args:
@@ -106,7 +109,7 @@ def cause_of(native: NVFP4Tensor, stored: Stored, ours: NVFP4Tensor, matrix: Ten
     return None
 
 
-def _layouts(native: NVFP4Tensor, stored: Stored) -> Iterator[tuple[str, NVFP4Tensor]]:
+def _layouts(native: QuantizedMatrix, stored: Stored) -> Iterator[tuple[str, QuantizedMatrix]]:
     """Other orders of the same bytes: the cause, and the bytes put right."""
     swapped = (native.codes << 4) | (native.codes >> 4)
     yield "layout: the even column is in the high nibble", replace(native, codes=swapped)
@@ -115,7 +118,7 @@ def _layouts(native: NVFP4Tensor, stored: Stored) -> Iterator[tuple[str, NVFP4Te
     yield "layout: block scales in the order of cuBLAS's tiles", replace(native, scales=straight)
 
 
-def _others(matrix: Tensor, mode: Mode) -> Iterator[tuple[str, NVFP4Tensor]]:
+def _others(matrix: Tensor, mode: Rounding) -> Iterator[tuple[str, QuantizedMatrix]]:
     """What other arithmetic would have given."""
     for order, (whose, _) in ORDERS.items():
         yield f"block scale computed as {order}: {whose}", _in_order(matrix, mode, order)
@@ -133,17 +136,17 @@ def _others(matrix: Tensor, mode: Mode) -> Iterator[tuple[str, NVFP4Tensor]]:
             yield name, _in_order(changed, replace(mode, rht=rht), order)
 
 
-def _in_order(matrix: Tensor, mode: Mode, order: str) -> NVFP4Tensor:
+def _in_order(matrix: Tensor, mode: Rounding, order: str) -> QuantizedMatrix:
     """The specification with block scales computed in another order."""
     x = (nvfp4.random_hadamard_transform(matrix) if mode.rht else matrix).float()
     amax = x.abs().amax().reshape(1)
     encode = nvfp4.encode_scale(amax)
     raw = ORDERS[order][1](nvfp4.block_amax(x, mode.tile[0]), encode)
     scales = raw.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
-    return NVFP4Tensor(nvfp4.pack(nvfp4.nearest_codes(nvfp4.scale_elements(x, scales, encode))), scales, amax)
+    return QuantizedMatrix(nvfp4.pack(nvfp4.nearest_codes(nvfp4.scale_elements(x, scales, encode))), scales, amax)
 
 
-def _among_neighbours(native: NVFP4Tensor, matrix: Tensor, mode: Mode) -> bool:
+def _among_neighbours(native: QuantizedMatrix, matrix: Tensor, mode: Rounding) -> bool:
     x = (nvfp4.random_hadamard_transform(matrix) if mode.rht else matrix).float()
     scaled = nvfp4.scale_elements(x, native.scales, nvfp4.encode_scale(native.amax))
     below, distance = nvfp4.neighbours(scaled)

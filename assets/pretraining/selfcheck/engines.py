@@ -6,36 +6,19 @@ Engine it uses what 2.8 to 2.18 have alike: `NVFP4Quantizer`'s keywords and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pretraining import packages
 from pretraining.numerics import nvfp4
-from pretraining.numerics.nvfp4 import BLOCK, NVFP4Tensor
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe
-
-if TYPE_CHECKING:
-    from pretraining.numerics.nvfp4_triton import Operand
+from pretraining.numerics.nvfp4 import BLOCK, Operand, QuantizedMatrix
+from pretraining.request.nvfp4_recipe import Rounding
 
 SIDES = ("rows", "columns")
 SCALE_ROWS, SCALE_COLUMNS = 128, 4  # what Transformer Engine pads block scales to, for cuBLAS
-
-
-@dataclass(frozen=True)
-class Mode:
-    """How a matrix is quantized; `rht` is of its columns alone, as in the recipe."""
-
-    tile: tuple[int, int] = (1, BLOCK)
-    rht: bool = False
-    stochastic: bool = False
-
-    @property
-    def name(self) -> str:
-        """Such as "1x16 RHT stochastic"."""
-        return " ".join(["x".join(map(str, self.tile)), *["RHT"] * self.rht, *["stochastic"] * self.stochastic])
 
 
 class Stored(NamedTuple):
@@ -57,7 +40,7 @@ class Stored(NamedTuple):
 class Native(Protocol):
     """What is checked."""
 
-    def quantize(self, x: Tensor, mode: Mode) -> dict[str, Stored]:
+    def quantize(self, x: Tensor, mode: Rounding) -> dict[str, Stored]:
         """Both sides of a bfloat16 matrix whose rows and columns are multiples of 16."""
 
     def model(self, weights: list[Tensor]) -> torch.nn.Module:
@@ -68,7 +51,7 @@ class LayoutError(Exception):
     """A quantized tensor does not have the shape or order in which it can be read."""
 
 
-def read(stored: Stored, rows: int, columns: int) -> NVFP4Tensor:
+def read(stored: Stored, rows: int, columns: int) -> QuantizedMatrix:
     """One side as the specification has it, on the CPU, without padding.
 
     Args:
@@ -89,7 +72,7 @@ def read(stored: Stored, rows: int, columns: int) -> NVFP4Tensor:
     if stored.swizzled:
         raise LayoutError("block scales in the order of cuBLAS's tiles, expected row by row")
     scales = stored.scales.cpu()[:rows, : columns // BLOCK].contiguous().view(torch.float8_e4m3fn)
-    return NVFP4Tensor(stored.codes.cpu(), scales, stored.amax.cpu().float())
+    return QuantizedMatrix(stored.codes.cpu(), scales, stored.amax.cpu().float())
 
 
 def _up(number: int, multiple: int) -> int:
@@ -102,7 +85,7 @@ class TransformerEngine:
     def __init__(self, device: str = "cuda") -> None:
         self._device = device
 
-    def quantize(self, x: Tensor, mode: Mode) -> dict[str, Stored]:
+    def quantize(self, x: Tensor, mode: Rounding) -> dict[str, Stored]:
         """See `Native`."""
         from transformer_engine.pytorch.tensor.nvfp4_tensor import NVFP4Quantizer
 
@@ -111,7 +94,7 @@ class TransformerEngine:
             columnwise=True,
             with_rht=mode.rht,
             with_post_rht_amax=mode.rht,
-            with_2d_quantization=mode.tile == (BLOCK, BLOCK),
+            with_2d_quantization=mode.is_own_transpose,
             stochastic_rounding=mode.stochastic,
         )
         made = quantizer(x.to(self._device))
@@ -141,19 +124,15 @@ class Ours:
     def __init__(self, device: str = "cuda") -> None:
         self._device = device
 
-    def kernels(self, x: Tensor, mode: Mode, seed: int = 0) -> dict[str, Operand]:
+    def kernels(self, x: Tensor, mode: Rounding, seed: int = 0) -> dict[str, Operand]:
         """Both sides of any matrix with K divisible by 16 as the kernels round them, shaped as in `specified`."""
         from pretraining.numerics import nvfp4_triton
 
-        folded = packages.folds_block_scale()
-        if mode.tile == (BLOCK, BLOCK):
-            rows = columns = nvfp4_triton.quantize_tiles(x, folded=folded)
-        else:
-            seeds = torch.tensor([seed], device=x.device) if mode.stochastic else None
-            rows, columns = nvfp4_triton.quantize(x, rht=mode.rht, seed=seeds, folded=folded)
+        seeds = torch.tensor([seed], device=x.device)
+        rows, columns = nvfp4_triton.quantize(x, mode, seed=seeds, folded=packages.folds_block_scale())
         return {
-            "rows": nvfp4_triton.Operand(rows.values.cpu(), rows.scale.cpu()),
-            "columns": nvfp4_triton.Operand(padded(columns.values).T.cpu(), columns.scale.cpu()),
+            "rows": Operand(rows.values.cpu(), rows.scale.cpu()),
+            "columns": Operand(padded(columns.values).T.cpu(), columns.scale.cpu()),
         }
 
     def model(self, weights: list[Tensor]) -> torch.nn.Module:
@@ -163,13 +142,13 @@ class Ours:
         return _Layers(weights, CustomRecipe(qfactory=_nearest_quantizer), self._device)
 
 
-def specified(x: Tensor, mode: Mode) -> dict[str, NVFP4Tensor]:
+def specified(x: Tensor, mode: Rounding) -> dict[str, QuantizedMatrix]:
     """Both sides as the specification rounds them to nearest, on the CPU. Columns are padded to whole blocks."""
-    folded = packages.folds_block_scale()
+    folded, nearest = packages.folds_block_scale(), replace(mode, stochastic=False)
     rows, columns = matrices(x)
     return {
-        "rows": nvfp4.quantize(rows, tile=mode.tile, folded=folded),
-        "columns": nvfp4.quantize(columns, tile=mode.tile, rht=mode.rht, folded=folded),
+        "rows": nvfp4.quantize(rows, nearest.of_rows, folded=folded),
+        "columns": nvfp4.quantize(columns, nearest, folded=folded),
     }
 
 
@@ -189,7 +168,7 @@ def _nearest_quantizer(role: Any) -> Any:
 
     quantizer = te_quantizer.quantizer_factory(role)
     if quantizer is not None:
-        quantizer.recipe = Nvfp4Recipe(stochastic=False)
+        quantizer.how = replace(quantizer.how, stochastic=False)
     return quantizer
 
 

@@ -18,6 +18,7 @@ from pretraining.numerics import cpu_layers, nvfp4
 from pretraining.numerics.cpu_layers import BF16, NVFP4, NVFP4ColumnParallelLinear, set_arithmetic
 from pretraining.request import nvfp4_recipe
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
+from pretraining.request.nvfp4_recipe import Rounding
 
 DETERMINISTIC = Recipe(stochastic=False)
 
@@ -70,11 +71,11 @@ def expected_products(x, weight, gradient, recipe):
     x, weight, gradient = (t.flatten(0, -2).bfloat16() for t in (x, weight.detach(), gradient))
     pad = (0, -x.shape[0] % 16)
     x_t, gradient_t = (torch.nn.functional.pad(t.T, pad).contiguous() for t in (x, gradient))
-    tile = (16, 16) if recipe.two_d else (1, 16)
+    tiles = Rounding((16, 16) if recipe.two_d else (1, 16))
     return (
-        multiply(nvfp4.quantize(x), nvfp4.quantize(weight, tile=tile)),
-        multiply(nvfp4.quantize(gradient), nvfp4.quantize(weight.T.contiguous(), tile=tile)),
-        multiply(nvfp4.quantize(gradient_t, rht=recipe.rht), nvfp4.quantize(x_t, rht=recipe.rht)),
+        multiply(nvfp4.quantize(x), nvfp4.quantize(weight, tiles)),
+        multiply(nvfp4.quantize(gradient), nvfp4.quantize(weight.T.contiguous(), tiles)),
+        multiply(nvfp4.quantize(gradient_t, Rounding(rht=recipe.rht)), nvfp4.quantize(x_t, Rounding(rht=recipe.rht))),
     )
 
 
@@ -112,7 +113,7 @@ def test_each_ingredient_changes_only_its_products():
 def test_stochastic_gradients_are_unbiased():
     module, exact, (x, gradient) = build(arithmetic=NVFP4(Recipe())), build(arithmetic=BF16()), tensors((16, 1))
     with torch.no_grad():
-        exact.weight.copy_(nvfp4.quantize(module.weight.bfloat16(), tile=(16, 16)).dequantize())
+        exact.weight.copy_(nvfp4.quantize(module.weight.bfloat16(), Rounding((16, 16))).dequantize())
     _, reference, _ = forward_and_backward(exact, x, gradient)
     draws = torch.stack([forward_and_backward(module, x, gradient)[1] for _ in range(200)])
     rms = reference.square().mean().sqrt()
@@ -131,20 +132,18 @@ def test_seeds_come_from_the_default_generator():
 
 
 def test_both_quantizations_of_a_gradient_round_independently(monkeypatch):
-    seeds = []
-    for name in ("quantize_rows", "quantize_columns"):
-        original = getattr(cpu_layers, name)
+    seeds, original = [], cpu_layers.quantize
 
-        def spy(x, *, seed=None, original=original, **kwargs):
-            seeds.append(seed)
-            return original(x, seed=seed, **kwargs)
+    def spy(x, how, *, seed=None, **kwargs):
+        seeds.append(seed if how.stochastic else None)
+        return original(x, how, **kwargs) if seed is None else original(x, how, seed=seed, **kwargs)
 
-        monkeypatch.setattr(cpu_layers, name, spy)
+    monkeypatch.setattr(cpu_layers, "quantize", spy)
     module, (x, gradient) = build(arithmetic=NVFP4(Recipe())), tensors()
     for _ in range(2):
         forward_and_backward(module, x, gradient)
     drawn = [seed for seed in seeds if seed is not None]
-    assert len(drawn) == len(set(drawn)) == 4 and seeds.count(None) == 4
+    assert len(drawn) == len(set(drawn)) == 4 and seeds.count(None) == 5
 
 
 def test_bf16_products_equal_torchs():

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.numerics.nvfp4 import E2M1, RHT_SIGNS, quantize, random_hadamard_transform
+from pretraining.numerics import nvfp4
+from pretraining.numerics.nvfp4 import E2M1, RHT_SIGNS, random_hadamard_transform
+from pretraining.request.nvfp4_recipe import Rounding
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
+
+
+def quantize(x, generator=None, **how):
+    return nvfp4.quantize(x, Rounding(**how), generator=generator)
 
 
 def bits(x):

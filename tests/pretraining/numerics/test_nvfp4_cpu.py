@@ -7,9 +7,22 @@ import pytest
 import torch
 
 from pretraining.numerics import nvfp4
-from pretraining.numerics.nvfp4_numba import quantize_columns, quantize_rows, quantize_tiles, round_bf16
+from pretraining.numerics.nvfp4_numba import quantize, round_bf16
+from pretraining.request.nvfp4_recipe import Rounding
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
+
+
+def quantize_rows(x, seed=None):
+    return quantize(x, Rounding(stochastic=seed is not None), seed=seed or 0)
+
+
+def quantize_columns(x, rht=False, seed=None):
+    return quantize(x, Rounding(rht=rht, stochastic=seed is not None), columns=True, seed=seed or 0)
+
+
+def quantize_tiles(x):
+    return quantize(x, Rounding((16, 16)))
 
 
 def padded(x):
@@ -26,9 +39,9 @@ def assert_same(operand, reference, transposed=False):
 def check_everything(x):
     bf16 = x.bfloat16()
     assert_same(quantize_rows(x), nvfp4.quantize(bf16))
-    assert_same(quantize_tiles(x), nvfp4.quantize(bf16, tile=(16, 16)))
+    assert_same(quantize_tiles(x), nvfp4.quantize(bf16, Rounding((16, 16))))
     for rht in (False, True):
-        reference = nvfp4.quantize(padded(bf16).T.contiguous(), rht=rht)
+        reference = nvfp4.quantize(padded(bf16).T.contiguous(), Rounding(rht=rht))
         assert_same(quantize_columns(x, rht=rht), reference, transposed=True)
 
 
@@ -84,14 +97,14 @@ def test_refuses():
         quantize_columns(torch.zeros(4, 4, 16))
 
 
-@pytest.mark.parametrize("quantize", [quantize_rows, quantize_columns])
-def test_stochastic_rounding_is_unbiased(quantize):
+@pytest.mark.parametrize("made", [quantize_rows, quantize_columns])
+def test_stochastic_rounding_is_unbiased(made):
     trials = 32_000
     magnitudes = torch.tensor([6.0, 0.1, 0.25, 0.5, 0.7, 1.0, 1.2, 1.75, 1.9, 2.3, 2.5, 3.0, 3.6, 4.2, 5.0, 5.9])
     row = magnitudes.bfloat16().float() * torch.tensor([1.0, -1.0]).repeat(8)
     x = row.expand(trials, 16)
-    operand = quantize(x if quantize is quantize_rows else x.T, seed=1)
-    units = (operand.values if quantize is quantize_rows else operand.values.T).double() / 448
+    operand = made(x if made is quantize_rows else x.T, seed=1)
+    units = (operand.values if made is quantize_rows else operand.values.T).double() / 448
     assert torch.isin(units.abs().float(), torch.tensor(nvfp4.E2M1)).all()
     error, deviation = units.mean(0) - row.double(), units.std(0) / trials**0.5
     assert (error.abs() <= 4 * deviation + 1e-7).all(), error / deviation

@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton for this machine")
 
-from pretraining.numerics import nvfp4
-from pretraining.numerics.nvfp4_triton import quantize, quantize_tiles
+from pretraining.numerics import nvfp4, nvfp4_triton
+from pretraining.request.nvfp4_recipe import Rounding
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,6 +22,16 @@ SHAPES = [(33, 528), (5, 32)] if DEVICE == "cpu" else [(33, 528), (5, 32), (1, 1
 pytestmark = [
     pytest.mark.filterwarnings("ignore:divide by zero", "ignore:overflow", "ignore:invalid value", "ignore:underflow"),
 ]
+
+
+def quantize(x, rht=False, seed=None, **options):
+    return nvfp4_triton.quantize(x, Rounding(rht=rht, stochastic=seed is not None), seed=seed, **options)
+
+
+def quantize_tiles(x, **options):
+    rows, columns = nvfp4_triton.quantize(x, Rounding((16, 16)), **options)
+    assert rows is columns
+    return rows
 
 
 def bits(x):
@@ -67,8 +77,8 @@ def test_equals_the_specification(shape, kind, rht, folded):
     x = sample(shape, kind)
     rows, columns = quantize(x, rht=rht, folded=folded)
     assert_equal(rows, nvfp4.quantize(x, folded=folded))
-    assert_equal(columns, nvfp4.quantize(padded(x).T.contiguous(), rht=rht, folded=folded), transposed=True)
-    assert_equal(quantize_tiles(x, folded=folded), nvfp4.quantize(x, tile=(16, 16), folded=folded))
+    assert_equal(columns, nvfp4.quantize(padded(x).T.contiguous(), Rounding(rht=rht), folded=folded), transposed=True)
+    assert_equal(quantize_tiles(x, folded=folded), nvfp4.quantize(x, Rounding((16, 16)), folded=folded))
 
 
 def test_a_block_scale_is_divided_by_six_exactly():
@@ -93,7 +103,7 @@ def test_tiles_are_written_into_an_earlier_result():
     earlier = quantize_tiles(sample((20, 64), "wide"))
     again = quantize_tiles(x, out=earlier)
     assert again.values.data_ptr() == earlier.values.data_ptr()
-    assert_equal(again, nvfp4.quantize(x, tile=(16, 16)))
+    assert_equal(again, nvfp4.quantize(x, Rounding((16, 16))))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

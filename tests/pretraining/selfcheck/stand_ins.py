@@ -1,10 +1,12 @@
 """The specification in Transformer Engine's storage layout, in the native kernels' place, whole or tampered with."""
 
+import dataclasses
+
 import torch
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.cpu_layers import NVFP4, PreparedWeight, linear
-from pretraining.numerics.nvfp4_triton import Operand
+from pretraining.numerics.nvfp4 import Operand
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
 from pretraining.selfcheck import engines
 from pretraining.selfcheck.engines import Stored
@@ -58,15 +60,13 @@ class Reference:
         for side, matrix in zip(engines.SIDES, (x, x.T.contiguous()), strict=True):
             rht = mode.rht and side == "columns"
             matrix = self.before(matrix) if self.before and rht else matrix
-            q = nvfp4.quantize(
-                matrix, tile=mode.tile, rht=rht, stochastic=mode.stochastic and self.rounded is None,
-                generator=self.generator, folded=self.folded,
-            )  # fmt: skip
+            how = dataclasses.replace(mode, rht=rht, stochastic=mode.stochastic and self.rounded is None)
+            q = nvfp4.quantize(matrix, how, generator=self.generator, folded=self.folded)
             if mode.stochastic and self.rounded:
                 rotated = nvfp4.random_hadamard_transform(matrix) if rht else matrix
                 scaled = nvfp4.scale_elements(rotated.float(), q.scales, nvfp4.encode_scale(q.amax))
                 codes = self.rounded(scaled, torch.rand(scaled.shape, generator=self.generator))
-                q = nvfp4.NVFP4Tensor(nvfp4.pack(codes), q.scales, q.amax)
+                q = nvfp4.QuantizedMatrix(nvfp4.pack(codes), q.scales, q.amax)
             made[side] = self.tamper(side, stored(q))
         return made
 
@@ -84,7 +84,7 @@ class Specified:
         made = {}
         for side, matrix in zip(engines.SIDES, engines.matrices(x), strict=True):
             rht = mode.rht and side == "columns"
-            q = nvfp4.quantize(matrix, tile=mode.tile, rht=rht, stochastic=mode.stochastic, generator=self.generator)
+            q = nvfp4.quantize(matrix, dataclasses.replace(mode, rht=rht), generator=self.generator)
             made[side] = Operand(q.values.bfloat16(), q.tensor_scale)
         return made
 

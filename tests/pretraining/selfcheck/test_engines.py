@@ -11,8 +11,8 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 
 import stand_ins
 
+from pretraining.request.nvfp4_recipe import Rounding
 from pretraining.selfcheck import check, engines, step
-from pretraining.selfcheck.engines import Mode
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def engine(monkeypatch):
             with_random_sign_mask=True,
         ):  # fmt: skip
             assert rowwise and columnwise and with_post_rht_amax == with_rht and with_random_sign_mask
-            self.mode = Mode((16, 16) if with_2d_quantization else (1, 16), with_rht, stochastic_rounding)
+            self.mode = Rounding((16, 16) if with_2d_quantization else (1, 16), with_rht, stochastic_rounding)
 
         def __call__(self, x):
             made, names = stand_ins.Reference().quantize(x, self.mode), {"rows": "rowwise", "columns": "columnwise"}

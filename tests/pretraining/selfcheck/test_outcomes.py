@@ -14,12 +14,12 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 
 from stand_ins import Reference, Specified, matrix
 
+from pretraining.request.nvfp4_recipe import Rounding
 from pretraining.run import run_facts as machine
 from pretraining.selfcheck import FAST_MATH, check, engines, report
-from pretraining.selfcheck.engines import Mode
 
 DRAWS = 16
-RHT = Mode(rht=True)
+RHT = Rounding(rht=True)
 
 
 def test_what_fails_is_told_without_whose_machine_it_is(monkeypatch):
@@ -29,7 +29,7 @@ def test_what_fails_is_told_without_whose_machine_it_is(monkeypatch):
         def quantize(self, x, mode):
             raise RuntimeError(f"/home/wilhelmina/te/cast.cu:12: no kernel on {socket.gethostname()}, wilhelmina\n" * 9)
 
-    found = list(check.exact("x", matrix(), Mode(), Broken(), Specified(), "cpu"))
+    found = list(check.exact("x", matrix(), Rounding(), Broken(), Specified(), "cpu"))
     assert [each.side for each in found[:2]] == list(engines.SIDES)
     for each in found[:2]:
         assert not each.equal and each.failure.startswith("RuntimeError: cast.cu:12: no kernel on ..., ...")
@@ -73,7 +73,7 @@ class Corner(Specified):
 
 def both(native, ours):
     found = list(check.exact("x", matrix(32, 64), RHT, native, ours, "cpu"))
-    drawn = Mode(rht=True, stochastic=True)
+    drawn = Rounding(rht=True, stochastic=True)
     return found, list(check.stochastic(matrix(32, 64), drawn, native, ours, "cpu", DRAWS))
 
 
@@ -101,10 +101,10 @@ def test_an_element_that_is_not_a_number_is_compared():
             made = super().kernels(x, mode, seed)
             return {side: each._replace(values=each.values.nan_to_num(0)) for side, each in made.items()}
 
-    specified = engines.specified(x, Mode())["rows"]
+    specified = engines.specified(x, Rounding())["rows"]
     assert specified.values.isnan().any()
-    made = Zero().kernels(x, Mode())["rows"]
-    assert "kernel values at" in check._our_kernels("x", Mode(), "rows", made, specified).problem
+    made = Zero().kernels(x, Rounding())["rows"]
+    assert "kernel values at" in check._our_kernels("x", Rounding(), "rows", made, specified).problem
 
 
 def test_the_tensor_scale_of_our_stochastic_rounding():

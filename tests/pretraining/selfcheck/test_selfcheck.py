@@ -12,12 +12,12 @@ from stand_ins import Reference, Specified, matrix
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import RHT_SIGNS
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
+from pretraining.request.nvfp4_recipe import Rounding
 from pretraining.selfcheck import check, engines, report, rounding
-from pretraining.selfcheck.engines import Mode
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt"
 DRAWS = 16
-RHT = Mode(rht=True)
+RHT = Rounding(rht=True)
 
 
 def exact(native, mode, x=None):
@@ -114,16 +114,16 @@ def test_no_signs_and_no_rounding_of_the_hadamard_transform():
 def test_no_hadamard_transform():
     class Without(Reference):
         def quantize(self, x, mode):
-            return super().quantize(x, Mode(tile=mode.tile))
+            return super().quantize(x, Rounding(tile=mode.tile))
 
     found = exact(Without(), RHT)
     assert found["rows"].equal and found["columns"].cause == "the Hadamard transform is left out"
-    assert exact(Without(), Mode())["columns"].equal
+    assert exact(Without(), Rounding())["columns"].equal
 
 
 def test_another_order_of_the_block_scale_is_named_with_its_version():
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(20)).bfloat16()  # one in 15 of such matrices
-    found = exact(Reference(folded=True), Mode(), x)["rows"]
+    found = exact(Reference(folded=True), Rounding(), x)["rows"]
     assert not found.equal and 0 < first(found)["block scales"]["count"] < 30
     assert found.cause == "block scale computed as amax * (encode * (1 / 6)): Transformer Engine from 2.14"
     assert "Not explained" not in report.verdict([found]) and found.cause in report.verdict([found])
@@ -143,7 +143,7 @@ def test_wrong_layouts(side):
                 swizzled[tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4] = kept.scales[row, column]
         return kept._replace(scales=swizzled.view(rows, columns))
 
-    causes = {change: exact(tampered(side, change), Mode())[side] for change in (nibbles, tiles)}
+    causes = {change: exact(tampered(side, change), Rounding())[side] for change in (nibbles, tiles)}
     assert causes[nibbles].cause == "layout: the even column is in the high nibble"
     assert list(first(causes[nibbles])) == ["codes"]
     assert causes[tiles].cause == "layout: block scales in the order of cuBLAS's tiles"
@@ -154,7 +154,7 @@ def test_wrong_layouts(side):
         (lambda kept: kept._replace(amax=kept.amax.repeat(48)), "layout: amax of shape (48,), expected (1,)"),
         (lambda kept: kept._replace(swizzled=True), "layout: block scales in the order of cuBLAS's tiles"),
     ):
-        assert said in exact(tampered(side, change), Mode())[side].problem
+        assert said in exact(tampered(side, change), Rounding())[side].problem
 
 
 def test_the_sign_of_a_zero_is_told_and_does_not_count():
@@ -162,7 +162,7 @@ def test_the_sign_of_a_zero_is_told_and_does_not_count():
         return kept._replace(codes=torch.where(kept.codes == 0, 0x80, kept.codes).to(torch.uint8))
 
     x = matrix() * (torch.arange(80) % 3 > 0)
-    found = exact(tampered("rows", change), Mode(), x)["rows"]
+    found = exact(tampered("rows", change), Rounding(), x)["rows"]
     assert found.equal and found.details["zeros_of_other_sign"] > 0
     assert "but for the sign of" in report.verdict([found])
 
@@ -174,7 +174,7 @@ def test_rows_that_are_no_multiple_of_the_tile():
     def change(kept):
         return kept._replace(codes=changed(kept.codes, (39, 39), kept.codes[39, 39] ^ 0x20))
 
-    assert first(exact(tampered("rows", change), Mode(), x)["rows"])["codes"]["index"] == (39, 79)
+    assert first(exact(tampered("rows", change), Rounding(), x)["rows"])["codes"]["index"] == (39, 79)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:overflow", "ignore:invalid value", "ignore:underflow")
@@ -198,7 +198,7 @@ def test_our_kernels_are_held_against_the_specification(mode):
 
 
 def drawn(native, mode=RHT):
-    mode = Mode(rht=mode.rht, stochastic=True)
+    mode = Rounding(rht=mode.rht, stochastic=True)
     found = list(check.stochastic(matrix(32, 64), mode, native, Specified(), "cpu", DRAWS))
     assert all(each.equal for each in found if each.side.startswith("our kernels"))
     return {each.side: each for each in found}

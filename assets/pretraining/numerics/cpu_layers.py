@@ -177,14 +177,13 @@ class _Linear(torch.autograd.Function):
     ``linear_with_grad_accumulation_and_async_allreduce``."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, prepared, arithmetic, allreduce_dgrad, sequence_parallel, group):
+    def forward(ctx, x, weight, bias, prepared, arithmetic, allreduce_dgrad, group):
         # The input itself is saved: the layer before usually keeps it anyway, and quantizing it again in blocks along
         # the tokens costs a twentieth of the product.
         ctx.save_for_backward(x)
         ctx.prepared, ctx.arithmetic, ctx.use_bias = prepared, arithmetic, bias is not None
-        ctx.allreduce_dgrad, ctx.sequence_parallel, ctx.group = allreduce_dgrad, sequence_parallel, group
-        total = _gather(x, group) if sequence_parallel else x
-        y = arithmetic.fprop(total.reshape(-1, total.shape[-1]), prepared)
+        ctx.allreduce_dgrad, ctx.group = allreduce_dgrad, group
+        y = arithmetic.fprop(x.reshape(-1, x.shape[-1]), prepared)
         if bias is not None:
             y = round_bf16(y + round_bf16(bias), inplace=True)
         return y
@@ -193,39 +192,19 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
         need_x, need_weight = ctx.needs_input_grad[:2]
-        first = x.shape[0] * (ctx.group.size() if ctx.sequence_parallel else 1)
-        shape = (first, *x.shape[1:])
         dgrad, wgrad = ctx.arithmetic.backward(gradient)
         grad_x = grad_weight = handle = None
         if need_x:
-            grad_x = dgrad(ctx.prepared).view(shape)
+            grad_x = dgrad(ctx.prepared).view(x.shape)
             if ctx.allreduce_dgrad:
                 handle = dist.all_reduce(grad_x, group=ctx.group, async_op=True)  # meanwhile: the weight gradient
-            if ctx.sequence_parallel:
-                grad_x = _reduce_scatter(grad_x, ctx.group)
         if need_weight:
-            total = _gather(x, ctx.group) if ctx.sequence_parallel else x
-            grad_weight = wgrad(total.reshape(-1, total.shape[-1]))
+            grad_weight = wgrad(x.reshape(-1, x.shape[-1]))
         grad_bias = round_bf16(round_bf16(gradient).sum(dim=0), inplace=True) if ctx.use_bias else None
         if handle is not None:
             handle.wait()
-        if grad_x is not None and (ctx.allreduce_dgrad or ctx.sequence_parallel):
             grad_x = round_bf16(grad_x, inplace=True)  # a reduction in BF16 leaves BF16
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None
-
-
-def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sequence shards of all ranks, joined along the first axis."""
-    total = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
-    dist.all_gather_into_tensor(total, x.contiguous(), group=group)
-    return total
-
-
-def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """This rank's sequence shard of the sum over ranks."""
-    shard = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
-    dist.reduce_scatter_tensor(shard, x.contiguous(), group=group)
-    return shard
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 def linear(
@@ -246,14 +225,15 @@ def linear(
     """What ``_forward_impl`` of Megatron's layers computes, in the given arithmetic.
 
     Args:
-        input: float32 of shape (..., K); with ``sequence_parallel`` this rank's shard of the first axis.
+        input: float32 of shape (..., K).
         weight: float32 of shape (N, K).
         arithmetic, memory: the products, and where the prepared weight is kept.
         unknown: what newer releases of Megatron-Core ask for besides, such as ``gtp_remat_size`` of 0.19.
         Others: as in Megatron's ``linear_with_grad_accumulation_and_async_allreduce``.
 
     Raises:
-        ValueError: gradient accumulation fusion, deferred embedding gradients or something unknown is on.
+        ValueError: gradient accumulation fusion, deferred embedding gradients, sequence parallelism or something
+            unknown is on.
     """
     if gradient_accumulation_fusion:
         raise ValueError(
@@ -265,16 +245,16 @@ def linear(
             "defer_embedding_wgrad_compute is on, but emulated layers do not defer; "
             "set model.defer_embedding_wgrad_compute=False"
         )
-    if asked := {name: value for name, value in unknown.items() if value not in (None, False, 0, 1)}:
+    unknown["sequence_parallel"] = sequence_parallel  # which Megatron-Core's norms without CUDA refuse too
+    if asked := {name: value for name, value in unknown.items() if value not in (None, False, 1) or value is True}:
         raise ValueError(f"Megatron-Core asks for what emulated layers do not do: {asked}")
-    if allreduce_dgrad or sequence_parallel:
+    if allreduce_dgrad:
         tp_group = get_tensor_model_parallel_group_if_none(tp_group)
     prepared = memory.get(weight, arithmetic.prepare)
-    y = _Linear.apply(input, weight, bias, prepared, arithmetic, allreduce_dgrad, sequence_parallel, tp_group)
+    y = _Linear.apply(input, weight, bias, prepared, arithmetic, allreduce_dgrad, tp_group)
     # Viewed here and not in the function: Megatron's cross entropy works in place, which autograd forbids on a view
     # that a custom function made.
-    first = input.shape[0] * (tp_group.size() if sequence_parallel else 1)
-    return y.view(first, *input.shape[1:-1], weight.shape[0])
+    return y.view(*input.shape[:-1], weight.shape[0])
 
 
 def set_arithmetic(module: ColumnParallelLinear | RowParallelLinear, arithmetic: Arithmetic) -> None:

@@ -244,6 +244,15 @@ def test_refuses_what_it_does_not_do():
         module(x)
 
 
+@pytest.mark.parametrize(("sequence_parallel", "others"), [(True, {}), (False, {"gtp_remat_size": 2})])
+def test_refuses_what_newer_releases_ask_for(sequence_parallel, others):
+    x, weight = torch.zeros(16, 16), torch.zeros(16, 16)
+    off = {"arithmetic": BF16(), "memory": cpu_layers.PreparedWeight()}
+    cpu_layers.linear(x, weight, None, False, False, False, gtp_remat_size=1, **off)
+    with pytest.raises(ValueError, match="what emulated layers do not do"):
+        cpu_layers.linear(x, weight, None, False, False, sequence_parallel, **others, **off)
+
+
 def test_layer_spec_swaps_linear_layers_only():
     local = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec = cpu_layers.layer_spec(local, "nvfp4")
@@ -286,22 +295,18 @@ x, w, g = (torch.randn(*s, generator=generator) for s in ((32, 2, 64), (96, 64),
 mine = slice(48 * rank, 48 * rank + 48)                       # column parallel: half of the outputs
 w_mine, g_mine = w[mine].clone().requires_grad_(), g[..., mine]
 exact = [t.bfloat16().float() for t in (x, w, g)]
-dx_whole, shard = exact[2] @ exact[1], slice(16 * rank, 16 * rank + 16)
-for sequence_parallel in (False, True):
-    w_mine.grad = None
-    x_mine = (x[shard] if sequence_parallel else x).clone().requires_grad_()
-    y = linear(x_mine, w_mine, None, False, not sequence_parallel, sequence_parallel, group,
-               arithmetic=BF16(), memory=PreparedWeight())
-    y.backward(g_mine)
-    close = dict(rtol=2**-6, atol=2e-2)
-    torch.testing.assert_close(y, (exact[0] @ exact[1].T)[..., mine], **close)
-    torch.testing.assert_close(x_mine.grad, dx_whole[shard] if sequence_parallel else dx_whole, rtol=2**-6, atol=0.1)
-    torch.testing.assert_close(w_mine.grad, exact[2][..., mine].flatten(0, 1).T @ exact[0].flatten(0, 1), **close)
+x_mine = x.clone().requires_grad_()
+y = linear(x_mine, w_mine, None, False, True, False, group, arithmetic=BF16(), memory=PreparedWeight())
+y.backward(g_mine)
+close = dict(rtol=2**-6, atol=2e-2)
+torch.testing.assert_close(y, (exact[0] @ exact[1].T)[..., mine], **close)
+torch.testing.assert_close(x_mine.grad, exact[2] @ exact[1], rtol=2**-6, atol=0.1)
+torch.testing.assert_close(w_mine.grad, exact[2][..., mine].flatten(0, 1).T @ exact[0].flatten(0, 1), **close)
 dist.destroy_process_group()
 """
 
 
-def test_tensor_and_sequence_parallel_on_two_ranks(tmp_path):
+def test_tensor_parallel_on_two_ranks(tmp_path):
     assets = str(Path(cpu_layers.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": assets, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     ranks = [

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pretraining.errors import UsageError
 from pretraining.request.nvfp4_recipe import HELP
+from pretraining.request.precisions import PRECISIONS
 
 OFF = ("", "0", "no", "off", "false")
 ON = ("1", "yes", "on", "true")
@@ -62,7 +63,7 @@ def _ingredient(name: str, text: str) -> Option:
 
 
 _ALL = (
-    Option("PRECISION", "--precision", "NAME", "nvfp4, bf16, fp8, fp8_blockwise or mxfp8; compare: for nvfp4"),
+    Option("PRECISION", "--precision", "NAME", f"{', '.join(PRECISIONS)}; compare: for nvfp4"),
     Option("MODEL", "--model", "NAME", "what to train, see make models", "llama31-8b on a GPU, tiny without one"),
     _count("ITERS", "--train-iters", "iterations", "50; tiny 120"),
     _count("WARMUP", "--warmup-iters", "warm-up iterations", "2; tiny 20", least=0),

@@ -19,6 +19,7 @@ FILES = {
     name: re.findall(r"`([\w./-]+/[\w.-]+)`", files)
     for name, files in re.findall(r"^\| (?!to add|---)(.+?) \| (.+?) \|", SECTION, re.MULTILINE)
 }
+RECIPE = "assets/pretraining/request/nvfp4_recipe.py"
 Edits = dict[str, str | tuple[str, str]]
 
 
@@ -113,6 +114,53 @@ def test_a_precision_is_a_row(copy: Copy, environment) -> None:
     assert "fp8_recipe: delayed" in built and "num_layers_at_end_in_bf16: 2" in built
     code = "from playbook.cli.make import help_pages; print('\\n'.join(help_pages.everything()))"
     assert "toy" in copy.run(environment, "-c", code)
+
+
+def test_a_variant_is_a_word_and_its_arithmetic_three_times(copy: Copy, environment) -> None:
+    """One that clips a matrix first."""
+    recipe = (copy.folder / RECIPE).read_text(encoding="utf-8")
+    for old, new in {
+        "    stochastic: bool = False\n": "    stochastic: bool = False\n    toy: bool = False\n",
+        "    def rounding(self": """    toy: str = _word("toy", {"off": "off", "on": "on"}, title="the toy")
+
+    def rounding(self, tensor: str) -> Rounding:
+        return dataclasses.replace(self._rounding(tensor), toy=self.toy == "on")
+
+    def _rounding(self""",
+    }.items():
+        assert recipe.count(old) == 1
+        recipe = recipe.replace(old, new)
+    clip = "x = x.clamp(-1, 1) if how.toy else x\n    "
+    copy.add(
+        "an NVFP4 variant",
+        {
+            RECIPE: recipe,
+            **{
+                f"assets/pretraining/numerics/{name}.py": (first, clip + first)
+                for name, first in {
+                    "nvfp4": "x = (random_hadamard_transform(x)",
+                    "nvfp4_numba": "source = x.detach().float()",
+                    "nvfp4_triton": "x = x.bfloat16().contiguous()",
+                }.items()
+            },
+        },
+    )
+    words = ("--nvfp4", "toy=on", "--runtime", "container", "--dry-run")
+    assert "toy=on" in copy.run(environment, "scripts/run.py", "nvfp4", *words)
+    code = """
+import torch
+from pretraining.numerics import nvfp4, nvfp4_numba, nvfp4_triton
+from pretraining.request.nvfp4_recipe import Nvfp4Recipe, words_in
+how = Nvfp4Recipe.of(words_in("toy=on")).rounding("input")
+assert how.toy and not Nvfp4Recipe().rounding("input").toy
+x = 3 * torch.randn(16, 64, dtype=torch.bfloat16)
+for given in (x, x.float()):
+    wanted = nvfp4.quantize(x, how.of_rows)
+    assert wanted.amax == 1
+    assert torch.equal(nvfp4_numba.quantize(given, how).values, wanted.values)
+    assert torch.equal(nvfp4_triton.quantize(given, how, columns=False)[0].values.float(), wanted.values)
+"""
+    copy.run(lambda **more: environment(TRITON_INTERPRET="1", **more), "-c", code)
 
 
 def test_a_release_is_a_difference_and_its_pins(copy: Copy, environment) -> None:

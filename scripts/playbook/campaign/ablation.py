@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from playbook.campaign.ablation_file import KIND, SCHEMA
-from playbook.compare import comparison, loss_gap, paired, run_figures
+from playbook.compare import comparison, figures, loss_gap, paired
 from playbook.compare.stats import Figure
-from playbook.report.terminal import joined
+from playbook.report.wording import joined
 from pretraining.record.run_folder import Run, Verdict
 from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, as_text
 
@@ -97,7 +97,7 @@ def trained(seed: int, run: Run, base: Run | None) -> Trained:
     Args:
         run, base: from `loading.load`; `base` is None where `run` is that run itself.
     """
-    result = run_figures.measure(run).result
+    result = figures.measure(run).result
     said = Trained(
         seed=seed,
         run=run.folder.name,
@@ -193,7 +193,7 @@ def build(found: dict[Variant, list[Trained]], base: Run, tail: int, *, created:
         tail: the last layers that the whole recipe keeps in BF16.
     """
     rows, shown = _judged([_row(variant, runs, tail) for variant, runs in found.items()])
-    of_base = run_figures.measure(base)
+    of_base = figures.measure(base)
     facts = base.environment
     return Ablation(
         created=created,

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from playbook import PROJECT
-from playbook.compare.run_figures import measure
+from playbook.compare.figures import measure
 from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.record import lock, run_folder

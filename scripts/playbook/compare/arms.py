@@ -5,18 +5,11 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Sequence
-from dataclasses import replace
 
-import numpy as np
-
-from playbook.compare.model import UNKNOWN, Arm, RunResult
-from playbook.compare.run_figures import Measured, peak
-from playbook.compare.stats import Figure
+from playbook.compare.figures import Measured, of_arm, peak
+from playbook.compare.model import UNKNOWN, Arm
 from pretraining.errors import UsageError
-from pretraining.record.run_folder import Peak, Run
-
-# Which peak memory to compare, where all runs have it: what must fit comes first.
-MEMORY_KINDS = (Peak.USED, Peak.HELD, Peak.RESERVED, Peak.ALLOCATED, Peak.RESIDENT_OF_ALL, Peak.RESIDENT)
+from pretraining.record.run_folder import Run
 
 
 def group(runs: Sequence[Run]) -> list[list[Run]]:
@@ -48,16 +41,10 @@ def names(count: int) -> list[str]:
     return list(string.ascii_uppercase[:count])
 
 
-def make_arm(name: str, runs: list[Measured], memory_kind: str) -> Arm:
-    """The arm of one configuration.
-
-    Args:
-        memory_kind: the peak memory that all arms of the comparison have, see `common_memory`; "" where there is none.
-    """
-    precision = runs[0].run.precision
-    results = [run.result for run in runs]
-    found = peak(runs[0].run)
-    mfu = _middle([each.mfu for each in results])
+def make_arm(name: str, runs: list[Measured]) -> Arm:
+    """The arm of one configuration."""
+    precision, results = runs[0].run.precision, [run.result for run in runs]
+    figures, found = of_arm(results), peak(runs[0].run)
     return Arm(
         name=name,
         precision=precision.get("name", UNKNOWN),
@@ -67,48 +54,7 @@ def make_arm(name: str, runs: list[Measured], memory_kind: str) -> Arm:
         bf16_tail_layers=precision.get("bf16_tail_layers"),
         ingredients=precision.get("ingredients") or {},
         runs=results,
-        step_time=_middle([step_time(each) for each in results]),
-        tokens_per_second=_middle([each.tokens_per_second for each in results]),
-        tokens_per_second_per_gpu=_middle([each.tokens_per_second_per_gpu for each in results]),
-        model_tflops_per_gpu=_middle([each.model_tflops_per_gpu for each in results]),
-        mfu=mfu,
-        mfu_peak=found[1] if found and mfu else "",
-        training_loss=_middle([each.training_loss for each in results]),
-        validation_loss=_middle([each.validation_loss for each in results]),
-        test_loss=_middle([each.test_loss for each in results]),
-        peak_memory=_middle([_memory(each, memory_kind) for each in results]),
-        peak_memory_kind=memory_kind or next(iter(results[0].memory), ""),
-        energy_per_step=_middle([each.energy_per_step for each in results]),
-        joules_per_token=_middle([each.joules_per_token for each in results]),
+        mfu_peak=found[1] if found and figures["mfu"] else "",
+        peak_memory_kind=runs[0].memory_kind or next(iter(runs[0].memory), ""),
+        figures=figures,
     )
-
-
-def common_memory(runs: Sequence[Measured]) -> str:
-    """The kind of peak memory to compare, which all runs have; "" where there is none."""
-    shared = [kind for kind in runs[0].result.memory if all(kind in run.result.memory for run in runs)]
-    return next((kind for wanted in MEMORY_KINDS for kind in shared if kind.startswith(wanted)), (shared or [""])[0])
-
-
-def _memory(result: RunResult, kind: str) -> Figure | None:
-    return result.memory.get(kind) if kind else next(iter(result.memory.values()), None)
-
-
-def step_time(result: RunResult) -> Figure | None:
-    """The median step of a run with its quartiles; None where none was timed."""
-    times = result.step_times
-    if times is None:
-        return None
-    return Figure(times.median, "s", times.first_quartile, times.third_quartile, "interquartile range", times.count)
-
-
-def _middle(figures: list[Figure | None]) -> Figure | None:
-    """The one figure; of several, their median, from the lowest to the highest. None where one is not known."""
-    known = [figure for figure in figures if figure is not None]
-    if not known or len(known) < len(figures):
-        return None
-    if len(known) == 1:
-        return known[0]
-    values = [figure.value for figure in known]
-    spread = f"range of {len(values)} runs"
-    return replace(known[0], value=float(np.median(values)), low=min(values), high=max(values), spread=spread,
-                   count=len(values))  # fmt: skip

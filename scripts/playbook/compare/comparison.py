@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from playbook.compare import arms, conclusions, equal_loss, loss_gap, parity, speedup
-from playbook.compare.arms import common_memory, make_arm
+from playbook.compare.arms import make_arm
+from playbook.compare.figures import Measured, alike, measure, of_contrast
 from playbook.compare.model import Arm, Comparison, Contrast, Difference
 from playbook.compare.projected import SpeedUp
-from playbook.compare.run_figures import Measured, measure, over_alike
 from playbook.compare.stats import Figure
 from pretraining.errors import UsageError
-from pretraining.record.run_folder import Run, utc_now
+from pretraining.record.run_folder import Peak, Run, utc_now
 
 
 class NotComparable(Exception):
@@ -55,8 +55,10 @@ def compare(
         NotComparable: without `force`, where anything is in the way; with it, where one has no iteration at all.
         UsageError: no arm is called `baseline`.
     """
-    alike = iter(over_alike([measure(run) for runs in groups for run in runs]))
-    measured = {name: [next(alike) for _ in runs] for name, runs in zip(arms.names(len(groups)), groups, strict=True)}
+    runs_alike = iter(alike([measure(run) for runs in groups for run in runs]))
+    measured = {
+        name: [next(runs_alike) for _ in runs] for name, runs in zip(arms.names(len(groups)), groups, strict=True)
+    }
     called = {
         f"{name}{index}" if len(runs) > 1 else name: run
         for name, runs in measured.items()
@@ -71,8 +73,7 @@ def compare(
     not_known = [name for name in parity.MUST_BE_KNOWN if name in unchecked]
     doubt = conclusions.work(void, not_known)
     everything = list(called.values())
-    kind = common_memory(everything)
-    built = [make_arm(name, runs, kind) for name, runs in measured.items()]
+    built = [make_arm(name, runs) for name, runs in measured.items()]
     base = _baseline(built, baseline)
     contrasts = _contrasts(built, base, measured, None if doubt else loss_margin, judged=not doubt)
     if not (doubt or loss_gap.on_mock(everything)):
@@ -129,8 +130,7 @@ def _contrasts(
             Contrast(
                 candidate=arm.name,
                 step_time=speedup.step_time(arm, base, runs, base_runs),
-                peak_memory=_memory_difference(arm, base),
-                joules_per_token=_energy_ratio(arm, base),
+                figures=of_contrast(arm, base),
                 training_loss_gap=gap and gap.figure,
                 validation_loss_gap=validation and validation.figure,
                 gap_by_seed={str(seed): value for seed, value in gap.by_seed.items()} if gap else {},
@@ -150,18 +150,6 @@ def _with_equal_loss(
     arm = next(each for each in built if each.name == contrast.candidate)
     runs = measured[arm.name], measured[base.name]
     return replace(contrast, equal_loss=equal_loss.between((arm, base), *runs, contrast.step_time, speed_up))
-
-
-def _memory_difference(arm: Arm, base: Arm) -> Figure | None:
-    if not (arm.peak_memory and base.peak_memory) or arm.peak_memory_kind != base.peak_memory_kind:
-        return None
-    return Figure(arm.peak_memory.value - base.peak_memory.value, "GB")
-
-
-def _energy_ratio(arm: Arm, base: Arm) -> Figure | None:
-    if not (arm.joules_per_token and base.joules_per_token and base.joules_per_token.value):
-        return None
-    return Figure(arm.joules_per_token.value / base.joules_per_token.value, "x")
 
 
 def _bigram_entropy(runs: list[Measured]) -> Figure | None:
@@ -184,6 +172,8 @@ def _warnings(built: list[Arm], runs: dict[str, Measured], unchecked: list[str])
     warnings += [f"{' and '.join(same)} are the same run" for same in paths.values() if len(same) > 1]
     if len({arm.peak_memory_kind for arm in built if arm.peak_memory}) > 1:
         warnings.append("the peak memories are different things and cannot be compared")
+    if any(arm.peak_memory_kind in (Peak.RESIDENT, Peak.RESIDENT_OF_ALL) for arm in built if arm.peak_memory):
+        warnings.append("the peak memory is the host's, a first run's compilation included")
     at = {name: each.result.validated_at for name, each in runs.items() if each.result.validation_loss}
     if len(set(at.values())) > 1:
         where = ", ".join(f"{name} {iteration}" for name, iteration in at.items())

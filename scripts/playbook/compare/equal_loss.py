@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from playbook.compare import loss_gap, paired
+from playbook.compare.figures import Measured
 from playbook.compare.model import Arm, EqualLoss, Ratio
 from playbook.compare.projected import SpeedUp
-from playbook.compare.run_figures import Measured
 from playbook.compare.stats import Figure
 
 FEWEST = 10  # losses in a window: with fewer there is no smoothed loss; two windows make a curve

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from playbook.compare import paired, published, stats
-from playbook.compare.run_figures import Measured
+from playbook.compare.figures import Measured
 from playbook.compare.stats import Figure
 
 SCALE_TOKENS = 1e11  # below a tenth of the smallest published training, a gap says nothing about convergence

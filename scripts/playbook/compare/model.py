@@ -53,16 +53,32 @@ class Distribution:
         return (self.third_quartile - self.first_quartile) / self.median
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """One run: where it is and its figures, None where not known.
+@dataclass(frozen=True, kw_only=True)
+class Figured:
+    """What has figures: `figures.METRICS` says which. Each is an attribute too: `arm.step_time`.
+
+    Attributes:
+        figures: by the metric's name, None where not known.
+    """
+
+    figures: dict[str, Figure | None]
+
+    def __getattr__(self, name: str) -> Figure | None:
+        try:
+            return self.__dict__["figures"][name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no {name}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Figured):
+    """One run: where it is and its figures.
 
     Attributes:
         source: "run folder" or "raw log".
         device: "cpu", "gpu", or "".
         step_times: None where no iteration was timed.
         memory: peak bytes as figures in GB, by what they measure: "torch allocated", "device used" and so on.
-        energy_per_step: J a step over the timed iterations, of all GPUs of the run.
         warnings: what a reader of its figures has to know, each with what to do.
         facts: the parity facts.
     """
@@ -75,24 +91,14 @@ class RunResult:
     iterations: int
     timed: Window
     step_times: Distribution | None
-    tokens_per_second: Figure | None
-    tokens_per_second_per_gpu: Figure | None
-    model_tflops_per_gpu: Figure | None
-    mfu: Figure | None
-    training_loss: Figure | None
-    validation_loss: Figure | None
     validated_at: int | None
-    test_loss: Figure | None
     memory: dict[str, Figure]
-    energy_per_step: Figure | None
-    joules_per_token: Figure | None
-    mean_power: Figure | None
     warnings: list[str]
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Arm:
+@dataclass(frozen=True, kw_only=True)
+class Arm(Figured):
     """One configuration and its repeats.
 
     The figures are the middle of the runs' own, spread over the repeats where there are several and over the
@@ -114,19 +120,8 @@ class Arm:
     bf16_tail_layers: int | None
     ingredients: dict[str, bool]
     runs: list[RunResult]
-    step_time: Figure | None
-    tokens_per_second: Figure | None
-    tokens_per_second_per_gpu: Figure | None
-    model_tflops_per_gpu: Figure | None
-    mfu: Figure | None
     mfu_peak: str  # which peak of which precision, and its source; "" where there is no figure
-    training_loss: Figure | None
-    validation_loss: Figure | None
-    test_loss: Figure | None
-    peak_memory: Figure | None
     peak_memory_kind: str
-    energy_per_step: Figure | None
-    joules_per_token: Figure | None
 
     @property
     def label(self) -> str:
@@ -194,15 +189,13 @@ class EqualLoss:
     said: list[str]
 
 
-@dataclass(frozen=True)
-class Contrast:
+@dataclass(frozen=True, kw_only=True)
+class Contrast(Figured):
     """One arm against the baseline.
 
     Attributes:
         candidate: the arm's name.
         step_time: None where an arm has none, or some that are unusable (`speedup.unusable`).
-        peak_memory: its difference to the baseline's, GB.
-        joules_per_token: its ratio to the baseline's.
         training_loss_gap: per cent over the last tenth, on the same tokens: the mean of the seeds, with an interval
             where they are enough; else its `spread` says why not. None on mock data, whose losses mean nothing.
         gap_by_seed: the training loss gap of each seed, per cent; under "None" where it is not known.
@@ -218,8 +211,6 @@ class Contrast:
 
     candidate: str
     step_time: Ratio | None
-    peak_memory: Figure | None
-    joules_per_token: Figure | None
     training_loss_gap: Figure | None
     validation_loss_gap: Figure | None
     gap_by_seed: dict[str, float] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from pretraining.record.run_folder import Verdict
 from pretraining.request.precisions import PRECISIONS
 
 if TYPE_CHECKING:
-    from playbook.compare.run_figures import Measured
+    from playbook.compare.figures import Measured
 
 NO_ITERATIONS = "iterations"
 SETTINGS = "settings"

@@ -95,5 +95,13 @@ def write(comparison: Comparison, path: Path) -> Path:
     """
     path = check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"kind": comparison.kind, "schema": comparison.schema} | asdict(comparison))
+    write_json(path, {"kind": comparison.kind, "schema": comparison.schema} | asdict(comparison, dict_factory=flat))
     return path
+
+
+def flat(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dataclass as JSON has it: figures stand beside the other facts of what they are of."""
+    found: dict[str, Any] = {}
+    for name, value in fields:
+        found |= value if name == "figures" else {name: value}
+    return found

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from playbook.compare import intervals, timing
+from playbook.compare.figures import Measured
 from playbook.compare.intervals import Interval
 from playbook.compare.model import UNKNOWN, Arm, Ratio
-from playbook.compare.run_figures import Measured
 from playbook.compare.stats import Figure
 
 # Relative. Two runs of the same differ by some tenths of a per cent; half of one is no reason to choose.

@@ -50,7 +50,7 @@ def mean_sd(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def median_figure(values: Sequence[float] | np.ndarray, unit: str) -> Figure:
+def median_figure(values: Sequence[float] | np.ndarray, unit: str = "") -> Figure:
     """The median with its interquartile range. Raises ValueError without values."""
     low, middle, high = quartiles(values)
     if len(values) == 1:
@@ -58,7 +58,7 @@ def median_figure(values: Sequence[float] | np.ndarray, unit: str) -> Figure:
     return Figure(middle, unit, low, high, "interquartile range", len(values))
 
 
-def mean_figure(values: Sequence[float] | np.ndarray, unit: str) -> Figure:
+def mean_figure(values: Sequence[float] | np.ndarray, unit: str = "") -> Figure:
     """The mean, give or take one standard deviation. Raises ValueError without values."""
     mean, sd = mean_sd(values)
     if sd is None:

@@ -24,7 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from playbook.compare.run_figures import measure
+from playbook.compare.figures import measure
 from playbook.profile import kernels
 from playbook.profile.kernels import Kind
 from playbook.record import loading

@@ -8,12 +8,13 @@ from datetime import datetime
 
 from playbook.campaign import ablation, ablation_report
 from playbook.campaign.ablation import Ablation
-from playbook.compare import arms, run_figures, stats
+from playbook.compare import stats
+from playbook.compare.figures import measure
 from playbook.compare.model import Comparison
 from playbook.profile import breakdown
 from playbook.report import export, wording
 from playbook.report.canvas import Runs
-from playbook.report.terminal import joined
+from playbook.report.wording import joined
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Run, Verdict
 
@@ -123,8 +124,8 @@ def _alone(run: Run) -> str:
         found = breakdown.load(run.folder)
         most = sorted(found.rows, key=lambda row: -row.milliseconds)[:4]
         return "profile: " + ", ".join(f"{row.kind} {100 * row.milliseconds / found.step:.1f} %" for row in most)
-    result = run_figures.measure(run).result
-    figures = [arms.step_time(result), result.tokens_per_second_per_gpu]
+    result = measure(run).result
+    figures = [result.step_time, result.tokens_per_second_per_gpu]
     if run.precision.get("arithmetic") == "native":  # an emulation's FLOP/s say nothing of the GPU
         figures.append(result.model_tflops_per_gpu)
     start = run.parity.get("start_iteration")

@@ -213,7 +213,7 @@ def _filled(page: Path, published: dict[str, Published], pictures: dict[str, lis
 
 
 def _json(result: Comparison | Ablation) -> bytes:
-    content = {"kind": result.kind, "schema": result.schema} | asdict(result)
+    content = {"kind": result.kind, "schema": result.schema} | asdict(result, dict_factory=saved.flat)
     return (json.dumps(_rounded(content), indent=2, default=str) + "\n").encode()
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
-from playbook.compare.model import Comparison, Contrast, RunResult
+from playbook.compare.model import Comparison, Contrast, Figured, RunResult
 from playbook.compare.stats import Figure
 from playbook.report import wording
 from playbook.report.page import title
@@ -35,11 +35,8 @@ def as_csv(comparison: Comparison) -> str:
     return file.getvalue()
 
 
-def _figures(result: object) -> Iterator[tuple[str, Figure]]:
-    """The fields of a dataclass that are figures, by name."""
-    for each in fields(result):
-        if isinstance(value := getattr(result, each.name), Figure):
-            yield each.name, value
+def _figures(result: Figured) -> Iterator[tuple[str, Figure]]:
+    return ((name, figure) for name, figure in result.figures.items() if figure)
 
 
 def _of_run(run: RunResult) -> Iterator[tuple[str, Figure]]:
@@ -124,7 +121,7 @@ def _against(each: wording.Against) -> list[str]:
 
 def _row(row: wording.Row) -> list[str]:
     cells = [f"{cell.value} ({'; '.join(cell.small)})" if cell.small else cell.value for cell in row.cells]
-    return [f"{row.label} ({row.unit})" if row.unit else row.label, *cells]
+    return [f"{row.label} ({row.note})" if row.note else row.label, *cells]
 
 
 def as_table(header: Sequence[object], rows: Sequence[Sequence[object]], *, left: bool = False) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from playbook.compare.figures import measure
 from playbook.compare.model import Comparison
-from playbook.compare.run_figures import measure
 from playbook.report import series, wording
 from playbook.report.canvas import (
     Look,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -17,13 +15,15 @@ from playbook.compare.comparison import NotComparable
 from playbook.compare.model import Arm, Comparison, Contrast
 from playbook.compare.parity import NO_ITERATIONS
 from playbook.compare.stats import Figure
-from pretraining.record.run_folder import Peak
+from playbook.report import wording
 
 WIDTH = 80  # numbers never wrap at this width; a narrower terminal wraps the lines itself
-CELL = 25  # characters; the table fits where no cell is longer
+CELL = 24  # characters; the table fits where no cell is longer
 FORCE = "Or add --force to compare them all the same; the result will say so."
 FORCE_BY_MAKE = "Or FORCE=1 compares them all the same; the result will say so."
-NO_FIGURE = "-"  # one that would mean nothing; "not known" is one that is missing
+NO_FIGURE = "-"  # in ASCII
+SPREADS = {"interquartile range": "IQR", "standard deviation": "± sd", "range": "range"}
+COLUMNS = ("step_time", "tokens_per_second", "model_tflops_per_gpu", "peak_memory", "training_loss")  # of many arms
 
 
 def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None:
@@ -51,6 +51,8 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
     for contrast in comparison.contrasts:
         _print_contrast(out, comparison, contrast)
     out.item("Scope", comparison.scope)
+    if len(comparison.arms) > 2 and any(arm.precision not in wording.WHOLE for arm in comparison.arms):
+        out.item("BF16 layers", "; ".join(f"{arm.name} {wording.bf16_layers(arm)}" for arm in comparison.arms))
     if kinds := dict.fromkeys((arm.peak_memory_kind, arm.name) for arm in comparison.arms if arm.peak_memory):
         of = {kind: [name for other, name in kinds if other == kind] for kind, _ in kinds}
         several = len(of) > 1
@@ -64,23 +66,8 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
     for found in comparison.differences:
         if not found.void:
             out.item("Differs", f"{found}; it does not void the comparison", style="yellow")
-    for warning in [*run_warnings(comparison.arms), *comparison.warnings]:
+    for warning in [*wording.run_warnings(comparison.arms), *comparison.warnings]:
         out.item("Note", warning, style="yellow")
-
-
-def run_warnings(arms: Iterable[Arm]) -> list[str]:
-    """Each run's warnings with the runs they are of, equal ones together: "A and B2: resumed at iteration 10"."""
-    found: dict[str, list[str]] = {}
-    for arm in arms:
-        for index, run in enumerate(arm.runs):
-            for warning in run.warnings:
-                found.setdefault(warning, []).append(arm.run_label(index))
-    return [f"{joined(names)}: {warning}" for warning, names in found.items()]
-
-
-def joined(texts: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
 def print_refusal(refusal: NotComparable, file: TextIO, *ways_out: str) -> None:
@@ -151,15 +138,18 @@ def _print_contrast(out: _Lines, comparison: Comparison, contrast: Contrast) -> 
     out.item("", contrast.published_gap)
     for index, said in enumerate(contrast.equal_loss.said if contrast.equal_loss else ()):
         out.item("" if index else "Equal loss", said)
-    if contrast.peak_memory:
-        arm = comparison.arm(comparison.baseline)
-        base = arm.peak_memory
-        of_host = arm.peak_memory_kind in (Peak.RESIDENT, Peak.RESIDENT_OF_ALL)
-        compiled = "; the host's, a first run's compilation included" if of_host else ""
-        share = f" ({100 * contrast.peak_memory.value / base.value:+.1f} %)" if base and base.value else ""
-        out.item("Memory", f"{contrast.peak_memory.value:+.2f} GB{share}, {against}{compiled}", style="bold")
-    if contrast.joules_per_token:
-        out.item("Energy", f"{contrast.joules_per_token.value:.2f} times the joules a token", style="bold")
+    for each in wording.of_metrics(contrast):
+        out.item(each.label, f"{_against(each, comparison)}, {against}", style="bold")
+
+
+def _against(each: wording.Against, comparison: Comparison) -> str:
+    """ "+1.24 GB (+2.1 %)", "0.91 times"."""
+    value = each.figure.value
+    if not each.signed:
+        return f"{value:.2f} times"
+    base = comparison.arm(comparison.baseline).figures[each.name]
+    share = f" ({100 * value / base.value:+.1f} %)" if base and base.value else ""
+    return f"{value:+.2f} {each.figure.unit}{share}"
 
 
 def _gap(gap: Figure) -> str:
@@ -198,25 +188,30 @@ def _two_arms(comparison: Comparison, *, stacked: bool = False) -> Table:
         if any(cell not in ("", NO_FIGURE) for cell in cells):
             table.add_row(label, *(Text(cell or "not known") for cell in cells))
 
-    spread = "range" if len(arms[0].runs) > 1 else "IQR"
-    row("BF16 layers", [_bf16_layers(arm) for arm in arms])
-    row("NVFP4 recipe", [_recipe(arm) for arm in arms])
+    for each in wording.settings(arms):
+        cells = [_cell(cell) for cell in each.cells]
+        row(each.brief, [cell.replace(", ", ",\n") if cell.startswith("without") else cell for cell in cells])
     row("iterations timed", [_timed(arm) for arm in arms])
-    row(f"step time ({spread})", [_step_time(arm.step_time) for arm in arms])
-    row(f"tokens/s ({spread})", [_figure(arm.tokens_per_second) for arm in arms])
-    if any(run.facts.get("world_size", 1) > 1 and run.device != "cpu" for arm in arms for run in arm.runs):
-        row(f"tokens/s/GPU ({spread})", [_figure(arm.tokens_per_second_per_gpu) for arm in arms])
-    row(f"MODEL_TFLOP/s/GPU ({spread})", [_native(arm, _figure(arm.model_tflops_per_gpu)) for arm in arms])
-    row("MFU", [_native(arm, f"{arm.mfu.value:.1f} %" if arm.mfu else NO_FIGURE) for arm in arms])
-    row("training loss ± sd", [_loss(arm.training_loss) for arm in arms])
-    row("validation loss", [_evaluated(arm) for arm in arms])
-    row("test loss", [_loss(arm.test_loss) for arm in arms])
+    for each in wording.rows(comparison):
+        if each.unit:
+            row(_label(each), [_cell(cell) for cell in each.cells])
     if comparison.bigram_entropy:
         row("bigram entropy of text", [f"{comparison.bigram_entropy.value:.4f} nats a byte", "the same text"])
-    row("peak memory", [_memory(arm.peak_memory) for arm in arms])
-    row("energy a step", [_figure(arm.energy_per_step, 1, "J") for arm in arms])
-    row("energy a token", [_figure(arm.joules_per_token, 1000, "mJ") for arm in arms])
     return table
+
+
+def _label(row: wording.Row) -> str:
+    """What a row has, its unit, and what its spread is, in brief."""
+    unit = row.unit.removesuffix(" a token").removesuffix("/token")
+    spread = next((f" ({brief})" for word, brief in SPREADS.items() if word in row.spread), "")
+    return f"{row.brief}{'' if unit in row.brief else f', {unit}'}{spread}"
+
+
+def _cell(cell: wording.Cell) -> str:
+    """A value and its spread."""
+    if cell.value in (wording.NOT_KNOWN, wording.NO_FIGURE):
+        return {wording.NO_FIGURE: NO_FIGURE}.get(cell.value, cell.value)
+    return f"{cell.value} ({cell.small[0].replace(' to ', '-')})" if cell.small else cell.value
 
 
 def _many_arms(comparison: Comparison) -> Table:
@@ -228,20 +223,20 @@ def _many_arms(comparison: Comparison) -> Table:
     base = comparison.arm(comparison.baseline)
     for arm in (base, *(arm for arm in comparison.arms if arm is not base)):
         contrast = contrasts.get(arm.name)
-        ratio = contrast and contrast.step_time
         gap = contrast and contrast.training_loss_gap
         speed = arm.step_time and base.step_time and arm.step_time.value / base.step_time.value
+        step, tokens, tflops, memory, loss = map(arm.figures.get, COLUMNS)
         cells = [
             f"{arm.name}: {arm.label}{_repeats(arm)}",
-            _step_time(_bare(arm.step_time)),
-            f"{speed:.3f}x" if ratio and speed else "baseline" if arm is base else "",
-            _figure(_bare(arm.tokens_per_second)),
-            _native(arm, _figure(_bare(arm.model_tflops_per_gpu))),
-            f"{arm.peak_memory.value:.2f} GB" if arm.peak_memory else "",
-            f"{arm.training_loss.value:.4f}" if arm.training_loss else "",
-            f"{gap.value:+.2f} %" if gap else "",
+            step and wording.value(step),
+            f"{speed:.3f}x" if contrast and contrast.step_time and speed else "baseline" if arm is base else "",
+            tokens and wording.bare(tokens),
+            tflops and arm.computes_natively and wording.bare(tflops),
+            memory and wording.value(memory),
+            loss and wording.bare(loss),
+            gap and wording.value(gap, signed=True),
         ]
-        table.add_row(*(Text(cell or NO_FIGURE) for cell in cells))
+        table.add_row(*(Text((cell or NO_FIGURE).replace("\N{NO-BREAK SPACE}", " ")) for cell in cells))
     return table
 
 
@@ -249,68 +244,7 @@ def _repeats(arm: Arm) -> str:
     return f" ×{len(arm.runs)}" if len(arm.runs) > 1 else ""
 
 
-def _native(arm: Arm, cell: str) -> str:
-    return cell if arm.computes_natively else NO_FIGURE
-
-
-def _bare(figure: Figure | None) -> Figure | None:
-    return figure and Figure(figure.value, figure.unit)
-
-
-def _number(value: float) -> str:
-    """At least four significant digits, never in powers of ten."""
-    if not value:
-        return "0"
-    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
-
-
-def _figure(figure: Figure | None, scale: float = 1, unit: str = "") -> str:
-    """Value, unit and spread in one cell; the spread's digits are the value's."""
-    if figure is None:
-        return ""
-    value = figure.value * scale
-    unit = f" {unit}" if unit else ""
-    if figure.low is None or figure.high is None:
-        return f"{_number(value)}{unit}"
-    digits = len(_number(value).partition(".")[2])
-    return f"{_number(value)}{unit} ({figure.low * scale:,.{digits}f}-{figure.high * scale:,.{digits}f})"
-
-
-def _step_time(figure: Figure | None) -> str:
-    if figure is None:
-        return ""
-    return _figure(figure, 1, "s") if figure.value >= 10 else _figure(figure, 1000, "ms")
-
-
-def _loss(figure: Figure | None) -> str:
-    if figure is None:
-        return ""
-    sd = f" ± {figure.high - figure.value:.4f}" if figure.high is not None and "deviation" in figure.spread else ""
-    return f"{figure.value:.4f}{sd} nats"
-
-
-def _evaluated(arm: Arm) -> str:
-    at = arm.runs[0].validated_at
-    return f"{arm.validation_loss.value:.4f} nats (at {at})" if arm.validation_loss else ""
-
-
-def _memory(figure: Figure | None) -> str:
-    return f"{figure.value:.2f} GB ({figure.value * 1e9 / 2**30:.2f} GiB)" if figure else ""
-
-
-def _recipe(arm: Arm) -> str:
-    return arm.recipe.replace(", ", ",\n") if arm.precision == "nvfp4" else NO_FIGURE
-
-
 def _timed(arm: Arm) -> str:
     run = arm.runs[0]
     start = run.timed.last - run.iterations  # other than 0 where the run was resumed
     return f"{run.timed.first}-{run.timed.last} of {f'{start + 1}-' if start else ''}{run.timed.last}"
-
-
-def _bf16_layers(arm: Arm) -> str:
-    if arm.bf16_head_layers is None or arm.bf16_tail_layers is None:
-        return ""
-    if arm.precision in ("bf16", "fp16", "fp32"):
-        return "all" if arm.precision == "bf16" else "none"
-    return f"first {arm.bf16_head_layers}, last {arm.bf16_tail_layers}"

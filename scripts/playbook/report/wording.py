@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from playbook.compare import figures
 from playbook.compare.model import Arm, Comparison, Contrast
 from playbook.compare.stats import Figure
-from playbook.report.terminal import joined, run_warnings
 from pretraining.record.run_folder import Peak
 
 NOT_KNOWN = "not known"
 NO_FIGURE = "–"  # one that would mean nothing
 LOSS_DIGITS = 4  # behind the point
+WHOLE = {"bf16": "all", "fp16": "none", "fp32": "none"}  # layers in BF16
 SMALLER = {"s": "ms", "J/token": "mJ/token"}
 
 
@@ -33,13 +35,22 @@ class Row:
     """One kind of figure, of each arm in order.
 
     Attributes:
-        unit: of all its cells, and what their intervals are.
+        brief: its name in a terminal.
+        unit: of all its cells.
+        spread: what their intervals are.
         cells: `NOT_KNOWN` where it is missing, `NO_FIGURE` where it would say nothing of the arm.
     """
 
     label: str
+    brief: str
     unit: str
+    spread: str
     cells: list[Cell]
+
+    @property
+    def note(self) -> str:
+        """Unit and spread."""
+        return "; ".join(filter(None, (self.unit, self.spread)))
 
 
 @dataclass(frozen=True)
@@ -48,38 +59,47 @@ class Against:
 
     Attributes:
         signed: whether it is a difference, which has a sign also where it is positive.
+        name: of its metric; "" of one that is none.
     """
 
     label: str
     figure: Figure
     signed: bool
+    name: str = ""
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """The table of figures: one row for each kind that any arm has."""
+    """The table of figures: what precision each arm computes in, then one row for each figure that any arm has."""
     arms = comparison.arms
-    kinds = dict.fromkeys(arm.peak_memory_kind for arm in arms if arm.peak_memory and arm.peak_memory_kind)
-    on_gpus = any((run.facts.get("world_size") or 1) > 1 and run.device != "cpu" for arm in arms for run in arm.runs)
-    wanted = [
-        ("Step time", "step_time", False),
-        ("Tokens a second", "tokens_per_second", False),
-        *([("Tokens a second and GPU", "tokens_per_second_per_gpu", True)] if on_gpus else []),
-        ("Model FLOP/s a GPU", "model_tflops_per_gpu", True),
-        ("MFU", "mfu", True),
-        (", ".join(["Peak memory", *kinds]), "peak_memory", False),
-        ("Energy a step", "energy_per_step", False),
-        ("Energy a token", "joules_per_token", False),
-        ("Training loss, last tenth", "training_loss", False),
-        ("Validation loss", "validation_loss", False),
-        ("Test loss", "test_loss", False),
-    ]
-    found = []
-    for label, name, of_a_gpu in wanted:
-        said = [not of_a_gpu or arm.computes_natively for arm in arms]
-        figures = [getattr(arm, name) for arm in arms]
-        if any(figure and means for figure, means in zip(figures, said, strict=True)):
-            found.append(_row(label, figures, said))
+    found = [*settings(arms)]
+    for metric in figures.METRICS:
+        said = [metric.means(arm) for arm in arms]
+        values = [arm.figures[metric.name] for arm in arms]
+        known = [arm for arm, value, means in zip(arms, values, said, strict=True) if value and means]
+        if known:
+            kinds = dict.fromkeys(filter(None, map(metric.kind, known)))
+            found.append(_row(", ".join([metric.label, *kinds]), metric.brief, values, said))
     return found
+
+
+def settings(arms: Sequence[Arm]) -> list[Row]:
+    """Which layers are kept in BF16, and how much of the NVFP4 recipe is on, where the arms are not all wholly BF16."""
+    found = []
+    if any(arm.precision not in WHOLE for arm in arms):
+        found.append(Row("Layers in BF16", "BF16 layers", "", "", [Cell(bf16_layers(arm)) for arm in arms]))
+    if any(arm.recipe for arm in arms):
+        recipes = [Cell(arm.recipe or NO_FIGURE) for arm in arms]
+        found.append(Row("NVFP4 recipe", "NVFP4 recipe", "", "", recipes))
+    return found
+
+
+def bf16_layers(arm: Arm) -> str:
+    """ "all", "none", or "first 0, last 4"."""
+    if arm.precision in WHOLE:
+        return WHOLE[arm.precision]
+    if arm.bf16_head_layers is None or arm.bf16_tail_layers is None:
+        return NOT_KNOWN
+    return f"first {arm.bf16_head_layers}, last {arm.bf16_tail_layers}"
 
 
 def allocator_rows(comparison: Comparison) -> list[Row]:
@@ -88,19 +108,19 @@ def allocator_rows(comparison: Comparison) -> list[Row]:
     of = " of the first run" if any(len(arm.runs) > 1 for arm in comparison.arms) else ""
     kinds = [kind for kind in first[0].memory if kind.startswith((Peak.ALLOCATED, Peak.RESERVED))]
     shown = [kind for kind in kinds if all(kind in run.memory for run in first)]
-    return [_row(f"Peak{of}, {kind}", [run.memory[kind] for run in first], [True] * len(first)) for kind in shown]
+    return [_row(f"Peak{of}, {kind}", kind, [run.memory[kind] for run in first], [True] * len(first)) for kind in shown]
 
 
-def _row(label: str, figures: list[Figure | None], said: list[bool]) -> Row:
+def _row(label: str, brief: str, values: list[Figure | None], said: list[bool]) -> Row:
     """One unit and as many digits for all, so that they can be read down and across."""
-    known = [figure for figure in figures if figure]
+    known = [figure for figure in values if figure]
     unit, small = known[0].unit, all(abs(each.value) < 1 for each in known)
-    shown = [figure and _in_thousandths(figure) if small else figure for figure in figures]
+    shown = [figure and _in_thousandths(figure) if small else figure for figure in values]
     unit = SMALLER.get(unit, unit) if small else unit
     digits = max(_digits(figure) for figure in shown if figure)
     spreads = dict.fromkeys(figure.spread for figure in known if figure.low is not None)
     cells = [_cell(figure, digits) if means else Cell(NO_FIGURE) for figure, means in zip(shown, said, strict=True)]
-    return Row(label, "; ".join(filter(None, (unit, " or ".join(spreads)))), cells)
+    return Row(label, brief, unit, " or ".join(spreads), cells)
 
 
 def _cell(figure: Figure | None, digits: int) -> Cell:
@@ -116,8 +136,7 @@ def against(contrast: Contrast) -> list[Against]:
     effective = "Effective speed-up, projected" if equal and equal.projected else "Effective speed-up"
     found = [
         ratio and Against(ratio.what.capitalize(), ratio.figure, False),
-        contrast.peak_memory and Against("Peak memory", contrast.peak_memory, True),
-        contrast.joules_per_token and Against("Energy a token", contrast.joules_per_token, False),
+        *of_metrics(contrast),
         contrast.training_loss_gap and Against("Training loss gap", contrast.training_loss_gap, True),
         contrast.validation_loss_gap and Against("Validation loss gap", contrast.validation_loss_gap, True),
         equal and equal.tokens and Against("Tokens to equal loss", equal.tokens, False),
@@ -127,6 +146,15 @@ def against(contrast: Contrast) -> list[Against]:
         equal and equal.effective_speed_up and Against(effective, equal.effective_speed_up, False),
     ]
     return [each for each in found if each]
+
+
+def of_metrics(contrast: Contrast) -> list[Against]:
+    """Its figures of `METRICS`."""
+    return [
+        Against(metric.label, figure, metric.against == "difference", metric.name)
+        for metric in figures.METRICS
+        if (figure := contrast.figures.get(metric.name))
+    ]
 
 
 def sentences(contrast: Contrast) -> list[str]:
@@ -149,6 +177,11 @@ def value(figure: Figure, *, signed: bool = False) -> str:
     """The value with its unit."""
     shown = _readable(figure)
     return f"{_fixed(shown.value, _digits(shown), signed=signed)}{_unit(shown.unit)}"
+
+
+def bare(figure: Figure) -> str:
+    """The value alone."""
+    return _fixed(figure.value, _digits(figure))
 
 
 def interval(figure: Figure, *, signed: bool = False) -> str:
@@ -211,6 +244,21 @@ def warnings(comparison: Comparison) -> list[str]:
     """What each run's figures need to be read with, then what the comparison's do."""
     harmless = [f"{found}; it does not void the comparison" for found in comparison.differences if not found.void]
     return [*run_warnings(comparison.arms), *comparison.warnings, *harmless]
+
+
+def run_warnings(arms: Iterable[Arm]) -> list[str]:
+    """Each run's warnings with the runs they are of, equal ones together: "A and B2: resumed at iteration 10"."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        for index, run in enumerate(arm.runs):
+            for warning in run.warnings:
+                found.setdefault(warning, []).append(arm.run_label(index))
+    return [f"{joined(names)}: {warning}" for warning, names in found.items()]
+
+
+def joined(texts: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
 def mfu_peaks(comparison: Comparison) -> list[str]:

@@ -11,7 +11,7 @@ from playbook.compare import arms, comparison, published
 from playbook.compare.comparison import NotComparable
 from playbook.compare.model import Comparison
 from playbook.record import loading
-from playbook.report import terminal
+from playbook.report import terminal, wording
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 
@@ -54,7 +54,7 @@ def test_runs_of_one_configuration_are_repeats(repeats: list[Path]) -> None:
     assert "2.00 times as fast as BF16 (95 % interval" in result.verdict
     assert "REPEAT" not in result.verdict
     text = printed(result)
-    assert "A: bf16 ×3" in text and "step time (range)" in text
+    assert "A: bf16 ×3" in text and "step time, ms (range)" in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines() if not line[:2].strip()[1:].isdigit())
 
 
@@ -322,5 +322,5 @@ def test_the_record_is_held_against_what_megatron_printed(make_run) -> None:
             for number in range(1, 61)
         )
         (path / "train.log").write_text("".join(lines))
-    (warning,) = terminal.run_warnings(compare(*paths).arms)
+    (warning,) = wording.run_warnings(compare(*paths).arms)
     assert warning.startswith("B: Megatron printed 50.0% more time a step than the record has")

@@ -9,7 +9,7 @@ from playbook.compare import comparison, model, saved
 from playbook.compare.comparison import NotComparable
 from playbook.compare.model import Comparison
 from playbook.record import loading
-from playbook.report import terminal
+from playbook.report import terminal, wording
 from pretraining.errors import UsageError
 
 LOGS = Path(__file__).parents[2] / "logs"
@@ -21,7 +21,7 @@ def compare(a: Path, b: Path, force: bool = False) -> Comparison:
 
 
 def warnings(result: Comparison) -> list[str]:
-    return [*terminal.run_warnings(result.arms), *result.warnings]
+    return [*wording.run_warnings(result.arms), *result.warnings]
 
 
 def refused(a: Path, b: Path) -> dict[str, tuple]:
@@ -354,7 +354,7 @@ def test_the_json_is_the_dataclass(make_run, tmp_path: Path) -> None:
     result = compare(make_run("bf16"), make_run("nvfp4"))
     path = saved.write(result, tmp_path / "new" / "folder" / "comparison.json")
     written = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert written == json.loads(json.dumps(dataclasses.asdict(result)))
+    assert written == json.loads(json.dumps(dataclasses.asdict(result, dict_factory=saved.flat)))
     assert (written["schema"], written["kind"]) == (2, model.KIND)
     assert Path(written["arms"][0]["runs"][0]["path"]).is_absolute()
     assert written["arms"][0]["step_time"]["unit"] == "s"

@@ -9,8 +9,8 @@ import pytest
 
 from playbook.compare import comparison, equal_loss, projected
 from playbook.compare.arms import make_arm
+from playbook.compare.figures import Measured, measure
 from playbook.compare.model import EqualLoss, Ratio
-from playbook.compare.run_figures import Measured, measure
 from playbook.compare.stats import Figure
 from playbook.record.columns import Lines
 from pretraining.record.run_folder import Run, Verdict
@@ -72,7 +72,7 @@ def pairs(ratio: float, *, seeds: int = 1, count: int = 4000, noise: float = 0.0
 
 
 def between(new, base, ratio: Ratio | None = None, given: str = "") -> EqualLoss:
-    arms = tuple(make_arm(name, runs, "") for name, runs in (("B", new), ("A", base)))
+    arms = tuple(make_arm(name, runs) for name, runs in (("B", new), ("A", base)))
     return equal_loss.between(arms, new, base, ratio, projected.speed_up(given) if given else None)
 
 

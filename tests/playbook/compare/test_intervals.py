@@ -14,7 +14,7 @@ import pytest
 from scipy.signal import lfilter
 
 from playbook.compare import intervals, speedup
-from playbook.compare.run_figures import Measured
+from playbook.compare.figures import Measured
 from playbook.compare.timed import Window
 from playbook.record.columns import Lines
 from pretraining.record.run_folder import Run

@@ -10,8 +10,8 @@ import pytest
 
 from playbook.compare import comparison
 from playbook.compare.comparison import NotComparable
+from playbook.compare.figures import measure
 from playbook.compare.model import Comparison
-from playbook.compare.run_figures import measure
 from playbook.record import loading
 from playbook.record.columns import Lines
 

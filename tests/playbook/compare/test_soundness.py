@@ -12,7 +12,7 @@ import pytest
 from playbook.cli import history
 from playbook.compare import comparison
 from playbook.compare.comparison import NotComparable
-from playbook.compare.run_figures import measure
+from playbook.compare.figures import measure
 from playbook.record import loading
 
 GOOD = ": A as it should be, B "

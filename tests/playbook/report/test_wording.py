@@ -37,7 +37,7 @@ def test_a_difference_has_a_sign() -> None:
 
 def test_a_row_has_one_unit_and_as_many_digits_everywhere() -> None:
     rows = {row.label: row for row in wording.rows(cases.three_arms()[0])}
-    assert rows["Step time"].unit.startswith("s; ")
+    assert rows["Step time"].note.startswith("s; ")
     assert {len(cell.value.partition(".")[2]) for cell in rows["Step time"].cells} == {3}
     memory = next(row for label, row in rows.items() if label.startswith("Peak memory"))
     assert [cell.value for cell in memory.cells][-1] == wording.NOT_KNOWN

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from playbook.compare import run_figures
-from playbook.record import loading
+from playbook.record import loading, sampled
 from playbook.record.columns import Lines
 from pretraining.record.run_folder import Run
 
@@ -26,22 +25,22 @@ def run(*of: list[dict[str, Any]]) -> Run:
 
 
 def test_energy_is_read_between_the_ends_of_the_window() -> None:
-    joules, seconds = run_figures.energy_used(run(samples(600.0)), LINES, first=19)
+    joules, seconds = sampled.energy(run(samples(600.0)), LINES, first=19)
     assert seconds == pytest.approx(62.0)  # iterations 20 to 50 of 2 s
     assert joules == pytest.approx(600.0 * 62)
 
 
 def test_devices_are_summed_and_resident_memory_is_none() -> None:
     no_power = [{"time": START, "device": "cpu", "process_bytes": 5, "power_w": None}]
-    joules, _ = run_figures.energy_used(run(samples(600.0), samples(200.0, 1), no_power), LINES, first=19)
+    joules, _ = sampled.energy(run(samples(600.0), samples(200.0, 1), no_power), LINES, first=19)
     assert joules == pytest.approx(800.0 * 62)
 
 
 def test_a_machine_whose_file_is_missing_leaves_no_half_of_the_energy() -> None:
     two = Run(Path("x"), environment={"parity": {"world_size": 2}}, samples=samples(600.0))
-    assert run_figures.energy_used(two, LINES, first=19) is None
+    assert sampled.energy(two, LINES, first=19) is None
     both = replace(two, samples=[*samples(600.0), *samples(600.0, 1)])
-    assert run_figures.energy_used(both, LINES, first=19) is not None
+    assert sampled.energy(both, LINES, first=19) is not None
 
 
 def test_an_evaluation_or_checkpoint_in_the_window_is_left_out() -> None:
@@ -51,7 +50,7 @@ def test_an_evaluation_or_checkpoint_in_the_window_is_left_out() -> None:
         for number in range(1, 51)
     ]
     idle = [{**line, "power_w": 60.0 if 60 < line["time"] - START <= 67 else 600.0} for line in samples(0.0)]
-    joules, seconds = run_figures.energy_used(run(idle), Lines.of(lines), first=19)
+    joules, seconds = sampled.energy(run(idle), Lines.of(lines), first=19)
     assert seconds == pytest.approx(62.0, abs=0.02)
     assert joules == pytest.approx(600.0 * 62, rel=0.01)
 
@@ -59,7 +58,7 @@ def test_an_evaluation_or_checkpoint_in_the_window_is_left_out() -> None:
 def test_a_short_window_between_idle_seconds() -> None:
     lines = Lines.of([{"iteration": number, "time": START + 10 + 0.1 * number} for number in range(1, 52)])
     power = [{**line, "power_w": 600.0 if 8 < line["time"] - START < 18 else 80.0} for line in samples(0.0)]
-    joules, seconds = run_figures.energy_used(run(power), lines, first=19)
+    joules, seconds = sampled.energy(run(power), lines, first=19)
     assert joules / seconds == pytest.approx(600.0)
 
 
@@ -72,13 +71,13 @@ def test_a_short_window_between_idle_seconds() -> None:
     ],
 )
 def test_what_is_not_known_is_not_guessed(unknown: Run) -> None:
-    assert run_figures.energy_used(unknown, LINES, first=19) is None
+    assert sampled.energy(unknown, LINES, first=19) is None
 
 
 def test_lines_without_a_time_have_no_energy() -> None:
     timeless = Lines.of([{"iteration": number} for number in range(1, 51)])
-    assert run_figures.energy_used(run(samples(600.0)), timeless, first=19) is None
-    assert run_figures.energy_used(replace(run(samples(600.0))), LINES, first=50) is None
+    assert sampled.energy(run(samples(600.0)), timeless, first=19) is None
+    assert sampled.energy(replace(run(samples(600.0))), LINES, first=50) is None
 
 
 def test_two_gpus_used_what_nvidia_smi_saw(project: Path) -> None:
@@ -89,7 +88,7 @@ def test_two_gpus_used_what_nvidia_smi_saw(project: Path) -> None:
     of_run = loading.load(folder / "bf16")
     lines = Lines.of(of_run.train)
     first = 12
-    joules, seconds = run_figures.energy_used(of_run, lines, first)
+    joules, seconds = sampled.energy(of_run, lines, first)
     start, end = lines.column("time")[[first - 1, -1]]
     expected = 0.0
     for device in (0, 1):

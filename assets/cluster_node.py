@@ -26,7 +26,7 @@ from pretraining.errors import UsageError
 from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request.models import MOCK, PYTHON_STDLIB
-from pretraining.run import saving
+from pretraining.run import signals
 
 SCRIPT = Path(__file__).resolve().with_name("pretrain_llama.py")
 VERDICT_SECONDS = 3.0
@@ -118,7 +118,7 @@ def _watch(command: list[str], folder: Path, where: str) -> int:
     asked_to_end: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked_to_end.append(number))  # before it could leave one behind
     # What else ends a process that cannot save is in `ending.py`; one that can may take its time.
-    process = subprocess.Popen(command, env={saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS), **os.environ})
+    process = subprocess.Popen(command, env={signals.GRACE_VARIABLE: str(signals.GRACE_SECONDS), **os.environ})
     while process.poll() is None and not asked_to_end:
         time.sleep(POLL_SECONDS)
     if process.poll() is None:

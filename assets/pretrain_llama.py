@@ -15,8 +15,9 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").exists():
@@ -26,14 +27,18 @@ if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").ex
 
 from pretraining.errors import EndedEarly, UsageError
 from pretraining.inputs import finetuning
-from pretraining.megatron import writers
+from pretraining.megatron import cpu, writers
+from pretraining.megatron.plugin import Plugin
 from pretraining.record import files, run_folder
 from pretraining.request import flags as training_flags
 from pretraining.request import nvfp4_recipe, settings
-from pretraining.run import device_monitor, ending, helpers, rendezvous, tee
+from pretraining.run import device_monitor, ending, rendezvous, signals, tee
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
+    from megatron.bridge.training.config import ConfigContainer
+
+    from pretraining.megatron.changes import Change
 
 
 def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu: bool) -> None:
@@ -43,34 +48,50 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         nvfp4_recipe.use(chosen.nvfp4)
     if not on_gpu:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(chosen.cache_dir / "numba"))  # beside the source may be read-only
-        from pretraining.megatron import cpu
-
         cpu.enable()
     else:
         ending.check_capability(chosen)
     run.sampler = device_monitor.start(run.folder, on_gpu=on_gpu)
-    from megatron.bridge.training.gpt_step import forward_step
     from megatron.bridge.training.pretrain import pretrain
 
     from pretraining.data import builtin_text, corpus
-    from pretraining.megatron import bridge_config, changes, compat, tuning, weights
-    from pretraining.megatron.plugin import Plugin
+    from pretraining.megatron import bridge_config, changes, weights
     from pretraining.record import checkpoint
     from pretraining.run import run_facts
-    from pretraining.run.profiling import Profiler
-    from pretraining.run.sequence_losses import SequenceLosses
-    from pretraining.run.telemetry import Telemetry
 
     checkpoint.guard()
     rendezvous.use_own_store(processes)
     builtin = builtin_text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
     corpus.check(chosen, builtin)
-    described = run_facts.describe(chosen, on_gpu=on_gpu, processes=processes, builtin=builtin)
-    if run.rank == 0:
-        run_folder.write_json(run.folder / run_folder.ENVIRONMENT, described)
-
+    environment = run_facts.EnvironmentFile(
+        run.folder, chosen, on_gpu=on_gpu, processes=processes, builtin=builtin, writes=run.rank == 0
+    )
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
     config, changed = changes.configured(chosen, run.folder, plugin, builtin=builtin, processes=processes)
+    make_ready(config, changed, chosen, run, on_gpu)
+
+    def on_start(context: CallbackContext) -> None:
+        bridge_config.check_built(context.state, chosen)
+        changes.check_kept(context.state.cfg, changed, "Megatron-Bridge")
+        environment.complete(context, device_monitor.describe(run.sampler), changes.facts(chosen, changed))
+        if chosen.export:
+            weights.export(context.model, chosen.model, chosen.export, chosen.resume)
+        if chosen.save:
+            run.saving.begin(context)
+
+    step, callbacks = parts_of_the_loop(run, chosen, on_start, plugin, on_gpu)
+    with ending.asked_for(config.train, run):
+        pretrain(config, step, callbacks=callbacks)
+    if chosen.trains and run.telemetry.iterations < chosen.train_iters:
+        raise EndedEarly(run.telemetry.iterations, chosen.train_iters)
+
+
+def make_ready(
+    config: ConfigContainer, changed: dict[str, Change], chosen: settings.Settings, run: ending.RunEnd, on_gpu: bool
+) -> None:
+    """Write the config into the run folder; then fit it, and Megatron, to this machine."""
+    from pretraining.megatron import changes, compat, tuning
+
     if run.rank == 0:
         files.write_text(run.folder / run_folder.CONFIG, changes.as_text(config, chosen, changed))
     if not on_gpu:
@@ -81,26 +102,23 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     if chosen.save:
         compat.save_without_nvrx()
 
-    def on_start(context: CallbackContext) -> None:
-        bridge_config.check_built(context.state, chosen)
-        changes.check_kept(context.state.cfg, changed, "Megatron-Bridge")
-        identity = run_facts.identify_data(chosen, builtin) if run.rank == 0 else ""  # it reads the whole index
-        facts = run_facts.parity_facts(chosen, described["device"], context, identity)
-        described["sampling"] = device_monitor.describe(run.sampler)
-        facts |= changes.facts(chosen, changed)
-        if run.rank == 0:
-            described.update(parity=facts, context=run_facts.context_facts(chosen, context))
-            described["flops_per_token"] = run_facts.flops_per_token(context)
-            run_folder.write_json(run.folder / run_folder.ENVIRONMENT, described)
-        if chosen.export:
-            weights.export(context.model, chosen.model, chosen.export, chosen.resume)
-        if chosen.save:
-            run.saving.begin(context)
 
-    saving = run.saving
-    run.telemetry = Telemetry(
-        run.folder, on_start, saving.end if chosen.save else lambda: None, saving.instead_of_raising
-    )
+def parts_of_the_loop(
+    run: ending.RunEnd,
+    chosen: settings.Settings,
+    on_start: Callable[[CallbackContext], None],
+    plugin: Plugin | None,
+    on_gpu: bool,
+) -> tuple[Callable[..., Any], list[Any]]:
+    """The forward step, and the callbacks around every iteration; telemetry's are `run`'s too."""
+    from megatron.bridge.training.gpt_step import forward_step
+
+    from pretraining.run.profiling import Profiler
+    from pretraining.run.sequence_losses import SequenceLosses
+    from pretraining.run.telemetry import Telemetry
+
+    on_end = run.saving.end if chosen.save else lambda: None
+    run.telemetry = Telemetry(run.folder, on_start, on_end, run.saving.instead_of_raising)
     step = plugin.forward_step(forward_step) if plugin else forward_step
     callbacks = [run.telemetry, *(plugin.callbacks if plugin else ())]
     if chosen.evaluate:
@@ -109,10 +127,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         callbacks.append(losses)
     if chosen.profile and run.rank == 0:
         callbacks.append(Profiler(chosen, run.folder, on_gpu=on_gpu))
-    with ending.asked_for(config.train, run):
-        pretrain(config, step, callbacks=callbacks)
-    if chosen.trains and run.telemetry.iterations < chosen.train_iters:
-        raise EndedEarly(run.telemetry.iterations, chosen.train_iters)
+    return step, callbacks
 
 
 def main() -> int:
@@ -139,7 +154,7 @@ def main() -> int:
     run = ending.RunEnd(folder, rank, chosen.plugin)
     try:
         ending.interrupt_on_sigterm()
-        helpers.outlive_signals()
+        signals.outlive_signals()
         rendezvous.describe(rank, processes)
         train(run, chosen, processes, on_gpu)
         code = run.succeeded()

@@ -27,7 +27,7 @@ from pretraining.record.run_folder import Peak, Verdict
 from pretraining.request.flags import PROJECT, RUNS
 from pretraining.request.precisions import PRECISIONS
 from pretraining.request.settings import Settings
-from pretraining.run.saving import SaveFirst
+from pretraining.run.signals import SaveFirst
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import TrainingConfig

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,53 @@ if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
 
     from pretraining.request.settings import Settings
+
+
+class EnvironmentFile:
+    """The run folder's `environment.json`: rank 0 writes it before the model exists, and again when it does.
+
+    Args:
+        folder: the run folder.
+        writes: whether this process is rank 0.
+        Others: of `describe`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        *,
+        on_gpu: bool,
+        processes: int,
+        builtin: builtin_text.Text | None,
+        writes: bool,
+    ) -> None:
+        self._path, self._settings, self._builtin, self._writes = folder, settings, builtin, writes
+        self._known = describe(settings, on_gpu=on_gpu, processes=processes, builtin=builtin)
+        self._write()
+
+    def complete(self, context: CallbackContext, sampling: dict[str, Any], changed: dict[str, Any]) -> None:
+        """Add what is known of the built model. Every process must call it.
+
+        Args:
+            context: of `on_train_start`.
+            sampling: what the device sampler says of itself.
+            changed: parity facts of what the user changed.
+        """
+        data = identify_data(self._settings, self._builtin) if self._writes else ""  # it reads the whole index
+        facts = parity_facts(self._settings, self._known["device"], context, data) | changed
+        if self._writes:
+            self._known |= {
+                "sampling": sampling,
+                "parity": facts,
+                "context": context_facts(self._settings, context),
+                "flops_per_token": flops_per_token(context),
+            }
+            self._write()
+
+    def _write(self) -> None:
+        if self._writes:
+            run_folder.write_json(self._path / run_folder.ENVIRONMENT, self._known)
 
 
 def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: builtin_text.Text | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from playbook.launch.watch import End
 from pretraining.record import lock
 from pretraining.record.run_folder import Verdict
-from pretraining.run import saving
+from pretraining.run import signals
 
 KILL_SECONDS = 3.0
 # PyTorch's store would listen on all interfaces; see `pretraining.run.rendezvous`.
@@ -39,7 +39,7 @@ class LocalProcess:
 
     def __init__(self, command: list[str], environment: dict[str, str], *, saves: bool = False) -> None:
         if saves:
-            self.grace_seconds = saving.GRACE_SECONDS
+            self.grace_seconds = signals.GRACE_SECONDS
         # SIGTERM may come twice, also through torch.distributed.run; a second SIGINT would end a run that saves.
         self._interruption = signal.SIGTERM if saves else signal.SIGINT
         self._process = subprocess.Popen(

@@ -20,7 +20,7 @@ from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Run, Verdict
 from pretraining.request import flags as training_flags
 from pretraining.request import settings
-from pretraining.run import saving
+from pretraining.run import signals
 
 if TYPE_CHECKING:
     from playbook.launch.container.spec import Container
@@ -62,7 +62,7 @@ def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
         words, environment = local.command(job.processes, flags, place.uuids or None)
     saves = job.grace_seconds is not None
     if saves:
-        environment[saving.GRACE_VARIABLE] = str(saving.GRACE_SECONDS)
+        environment[signals.GRACE_VARIABLE] = str(signals.GRACE_SECONDS)
     set_here = [f"{name}={value}" for name, value in environment.items()]
     typed = shlex.join([*set_here, *job.settings.engine_switches, *words])
 

@@ -19,7 +19,7 @@ from pretraining.request import settings as training_settings
 from pretraining.request.models import MOCK, PYTHON_STDLIB
 from pretraining.request.parallel import NO_CONTEXT_PARALLEL
 from pretraining.request.settings import Settings
-from pretraining.run import saving
+from pretraining.run import signals
 
 KEPT = {"bf16_head_layers", "bf16_tail_layers"}
 SPEED_ONLY = "asked for; speed only: without BF16 layers the loss is not the recipe's"
@@ -98,7 +98,7 @@ class Plan:
     @property
     def grace_seconds(self) -> float | None:
         """How long an interrupted run may take to save, None where it keeps no checkpoints."""
-        return saving.GRACE_SECONDS if self.settings.save else None
+        return signals.GRACE_SECONDS if self.settings.save else None
 
     def write(self, folder: Path, command: list[str]) -> None:
         """Write `plan.json` into the run folder."""

@@ -29,7 +29,7 @@ from pretraining.errors import UsageError
 from pretraining.request import nvfp4_recipe
 from pretraining.request.models import MOCK, PYTHON_STDLIB
 from pretraining.request.settings import Settings
-from pretraining.run import saving
+from pretraining.run import signals
 
 SCRIPT = str(ASSETS / "pretrain_llama.py")
 LABEL = "nvfp4-playbook"
@@ -226,7 +226,7 @@ def training(
         name=f"{LABEL}-{(gpu or 'cpu').partition(',')[0]}" if gpu != PLACEHOLDER else None,
         command=[*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
         environment=user_environment(settings.cache_dir, image_path)
-        | ({saving.GRACE_VARIABLE: str(saving.GRACE_SECONDS)} if settings.save else {}),
+        | ({signals.GRACE_VARIABLE: str(signals.GRACE_SECONDS)} if settings.save else {}),
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
         secrets=(*(given(SECRETS) if asks_hub else ()), *given(NETWORK), *_for_writers(settings)),
         folders=checked(folders),

@@ -9,10 +9,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[3] / "assets"
 BLOCKED = """
 import multiprocessing, signal, sys
-from pretraining.run import helpers
+from pretraining.run import signals
 
 if __name__ == "__main__":
-    helpers.outlive_signals()
+    signals.outlive_signals()
     with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:  # whose end terminates its processes
         print(*sorted(pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, set()))))
     print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, set())), "none")

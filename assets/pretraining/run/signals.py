@@ -1,4 +1,4 @@
-"""A run that keeps checkpoints, interrupted: it saves first, then ends.
+"""What a signal does to a run that keeps checkpoints, which saves first, and to the processes that help training.
 
 Between the first iteration and the last, SIGTERM and the first Ctrl-C let the iteration finish, and Megatron-Bridge
 saves and ends the process on all ranks together (its `exit_signal_handler`). A second Ctrl-C ends at once, as any
@@ -7,13 +7,15 @@ signal does before and after.
 
 from __future__ import annotations
 
+import multiprocessing.popen_fork
+import multiprocessing.util
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretraining.megatron import compat
 
@@ -80,3 +82,27 @@ class SaveFirst:
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, self._at_once)
         self.active = False
+
+
+_DEAF_TO = {signal.SIGTERM, signal.SIGINT}
+
+
+def outlive_signals() -> None:
+    """Block SIGTERM and SIGINT in every helper started from here on: training ends them, by SIGKILL.
+
+    Slurm, a terminal and torch.distributed.run signal all processes of a run, and a run without its helpers cannot save
+    before it ends. A signal mask survives exec, as `multiprocessing.resource_tracker`, which does the same for itself,
+    relies on. `Process.terminate`, with which pools and data loaders end theirs, sends SIGTERM, so it becomes `kill`.
+    """
+    os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO))
+    multiprocessing.popen_fork.Popen.terminate = multiprocessing.popen_fork.Popen.kill  # spawn's inherits it
+    spawn = multiprocessing.util.spawnv_passfds
+
+    def spawn_deaf(*arguments: Any) -> int:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
+        try:
+            return spawn(*arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    multiprocessing.util.spawnv_passfds = spawn_deaf

@@ -190,3 +190,14 @@ compat.set_evaluation(built, 8, 100)
 print(built.toy)
 """
     assert "eval_iters=8" in copy.run(environment, "-c", code)
+
+
+def test_a_figure_is_a_row(copy: Copy, environment) -> None:
+    row = 'Metric("toy", "Toys", "toys", "toys", lambda of: Figure(float(len(of.times)), "")),\n    '
+    first = 'Metric("step_time"'
+    copy.add("a figure", {"scripts/playbook/compare/figures.py": (first, row + first)})
+    runs = [str(PROJECT / "assets/results/h200-launched" / name) for name in ("bf16", "bf16-2")]
+    printed = copy.run(environment, "scripts/compare.py", *runs, "--json", "compared")
+    assert re.search(r"^toys .*10", printed, re.MULTILINE)
+    for file in ("report.html", "comparison.md", "comparison.csv", "comparison.json"):
+        assert "toys" in (copy.folder / "compared" / file).read_text(encoding="utf-8"), file

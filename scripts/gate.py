@@ -1,4 +1,4 @@
-"""Holds the newest comparison against an earlier one: see playbook.gate."""
+"""Holds the newest comparison against an earlier one: see playbook.compare.gate."""
 
 from __future__ import annotations
 

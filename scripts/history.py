@@ -1,4 +1,4 @@
-"""Lists all runs, newest first: see playbook.history."""
+"""Lists all runs, newest first: see playbook.cli.history."""
 
 from __future__ import annotations
 

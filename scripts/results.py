@@ -1,4 +1,4 @@
-"""Rebuilds the published tables and pictures from their records, and publishes runs: see playbook.publish."""
+"""Rebuilds the published tables and pictures from their records, and publishes runs: see playbook.publish.publish."""
 
 from __future__ import annotations
 

@@ -1,5 +1,13 @@
-"""What runs where training runs: recipes, precisions, telemetry, numerics.
+"""What runs where training runs. Nothing here imports from `scripts/`.
 
-Nothing here imports from `scripts/`. Modules without a heavy import at their top (`record`, `models`,
-`precision`) are also read by the host, so that each schema, default and table stands in one place.
+selfcheck   a GPU's own NVFP4 kernels against this project's arithmetic
+run         the life of one training process: signals, outcome, log, device samples
+megatron    all that knows Megatron-Bridge: the config, its optimizer, the data loader, checkpoints, the CPU
+numerics    NVFP4's arithmetic
+data        text to a dataset
+request     what is asked for: models, precisions, defaults, flags
+inputs      what the user's files hold
+record      the run folder
+
+The last three need no torch, and the host reads them too, so that each schema, default and table stands once.
 """

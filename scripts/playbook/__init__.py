@@ -1,4 +1,16 @@
-"""What runs on the host: plan a run, start it, follow it, compare records. No torch here.
+"""What runs on the host. No torch here.
+
+cli         what a person types: make's targets and options, and a file for each group of jobs
+publish     records that leave the house, and the pages of `assets/results`
+campaign    several trainings that belong together: a comparison's turns, an ablation
+cluster     Slurm
+report      a comparison to people: terminal, page, Markdown, plots
+compare     records to figures, intervals and verdicts
+profile     where the time of a step goes
+launch      start a training, watch it, end it; launch/container: the image and Docker
+plan        what will run, where and why: GPU, place, checks on what is asked for
+record      what a training left, read: run folders and raw logs
+common      what all of them use
 
 Schemas, model defaults and tables stand once, in `assets/pretraining`; importing this package makes them importable.
 """

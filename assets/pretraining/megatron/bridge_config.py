@@ -1,4 +1,8 @@
-"""From settings to a Megatron-Bridge config: the recipe, then this run's sizes, precision, data and folder."""
+"""From settings to a Megatron-Bridge config: the recipe, then what differs from it.
+
+Sizes, optimizer, schedule, precision, data and folder; a default that depends on the model stands in
+`request/models.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples memory and power of a run's devices, in a small process of its own that never holds training up.
+"""Samples memory and power of a run's devices by NVML, in a small process that never holds training up.
 
     python -P device_sampler.py FILE PARENT              resident memory of the training's processes
     python -P device_sampler.py FILE PARENT 0=GPU-5d3c   device memory and power, by rank and UUID

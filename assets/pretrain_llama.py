@@ -147,8 +147,8 @@ def main() -> int:
     print(f"{time.strftime('%H:%M:%S')} {chosen.model.name} in {chosen.precision.name}: {folder}", flush=True)
     if held.problem and rank == 0:
         print(f"pretrain_llama.py: {held.problem}", file=sys.stderr, flush=True)
-    if rank == 0 and (ignored := settings.ignored(chosen)):
-        print(f"--config {chosen.config}: {ignored}", flush=True)
+    if rank == 0 and (ignored := chosen.ignored()):
+        print(f"--config {chosen.config.path}: {ignored}", flush=True)
     if rank == 0 and chosen.finetune and (left_out := finetuning.left_out(chosen.data)):
         print(f"--data {chosen.data}: {left_out}", flush=True)
     run = ending.RunEnd(folder, rank, chosen.plugin)

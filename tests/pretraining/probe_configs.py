@@ -59,7 +59,9 @@ def resolved(*flags: str, processes: int = 1, on_gpu: bool = False) -> tuple[set
 
 def fewest(*flags: str) -> int:
     """Processes that hold the model of a command line."""
-    return settings.processes_a_copy(training_flags.parser("probe").parse_args(list(flags)), on_gpu=True)
+    return settings.resolve(
+        training_flags.parser("probe").parse_args(list(flags)), on_gpu=True, processes=None
+    ).fewest_processes
 
 
 def changed(*flags: str, on_gpu: bool = True) -> tuple[settings.Settings, ConfigContainer, dict[str, changes.Change]]:

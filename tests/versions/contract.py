@@ -34,8 +34,8 @@ RUN = Path("/nowhere/run")
 def settings_of(*flags: str) -> tuple[settings.Settings, int]:
     """Settings of a command line on GPUs, on as few processes as hold the model."""
     args = training_flags.parser("contract").parse_args(list(flags))
-    processes = settings.processes_a_copy(args, on_gpu=True)
-    return settings.resolve(args, on_gpu=True, processes=processes), processes
+    chosen = settings.resolve(args, on_gpu=True, processes=None)
+    return chosen, chosen.fewest_processes
 
 
 def built(*flags: str) -> tuple[settings.Settings, ConfigContainer, int]:

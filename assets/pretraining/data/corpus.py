@@ -12,7 +12,6 @@ from pretraining.data.builtin_text import Text
 from pretraining.errors import UsageError
 from pretraining.inputs import manifest
 from pretraining.request import blends
-from pretraining.request.models import MOCK
 
 if TYPE_CHECKING:
     from pretraining.request.settings import Settings
@@ -21,10 +20,9 @@ BLOCK_BYTES = 64 * 1024
 BLOCKS = 64
 
 
-def identify(data: str) -> str:
-    """A name for what `data` names, equal exactly where the tokens and their mixture are."""
-    parsed = blends.parse(data)
-    names = {prefix: identify_dataset(prefix) for prefix in blends.prefixes(data)}
+def identify(parsed: dict[str, blends.Blend]) -> str:
+    """A name for datasets, equal exactly where the tokens and their mixture are."""
+    names = {prefix: identify_dataset(prefix) for prefix in blends.prefixes(parsed)}
     named = {
         split: blends.Blend(tuple(names[prefix] for prefix in blend.prefixes), blend.weights)
         for split, blend in parsed.items()
@@ -61,12 +59,11 @@ def check(settings: Settings, builtin: Text | None) -> None:
     """Raise UsageError where the data is shorter than a sequence or has words that the model has not."""
     if builtin is not None:
         _check_length(settings, min(builtin.tokens.values()))
-    elif settings.data != MOCK and not settings.finetune:
-        for blend in blends.parse(settings.data).values():
-            _check_length(settings, sum(_tokens(prefix) for prefix in blend.prefixes))
-        for prefix in blends.prefixes(settings.data):
-            if manifest.read(prefix) is None:  # else `settings.resolve` has compared the vocabularies
-                _check_largest(settings, prefix)
+    for blend in settings.blends.values():
+        _check_length(settings, sum(_tokens(prefix) for prefix in blend.prefixes))
+    for prefix in blends.prefixes(settings.blends):
+        if manifest.read(prefix) is None:  # else `settings.resolve` has compared the vocabularies
+            _check_largest(settings, prefix)
 
 
 def _check_length(settings: Settings, tokens: int) -> None:

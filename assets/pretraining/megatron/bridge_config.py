@@ -201,7 +201,7 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: builtin_text
         dataset.split = None
         dataset.blend_per_split = [([builtin.prefix(split)], None) for split in builtin_text.SPLITS]
     elif settings.data != MOCK:
-        eval_iters = _set_own_data(dataset, blends.parse(settings.data), eval_iters)
+        eval_iters = _set_own_data(dataset, settings.blends, eval_iters)
     compat.set_evaluation(config, eval_iters, interval=settings.train_iters + 1)  # only at the end
 
 

@@ -56,16 +56,16 @@ def configured(
     config = build(chosen, processes)
     changed = {}
     if chosen.config is not None:
-        file = config_file.read(chosen.config)
+        file = chosen.config
         saved_with = settings.of_the_file_alone(file, data=chosen.data, cache_dir=chosen.cache_dir)
         base = build(saved_with, saved_with.processes_a_copy) if saved_with else config
         skipped = overrides.OF_THE_PLACE if saved_with else set()
-        if training_flags.data_of(file) not in (None, chosen.data):
+        if training_flags.words_of(file).data not in (None, chosen.data):
             skipped = skipped | overrides.OF_THE_DATA
         for name, value in _edited(file, base, saved_with, skipped).items():
             with _naming(file):
                 changed[name] = _change(config, name, value)
-    for name, value in overrides.parse(chosen.overrides).items():
+    for name, value in chosen.overrides.items():
         changed[name] = _change(config, name, value)
     bridge_config.follow_changes(config)
     return config, changed
@@ -98,7 +98,7 @@ def _edited(
         skipped: fields that are not looked at.
     """
     if saved_with is not None:
-        for name, value in overrides.parse(saved_with.overrides).items():
+        for name, value in saved_with.overrides.items():
             fields.set_field(base, name, value)
         bridge_config.follow_changes(base)
     with _naming(file):
@@ -123,9 +123,9 @@ def check_kept(config: ConfigContainer, changed: dict[str, Change], by: str) -> 
 
 def as_text(config: ConfigContainer, chosen: Settings, changed: dict[str, Change]) -> str:
     """The run's `config.yaml`: the config and the arguments that give it again, with every change as an override."""
-    words = tuple(f"{name}={fields.as_override(change.value)}" for name, change in sorted(changed.items()))
+    words = {name: overrides.Word(fields.as_override(change.value)) for name, change in sorted(changed.items())}
     portable = replace(chosen, config=None, overrides=words, run_dir=None, resume=None, cache_dir=None, profile=None)
-    return config_file.text_of(config, training_flags.as_flags(portable), packages.installed()["megatron-bridge"])
+    return config_file.text_of(config, portable.as_flags(), packages.installed()["megatron-bridge"])
 
 
 def facts(chosen: Settings, changed: dict[str, Change]) -> dict[str, Any]:

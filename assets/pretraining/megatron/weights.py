@@ -167,10 +167,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def tokenizer_of(run: Path) -> str | None:
     """The tokenizer of what a run was trained on: "bytes", a Hugging Face name or folder, None where unknown."""
     try:
-        args = config_file.read(run / run_folder.CONFIG).parsed(training_flags.parser(run_folder.CONFIG))
+        args = training_flags.words_of(config_file.read(run / run_folder.CONFIG))
         if args.tokenizer or args.data in (None, MOCK, PYTHON_STDLIB):
             return args.tokenizer or (tokenizer_folder.BYTES if args.data == PYTHON_STDLIB else None)
-        known = next(filter(None, map(manifest.read, blends.prefixes(args.data))), None)
+        known = next(filter(None, map(manifest.read, blends.prefixes(blends.parse(args.data)))), None)
     except (UsageError, ValueError):
         return None
     return known and known.tokenizer

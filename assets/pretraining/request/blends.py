@@ -132,6 +132,6 @@ def as_words(blends: dict[str, Blend]) -> str:
     return " ".join(words)
 
 
-def prefixes(data: str) -> list[str]:
-    """Every dataset that `data` names, each once."""
-    return list(dict.fromkeys(prefix for blend in parse(data).values() for prefix in blend.prefixes))
+def prefixes(blends: dict[str, Blend]) -> list[str]:
+    """Every dataset of these, each once."""
+    return list(dict.fromkeys(prefix for blend in blends.values() for prefix in blend.prefixes))

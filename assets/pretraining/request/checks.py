@@ -10,7 +10,7 @@ from pretraining.errors import UsageError, unknown
 from pretraining.inputs import finetuning, manifest, plugin_file, tokenizer_folder
 from pretraining.inputs.instructions import FIELDS
 from pretraining.record import checkpoint, run_folder
-from pretraining.request import blends, footprint, nvfp4_recipe, overrides, pretrained
+from pretraining.request import blends, footprint, nvfp4_recipe, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
 from pretraining.request.precisions import PRECISIONS, Precision
 
@@ -31,7 +31,7 @@ def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
 
 def emulator(args: argparse.Namespace, model: Model, precision: Precision) -> str | None:
     """What computes NVFP4 without FP4 tensor cores. Raises UsageError where it cannot."""
-    if args.emulate and precision.name != "nvfp4":
+    if args.emulate and not precision.fp4:
         raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
     if args.emulate and footprint.shape_of(model.hf_config).experts:
         raise UsageError(
@@ -49,13 +49,12 @@ def recipe(args: argparse.Namespace, precision: Precision, emulator: str | None)
         precision, emulator: of the run.
 
     Raises:
-        UsageError: words that are none, that the emulator does not know, or another recipe than the resumed run's.
+        UsageError: words that the emulator does not know, or another recipe than the resumed run's.
     """
-    words = nvfp4_recipe.words_in(args.nvfp4 or "")
-    if precision.name != "nvfp4":
+    if not precision.fp4:
         return None
     past = _recipe_of(args.resume)
-    found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **words})
+    found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **args.nvfp4})
     if emulator == "reference":
         others = [word for word in found.changed() if word != "stochastic"]
         if others:
@@ -100,11 +99,6 @@ def plugin(path: Path | None) -> Path | None:
     return path.absolute()
 
 
-def flag_of(name: str) -> str:
-    """The flag of a setting."""
-    return overrides.flag_of({"sequence_length": "seq_length"}.get(name, name))
-
-
 def check_cpu(model: Model, precision: Precision) -> None:
     """Raise UsageError where the model or the precision needs a GPU."""
     if not model.on_cpu:
@@ -147,13 +141,17 @@ def micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], rep
     return given
 
 
-def data(data: str, model: Model) -> str:
-    """The data in the words of `blends.py`. Raises UsageError where a file is missing or the vocabulary too large."""
+def data(data: str, model: Model) -> tuple[str, dict[str, blends.Blend]]:
+    """The data in the words of `blends.py`, and the blends that they are.
+
+    Raises:
+        UsageError: a file is missing, or its vocabulary too large.
+    """
     if data in (MOCK, PYTHON_STDLIB):
-        return data
+        return data, {}
     parsed = blends.parse(data)
     words = model.hf_config["vocab_size"]
-    for prefix in dict.fromkeys(prefix for blend in parsed.values() for prefix in blend.prefixes):
+    for prefix in blends.prefixes(parsed):
         try:
             known = manifest.read(prefix)
         except ValueError as error:
@@ -163,7 +161,7 @@ def data(data: str, model: Model) -> str:
                 f"--data {prefix} was tokenized by {known.tokenizer} into {known.vocabulary_size} words, and "
                 f"{model.name} has {words}: `make data` with a tokenizer that fits the model"
             )
-    return blends.as_words(parsed)
+    return blends.as_words(parsed), parsed
 
 
 def resume(run: Path | None, model: Model, precision: Precision | None, finetune: str | None) -> Path | None:
@@ -221,10 +219,8 @@ def instructions(args: argparse.Namespace) -> str:
     return str(Path(args.data).absolute())
 
 
-def tokenizer(args: argparse.Namespace, model: Model) -> str | None:
-    """The tokenizer of the instructions, None without any. Raises UsageError where none is known."""
-    if not args.finetune:
-        return None
+def tokenizer(args: argparse.Namespace, model: Model) -> str:
+    """The tokenizer of the instructions. Raises UsageError where none is known."""
     if args.tokenizer:
         tokenizer_folder.check(Path(args.tokenizer), "--tokenizer", model.hf_config["vocab_size"])
         return str(Path(args.tokenizer).resolve()) if Path(args.tokenizer).is_dir() else args.tokenizer

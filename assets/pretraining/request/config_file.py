@@ -126,7 +126,7 @@ def read(path: Path) -> ConfigFile:
         )
     if arguments is not None:
         arguments = [str(each) for each in arguments if each not in ("-h", "--help")]
-    return ConfigFile(path, arguments, own.get(VERSION), tree)
+    return ConfigFile(path.absolute(), arguments, own.get(VERSION), tree)
 
 
 def _check_depth(path: Path, text: str) -> None:

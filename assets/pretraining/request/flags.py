@@ -1,4 +1,4 @@
-"""The command line of a training: its flags, what a config file puts below them, and back from `Settings` to flags."""
+"""The command line of a training: its flags, and what its config file and the environment put below them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pretraining.errors import UsageError
 from pretraining.inputs import finetuning
 from pretraining.record import run_folder
-from pretraining.request import checks, config_file, nvfp4_recipe, overrides, pretrained
+from pretraining.request import config_file, nvfp4_recipe, overrides
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB
 from pretraining.request.precisions import EMULATORS, PRECISIONS
-
-if TYPE_CHECKING:
-    from pretraining.request.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[3]
 RUNS = "nemo_experiments"
 SEED = 1234
+ASKED, FILED = "asked for", "as in the config file"  # who says a setting
 
 _SECRET = re.compile(
     r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)"  # in a URL
@@ -31,7 +29,7 @@ _SECRET = re.compile(
 )
 
 # What belongs to a precision, or to a model, and is no longer meant where another is asked for.
-_OF_THE_PRECISION = ("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4")
+_OF_THE_PRECISION = ("precision", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4")
 _OF_THE_MODEL = ("num_layers", "bf16_tail_layers", "tensor_parallel", "pipeline_parallel")
 
 
@@ -135,87 +133,39 @@ def _add_data(add: Callable[..., Any]) -> None:
     add("--run-dir", type=Path, metavar="DIR", help=f"the run folder (default: a new one in {RUNS}/)")
 
 
-def as_flags(settings: Settings) -> list[str]:
-    """The flags that give exactly these settings, whatever the defaults are where they are parsed."""
-    flags: dict[str, Any] = {
-        "--model": settings.model.name,
-        "--precision": settings.precision.name,
-        "--num-layers": settings.num_layers,
-        "--emulate": settings.emulate,
-        "--nvfp4": settings.nvfp4 and nvfp4_recipe.as_text(settings.nvfp4.words()),
-        "--bf16-head-layers": settings.bf16_head_layers,
-        "--bf16-tail-layers": settings.bf16_tail_layers,
-        "--train-iters": settings.train_iters,
-        "--warmup-iters": settings.warmup_iters,
-        "--global-batch-size": settings.global_batch_size,
-        "--micro-batch-size": settings.micro_batch_size,
-        "--seq-length": settings.sequence_length,
-        "--data": settings.data,
-        "--seed": settings.seed,
-        "--save": settings.save or 0,
-        "--resume": settings.resume,
-        "--iteration": settings.iteration,
-        "--from": settings.weights and _as_given(settings.weights),
-        "--finetune": settings.finetune,
-        "--tokenizer": settings.tokenizer,
-        "--export": settings.export,
-        "--run-dir": settings.run_dir,
-        "--tensor-parallel": settings.tensor_parallel,
-        "--pipeline-parallel": settings.pipeline_parallel,
-        "--context-parallel": settings.context_parallel,
-        "--config": settings.config,
-        "--plugin": settings.plugin,
-        "--cache-dir": settings.cache_dir,
-        "--profile": settings.profile,
-        "--wandb-project": settings.wandb_project,
-        "--mlflow-experiment": settings.mlflow_experiment,
-    }
-    given = []
-    for flag, value in flags.items():
-        if value is not None:  # one that looks like a flag stands in one word with its own
-            given += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
-    switched = [f"--{name}" for name in ("evaluate", "tuned", "tensorboard") if getattr(settings, name)]
-    return [*given, *switched, *settings.overrides]
-
-
-def _as_given(weights_from: str) -> str:
-    """A run folder as it is; anything else with its scheme."""
-    return weights_from if finetuning.is_run(weights_from) else pretrained.SCHEME + weights_from
-
-
 def merged(args: argparse.Namespace) -> argparse.Namespace:
-    """The command line with the settings of its --config below it, and of its overrides beside it.
+    """All that was asked for: the command line and its overrides, below them its config file.
 
     Of the NVFP4 recipe word by word: short forms in the environment go before the file and behind --nvfp4.
+
+    Returns:
+        The arguments, in which `precision` stands for --disable-fp4 too, `nvfp4` is words and their values, `overrides`
+        fields and their values. Beside them `file` is the config file, read, and `why` who said each: ASKED or FILED.
 
     Raises:
         UsageError: a setting with two values, an override of what the playbook decides, or no config file.
     """
-    given, rest = overrides.settings_among(overrides.parse(args.overrides or ()))
+    given, changes = overrides.settings_among(overrides.parse(args.overrides or ()))
     for name, value in given.items():
         present = getattr(args, name)
         if present not in (None, value):
             raise UsageError(
-                f"{checks.flag_of(name)} {present} and an override that says {value} are one setting with two values; "
-                "drop one"
+                f"{overrides.flag_of(name)} {present} and an override that says {value} are one setting with two "
+                "values; drop one"
             )
-    above = {**vars(args), **given, "overrides": [f"{name}={value}" for name, value in rest.items()] or None}
-    asked_recipe = nvfp4_recipe.in_environment() | nvfp4_recipe.words_in(args.nvfp4 or "")
-    below = _of_the_file(config_file.read(args.config)) if args.config else _model_of_the_run(args)
-    asked = asked_precision(args)
-    if below.get("precision") is not None and asked not in (None, below["precision"]):
-        below |= dict.fromkeys(_OF_THE_PRECISION)
-    if below.get("model") is not None and args.model not in (None, below["model"]):
-        below |= dict.fromkeys(_OF_THE_MODEL)
-    below["overrides"] = [*(below.get("overrides") or ()), *(above["overrides"] or ())] or None
-    above["nvfp4"] = nvfp4_recipe.as_text(nvfp4_recipe.words_in(below.get("nvfp4") or "") | asked_recipe) or None
-    keep = {name for name, value in above.items() if value is not None and value is not False} - {"overrides"}
-    return argparse.Namespace(**{**above, **{name: value for name, value in below.items() if name not in keep}})
-
-
-def named(args: argparse.Namespace) -> frozenset[str]:
-    """The settings that a command line names: by flag, by override, or in its config file."""
-    return frozenset(name for name, value in vars(merged(args)).items() if value is not None)
+    recipe = nvfp4_recipe.in_environment() | nvfp4_recipe.words_in(args.nvfp4 or "")
+    above = {**vars(args), **given, "precision": asked_precision(args), "nvfp4": recipe or None, "overrides": changes}
+    above = {name: value for name, value in above.items() if value is not None and value is not False}
+    file = config_file.read(args.config) if args.config else None
+    below = _of_the_file(file) if file else _model_of_the_run(args)
+    for name, theirs in (("precision", _OF_THE_PRECISION), ("model", _OF_THE_MODEL)):
+        if below.get(name) is not None and above.get(name, below[name]) != below[name]:
+            below |= dict.fromkeys(theirs)
+    whole = {**vars(args), **below, **above}
+    whole["nvfp4"] = (below.get("nvfp4") or {}) | recipe
+    whole["overrides"] = (below.get("overrides") or {}) | changes
+    why = {name: FILED for name, value in below.items() if value is not None} | dict.fromkeys(above, ASKED)
+    return argparse.Namespace(**{**whole, "file": file, "why": why})
 
 
 def asked_precision(args: argparse.Namespace) -> str | None:
@@ -227,15 +177,23 @@ def asked_precision(args: argparse.Namespace) -> str | None:
     return "bf16"
 
 
-def data_of(file: config_file.ConfigFile) -> str | None:
-    """What the run that saved a config file trained on; None where it does not say."""
-    return words_of(file).data
+def words_of(file: config_file.ConfigFile, *more: str) -> argparse.Namespace:
+    """The arguments of a config file, as far as it may give them, and `more` after them."""
+    return file.parsed(parser(str(file.path)), *more)
 
 
 def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
-    """The settings that a config file stands for, by argument."""
-    arguments = vars(words_of(file))
-    return {**arguments, **file.edited_settings(arguments), "cache_dir": None}
+    """The settings that a config file stands for, by argument; parsed as `merged` gives them."""
+    words = words_of(file)
+    given, changes = overrides.settings_among(overrides.parse(words.overrides or ()), str(file.path))
+    arguments = {**vars(words), **given}
+    return {
+        **arguments,
+        **file.edited_settings(arguments),
+        "precision": asked_precision(words),
+        "nvfp4": nvfp4_recipe.words_in(words.nvfp4) if words.nvfp4 else None,
+        "overrides": changes,
+    }
 
 
 def _model_of_the_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -243,10 +201,6 @@ def _model_of_the_run(args: argparse.Namespace) -> dict[str, Any]:
     if args.resume is None or not (args.evaluate or args.export) or not (args.resume / run_folder.CONFIG).is_file():
         return {}
     words = words_of(config_file.read(args.resume / run_folder.CONFIG))
-    changed = [word for word in words.overrides or () if word.startswith("model.")]
+    changes = overrides.parse(words.overrides or ())
+    changed = {name: value for name, value in changes.items() if name.startswith("model.")}
     return {"num_layers": words.num_layers, "overrides": changed}
-
-
-def words_of(file: config_file.ConfigFile, *more: str) -> argparse.Namespace:
-    """The arguments of a config file, as far as it may give them, and `more` after them."""
-    return file.parsed(parser(str(file.path)), *more)

@@ -156,6 +156,6 @@ def _integer(name: str, value: Any) -> int:
     return number
 
 
-def flag_of(argument: str) -> str:
-    """The flag whose argument is so called."""
-    return f"--{argument.replace('_', '-')}"
+def flag_of(name: str) -> str:
+    """The flag of a setting or of an argument."""
+    return f"--{ {'sequence_length': 'seq_length', 'weights': 'from'}.get(name, name).replace('_', '-') }"

@@ -15,6 +15,7 @@ from pretraining.request.models import Model
 from pretraining.request.overrides import flag_of
 from pretraining.request.precisions import Precision
 
+KINDS = ("tensor_parallel", "pipeline_parallel", "context_parallel")
 NO_CONTEXT_PARALLEL = "NVFP4 with context parallelism gave NaN gradient norms (Megatron-Bridge issues 1865 and 2051)"
 HEADROOM = 0.9  # of a GPU's memory: the rest is fragments, NCCL's buffers and the CUDA context
 _NODE = 8  # tensor parallelism stays within NVLink's reach
@@ -29,13 +30,13 @@ def split_of(args: argparse.Namespace, model: Model, precision: Precision) -> di
     Raises:
         UsageError: a size below 1, or a split that the precision cannot have.
     """
-    asked = {name: getattr(args, name) for name in ("tensor_parallel", "pipeline_parallel", "context_parallel")}
     own = {"tensor_parallel": model.tensor_parallel, "pipeline_parallel": model.pipeline_parallel}
+    asked = {name: getattr(args, name) for name in KINDS}
     split = {name: own.get(name, 1) if size is None else size for name, size in asked.items()}
     for name, size in split.items():
         if size < 1:
             raise UsageError(f"{flag_of(name)} is {size}; it must be at least 1")
-    if precision.name == "nvfp4" and split["context_parallel"] > 1:
+    if precision.fp4 and split["context_parallel"] > 1:
         raise UsageError(
             f"--context-parallel {split['context_parallel']} with nvfp4: {NO_CONTEXT_PARALLEL}; leave it out, or split "
             "the model with --tensor-parallel"

@@ -27,6 +27,7 @@ class Precision:
             2509.25149, section 4.1, keeps about 15 % of the linear layers in BF16, most of them the last).
         capabilities: CUDA compute capabilities whose tensor cores train in it, or None for any from 8.0.
         needs: the same in words.
+        fp4: the arithmetic is NVFP4's, whose recipe `--nvfp4` changes and which can be emulated.
         gather: how the preset stores and gathers the linear layers' weights: BF16, or already quantized (FP8, FP4).
         gather_since: the first Megatron-Bridge whose preset gathers so; before it BF16.
         saved_bytes: for the backward pass, of an element of a linear layer's input (with its share of the scales).
@@ -40,6 +41,7 @@ class Precision:
     bf16_tail: int | None = 0
     capabilities: tuple[tuple[int, int], ...] | None = None
     needs: str = "compute capability 8.0 or newer"
+    fp4: bool = False
     gather: str = "BF16"
     gather_since: tuple[int, ...] = ()
     saved_bytes: float = 2.0
@@ -100,6 +102,7 @@ PRECISIONS: dict[str, Precision] = {
             bf16_tail=None,
             capabilities=_BLACKWELL,
             needs="FP4 tensor cores: compute capability 10.0 or 10.3 (B200, GB200, B300, GB300)",
+            fp4=True,
             gather="FP4",
             gather_since=(0, 4, 2),
             saved_bytes=0.5 + 1 / 16,

@@ -7,16 +7,23 @@ does not divide costs a second and not a start-up. No torch in this module.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UsageError
-from pretraining.request import checks, config_file, flags, nvfp4_recipe, overrides, parallel
+from pretraining.inputs import finetuning
+from pretraining.request import checks, config_file, flags, nvfp4_recipe, parallel, pretrained
+from pretraining.request.blends import Blend
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, PYTHON_STDLIB, Model, find_model
+from pretraining.request.overrides import Word, flag_of
 from pretraining.request.precisions import Precision, default_tail, find_precision
 
 _NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
+_SWITCHES = ("evaluate", "tuned", "tensorboard")
+_NO_FLAG = ("blends", "engine_switches", "overrides", "why", *_SWITCHES)
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class Settings:
     Attributes:
         num_layers: transformer layers, the model's own unless cut for a benchmark.
         bf16_head_layers, bf16_tail_layers: layers kept in BF16 at the start and the end of the model.
-        data: "mock", "python-stdlib", or Megatron datasets in the words of `blends.py`.
+        data: "mock", "python-stdlib", Megatron datasets in the words of `blends.py`, or a path of instructions.
+        blends: those datasets by split; empty for other data.
         seed: of weights, data order and stochastic rounding.
         save: write a checkpoint every so many iterations and at the end, or None for none; a run that saves also
             saves when it is interrupted.
@@ -48,9 +56,10 @@ class Settings:
         tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `writers`.
         tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
         tuned: with CUDA graphs and fewer checks.
-        overrides: "section.field=value" of the config, sorted, beyond what is a setting itself.
+        overrides: value by "section.field" of the config, sorted, beyond what is a setting itself.
         config: a config file whose fields go before the overrides, or None.
         plugin: the user's Python file, or None.
+        why: who said a setting, by its argument's name: `flags.ASKED` or `flags.FILED`; defaults are not in it.
     """
 
     model: Model
@@ -64,6 +73,7 @@ class Settings:
     micro_batch_size: int
     sequence_length: int
     data: str
+    blends: dict[str, Blend]
     seed: int
     save: int | None
     emulate: str | None
@@ -86,9 +96,10 @@ class Settings:
     pipeline_parallel: int
     context_parallel: int
     tuned: bool
-    overrides: tuple[str, ...]
-    config: Path | None
+    overrides: dict[str, Word]
+    config: config_file.ConfigFile | None
     plugin: Path | None
+    why: Mapping[str, str] = dataclasses.field(compare=False, repr=False)
 
     @property
     def processes_a_copy(self) -> int:
@@ -96,9 +107,24 @@ class Settings:
         return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
 
     @property
+    def fewest_processes(self) -> int:
+        """The fewest processes that hold the model with its experts."""
+        return parallel.fewest_processes({name: getattr(self, name) for name in parallel.KINDS}, self.model)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one iteration over all processes."""
         return self.global_batch_size * self.sequence_length
+
+    @property
+    def has_own_data(self) -> bool:
+        """Whether it trains on the user's data and not on what the playbook brings."""
+        return self.data not in (MOCK, PYTHON_STDLIB)
+
+    @property
+    def changes(self) -> list[str]:
+        """The overrides as they are written."""
+        return [f"{name}={value}" for name, value in self.overrides.items()]
 
     @property
     def writers(self) -> dict[str, str | bool]:
@@ -116,109 +142,87 @@ class Settings:
         """Whether the run is to train."""
         return not self.evaluate and self.export is None
 
+    def reason(self, default: str, *names: str) -> str:
+        """Who said one of these settings; `default` where nobody did."""
+        said = {self.why.get(name) for name in names}
+        return next((who for who in (flags.ASKED, flags.FILED) if who in said), default)
 
-def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int) -> Settings:
+    def as_flags(self) -> list[str]:
+        """The flags that give exactly these settings, whatever the defaults are where they are parsed."""
+        said = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in _NO_FLAG}
+        said |= {
+            "model": self.model.name,
+            "precision": self.precision.name,
+            "nvfp4": self.nvfp4 and nvfp4_recipe.as_text(self.nvfp4.words()),
+            "save": self.save or 0,
+            "config": self.config and self.config.path,
+        }
+        if self.weights and not finetuning.is_run(self.weights):
+            said["weights"] = pretrained.SCHEME + self.weights
+        given = []
+        for name, value in said.items():
+            if value is not None:  # one that looks like a flag stands in one word with its own
+                flag = flag_of(name)
+                given += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+        return [*given, *(flag_of(name) for name in _SWITCHES if getattr(self, name)), *self.changes]
+
+    def ignored(self) -> str:
+        """A sentence on the flags in the config file that are not taken from it; "" without any."""
+        if self.config is None:
+            return ""
+        left = self.config.not_taken(flags.parser(str(self.config.path)), self)
+        return f"its {', '.join(left)} {'is' if len(left) == 1 else 'are'} ignored: give them here" if left else ""
+
+
+def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int | None) -> Settings:
     """Fill in the defaults and check what can be checked before anything heavy is imported.
 
     Args:
         args: parsed by `flags.parser`.
         on_gpu: whether training will run on a GPU.
-        processes: the world size.
+        processes: the world size; None for the fewest that hold the model.
 
     Raises:
         UsageError: naming the flag, what was found and what would work.
     """
-    typed = args.nvfp4
-    args = flags.merged(args)
-    changes = overrides.parse(args.overrides or ())
-    model, precision = _model_of(args, on_gpu=on_gpu), _precision_of(args)
+    asked = flags.merged(args)
+    model = find_model(asked.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
+    precision = find_precision(asked.precision or "nvfp4")
     if not on_gpu:
         checks.check_cpu(model, precision)
-    if typed and precision.name != "nvfp4":
+    if args.nvfp4 and not precision.fp4:
         raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {precision.name}; leave it out")
-    emulator = checks.emulator(args, model, precision)
-    trains = not args.evaluate and args.export is None
-    sizes = _sizes(args, model)
-    layers = _layers(args, model, precision)
-    reshaped = {**changes, "model.num_layers": layers["num_layers"]}
-    past = _begins_with(args, model, precision, reshaped, trains=trains)
-    if not trains:
-        checks.trains_nothing(args, model)
-        sizes |= {"train_iters": past["iteration"], "warmup_iters": 0}
-    data = checks.instructions(args) if args.finetune else checks.data(args.data or model.data, model)
-    split = parallel.split_of(args, model, precision)
-    parallel.check(model, layers["num_layers"], split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
-    replicas = parallel.replicas(split, model, processes)
-    micro_batch = checks.micro_batch_size(args.micro_batch_size, model, sizes, replicas)
-    if on_gpu and precision.name == "nvfp4":
-        _check_blocks(micro_batch, sizes["sequence_length"])
+    numerics = _numerics(asked, model, precision, on_gpu=on_gpu)
+    past = _begins_with(asked, model, precision, {**asked.overrides, "model.num_layers": numerics["num_layers"]})
+    sizes = _sizes(asked, model, past["iteration"])
+    split = _split(asked, model, precision, {**numerics, **sizes}, processes, on_gpu=on_gpu)
     return Settings(
         model=model,
         precision=precision,
-        **layers,
-        **sizes,
-        micro_batch_size=micro_batch,
-        data=data,
-        seed=flags.SEED if args.seed is None else args.seed,
-        save=_save(args, sizes["train_iters"], data, on_gpu=on_gpu) if trains else None,
-        emulate=emulator if on_gpu else None,
-        nvfp4=checks.recipe(args, precision, emulator if on_gpu else None),
-        engine_switches=nvfp4_recipe.engine_switches(),
+        **numerics,
         **past,
-        **_as_asked(args, model),
-        profile=checks.profile(args.profile, sizes["train_iters"], trains=trains, resumed=args.resume is not None),
+        **sizes,
         **split,
-        tuned=checks.tuned(args, model, on_gpu=on_gpu),
-        overrides=tuple(f"{name}={value}" for name, value in sorted(changes.items())),
+        **_data(asked, model),
+        **_leaves(asked, sizes["train_iters"], on_gpu=on_gpu),
+        seed=flags.SEED if asked.seed is None else asked.seed,
+        overrides=dict(sorted(asked.overrides.items())),
+        config=asked.file,
+        plugin=checks.plugin(asked.plugin),
+        why=asked.why,
     )
 
 
-def _model_of(args: argparse.Namespace, *, on_gpu: bool) -> Model:
-    return find_model(args.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
-
-
-def _precision_of(args: argparse.Namespace) -> Precision:
-    return find_precision(flags.asked_precision(args) or "nvfp4")
-
-
-def _sizes(args: argparse.Namespace, model: Model) -> dict[str, int]:
-    """Iterations and the batch, but for the micro batch."""
-    sizes = {
-        name: getattr(model, name) if given is None else given
-        for name, given in {
-            "train_iters": args.train_iters,
-            "warmup_iters": args.warmup_iters,
-            "global_batch_size": args.global_batch_size,
-            "sequence_length": args.seq_length,
-        }.items()
-    }
-    # A shortened run keeps its warm-up shorter than itself; only an explicit contradiction is an error.
-    if args.warmup_iters is None:
-        sizes["warmup_iters"] = min(sizes["warmup_iters"], max(1, sizes["train_iters"] // 5))
-    for name, least in (("train_iters", 1), ("warmup_iters", 0), ("global_batch_size", 1), ("sequence_length", 2)):
-        if sizes[name] < least:
-            raise UsageError(f"{checks.flag_of(name)} is {sizes[name]}; it must be at least {least}")
-        if sizes[name] >= 2**31:
-            raise UsageError(f"{checks.flag_of(name)} is {sizes[name]}; it must be below 2147483648")
-    if sizes["warmup_iters"] >= sizes["train_iters"] > 1:
-        raise UsageError(
-            f"--warmup-iters {sizes['warmup_iters']} is not below --train-iters {sizes['train_iters']}; lower it"
-        )
-    limit = model.hf_config["max_position_embeddings"]
-    if sizes["sequence_length"] > limit:
-        raise UsageError(f"--seq-length {sizes['sequence_length']} is over {model.name}'s {limit} positions; lower it")
-    return sizes
-
-
-def _layers(args: argparse.Namespace, model: Model, precision: Precision) -> dict[str, int]:
-    """How many layers there are, and how many of them at each end stay in BF16."""
-    layers = model.num_layers if args.num_layers is None else args.num_layers
+def _numerics(asked: argparse.Namespace, model: Model, precision: Precision, *, on_gpu: bool) -> dict[str, Any]:
+    """In what it computes, and how many of how many layers at each end stay in BF16."""
+    emulator = checks.emulator(asked, model, precision)
+    layers = model.num_layers if asked.num_layers is None else asked.num_layers
     if layers < 1:
         raise UsageError(f"--num-layers is {layers}; it must be at least 1")
+    head = precision.bf16_head if asked.bf16_head_layers is None else asked.bf16_head_layers
+    tail = default_tail(precision, layers) if asked.bf16_tail_layers is None else asked.bf16_tail_layers
     if precision.name == "bf16":
-        return {"num_layers": layers, "bf16_head_layers": 0, "bf16_tail_layers": 0}
-    head = precision.bf16_head if args.bf16_head_layers is None else args.bf16_head_layers
-    tail = default_tail(precision, layers) if args.bf16_tail_layers is None else args.bf16_tail_layers
+        head = tail = 0
     if min(head, tail) < 0:
         raise UsageError(f"--bf16-head-layers {head} --bf16-tail-layers {tail}: neither can be negative")
     if head + tail >= layers:
@@ -226,63 +230,118 @@ def _layers(args: argparse.Namespace, model: Model, precision: Precision) -> dic
             f"{head} first and {tail} last layers in BF16 leave none of {model.name}'s {layers} layers in "
             f"{precision.name}; lower --bf16-head-layers or --bf16-tail-layers"
         )
-    return {"num_layers": layers, "bf16_head_layers": head, "bf16_tail_layers": tail}
+    return {
+        "num_layers": layers,
+        "bf16_head_layers": head,
+        "bf16_tail_layers": tail,
+        "emulate": emulator if on_gpu else None,
+        "nvfp4": checks.recipe(asked, precision, emulator if on_gpu else None),
+        "tuned": checks.tuned(asked, model, on_gpu=on_gpu),
+        "engine_switches": nvfp4_recipe.engine_switches(),
+    }
 
 
 def _begins_with(
-    args: argparse.Namespace, model: Model, precision: Precision, reshaped: dict[str, Any], *, trains: bool
-) -> dict[str, Path | int | str | None]:
-    """The checkpoint or the weights that the run begins with; `reshaped`: what is changed of the model."""
-    iteration = checks.iteration(args)
-    resume = checks.resume(args.resume, model, precision if trains else None, args.finetune)
-    if args.weights and resume and not args.finetune:  # adapters are continued on the weights that they adapt
+    asked: argparse.Namespace, model: Model, precision: Precision, reshaped: dict[str, Any]
+) -> dict[str, Any]:
+    """The checkpoint or the weights that the run begins with, and what becomes of them.
+
+    `reshaped`: what is changed of the model.
+    """
+    trains = not asked.evaluate and asked.export is None
+    iteration = checks.iteration(asked)
+    resume = checks.resume(asked.resume, model, precision if trains else None, asked.finetune)
+    if asked.weights and resume and not asked.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
-    weights = checks.starting_weights(args.weights, model, reshaped, finetune=bool(args.finetune))
-    return {"resume": resume, "iteration": iteration, "weights": weights}
+    weights = checks.starting_weights(asked.weights, model, reshaped, finetune=bool(asked.finetune))
+    if not trains:
+        checks.trains_nothing(asked, model)
+    return {
+        "resume": resume,
+        "iteration": iteration,
+        "weights": weights,
+        "finetune": asked.finetune,
+        "evaluate": asked.evaluate,
+        "export": asked.export and asked.export.absolute(),
+    }
 
 
-def _save(args: argparse.Namespace, iterations: int, data: str, *, on_gpu: bool) -> int | None:
-    """After how many iterations to save; on a GPU, what was learned from one's own data is kept at the end."""
-    if args.save is None and on_gpu and data not in (MOCK, PYTHON_STDLIB):
-        return iterations
-    if args.save is not None and args.save < 0:
-        raise UsageError(f"--save is {args.save}; it is a number of iterations, or 0 for never")
-    return args.save or None
+def _sizes(asked: argparse.Namespace, model: Model, past: int | None) -> dict[str, int]:
+    """Iterations and the batch, but for the micro batch; `past`: the checkpoint's iteration."""
+    sizes = {
+        "train_iters": asked.train_iters,
+        "warmup_iters": asked.warmup_iters,
+        "global_batch_size": asked.global_batch_size,
+        "sequence_length": asked.seq_length,
+    }
+    sizes = {name: getattr(model, name) if size is None else size for name, size in sizes.items()}
+    # A shortened run keeps its warm-up shorter than itself; only an explicit contradiction is an error.
+    if asked.warmup_iters is None:
+        sizes["warmup_iters"] = min(sizes["warmup_iters"], max(1, sizes["train_iters"] // 5))
+    for name, least in (("train_iters", 1), ("warmup_iters", 0), ("global_batch_size", 1), ("sequence_length", 2)):
+        if sizes[name] < least:
+            raise UsageError(f"{flag_of(name)} is {sizes[name]}; it must be at least {least}")
+        if sizes[name] >= 2**31:
+            raise UsageError(f"{flag_of(name)} is {sizes[name]}; it must be below 2147483648")
+    if sizes["warmup_iters"] >= sizes["train_iters"] > 1:
+        raise UsageError(
+            f"--warmup-iters {sizes['warmup_iters']} is not below --train-iters {sizes['train_iters']}; lower it"
+        )
+    limit = model.hf_config["max_position_embeddings"]
+    if sizes["sequence_length"] > limit:
+        raise UsageError(f"--seq-length {sizes['sequence_length']} is over {model.name}'s {limit} positions; lower it")
+    trains = not asked.evaluate and asked.export is None
+    return sizes if trains else sizes | {"train_iters": past, "warmup_iters": 0}
 
 
-def _check_blocks(micro_batch: int, sequence: int) -> None:
-    """Raise UsageError where the tokens of a micro batch are no whole number of NVFP4's blocks."""
-    if micro_batch * sequence % _NVFP4_BLOCK:
+def _split(
+    asked: argparse.Namespace,
+    model: Model,
+    precision: Precision,
+    sizes: dict[str, Any],
+    processes: int | None,
+    *,
+    on_gpu: bool,
+) -> dict[str, int]:
+    """What each process gets of the model and of a batch."""
+    split = parallel.split_of(asked, model, precision)
+    parallel.check(model, sizes["num_layers"], split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
+    replicas = parallel.replicas(split, model, processes or parallel.fewest_processes(split, model))
+    micro_batch = checks.micro_batch_size(asked.micro_batch_size, model, sizes, replicas)
+    if on_gpu and precision.fp4 and micro_batch * sizes["sequence_length"] % _NVFP4_BLOCK:
+        sequence = sizes["sequence_length"]
         longer = sequence + -sequence % _NVFP4_BLOCK
         raise UsageError(
             f"a micro batch of {micro_batch} x {sequence} tokens: NVFP4's weight gradients take blocks of 16 of them, "
             f"so it must be a multiple of {_NVFP4_BLOCK}; --seq-length {longer} would be"
         )
+    return {**split, "micro_batch_size": micro_batch}
 
 
-def _as_asked(args: argparse.Namespace, model: Model) -> dict[str, Any]:
-    """What needs no default, with paths whole."""
+def _data(asked: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """What it reads: each file is there and fits the model."""
+    if asked.finetune:
+        return {"data": checks.instructions(asked), "blends": {}, "tokenizer": checks.tokenizer(asked, model)}
+    data, found = checks.data(asked.data or model.data, model)
+    return {"data": data, "blends": found, "tokenizer": None}
+
+
+def _leaves(asked: argparse.Namespace, iterations: int, *, on_gpu: bool) -> dict[str, Any]:
+    """What it leaves, and where. On a GPU, what was learned from one's own data is kept at the end."""
+    trains = not asked.evaluate and asked.export is None
+    if asked.save is not None and asked.save < 0:
+        raise UsageError(f"--save is {asked.save}; it is a number of iterations, or 0 for never")
+    own = asked.finetune or (asked.data or MOCK) not in (MOCK, PYTHON_STDLIB)
+    save = iterations if asked.save is None and on_gpu and own else asked.save
     return {
-        "finetune": args.finetune,
-        "tokenizer": checks.tokenizer(args, model),
-        "evaluate": args.evaluate,
-        "export": args.export and args.export.absolute(),
-        "run_dir": args.run_dir and args.run_dir.absolute(),
-        "cache_dir": args.cache_dir.absolute(),
-        "tensorboard": args.tensorboard,
-        "wandb_project": args.wandb_project or None,
-        "mlflow_experiment": args.mlflow_experiment or None,
-        "config": args.config and args.config.absolute(),
-        "plugin": checks.plugin(args.plugin),
+        "save": (save or None) if trains else None,
+        "run_dir": asked.run_dir and asked.run_dir.absolute(),
+        "cache_dir": asked.cache_dir.absolute(),
+        "profile": checks.profile(asked.profile, iterations, trains=trains, resumed=asked.resume is not None),
+        "tensorboard": asked.tensorboard,
+        "wandb_project": asked.wandb_project or None,
+        "mlflow_experiment": asked.mlflow_experiment or None,
     }
-
-
-def ignored(chosen: Settings) -> str:
-    """A sentence on the flags in the config file that are not taken from it; "" without any."""
-    if chosen.config is None:
-        return ""
-    left = config_file.read(chosen.config).not_taken(flags.parser(str(chosen.config)), chosen)
-    return f"its {', '.join(left)} {'is' if len(left) == 1 else 'are'} ignored: give them here" if left else ""
 
 
 def of_the_file_alone(file: config_file.ConfigFile, *, data: str, cache_dir: Path) -> Settings | None:
@@ -293,11 +352,4 @@ def of_the_file_alone(file: config_file.ConfigFile, *, data: str, cache_dir: Pat
     if file.arguments is None:
         return None
     args = flags.words_of(file, "--data", data, "--cache-dir", str(cache_dir))
-    return resolve(args, on_gpu=True, processes=processes_a_copy(args, on_gpu=True))
-
-
-def processes_a_copy(args: argparse.Namespace, *, on_gpu: bool) -> int:
-    """The fewest processes that hold the model a command line asks for."""
-    args = flags.merged(args)
-    model, precision = _model_of(args, on_gpu=on_gpu), _precision_of(args)
-    return parallel.fewest_processes(parallel.split_of(args, model, precision), model)
+    return resolve(args, on_gpu=True, processes=None)

@@ -246,7 +246,7 @@ def identify_data(settings: Settings, builtin: builtin_text.Text | None) -> str:
         return builtin.identity
     if settings.data == MOCK:
         return MOCK
-    return finetuning.identify(settings.data) if settings.finetune else corpus.identify(settings.data)
+    return finetuning.identify(settings.data) if settings.finetune else corpus.identify(settings.blends)
 
 
 def _parameters(context: CallbackContext) -> int:

@@ -155,7 +155,7 @@ def _refuse(args: argparse.Namespace) -> None:
     for name, (given, why) in ours.items():
         if given:
             raise UsageError(f"make ablate takes no {name}: {why}")
-    asked = nvfp4_recipe.Nvfp4Recipe.of(nvfp4_recipe.words_in(training_flags.merged(args).nvfp4 or ""))
+    asked = nvfp4_recipe.Nvfp4Recipe.of(training_flags.merged(args).nvfp4)
     if changed := asked.changed():
         raise UsageError(
             f"make ablate takes each ingredient away by itself; leave {nvfp4_recipe.as_text(changed)} out "

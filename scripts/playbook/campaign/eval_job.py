@@ -64,7 +64,7 @@ def _tokenizer(data: str | None) -> str:
     if data in (None, MOCK):
         return ""
     try:
-        found = {known.tokenizer for prefix in blends.prefixes(data) if (known := manifest.read(prefix))}
+        found = {known.tokenizer for prefix in blends.prefixes(blends.parse(data)) if (known := manifest.read(prefix))}
     except (UsageError, ValueError, OSError):
         return ""  # it is looked at again where it is read
     return " and ".join(sorted(found))

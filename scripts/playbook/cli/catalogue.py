@@ -6,7 +6,7 @@ import argparse
 
 from playbook.common.tables import print_table
 from pretraining.errors import UsageError
-from pretraining.request import footprint, settings
+from pretraining.request import footprint, parallel
 from pretraining.request.models import MODELS, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision
 
@@ -108,8 +108,7 @@ def _print_one(model: Model, args: argparse.Namespace) -> None:
 
 def _split(model: Model, args: argparse.Namespace) -> tuple[int, footprint.Split]:
     """Processes, as asked for or the fewest that hold the model, and what is split over them."""
-    asked = argparse.Namespace(**{**vars(args), "model": model.name})
-    fewest = settings.processes_a_copy(asked, on_gpu=True)
+    fewest = parallel.fewest_processes(parallel.split_of(args, model, PRECISIONS["bf16"]), model)
     processes = args.nproc if args.nproc > 1 and args.model else fewest
     if processes % fewest:
         raise UsageError(f"NPROC={processes}: {model.name} is split over {fewest} processes; use a multiple of it")

@@ -28,15 +28,15 @@ def show(args: argparse.Namespace) -> int:
         UsageError: from the settings.
     """
     on_gpu = _on_gpu(args)
-    processes = args.nproc if args.nproc > 1 else settings.processes_a_copy(args, on_gpu=on_gpu)
-    chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
+    chosen = settings.resolve(args, on_gpu=on_gpu, processes=args.nproc if args.nproc > 1 else None)
+    processes = args.nproc if args.nproc > 1 else chosen.fewest_processes
     if args.runtime == "local":
         local_python.check()
         python = local_python.python()
     else:
         with contextlib.redirect_stdout(sys.stderr):
             python = str(ensure("cpu"))
-    words = [python, "-W", "ignore", SCRIPT, "--processes", str(processes), *training_flags.as_flags(chosen)]
+    words = [python, "-W", "ignore", SCRIPT, "--processes", str(processes), *chosen.as_flags()]
     return subprocess.run([*words, *(["--gpu"] if on_gpu else [])], stdin=subprocess.DEVNULL, check=False).returncode
 
 

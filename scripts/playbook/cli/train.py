@@ -278,8 +278,7 @@ def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     asked = argparse.Namespace(**{**vars(args), **own})
     why = _fit(asked, where) if args.auto_split else ""
     chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
-    given = training_flags.named(argparse.Namespace(**{**vars(args), "config": None}))
-    job = plan.make_plan(chosen, where, args.nproc, given, training_flags.named(asked) - given)
+    job = plan.make_plan(chosen, where, args.nproc)
     if why:
         job.choices["split"] = replace(job.choices["split"], reason=why)
     return job
@@ -312,7 +311,7 @@ def _show_dry(job: plan.Plan, runs: Path) -> None:
     """The plan as comments, and the command: what is printed is a shell script."""
     chosen = job.settings
     folder = chosen.run_dir or new_folder(runs, chosen)
-    ready = prepare(job, folder, training_flags.as_flags(replace(chosen, run_dir=None)))
+    ready = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
     print(f"# {chosen.precision.name}, not started")
     plan.show(job, folder, margin="#   ")
     print(f"{ready.typed}\n", flush=True)

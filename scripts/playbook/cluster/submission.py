@@ -26,7 +26,6 @@ from playbook.plan import plan
 from playbook.plan.place import Choice, Place
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
-from pretraining.request import flags as training_flags
 from pretraining.request import nvfp4_recipe, settings
 
 NEMO = Path(__file__).resolve().with_name("nemo.py")
@@ -59,11 +58,10 @@ def planned(args: argparse.Namespace, cluster: Cluster) -> plan.Plan:
     chosen = replace(chosen, run_dir=folder)
     if args.cache_dir == PROJECT / ".cache":
         chosen = replace(chosen, cache_dir=cluster.runs_folder / ".cache")
-    given = training_flags.named(argparse.Namespace(**{**vars(args), "config": None}))
     where = Choice(f"{args.nodes} x {args.nproc} processes", "NODES x NPROC")
     through = Choice("slurm", "make submit")
     place = Place("cluster", image=cluster.image or "", choices={"runtime": through, "processes": where})
-    job = plan.make_plan(chosen, place, processes, given, training_flags.named(args) - given)
+    job = plan.make_plan(chosen, place, processes)
     if not cluster.on_gpu:
         job.choices["precision"] = Choice(chosen.precision.name, "emulated exactly on the nodes' CPUs (gpus: 0)")
     return job
@@ -87,7 +85,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
         "nodes": nodes,
         "nproc": nproc,
         "gpus_per_node": cluster.gpus_per_node,
-        "flags": training_flags.as_flags(replace(chosen, run_dir=None)),
+        "flags": replace(chosen, run_dir=None).as_flags(),
         "environment": environment,
         "mounts": [*(cluster.mounts or []), *(f"{path}:{path}" for path in sorted(needed))] if cluster.image else [],
         "cluster": asdict(cluster),

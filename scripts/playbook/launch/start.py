@@ -18,7 +18,6 @@ from playbook.plan import plan
 from pretraining.errors import UsageError
 from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Run, Verdict
-from pretraining.request import flags as training_flags
 from pretraining.request import settings
 from pretraining.run import signals
 
@@ -117,7 +116,7 @@ def train(job: plan.Plan, runs: Path) -> Run:
     lock.refuse_taken(folder)  # before anything is prepared for it
     if job.place.runtime == "cpu":
         cpu.make_ready()
-    ready = prepare(job, folder, training_flags.as_flags(replace(chosen, run_dir=None)))
+    ready = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
     try:
         folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)
     except OSError as error:

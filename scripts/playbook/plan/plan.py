@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ from playbook.plan.place import show as show_choices
 from pretraining.inputs import finetuning, plugin_file
 from pretraining.record import run_folder
 from pretraining.request import blends, config_file, nvfp4_recipe
-from pretraining.request import settings as training_settings
-from pretraining.request.models import MOCK, PYTHON_STDLIB
 from pretraining.request.parallel import NO_CONTEXT_PARALLEL
 from pretraining.request.settings import Settings
 from pretraining.run import signals
 
-KEPT = {"bf16_head_layers", "bf16_tail_layers"}
+KEPT = ("bf16_head_layers", "bf16_tail_layers")
 SPEED_ONLY = "asked for; speed only: without BF16 layers the loss is not the recipe's"
-BATCH = {"global_batch_size", "micro_batch_size", "seq_length"}
+BATCH = ("global_batch_size", "micro_batch_size", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ class Plan:
             asked["packages"] = fingerprint("cpu")
         if settings.finetune:
             asked["data_files"] = [_state(file) for file in finetuning.files(settings.data).values()]
-        elif settings.data not in (MOCK, PYTHON_STDLIB):
-            asked["data_files"] = [_written(prefix) for prefix in blends.prefixes(settings.data)]
+        elif settings.blends:
+            asked["data_files"] = [_written(prefix) for prefix in blends.prefixes(settings.blends)]
         if settings.emulate:
             asked["emulate"] = settings.emulate
         if settings.writers:
@@ -87,8 +85,8 @@ class Plan:
         if settings.tuned:
             asked["tuned"] = True
         if settings.overrides:
-            asked["overrides"] = list(settings.overrides)
-        for name, path in (("config", settings.config), ("plugin", settings.plugin)):
+            asked["overrides"] = settings.changes
+        for name, path in (("config", settings.config and settings.config.path), ("plugin", settings.plugin)):
             if path is not None:
                 asked[name] = config_file.digest(path)
         if place.runtime == "container":
@@ -126,21 +124,17 @@ class Plan:
         return written
 
 
-def make_plan(settings: Settings, place: Place, processes: int, given: Set[str], filed: Set[str] = frozenset()) -> Plan:
+def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
     """Collect the choices to show.
 
     Args:
         settings: resolved.
         place: from `place.choose`.
         processes: the world size.
-        given: the settings' names that the user chose.
-        filed: those that a config file has.
     """
 
-    def choice(value: Any, names: set[str], otherwise: str) -> Choice:
-        if names & given:
-            return Choice(value, "asked for")
-        return Choice(value, "as in the config file" if names & filed else otherwise)
+    def choice(value: Any, otherwise: str, *names: str) -> Choice:
+        return Choice(value, settings.reason(otherwise, *names))
 
     model, precision = settings.model, settings.precision
     runtime = place.runtime
@@ -151,7 +145,7 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
     kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {settings.num_layers} layers"
     choices = {
         **place.choices,
-        "model": choice(model.name, {"model"}, f"the default {'without' if runtime == 'cpu' else 'with'} a GPU"),
+        "model": choice(model.name, f"the default {'without' if runtime == 'cpu' else 'with'} a GPU", "model"),
         "precision": Choice(precision.name, arithmetic),
     }
     if settings.num_layers != model.num_layers:
@@ -159,17 +153,17 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
     if precision.name != "bf16":
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
         default = f"the default for {precision.name}"
-        choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, KEPT, default)
+        choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, default, *KEPT)
     if settings.nvfp4 and settings.nvfp4.missing:
         without = f"without {' and '.join(settings.nvfp4.missing)}"
-        choices["NVFP4 recipe"] = Choice(without, _why_less(settings, given, filed))
+        choices["NVFP4 recipe"] = Choice(without, _why_less(settings))
     if settings.engine_switches:
         choices["Transformer Engine"] = Choice(" ".join(settings.engine_switches), "set in the environment")
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"
     choices |= {
-        "iterations": choice(settings.train_iters, {"train_iters"}, f"{model.name}'s default"),
-        "batch": choice(f"{batch} {settings.micro_batch_size}", BATCH, f"{model.name}'s default"),
-        "data": choice(settings.data, {"data"}, f"{model.name}'s default"),
+        "iterations": choice(settings.train_iters, f"{model.name}'s default", "train_iters"),
+        "batch": choice(f"{batch} {settings.micro_batch_size}", f"{model.name}'s default", *BATCH),
+        "data": choice(settings.data, f"{model.name}'s default", "data"),
     }
     choices |= {name: Choice(value, reason) for name, value, reason in _changes(settings, processes)}
     if not settings.trains:
@@ -183,21 +177,19 @@ def make_plan(settings: Settings, place: Place, processes: int, given: Set[str],
         of = f"{settings.resume.name}, iteration {settings.iteration}"
         choices["checkpoint"] = Choice(of, f"asked for: {done[settings.trains]}")
     if settings.save:
-        reason = "asked for" if "save" in given else "own data on a GPU: at the end (SAVE=0: never)"
-        choices["checkpoints"] = Choice(f"every {settings.save} iterations", reason)
+        default = "own data on a GPU: at the end (SAVE=0: never)"
+        choices["checkpoints"] = choice(f"every {settings.save} iterations", default, "save")
     return Plan(settings, place, processes, choices)
 
 
-def _why_less(settings: Settings, given: Set[str], filed: Set[str]) -> str:
+def _why_less(settings: Settings) -> str:
     """Who said that the NVFP4 recipe is not whole."""
     if settings.emulate == "reference":
         return "which that quantizer does not have"
     changed, short, stands_for = settings.nvfp4.changed(), nvfp4_recipe.short_forms(), nvfp4_recipe.in_environment()
     if all(stands_for.get(word) == value for word, value in changed.items()):
         return f"asked for: {' '.join(short[word] for word in changed)}"
-    if "nvfp4" in given:
-        return "asked for"
-    return "as in the config file" if "nvfp4" in filed else "as in the run that it begins with"
+    return settings.reason("as in the run that it begins with", "nvfp4")
 
 
 def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str]]:
@@ -216,12 +208,12 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
     if settings.tuned:
         yield "tuned", "CUDA graphs, no NaN checks", "asked for; compares with tuned runs only"
     if settings.config:
-        ignored = training_settings.ignored(settings)
-        yield "config file", settings.config, f"its edited fields; {ignored or 'flags given beside it win'}"
+        said = f"its edited fields; {settings.ignored() or 'flags given beside it win'}"
+        yield "config file", settings.config.path, said
     if settings.plugin:
         yield "plugin", settings.plugin, f"defines {', '.join(plugin_file.inspect(settings.plugin))}"
     if settings.overrides:
-        yield "overrides", " ".join(settings.overrides), "asked for"
+        yield "overrides", " ".join(settings.changes), "asked for"
 
 
 def _written(prefix: str) -> list[list[int]]:

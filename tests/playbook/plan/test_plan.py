@@ -24,9 +24,8 @@ from pretraining.request import models, nvfp4_recipe, settings
 def planned(*flags: str, precision: str = "nvfp4") -> plan.Plan:
     """The plan of a command line, on the CPU."""
     args = training_flags.parser("x").parse_args(["--precision", precision, *flags])
-    given = {name for name, value in vars(args).items() if value is not None}
     chosen = settings.resolve(args, on_gpu=False, processes=1)
-    return plan.make_plan(chosen, Place("cpu", choices={"runtime": Choice("cpu", "no NVIDIA GPU")}), 1, given)
+    return plan.make_plan(chosen, Place("cpu", choices={"runtime": Choice("cpu", "no NVIDIA GPU")}), 1)
 
 
 def test_what_was_asked_for_and_what_was_not() -> None:
@@ -104,7 +103,7 @@ def test_a_switch_of_the_nvfp4_recipe_is_in_the_request_and_shown(monkeypatch, s
     assert made.choices["NVFP4 recipe"].reason == f"asked for: {switch}=0"
     (changed,) = nvfp4_recipe.Nvfp4Recipe.of(made.request()["nvfp4"]).changed().items()
     words = nvfp4_recipe.as_text(dict([changed]))
-    flags = training_flags.as_flags(made.settings)
+    flags = made.settings.as_flags()
     assert words in flags[flags.index("--nvfp4") + 1]
     monkeypatch.delenv(switch)
     named = planned("--nvfp4", words)
@@ -112,7 +111,7 @@ def test_a_switch_of_the_nvfp4_recipe_is_in_the_request_and_shown(monkeypatch, s
     monkeypatch.setenv(switch, "0")
     bf16 = planned("--precision", "bf16")
     assert "NVFP4 recipe" not in bf16.choices and "nvfp4" not in bf16.request()
-    assert "--nvfp4" not in training_flags.as_flags(bf16.settings)
+    assert "--nvfp4" not in bf16.settings.as_flags()
 
 
 def test_transformer_engines_own_switch_is_asked_for_and_shown_as_it_was_set(monkeypatch) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from pretraining.data import builtin_text, corpus
 from pretraining.errors import UsageError
+from pretraining.request import blends, settings
 from pretraining.request import flags as training_flags
-from pretraining.request import settings
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def chosen() -> settings.Settings:
 
 def test_data_shorter_than_a_sequence_is_refused(chosen, make_dataset, tmp_path: Path) -> None:
     prefix = make_dataset(tmp_path / "corpus", tokens=128)
-    own = replace(chosen, data=prefix, sequence_length=128)
+    own = replace(chosen, data=prefix, blends=blends.parse(prefix), sequence_length=128)
     with pytest.raises(UsageError, match=rf"--seq-length 128 is longer than the data: {prefix} has 128 tokens; lower"):
         corpus.check(own, None)
     corpus.check(replace(own, sequence_length=127), None)  # a sequence needs one token more than it has
@@ -54,21 +54,21 @@ def test_a_dataset_is_named_by_its_content(make_dataset, tmp_path: Path) -> None
 
 def test_a_blend_is_named_by_its_datasets_and_weights(make_dataset, tmp_path: Path) -> None:
     one, two = (make_dataset(tmp_path / name, tokens=1000, document=size) for name, size in (("one", 50), ("two", 40)))
-    first, second = corpus.identify(one), corpus.identify(two)
-    assert corpus.identify(f"0.7 {one} 0.3 {two}") == f"0.7 {first} 0.3 {second}"
-    assert corpus.identify(f"train={one} valid={two}") == f"train={first} valid={second}"
+    first, second = corpus.identify(blends.parse(one)), corpus.identify(blends.parse(two))
+    assert corpus.identify(blends.parse(f"0.7 {one} 0.3 {two}")) == f"0.7 {first} 0.3 {second}"
+    assert corpus.identify(blends.parse(f"train={one} valid={two}")) == f"train={first} valid={second}"
 
 
 def test_words_that_the_model_has_not(chosen, make_dataset, tmp_path: Path) -> None:
     """Without a manifest the tokens tell: here those of the last document."""
     prefix = make_dataset(tmp_path / "corpus", tokens=1000)
-    corpus.check(replace(chosen, data=prefix), None)
+    corpus.check(replace(chosen, data=prefix, blends=blends.parse(prefix)), None)
     ids = np.fromfile(f"{prefix}.bin", dtype=np.uint16)
     ids[-1] = 257
     ids.tofile(f"{prefix}.bin")
     assert corpus.largest_token(prefix) == 257
     with pytest.raises(UsageError, match=r"has the token 257, and tiny has 257 words \(0 to 256\)"):
-        corpus.check(replace(chosen, data=prefix), None)
+        corpus.check(replace(chosen, data=prefix, blends=blends.parse(prefix)), None)
 
 
 @pytest.mark.parametrize("where", [0, 1_234_567, 2_500_001, 4_000_000])

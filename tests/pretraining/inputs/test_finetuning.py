@@ -48,7 +48,7 @@ def test_what_a_tuning_is(instructions: Path, base: Path) -> None:
     assert (chosen.finetune, chosen.weights, chosen.tokenizer) == ("lora", str(base), str(base))
     assert chosen.data == str(instructions) and chosen.trains
     assert tuning.evaluation_batches(chosen) == 2
-    assert resolve(*training_flags.as_flags(chosen)) == chosen
+    assert resolve(*chosen.as_flags()) == chosen
     assert resolve(*flags, "--tokenizer", "my/tokenizer").tokenizer == "my/tokenizer"
 
 

@@ -43,7 +43,7 @@ def test_what_megatron_gets(datasets: Path, words: str, expected: dict) -> None:
     }
     assert {split: blend.as_megatron() for split, blend in parsed.items()} == absolute
     assert blends.parse(blends.as_words(parsed)) == parsed  # as the training script is given them
-    assert set(blends.prefixes(words)) == {name for names, _ in absolute.values() for name in names}
+    assert set(blends.prefixes(parsed)) == {name for names, _ in absolute.values() for name in names}
 
 
 @pytest.mark.parametrize(

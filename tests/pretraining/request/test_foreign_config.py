@@ -53,10 +53,10 @@ def received(tmp_path: Path) -> Path:
 def test_the_work_is_taken_and_nothing_else(received: Path) -> None:
     chosen = resolved(received)
     assert (chosen.model.name, chosen.precision.name, chosen.train_iters, chosen.seed) == ("tiny", "bf16", 9, 5)
-    assert chosen.overrides == ("optimizer.lr=0.5",)
+    assert chosen.overrides == {"optimizer.lr": "0.5"}
     assert (chosen.plugin, chosen.run_dir, chosen.wandb_project, chosen.tensorboard) == (None, None, None, False)
     assert chosen.cache_dir == training_flags.PROJECT / ".cache"
-    said = settings.ignored(chosen)
+    said = chosen.ignored()
     assert said.endswith("are ignored: give them here")
     assert {"--plugin", "--run-dir", "--wandb-project", "--tensorboard"} <= set(said.replace(",", "").split())
 
@@ -65,12 +65,12 @@ def test_what_is_given_here_is_not_called_ignored(received: Path) -> None:
     given = ("--plugin", str(received.parent / "plugin.py"), "--wandb-project", "mine", "--run-dir", "here")
     chosen = resolved(received, *given)
     assert chosen.plugin and chosen.wandb_project == "mine"
-    assert "--plugin" not in settings.ignored(chosen)
+    assert "--plugin" not in chosen.ignored()
 
 
 def test_a_file_without_arguments_has_nothing_to_ignore(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("optimizer: {lr: 0.5}")
-    assert settings.ignored(resolved(tmp_path / "c.yaml")) == ""
+    assert resolved(tmp_path / "c.yaml").ignored() == ""
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_another_precision_has_no_recipe(monkeypatch) -> None:
 def test_the_reference_quantizer_rounds_to_nearest_and_knows_no_words(monkeypatch) -> None:
     reference = resolve("--emulate", "reference", on_gpu=True)
     assert reference.nvfp4 == Nvfp4Recipe(stochastic=False)
-    assert resolve(*training_flags.as_flags(reference), on_gpu=True) == reference
+    assert resolve(*reference.as_flags(), on_gpu=True) == reference
     said = refusal("--emulate", "reference", "--nvfp4", "rht=off weights=1x16", on_gpu=True)
     assert said.endswith("leave rht=off and weights=1x16 out")
     monkeypatch.setenv("NVFP4_RHT", "0")
@@ -108,12 +108,12 @@ def test_flags_say_all_of_it_whatever_is_set_where_they_are_parsed(monkeypatch) 
     chosen = resolve("--nvfp4", "stochastic=off")
     monkeypatch.setenv("NVFP4_RHT", "0")
     monkeypatch.setenv("NVTE_NVFP4_DISABLE_2D_QUANTIZATION", "1")
-    assert resolve(*training_flags.as_flags(chosen)) == chosen
+    assert resolve(*chosen.as_flags()) == chosen
 
 
 def test_a_config_file_restores_it_word_by_word(tmp_path: Path, monkeypatch) -> None:
     file = tmp_path / "c.yaml"
-    arguments = training_flags.as_flags(resolve("--nvfp4", "rht=off weights=1x16"))
+    arguments = resolve("--nvfp4", "rht=off weights=1x16").as_flags()
     file.write_text(json.dumps({config_file.PLAYBOOK: {config_file.ARGUMENTS: arguments}}))
     given = ("--config", str(file))
     assert resolve(*given).nvfp4 == Nvfp4Recipe(rht=False, two_d=False)

@@ -8,7 +8,7 @@ import pytest
 
 from pretraining.errors import UsageError
 from pretraining.inputs import manifest
-from pretraining.request import config_file, settings
+from pretraining.request import blends, config_file, nvfp4_recipe, settings
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
 
@@ -182,8 +182,8 @@ def test_the_tuned_preset_wants_a_gpu_and_static_shapes() -> None:
 def test_an_override_that_a_flag_also_sets_is_that_flag() -> None:
     chosen = resolve("train.train_iters=20", "model.seq_length=64", "optimizer.lr=1e-4", "model.num_layers=2")
     assert (chosen.train_iters, chosen.sequence_length, chosen.num_layers) == (20, 64, 2)
-    assert chosen.overrides == ("optimizer.lr=1e-4",)
-    assert chosen.bf16_tail_layers == 1 and resolve(*training_flags.as_flags(chosen)) == chosen
+    assert chosen.overrides == {"optimizer.lr": "1e-4"}
+    assert chosen.bf16_tail_layers == 1 and resolve(*chosen.as_flags()) == chosen
     assert resolve("--train-iters", "20", "train.train_iters=20").train_iters == 20
     said = refusal("--train-iters", "50", "train.train_iters=20")
     assert "--train-iters 50 and an override that says 20 are one setting with two values" in said
@@ -243,8 +243,45 @@ def test_what_a_config_file_was_trained_on(tmp_path: Path) -> None:
         ("playbook: {arguments: [--model, tiny, --data, python-stdlib]}", "python-stdlib"),
     ):
         file.write_text(text)
-        assert training_flags.data_of(config_file.read(file)) == data
+        assert training_flags.words_of(config_file.read(file)).data == data
         assert resolve("--config", str(file)).global_batch_size == (8 if "8.0" in text else 32)
+
+
+def test_who_said_a_setting(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    words = ["--model", "tiny", "--nvfp4", "rht=off", "--seed", "7", "train.train_iters=30"]
+    file.write_text(json.dumps({"playbook": {"arguments": words}, "model": {"seq_length": 64}}))
+    chosen = resolve("--config", str(file), "--seed", "5", "train.global_batch_size=16")
+    assert (chosen.seed, chosen.train_iters, chosen.sequence_length, chosen.global_batch_size) == (5, 30, 64, 16)
+    who = {name: chosen.reason("nobody", name) for name in ("model", "nvfp4", "seq_length", "train_iters")}
+    assert set(who.values()) == {"as in the config file"}
+    assert chosen.reason("nobody", "seed") == chosen.reason("nobody", "global_batch_size") == "asked for"
+    assert chosen.reason("nobody", "save", "data") == "nobody" and chosen.overrides == {}
+    assert chosen.reason("nobody", "seq_length", "seed") == "asked for"  # one is enough
+
+
+def test_a_command_line_is_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value is parsed once, and kept parsed."""
+    read: dict[str, int] = {}
+
+    def counted(module, name: str) -> None:
+        parse = getattr(module, name)
+
+        def once(*given, **more):
+            read[name] = read.get(name, 0) + 1
+            return parse(*given, **more)
+
+        monkeypatch.setattr(module, name, once)
+
+    for end in (".bin", ".idx"):
+        (tmp_path / f"a{end}").touch()
+    (tmp_path / "c.yaml").write_text("optimizer: {lr: 0.1}")
+    for module, name in ((config_file, "read"), (blends, "parse"), (nvfp4_recipe, "words_in")):
+        counted(module, name)
+    chosen = resolve("--config", str(tmp_path / "c.yaml"), "--data", str(tmp_path / "a"), "--nvfp4", "rht=off")
+    assert (chosen.ignored(), chosen.as_flags()[0], chosen.changes) == ("", "--model", [])
+    assert chosen.config.tree == {"optimizer": {"lr": 0.1}} and chosen.blends and not chosen.nvfp4.rht
+    assert read == {"read": 1, "parse": 1, "words_in": 1}
 
 
 @pytest.mark.parametrize(
@@ -373,14 +410,19 @@ def test_what_is_evaluated_or_exported_is_the_model_that_was_trained(
     """Whatever was changed of it is in the run's config file; of the rest, nothing is taken from there."""
     run = make_checkpoint(tmp_path / "run", 3)
     trained = resolve("--num-layers", "3", "--seed", "7", "model.rotary_base=20000", "optimizer.adam_beta2=0.9")
-    (run / "config.yaml").write_text(json.dumps({"playbook": {"arguments": training_flags.as_flags(trained)}}))
+    (run / "config.yaml").write_text(json.dumps({"playbook": {"arguments": trained.as_flags()}}))
     flags = ("--resume", str(run), *(word.replace("NEW", str(tmp_path / "new")) for word in what))
     chosen = resolve(*flags)
-    assert (chosen.num_layers, chosen.overrides, chosen.seed) == (3, ("model.rotary_base=20000",), training_flags.SEED)
-    assert resolve(*training_flags.as_flags(chosen)) == chosen
-    assert resolve(*flags, "model.rotary_base=5", "model.num_layers=2").overrides == ("model.rotary_base=5",)
+    assert (chosen.num_layers, chosen.overrides, chosen.seed) == (
+        3,
+        {"model.rotary_base": "20000"},
+        training_flags.SEED,
+    )
+    assert resolve(*chosen.as_flags()) == chosen
+    changed = resolve(*flags, "model.rotary_base=5", "model.num_layers=2")
+    assert changed.overrides == {"model.rotary_base": "5"}
     (run / "config.yaml").unlink()
-    assert resolve(*flags).overrides == ()
+    assert resolve(*flags).overrides == {}
 
 
 def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
@@ -414,8 +456,8 @@ def test_an_earlier_checkpoint(make_checkpoint, tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_as_flags_gives_the_same_settings_wherever_it_is_parsed(flags: tuple[str, ...], on_gpu: bool) -> None:
     chosen = resolve(*flags, on_gpu=on_gpu)
-    assert resolve(*training_flags.as_flags(chosen), on_gpu=on_gpu) == chosen
-    assert resolve(*training_flags.as_flags(chosen), on_gpu=True) == chosen
+    assert resolve(*chosen.as_flags(), on_gpu=on_gpu) == chosen
+    assert resolve(*chosen.as_flags(), on_gpu=True) == chosen
 
 
 def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
@@ -424,24 +466,24 @@ def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text("callbacks = []")
     given = ("--config", str(tmp_path / "c.yaml"), "--plugin", str(tmp_path / "p.py"))
     given += ("--wandb-project", "p", "--mlflow-experiment", "e", "--run-dir", str(tmp_path / "next"))
-    continued = training_flags.as_flags(resolve("--save", "2", "--resume", str(tmp_path), *given))
-    exported = training_flags.as_flags(resolve("--resume", str(tmp_path), "--export", str(tmp_path / "out")))
-    begun = training_flags.as_flags(resolve("--from", "hf:my/llama", "--profile", "2"))
+    continued = resolve("--save", "2", "--resume", str(tmp_path), *given).as_flags()
+    exported = resolve("--resume", str(tmp_path), "--export", str(tmp_path / "out")).as_flags()
+    begun = resolve("--from", "hf:my/llama", "--profile", "2").as_flags()
     flags = [*continued, *exported, *begun]
     known = {flag for action in training_flags.parser("x")._actions for flag in action.option_strings}
     on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard"}
     elsewhere = {"--finetune", "--tokenizer", "--emulate"}  # a fine-tuning's, and a GPU's alone, see below
     assert set(flags[::2]) == known - {"-h", "--help"} - elsewhere - on_or_off
-    assert training_flags.as_flags(resolve("--resume", str(tmp_path), "--evaluate"))[-1] == "--evaluate"
+    assert resolve("--resume", str(tmp_path), "--evaluate").as_flags()[-1] == "--evaluate"
     for each in (continued, exported, begun):
-        assert training_flags.as_flags(resolve(*each)) == each
+        assert resolve(*each).as_flags() == each
 
 
 def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
     for given, emulator in ((), "triton"), (("reference",), "reference"):
         emulated = resolve("--emulate", *given, on_gpu=True)
         assert emulated.emulate == emulator and not resolve("--emulate", *given).emulate
-        assert resolve(*training_flags.as_flags(emulated), on_gpu=True) == emulated
+        assert resolve(*emulated.as_flags(), on_gpu=True) == emulated
     assert resolve(on_gpu=True).emulate is None
     assert "invalid choice: 'fast' (choose from" in refusal("--emulate", "fast", on_gpu=True)
     assert "--emulate cannot train nemotron3-nano: Transformer Engine computes its experts' products" in refusal(
@@ -459,7 +501,7 @@ def test_the_launcher_may_leave_flags_out() -> None:
 def test_a_model_can_be_cut() -> None:
     cut = resolve("--model", "llama3-8b", "--num-layers", "8", on_gpu=True)
     assert (cut.num_layers, cut.bf16_tail_layers) == (8, 1) and resolve(on_gpu=True).num_layers == 32
-    assert resolve(*training_flags.as_flags(cut), on_gpu=True) == cut
+    assert resolve(*cut.as_flags(), on_gpu=True) == cut
     assert "--num-layers is 0" in refusal("--num-layers", "0")
     assert "leave none of tiny's 2 layers" in refusal("--num-layers", "2", "--bf16-tail-layers", "2")
 

@@ -63,5 +63,5 @@ def test_a_resumed_run_is_not_profiled() -> None:
 
 def test_a_setting_survives_its_flags() -> None:
     args = training_flags.parser("x").parse_args(["--profile", "5"])
-    flags = training_flags.as_flags(settings.resolve(args, on_gpu=False, processes=1))
+    flags = settings.resolve(args, on_gpu=False, processes=1).as_flags()
     assert settings.resolve(training_flags.parser("x").parse_args(flags), on_gpu=False, processes=1).profile == 5

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pretraining.inputs import finetuning
 from pretraining.request import blends
-from pretraining.request.models import MOCK, PYTHON_STDLIB
 from pretraining.request.settings import Settings
 
 
@@ -19,11 +18,10 @@ def read_by(settings: Settings) -> set[Path]:
     Raises:
         UsageError: instructions or a blend that cannot be read.
     """
-    files = [path for path in (settings.config, settings.plugin) if path]
+    files = [path for path in (settings.config and settings.config.path, settings.plugin) if path]
     if settings.finetune:
         files += finetuning.files(settings.data).values()
-    elif settings.data not in (MOCK, PYTHON_STDLIB):
-        files += [Path(f"{prefix}{end}") for prefix in blends.prefixes(settings.data) for end in (".bin", ".idx")]
+    files += [Path(f"{prefix}{end}") for prefix in blends.prefixes(settings.blends) for end in (".bin", ".idx")]
     folders = {settings.resume} if settings.resume else set()
     for name in (settings.weights, settings.tokenizer):
         if name and Path(name).is_dir():

@@ -27,7 +27,6 @@ from playbook.launch.container.engine import EngineError, Kind
 from playbook.launch.container.folders import behind_links, read_by
 from pretraining.errors import UsageError
 from pretraining.request import nvfp4_recipe
-from pretraining.request.models import MOCK, PYTHON_STDLIB
 from pretraining.request.settings import Settings
 from pretraining.run import signals
 
@@ -220,7 +219,7 @@ def training(
     folders = [Folder(ASSETS), *(Folder(path, True) for path in written), *map(Folder, read_by(settings))]
     if settings.export:
         folders.append(Folder(settings.export.parent, True))
-    asks_hub = settings.weights or settings.data not in (MOCK, PYTHON_STDLIB)
+    asks_hub = settings.weights or settings.has_own_data
     return Container(
         image=image,
         name=f"{LABEL}-{(gpu or 'cpu').partition(',')[0]}" if gpu != PLACEHOLDER else None,

@@ -62,7 +62,7 @@ def test_folders_of_a_config_file_and_a_plugin_are_mounted_read_only(tmp_path: P
         path.write_text(text)
     args = training_flags.parser("x").parse_args(["--config", str(config), "--plugin", str(plugin)])
     chosen = settings.resolve(args, on_gpu=True, processes=1)
-    flags = training_flags.as_flags(chosen)
+    flags = chosen.as_flags()
     place = {"image": "i", "image_path": "", "gpu": GPU, "engine": CDI}
     asked = spec.training(chosen, tmp_path / "run", flags, **place)
     mounted = {folder.path: folder.writable for folder in asked.folders}
@@ -176,7 +176,7 @@ def test_transformer_engines_variables_go_in_and_the_recipe_goes_by_flag(tmp_pat
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     chosen = settings.resolve(training_flags.parser("x").parse_args([]), on_gpu=True, processes=1)
-    flags = training_flags.as_flags(chosen)
+    flags = chosen.as_flags()
     assert flags[flags.index("--nvfp4") + 1] == "rht=off stochastic=on weights=1x16"
     asked = spec.training(chosen, tmp_path, flags, image="nemo", image_path="", gpu=GPU, engine=CDI)
     assert asked.environment.items() >= given.items() and flags == asked.command[-len(flags) - 2 : -2]

@@ -46,7 +46,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     """Do the job. Returns the exit code: 1 where a run failed; a run that diverged is a result.
 
     Args:
-        where: from `place.choose`.
+        where: from `start.find_place`.
         make_plan: of a command line, a precision and a place.
         show_dry: prints a plan and its command.
 

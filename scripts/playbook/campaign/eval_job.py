@@ -77,7 +77,7 @@ def evaluate(
 
     Args:
         args: with the runs in `checkpoints`, and a precision.
-        where: from `place.choose`.
+        where: from `start.find_place`.
         make_plan: of a command line, a precision and a place.
         show_dry: prints a plan and its command.
 

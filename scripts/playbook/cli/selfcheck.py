@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from playbook import ASSETS, PROJECT
-from playbook.launch import foreground
-from playbook.plan import gpus, local_python, place, plan
+from playbook.launch import foreground, start
+from playbook.plan import gpus, local_python, plan
 from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
@@ -60,7 +60,7 @@ def _place(wanted: Wanted) -> Place:
             f"Transformer Engine's native NVFP4 kernels need {precision.needs}.\n  found: {listed}\n{ELSEWHERE}"
         )
     runtime = "container" if wanted.dry_run and wanted.runtime == "auto" and not found.gpus else wanted.runtime
-    return place.choose(Wanted(runtime, wanted.gpu, wanted.tag, dry_run=wanted.dry_run), precision)
+    return start.find_place(Wanted(runtime, wanted.gpu, wanted.tag, dry_run=wanted.dry_run), precision)
 
 
 def _in_container(words: list[str], where: Place, folder: Path, args: argparse.Namespace) -> int:
@@ -100,5 +100,5 @@ def _container(words: list[str], where: Place, folder: Path, cache: Path) -> Con
         folders=spec.checked([*readable, *written]),
         workdir=str(folder),
         gpu=where.uuids or spec.PLACEHOLDER,
-        engine=where.kind,
+        engine=where.engine,
     )

@@ -11,7 +11,7 @@ from playbook.campaign import reuse
 from playbook.cli import catalogue, configs, selfcheck
 from playbook.compare import projected, timed
 from playbook.launch.progress import shown
-from playbook.launch.start import container_of, exit_code, new_folder, prepare, train
+from playbook.launch.start import container_of, exit_code, find_place, new_folder, prepare, train
 from playbook.plan import earlier_run, place, plan
 from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
@@ -79,7 +79,7 @@ def run(arguments: list[str] | None = None) -> int:
         raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {' and '.join(precisions)}; leave it out")
     if args.emulate and not {"nvfp4", None} & {*precisions}:
         raise UsageError(f"--emulate is for nvfp4 and does nothing for {' and '.join(precisions)}; leave it out")
-    where = place.choose(wanted(args), *map(find_precision, precisions))
+    where = find_place(wanted(args), *map(find_precision, precisions))
     if args.job == "shell":
         return _shell(args, where)
     if _evaluates_several(args):

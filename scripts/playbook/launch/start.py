@@ -14,11 +14,13 @@ from playbook.launch import cpu, local
 from playbook.launch.process import LocalProcess
 from playbook.launch.progress import Progress
 from playbook.launch.watch import Started, launch
-from playbook.plan import plan
+from playbook.plan import place, plan
+from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
 from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Run, Verdict
 from pretraining.request import settings
+from pretraining.request.precisions import Precision
 from pretraining.run import signals
 
 if TYPE_CHECKING:
@@ -40,6 +42,21 @@ class Prepared:
     start: Callable[[str], Started]
 
 
+def find_place(wanted: Wanted, *precisions: Precision) -> Place:
+    """The place for a job that trains in all of `precisions`, and of a container the engine.
+
+    Raises:
+        UsageError: as `place.choose`.
+        EngineError: a GPU is there, but no engine that can hand it over.
+    """
+    found = place.choose(wanted, *precisions)
+    if found.runtime != "container":
+        return found
+    from playbook.launch.container.prepare import on_engine
+
+    return on_engine(found, wanted)
+
+
 def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
     """Everything for the start, which has not happened yet.
 
@@ -51,14 +68,14 @@ def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
     Raises:
         UsageError: a folder that a container cannot mount.
     """
-    place = job.place
-    if place.runtime == "container":
+    where = job.place
+    if where.runtime == "container":
         return _in_container(job, folder, flags)
     flags = [*flags, "--run-dir", str(folder)]
-    if place.runtime == "cpu":
+    if where.runtime == "cpu":
         words, environment = cpu.command(job.processes, flags)
     else:
-        words, environment = local.command(job.processes, flags, place.uuids or None)
+        words, environment = local.command(job.processes, flags, where.uuids or None)
     saves = job.grace_seconds is not None
     if saves:
         environment[signals.GRACE_VARIABLE] = str(signals.GRACE_SECONDS)
@@ -75,29 +92,28 @@ def container_of(job: plan.Plan, folder: Path, flags: list[str]) -> Container:
     """What the engine is asked for. Raises UsageError where a folder cannot be mounted."""
     from playbook.launch.container import spec
 
-    place = job.place
+    where = job.place
     return spec.training(
         job.settings,
         folder,
         flags,
-        image=place.image,
-        image_path=place.found.path if place.found else "",
-        gpu=place.uuids or spec.PLACEHOLDER,
+        image=where.image,
+        image_path=where.found.path if where.found else "",
+        gpu=where.uuids or spec.PLACEHOLDER,
         processes=job.processes,
-        engine=place.kind,
+        engine=where.engine,
     )
 
 
 def _in_container(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
-    from playbook.launch.container import container_process, spec
+    from playbook.launch.container import container_process, engine, spec
 
     asked = container_of(job, folder, flags)
     words = asked.docker_run()
 
     def start(run: str) -> Started:
-        assert job.place.engine is not None
         named = replace(asked, environment=asked.environment | {lock.VARIABLE: run})
-        started = container_process.ContainerProcess.start(job.place.engine, named, folder)
+        started = container_process.ContainerProcess.start(engine.connect(), named, folder)
         started.grace_seconds = job.grace_seconds or started.grace_seconds
         return started
 

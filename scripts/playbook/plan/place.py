@@ -1,25 +1,20 @@
 """Where a job runs: the runtime, its GPU and its image, each with the reason it was chosen.
 
 `RUNTIME=auto` never falls back to the CPU where an NVIDIA GPU is: what keeps that GPU from being used is then an error
-with its remedy. Docker is imported only where a container is in question.
+with its remedy. Nothing is asked of a container's engine: `launch.start.find_place` does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from playbook.plan import gpus, local_python
 from playbook.plan.gpus import Gpu
 from pretraining.errors import UsageError
 from pretraining.request.precisions import Precision
-
-if TYPE_CHECKING:
-    from playbook.launch.container.engine import Engine, Kind
-    from playbook.launch.container.image import Image
 
 RUNTIMES = ("auto", "container", "local", "cpu")
 WIDEST_VALUE = 46  # a longer one pushes its reason out of line
@@ -34,13 +29,53 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What of an engine changes how a container is asked for. The default is one that runs as root, with a toolkit.
+
+    Attributes:
+        gpus: how it hands GPUs over: "nvidia" (the classic request), "cdi", or "" for not at all.
+        rootless: it runs as the user, whose own id is root inside.
+        remaps: its containers have other user ids (userns-remap), which own nothing of the caller's.
+        selinux: it confines containers by labels, which the caller's folders and the GPUs' devices do not have.
+    """
+
+    gpus: str = "nvidia"
+    rootless: bool = False
+    remaps: bool = False
+    selinux: bool = False
+
+    def __str__(self) -> str:
+        said = {"rootless": self.rootless, "userns-remap": self.remaps, "SELinux": self.selinux}
+        return "".join(f", {name}" for name, is_so in said.items() if is_so)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that the engine has.
+
+    Attributes:
+        name: with its tag.
+        digest: the registry's, or the image's own id where it never was in a registry.
+        path: the PATH it sets.
+        size: bytes on disk.
+        cuda: the CUDA version it is made with, as NVIDIA's images say in CUDA_VERSION; "" elsewhere.
+    """
+
+    name: str
+    digest: str
+    path: str
+    size: int
+    cuda: str = ""
+
+
+@dataclass(frozen=True)
 class Place:
     """Where to run.
 
     Attributes:
         gpu: None on the CPU, and where a dry run has none to name.
         partners: further GPUs of the same kind, for further processes.
-        engine: of a container; None where a dry run has none.
+        engine: a container's; the usual one where a dry run finds none.
         image: name and tag of a container's image.
         found: that image, once it is on the engine.
         choices: what to print and store.
@@ -49,17 +84,10 @@ class Place:
     runtime: str
     gpu: Gpu | None = None
     partners: tuple[Gpu, ...] = ()
-    engine: Engine | None = None
+    engine: Kind = Kind()
     image: str = ""
     found: Image | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> Kind:
-        """Of the engine; where a dry run has none, that of the usual one."""
-        from playbook.launch.container.engine import Kind
-
-        return self.engine.kind if self.engine else Kind()
 
     @property
     def uuids(self) -> str:
@@ -90,7 +118,6 @@ def choose(wanted: Wanted, *precisions: Precision) -> Place:
 
     Raises:
         UsageError: an unknown runtime or GPU, or a GPU that cannot train in one of them.
-        EngineError: a GPU is there, but no engine that can hand it over.
     """
     if wanted.runtime not in RUNTIMES:
         raise UsageError(f"RUNTIME={wanted.runtime} is not one of {', '.join(RUNTIMES)}")
@@ -102,8 +129,7 @@ def choose(wanted: Wanted, *precisions: Precision) -> Place:
     if runtime == "local":
         local_python.check()
     place = Place(runtime, choices={"runtime": Choice(runtime, why)})
-    place = _on_gpu(place, inventory, wanted, precisions)
-    return _in_container(place, wanted) if runtime == "container" else place
+    return _on_gpu(place, inventory, wanted, precisions)
 
 
 def check_of_use(runtime: str, *, tag: str | None, gpu: str | None = None) -> None:
@@ -152,25 +178,6 @@ def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precisions:
         why += f"; in use by {', '.join(map(str, gpu.users))}"
     choice = Choice(f"{gpu.label}, {gpu.name}", f"{why}; {gpu.size}")
     return replace(place, gpu=gpu, choices={**place.choices, "GPU": choice})
-
-
-def _in_container(place: Place, wanted: Wanted) -> Place:
-    from playbook.launch.container import engine, image
-
-    name = image.named(wanted.tag)
-    choices = {**place.choices, "image": Choice(name, "asked for" if wanted.tag else "the default")}
-    place = replace(place, image=name, choices=choices)
-    if wanted.dry_run:
-        with contextlib.suppress(engine.EngineError):
-            place = replace(place, engine=engine.connect())
-        if place.engine and place.engine.no_gpus:
-            choices["engine"] = Choice("cannot train", place.engine.no_gpus[0])
-        found = image.find(place.engine, name) if place.engine else None
-        return replace(place, found=found)
-    connected = engine.connect()
-    if connected.no_gpus:
-        raise engine.EngineError(*connected.no_gpus)
-    return replace(place, engine=connected)
 
 
 def show(choices: dict[str, Choice], *, margin: str = "  ") -> None:

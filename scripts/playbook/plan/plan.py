@@ -129,7 +129,7 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
 
     Args:
         settings: resolved.
-        place: from `place.choose`.
+        place: from `launch.start.find_place`.
         processes: the world size.
     """
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from playbook.cli import entry, selfcheck, train
-from playbook.launch.container.image import Image
+from playbook.launch import start
 from playbook.plan import gpus, place
-from playbook.plan.place import Place
+from playbook.plan.place import Image, Place
 from pretraining.record import run_folder
 from pretraining.selfcheck import FAST_MATH
 
@@ -61,7 +61,7 @@ def test_it_runs_in_the_container_on_the_gpu_that_can(check, monkeypatch, tmp_pa
     station = gpus.read(recorded.RecordedNvml(recorded.STATION)).gpus
     where = Place("container", gpu=station[1], image="nvcr.io/nvidia/nemo:26.04")
     chosen = []
-    monkeypatch.setattr(place, "choose", lambda *asked: chosen.append(asked) or where)
+    monkeypatch.setattr(start, "find_place", lambda *asked: chosen.append(asked) or where)
     code, out, _ = check(recorded.STATION, "--dry-run")
     assert code == 0 and chosen[0][1].name == "nvfp4" and not (tmp_path / "runs").exists()
     assert station[1].uuid in out and station[0].uuid not in out
@@ -75,7 +75,7 @@ def test_it_runs_in_the_container_on_the_gpu_that_can(check, monkeypatch, tmp_pa
 def test_its_exit_code_is_the_scripts_and_no_empty_folder_stays(check, monkeypatch, tmp_path, written) -> None:
     station = gpus.read(recorded.RecordedNvml(recorded.STATION)).gpus
     where = Place("container", gpu=station[1], image="x", found=Image("x", "sha256:1", "/bin", 1))
-    monkeypatch.setattr(place, "choose", lambda *asked: where)
+    monkeypatch.setattr(start, "find_place", lambda *asked: where)
     monkeypatch.setattr("playbook.launch.container.prepare.ready", lambda place, runs: place)
     monkeypatch.setattr("shutil.which", lambda name: name)
 

@@ -14,6 +14,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from playbook.launch.container import engine_address
 from playbook.launch.container.engine_address import Address, EngineError
+from playbook.plan.place import Kind
 
 __all__ = ["APIError", "DockerException", "Engine", "EngineError", "ImageNotFound", "NotFound", "connect"]
 
@@ -32,27 +33,6 @@ PODMAN = (
 CDI_REMEDY = "describe the GPUs anew: sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
 
 _SYMPTOMS = {"FileNotFoundError": "its socket is not there", "ConnectionRefused": "nothing listens on its socket"}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What of an engine changes how a container is asked for. The default is one that runs as root, with a toolkit.
-
-    Attributes:
-        gpus: how it hands GPUs over: "nvidia" (the classic request), "cdi", or "" for not at all.
-        rootless: it runs as the user, whose own id is root inside.
-        remaps: its containers have other user ids (userns-remap), which own nothing of the caller's.
-        selinux: it confines containers by labels, which the caller's folders and the GPUs' devices do not have.
-    """
-
-    gpus: str = "nvidia"
-    rootless: bool = False
-    remaps: bool = False
-    selinux: bool = False
-
-    def __str__(self) -> str:
-        said = {"rootless": self.rootless, "userns-remap": self.remaps, "SELinux": self.selinux}
-        return "".join(f", {name}" for name, is_so in said.items() if is_so)
 
 
 @dataclass(frozen=True)

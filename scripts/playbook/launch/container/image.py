@@ -10,7 +10,6 @@ import json
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +25,13 @@ from playbook.launch.container.engine import (
     message_of,
     pull_problem,
 )
+from playbook.plan.place import Image
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 
 REPOSITORY = "nvcr.io/nvidia/nemo"
 DEFAULT_TAG = "26.04"
 SAY_EVERY_SECONDS = 15.0
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image that the engine has.
-
-    Attributes:
-        name: with its tag.
-        digest: the registry's, or the image's own id where it never was in a registry.
-        path: the PATH it sets.
-        size: bytes on disk.
-        cuda: the CUDA version it is made with, as NVIDIA's images say in CUDA_VERSION; "" elsewhere.
-    """
-
-    name: str
-    digest: str
-    path: str
-    size: int
-    cuda: str = ""
 
 
 def named(tag: str | None) -> str:

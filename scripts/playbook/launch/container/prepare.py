@@ -1,37 +1,64 @@
-"""A container's place, made ready for a training."""
+"""A container's place: the engine that it is on, and made ready for a training."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from playbook.launch.container import image, leftovers
+from playbook.launch.container import engine, image, leftovers
 from playbook.launch.container.engine import EngineError
-from playbook.plan.place import Choice, Place, show
+from playbook.plan.place import Choice, Place, Wanted, show
+
+
+def on_engine(place: Place, wanted: Wanted) -> Place:
+    """A container's place with its image's name and the engine; in a dry run what of it there is.
+
+    Raises:
+        UsageError: no image's name.
+        EngineError: no engine that hands GPUs over.
+    """
+    name = image.named(wanted.tag)
+    choices = {**place.choices, "image": Choice(name, "asked for" if wanted.tag else "the default")}
+    place = replace(place, image=name, choices=choices)
+    try:
+        connected = engine.connect()
+    except EngineError:
+        if wanted.dry_run:
+            return place
+        raise
+    place = replace(place, engine=connected.kind)
+    if not wanted.dry_run:
+        if connected.no_gpus:
+            raise EngineError(*connected.no_gpus)
+        return place
+    if connected.no_gpus:
+        choices["engine"] = Choice("cannot train", connected.no_gpus[0])
+    return replace(place, found=image.find(connected, name))
 
 
 def ready(place: Place, runs: Path, *, alone: bool = True) -> Place:
     """Make a container's place ready: ends that nobody saw are recorded, the GPU is free, the image is here.
 
     Args:
-        place: from `choose`.
+        place: from `on_engine`.
         runs: where run folders are.
         alone: no other run may hold the GPU.
 
     Raises:
         EngineError: another run holds the GPU, or the image cannot be pulled.
     """
-    assert place.engine is not None and place.gpu is not None
-    left = leftovers.settle(place.engine)
+    assert place.gpu is not None
+    connected = engine.connect()
+    left = leftovers.settle(connected)
     for gpu in (place.gpu, *place.partners) if alone else ():
         if held := leftovers.holder(left, gpu.uuid):
             raise EngineError(leftovers.busy(held, f"GPU {gpu.label} {gpu.name}"))
     for each in left:
         if each.running and each.own and each.launcher is None:
             print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)
-    if image.find(place.engine, place.image) is None:  # before minutes of a pull: what it is for
+    if image.find(connected, place.image) is None:  # before minutes of a pull: what it is for
         show(place.choices)
-    found = image.ensure(place.engine, place.image)
+    found = image.ensure(connected, place.image)
     before = image.earlier_digest(runs, place.image)
     reason = place.choices["image"].reason
     if before and before[1] != found.digest:

@@ -23,8 +23,9 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
-from playbook.launch.container.engine import EngineError, Kind
+from playbook.launch.container.engine import EngineError
 from playbook.launch.container.folders import behind_links, read_by
+from playbook.plan.place import Kind
 from pretraining.errors import UsageError
 from pretraining.request import nvfp4_recipe
 from pretraining.request.settings import Settings

@@ -13,9 +13,10 @@ from pathlib import Path
 import docker
 import pytest
 
-from playbook.launch.container import engine, engine_address, spec
-from playbook.launch.container.engine import EngineError, Kind
+from playbook.launch.container import engine, engine_address, prepare, spec
+from playbook.launch.container.engine import EngineError
 from playbook.plan import place
+from playbook.plan.place import Kind
 
 _spec = importlib.util.spec_from_file_location("recorded_engine", Path(__file__).parents[2] / "recorded_engine.py")
 recorded = importlib.util.module_from_spec(_spec)
@@ -199,7 +200,7 @@ def test_podman_is_told_as_what_it_is(answering, monkeypatch) -> None:
     assert "podman run" in remedy and "RUNTIME=local" in remedy and "nvidia-ctk" not in remedy
     wanted = place.Wanted(runtime="container")
     with pytest.raises(EngineError, match=r"this is Podman 5\.4\.0"):
-        place._in_container(place.Place("container"), wanted)
+        prepare.on_engine(place.Place("container"), wanted)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 It is written in words, `rht=off stochastic=off weights=1x16`: by `--nvfp4`, in config.yaml and in the plan.
 A new word is a new field of `Nvfp4Recipe`; one that is computed anew is also a field of `Rounding`, and arithmetic in
-`numerics/nvfp4.py`, `nvfp4_triton.py` and `nvfp4_numba.py`. All else passes a `Rounding` on.
+`numerics/nvfp4.py`, `nvfp4_triton.py` and `nvfp4_numba.py`. All else passes a `Rounding` on; flags, make's
+options and records follow.
 """
 
 from __future__ import annotations
@@ -123,18 +124,14 @@ class Nvfp4Recipe:
         """The same with the second value of a field: an ingredient turned off."""
         return dataclasses.replace(self, **{field: list(_VALUES[field].values())[1]})
 
-    @property
-    def missing(self) -> list[str]:
-        """What of the whole recipe is not there, for people."""
-        return missing(self.facts())
-
 
 _ABOUT = {each.name: each.metadata for each in dataclasses.fields(Nvfp4Recipe)}
 _VALUES: dict[str, dict[str, Any]] = {name: about["values"] for name, about in _ABOUT.items()}
 _FIELDS: dict[str, str] = {about["word"]: name for name, about in _ABOUT.items()}
 # field: what the ingredient is called
 INGREDIENTS: dict[str, str] = {name: about["title"] for name, about in _ABOUT.items()}
-SHORT = tuple(about["short"] for about in _ABOUT.values() if about["short"])
+# short form in the environment: what it turns off
+SHORT: dict[str, str] = {about["short"]: about["title"] for about in _ABOUT.values() if about["short"]}
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(Nvfp4Recipe)}
 _ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["engine"]}  # variable: field
 # word: its values, the default first
@@ -149,9 +146,11 @@ def native_roundings() -> list[Rounding]:
     return list(dict.fromkeys(recipe.rounding(tensor) for recipe in recipes for tensor in TENSORS))
 
 
-def missing(ingredients: Mapping[str, Any]) -> list[str]:
-    """What a record's `Nvfp4Recipe.facts` say is not there, for people."""
-    return [INGREDIENTS.get(name, name) for name, on in ingredients.items() if not on]
+def differs(ingredients: Mapping[str, Any]) -> str:
+    """How the recipe of a record's `Nvfp4Recipe.facts` is not the whole one: "without 2D scaling"; "" where it is."""
+    off = " and ".join(INGREDIENTS.get(name, name) for name, on in ingredients.items() if not on)
+    others = [f"{INGREDIENTS.get(name, name)} {value}" for name, value in ingredients.items() if isinstance(value, str)]
+    return ", ".join([f"without {off}"] * bool(off) + others)
 
 
 def words_in(text: str) -> dict[str, str]:

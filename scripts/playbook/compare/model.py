@@ -131,8 +131,7 @@ class Arm(Figured):
     @property
     def recipe(self) -> str:
         """How much of the NVFP4 recipe is on: "full", "without stochastic rounding"; "" where not known."""
-        missing = nvfp4_recipe.missing(self.ingredients)
-        return f"without {', '.join(missing)}" if missing else "full" if self.ingredients else ""
+        return nvfp4_recipe.differs(self.ingredients) or ("full" if self.ingredients else "")
 
     @property
     def computes_natively(self) -> bool:

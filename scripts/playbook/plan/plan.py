@@ -154,9 +154,8 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
         default = f"the default for {precision.name}"
         choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, default, *KEPT)
-    if settings.nvfp4 and settings.nvfp4.missing:
-        without = f"without {' and '.join(settings.nvfp4.missing)}"
-        choices["NVFP4 recipe"] = Choice(without, _why_less(settings))
+    if settings.nvfp4 and (how := nvfp4_recipe.differs(settings.nvfp4.facts())):
+        choices["NVFP4 recipe"] = Choice(how, _why_less(settings))
     if settings.engine_switches:
         choices["Transformer Engine"] = Choice(" ".join(settings.engine_switches), "set in the environment")
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"

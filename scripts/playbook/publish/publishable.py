@@ -24,7 +24,7 @@ from pretraining.inputs.finetuning import SCHEMES
 from pretraining.record import run_folder
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
-from pretraining.request.nvfp4_recipe import SHORT, VALUES
+from pretraining.request.nvfp4_recipe import INGREDIENTS, SHORT, VALUES
 from pretraining.request.precisions import EMULATORS, PRECISIONS
 
 _LEFT_OUT = object()
@@ -114,7 +114,7 @@ _VERSION = form(r"\d+(\.\d+){0,2}((a|b|rc|\.?dev|\.?post)\d{1,8})?(\+(cpu|cu\d{2
 _MODEL, _PRECISION, _DATA = words(*MODELS), words(*PRECISIONS), form(r"mock|python-stdlib(-[\d.]+-[0-9a-f]{12})?")
 _WEIGHTS = form(r"hf:(meta-llama/(Meta-)?Llama|nvidia/N?emotron|Qwen/Qwen)[-\w.]{1,24}")
 _NUMBERS = "bf16_head_layers bf16_tail_layers global_batch_size micro_batch_size num_layers seed train_iters "
-_INGREDIENTS = dict.fromkeys(("rht", "stochastic", "two_d"), number)
+_INGREDIENTS = dict.fromkeys(INGREDIENTS, number)
 _PACKAGES = ("python", "torch", "triton", "transformers", "numpy", "numba")
 _MEGATRON = ("megatron-bridge", "megatron-core", "transformer-engine")
 _PARITY = (

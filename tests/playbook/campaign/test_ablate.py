@@ -20,7 +20,7 @@ from playbook.plan.place import Place
 from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.record import code_state
-from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, words_in
+from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, differs, words_in
 
 LAUNCHER = Path(__file__).parents[1] / "fakes" / "launcher.py"
 ASKED = ("--seeds", "1 2", "--num-layers", "2")  # of two layers two cannot stay in BF16: six variants
@@ -106,8 +106,8 @@ def test_without_bf16_there_is_nothing_to_set_the_rest_against(job, runs: Path) 
 def test_a_dry_run_prints_every_command_in_order(job, runs: Path) -> None:
     said, _ = job("ablate", "--dry-run", *ASKED)
     assert [(name, int(seed)) for name, seed in re.findall(r"^# (.+), seed (\d)$", said, re.MULTILINE)] == ORDER
-    recipes = [Nvfp4Recipe.of(words_in(words)).missing for words in re.findall(r" --nvfp4 '([^']+)' ", said)]
-    assert list(filter(None, recipes)) == [[title] for title in INGREDIENTS.values() for _ in (1, 2)]
+    recipes = [differs(Nvfp4Recipe.of(words_in(words)).facts()) for words in re.findall(r" --nvfp4 '([^']+)' ", said)]
+    assert list(filter(None, recipes)) == [f"without {title}" for title in INGREDIENTS.values() for _ in (1, 2)]
     assert subprocess.run(["bash", "-n", "-c", said], check=False).returncode == 0
     assert not runs.exists() or not list(runs.iterdir())
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,39 @@ def test_other_switches_of_the_engine_are_facts_and_are_passed_on() -> None:
     everything = {"HF_TOKEN": "secret", "N": "1", **others, **recipe}
     assert nvfp4_recipe.engine_switches(everything) == ("NVTE_A=", "NVTE_B=2 3")
     assert nvfp4_recipe.passed_on(everything) == {**others, **recipe}
+
+
+A_WORD = '    scale: str = _word("scale", {"six": "six", "four": "four"}, title="block scale of", short="NVFP4_SIX")\n'
+ITS_USE = """
+import sys, types
+name = "pretraining.request.nvfp4_recipe"
+recipe = sys.modules[name] = types.ModuleType(name)
+exec(sys.stdin.read(), recipe.__dict__)
+from playbook.cli.make import command
+from playbook.plan import place, plan
+from playbook.publish import publishable
+from pretraining.request import flags, settings
+args = flags.parser("x").parse_args(["--nvfp4", "scale=four"])
+chosen = settings.resolve(args, on_gpu=False, processes=1)
+assert chosen.nvfp4.scale == "four" and "rht=on stochastic=on weights=16x16 scale=four" in chosen.as_flags()
+assert settings.resolve(flags.parser("x").parse_args(chosen.as_flags()), on_gpu=False, processes=1) == chosen
+assert chosen.nvfp4.facts()["scale"] == "four" and "scale" in publishable._INGREDIENTS
+made = plan.make_plan(chosen, place.Place("cpu"), 1)
+assert made.choices["NVFP4 recipe"] == place.Choice("block scale of four", "asked for")
+assert made.request()["nvfp4"]["scale"] == "four" and "scale=four" in flags.parser("x").format_help()
+[work] = command.plan(["nvfp4"], {"NVFP4_SIX": "off"})
+assert work.environment == {"NVFP4_SIX": "0"} and recipe.in_environment(work.environment) == {"scale": "four"}
+"""
+
+
+def test_a_new_word_of_the_recipe_is_one_field() -> None:
+    """Flags, make's options, plan, request and record take it from there; its arithmetic is what is left to write."""
+    source = Path(nvfp4_recipe.__file__).read_text(encoding="utf-8")
+    begun = source.index("    @classmethod\n    def of(")
+    subprocess.run(
+        [sys.executable, "-c", ITS_USE],
+        input=source[:begun] + A_WORD + source[begun:],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+        check=True,
+    )

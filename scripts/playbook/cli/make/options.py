@@ -7,7 +7,7 @@ import shlex
 from typing import NamedTuple
 
 from pretraining.errors import UsageError
-from pretraining.request.nvfp4_recipe import HELP
+from pretraining.request.nvfp4_recipe import HELP, SHORT
 from pretraining.request.precisions import PRECISIONS
 
 OFF = ("", "0", "no", "off", "false")
@@ -58,12 +58,8 @@ def _switch(name: str, flag: str, text: str) -> Option:
     return Option(name, flag, "1", text, kind=SWITCH)
 
 
-def _ingredient(name: str, text: str) -> Option:
-    return Option(name, "", "0", f"NVFP4 without {text}", kind=INGREDIENT)
-
-
 _ALL = (
-    Option("PRECISION", "--precision", "NAME", f"{', '.join(PRECISIONS)}; compare: for nvfp4"),
+    Option("PRECISION", "--precision", "NAME", f"{', '.join(PRECISIONS)}; compare: in place of nvfp4"),
     Option("MODEL", "--model", "NAME", "what to train, see make models", "llama31-8b on a GPU, tiny without one"),
     _count("ITERS", "--train-iters", "iterations", "50; tiny 120"),
     _count("WARMUP", "--warmup-iters", "warm-up iterations", "2; tiny 20", least=0),
@@ -84,9 +80,7 @@ _ALL = (
     _count("BF16_TAIL", "--bf16-tail-layers", "last layers kept in BF16", "nvfp4: an eighth, at least 1", least=0),
     _count("BF16_HEAD", "--bf16-head-layers", "first layers kept in BF16", "nvfp4: 0", least=0),
     Option("NVFP4", "--nvfp4", "WORDS", f"less than the whole recipe: '{HELP}'"),
-    _ingredient("NVFP4_RHT", "the Hadamard transform"),
-    _ingredient("NVFP4_STOCHASTIC", "stochastic rounding"),
-    _ingredient("NVFP4_2D", "two-dimensional scaling of weights"),
+    *(Option(name, "", "0", f"NVFP4 without {what}", kind=INGREDIENT) for name, what in SHORT.items()),
     _switch("TUNED", "--tuned", "CUDA graphs and fewer checks, on a GPU; compares with tuned runs only"),
     _count("TP", "--tensor-parallel", "tensor parallel; auto: the smallest split that fits", "the recipe's",
            auto=("--auto-split",)),

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from playbook.cli.make import chores
 from playbook.cli.make.options import OPTIONS, SET_UP
+from pretraining.request.nvfp4_recipe import SHORT
 
 _SIZES = ("MODEL", "ITERS", "WARMUP", "GBS", "MBS", "SEQ", "DATA")
-_QUANTIZED = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", "NVFP4_RHT", "NVFP4_STOCHASTIC", "NVFP4_2D")
+_QUANTIZED = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", *SHORT)
 _RECIPE = (*_QUANTIZED, "TUNED")
 _SPLIT = ("TP", "PP", "CP")
 _CODE = ("CONFIG", "PLUGIN", "ARGS")
@@ -119,7 +120,7 @@ _ALL = (
     _run("bf16", TRAIN, "pretrain in BF16", *_BF16, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
     _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("ablate", TRAIN, "what each ingredient of NVFP4 brings, over seeds", "SEEDS", "FRESH",
-         *(name for name in _TRAINING if name != "BF16_TAIL" and not name.startswith("NVFP4")),
+         *(name for name in _TRAINING if name not in ("BF16_TAIL", "NVFP4", *SHORT)),
          *_WHERE, common=True, again=True),
     _run("profile", LOOK, "where the time of a step goes", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True,
          instead={"RUN": _OF_A_RUN}),

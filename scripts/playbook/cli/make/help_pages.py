@@ -56,8 +56,9 @@ def _at_length(name: str) -> list[str]:
     for section in re.split("^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         names, _, text = section.partition("\n")
         if name in names.split(", "):
-            shown = re.sub("```sh\n(.*?)```\n", lambda code: textwrap.indent(code[1], "    "), text, flags=re.DOTALL)
-            return [*shown.strip().splitlines(), ""]
+            text = re.sub("```sh\n(.*?)```\n", lambda code: textwrap.indent(code[1], "    "), text, flags=re.DOTALL)
+            text = re.sub("^### (.*)\n\n", lambda heading: heading[1].upper() + "\n", text, flags=re.MULTILINE)
+            return [*text.strip().splitlines(), ""]
     return []
 
 

@@ -252,36 +252,22 @@ def _judged(rows: list[Row]) -> tuple[list[Row], float | None]:
     known = [row for row in rows if row is not base and len(row.gaps) == seeds]
     if seeds < paired.FEWEST or whole not in known:
         return [replace(row, **_unjudged(row)) for row in rows], None
-    found = differences([row.gaps for row in known], known.index(whole))
-    called = iter(paired.holm(np.concatenate([each.p for each in found])))
+    others = [row for row in known if row is not whole]
+    found = paired.among([[0.0] * seeds, whole.gaps, *(row.gaps for row in others)], (1, 0))
+    low, high = found.differences.ends()
     spread = paired.OVER_SEEDS.format(seeds)
     placed: dict[str, dict[str, Any]] = {row.name: _unjudged(row) for row in rows if row not in known}
-    others = [row for row in known if row is not whole]
-    fields = (("gap", "to_bf16"), ("from_whole", "to_whole"))
-    for names, each, compared in zip(fields, found, (known, others), strict=True):
-        for row, value, low, high in zip(compared, each.value, *each.ends(), strict=True):
-            figure = Figure(float(value), "%", float(low), float(high), spread, seeds)
-            where = (ABOVE if value > 0 else BELOW) if next(called) else ALIKE
-            placed.setdefault(row.name, {}).update(zip(names, (figure, where), strict=True))
-    shown = float(np.median(found[bool(others)].smallest_shown(2 * len(known) - 1)))
+    arms = [base, whole, *others]
+    for at, (reference, arm) in enumerate(found.pairs):
+        sign, row = (-1, whole) if arm == 0 else (1, arms[arm])  # BF16's difference to the whole recipe is turned round
+        value = sign * float(found.differences.value[at])
+        ends = sorted(sign * float(end[at]) for end in (low, high))
+        where = (ABOVE if value > 0 else BELOW) if found.called[at] else ALIKE
+        names = ("from_whole", "to_whole") if reference == 1 and arm else ("gap", "to_bf16")
+        figure = Figure(value, "%", *ends, spread, seeds)
+        placed.setdefault(row.name, {}).update(zip(names, (figure, where), strict=True))
+    shown = float(np.median(found.shown))
     return [replace(row, **placed.get(row.name, {})) for row in rows], shown
-
-
-def differences(values: Any, whole: int) -> tuple[paired.Difference, paired.Difference]:
-    """Of every variant to BF16, and of every other one to the whole recipe.
-
-    The latter know nothing of BF16's runs, whose luck is in all gaps of a seed.
-
-    Args:
-        values: gaps to BF16 of the same seed, [..., variants, seeds].
-        whole: which variant is the whole recipe.
-    """
-    values = np.asarray(values, dtype=float)
-    count = values.shape[-2]
-    with_bf16 = np.concatenate([np.zeros_like(values[..., :1, :]), values], axis=-2)
-    others = [(whole, at) for at in range(count) if at != whole]
-    to_bf16 = paired.within_blocks(with_bf16, [(0, at) for at in range(1, count + 1)])
-    return to_bf16, paired.within_blocks(values, others)
 
 
 def _unjudged(row: Row) -> dict[str, str]:
@@ -304,10 +290,10 @@ def power(whole: Sequence[Trained], arms: int) -> str:
         return f"{len(values)} seeds with a loss gap: no difference will be judged; SEEDS= with {paired.FEWEST} or more"
     pilot = paired.over(values)
     planned = replace(pilot, freedom=(arms - 1) * pilot.freedom)
-    shown = float(planned.smallest_shown(2 * arms - 3))
+    shown = float(paired.shown_among(planned, arms, len(values)))
     return (
-        f"{len(values)} seeds whose gaps spread like these show differences over {shown:.2g} % eight times in ten, of "
-        f"{2 * arms - 3} at once"
+        f"{len(values)} seeds whose gaps spread like these show a variant's difference to the whole recipe over "
+        f"{shown:.2g} % eight times in ten"
     )
 
 

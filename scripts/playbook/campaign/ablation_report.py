@@ -22,9 +22,9 @@ TITLE = "Training loss gap to BF16 with the same seed, per cent"
 HOW = (
     "Gaps are relative to BF16 with the same seed, over the last tenth of the iterations (five at least), on the "
     "same tokens; the figures of several seeds stand in their order. Intervals are 95 % t-intervals over seeds, paired "
-    "by seed, with the error that all variants share or their own where that is larger. A variant is above or below "
-    "where Holm's correction for all of these differences together calls it one; with fewer than three seeds nothing "
-    "is judged."
+    "by seed, with the error that all variants share, or each pair's own where the variants spread unlike. A variant "
+    "is above or below where closed testing of all these differences together calls it so: in one of twenty studies "
+    "chance makes any such call. With fewer than three seeds nothing is judged."
 )
 LEGEND = 18  # points
 ROW = 40

@@ -5,15 +5,22 @@ Arrays may have leading axes, a study each; seeds are the last one.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import betaincc, stdtr, stdtrit
 
 FEWEST = 3  # of two, the interval is wider than anything that it could tell
 LEVEL = 0.05  # how often a difference may be called that is none, and an equivalence
 POWER = 0.8
+SHARE = 0.8  # of the level: what is asked of the first reference before the second
+UNLIKE = 0.05  # how often arms that spread alike may be taken for others
+OWN = 0.1  # what no pair's own test may leave to chance, where the shared error calls it
 OVER_SEEDS = "95 % t-interval over {} seeds"
 _ROUNDING = 1e-12  # no spread, and no mean, is known better than this share of the values
 
@@ -30,7 +37,7 @@ class Difference:
 
     value: Array
     error: Array
-    freedom: float
+    freedom: Array
 
     def ends(self, level: float = LEVEL) -> tuple[Array, Array]:
         """The interval that misses the truth in `level` of all studies."""
@@ -47,7 +54,7 @@ class Difference:
         low, high = self.ends(2 * LEVEL)
         return (-margin < low) & (high < margin)
 
-    def smallest_shown(self, tests: int = 1, *, least: float = 0.0) -> Array:
+    def smallest_shown(self, tests: float = 1, *, least: float = 0.0) -> Array:
         """The difference that so many tests at once call one in `POWER` of all studies with this spread.
 
         Args:
@@ -65,28 +72,109 @@ def over(values: Array) -> Difference:
     return Difference(values.mean(axis=-1), np.maximum(error, _least(values)), count - 1.0)
 
 
-def within_blocks(values: Array, pairs: list[tuple[int, int]]) -> Difference:
-    """Differences between arms that were all run with the same seeds.
+@dataclass(frozen=True)
+class Among:
+    """Arms that were all run with the same seeds, set against one of them, or against two.
 
-    What a seed does to all arms alike cancels, and the arms share one error, which few seeds know well: that of a
-    randomised block design. A pair that spreads more than that has its own.
+    Attributes:
+        pairs: of each difference the arm that it is taken from and the arm that it is of.
+        differences: [..., pairs].
+        called: which of them are differences, [..., pairs]; chance makes any call in `LEVEL` of studies.
+        shown: the difference of each pair that is called in `POWER` of studies, were it the only one, [..., pairs].
+    """
+
+    pairs: list[tuple[int, int]]
+    differences: Difference
+    called: np.ndarray
+    shown: Array
+
+
+def shown_among(of: Difference, arms: int, seeds: int) -> Array:
+    """The difference to the first reference, of one arm among so many, that is called in `POWER` of studies.
+
+    Simulated: it asks what half as many single tests with Bonferroni's correction do, and with the fewest seeds more.
+    """
+    return of.smallest_shown(arms * (0.5 if seeds > FEWEST else 2.0))
+
+
+def among(values: Array, references: Sequence[int]) -> Among:
+    """Set every arm against the references, the second of which is set against the first.
+
+    What a seed does to all arms alike cancels. Where the arms' remaining spreads do not differ, they share one error,
+    which few seeds know well (a randomised block design); else each pair has its own.
+
+    A difference is called by closed testing (Marcus, Peritz and Gabriel 1976): it has to stand against every hypothesis
+    that it is part of, that it and any others are none. Where k arms are supposed to be the reference's equals, they
+    tell its value too. So they are tested by the k uncorrelated contrasts that lie nearest to their differences to it,
+    each at Šidák's level (1967), and not by those differences. Where arms are supposed to equal one reference and
+    others the second, the first's test has `SHARE` of the level. The pair's own test has to agree, loosely of arms that
+    spread alike and by Holm's correction of others: an arm that spreads two or three times more than the rest is then
+    called in some 5.5 % of studies by chance.
 
     Args:
         values: [..., arms, seeds].
-        pairs: of each difference the arm that is taken away and the arm that it is taken from.
-
-    Returns:
-        The differences, [..., pairs].
+        references: one arm or two, the more important first.
     """
     values = np.asarray(values, dtype=float)
     arms, seeds = values.shape[-2:]
+    first, *second = references
+    others = [arm for arm in range(arms) if arm not in references]
+    pairs = [(first, arm) for arm in (*second, *others)] + [(reference, arm) for reference in second for arm in others]
     rest = values - values.mean(axis=-1, keepdims=True) - values.mean(axis=-2, keepdims=True)
     rest = rest + values.mean(axis=(-2, -1), keepdims=True)
-    freedom = max(1.0, (arms - 1.0) * (seeds - 1.0))  # one arm has no pairs
-    shared = np.sqrt(2 * (rest**2).sum(axis=(-2, -1)) / freedom / seeds)
-    taken, whence = ([pair[end] for pair in pairs] for end in (0, 1))
-    each = over(values[..., whence, :] - values[..., taken, :])
-    return Difference(each.value, np.maximum(each.error, shared[..., None]), freedom)
+    squares = (rest**2).sum(axis=-1)
+    freedom = (arms - 1.0) * (seeds - 1.0)
+    error = np.sqrt(squares.sum(axis=-1) / freedom / seeds)  # of an arm's mean, but for what its seeds share
+    error = np.maximum(error, _least(values).max(axis=-1))
+    alike = _spread_alike(squares, seeds)[..., None]
+    own = over(np.stack([values[..., arm, :] - values[..., base, :] for base, arm in pairs], axis=-2))
+    differences = Difference(
+        own.value,
+        np.where(alike, math.sqrt(2) * error[..., None], own.error),
+        np.where(alike, freedom, own.freedom),
+    )
+    means = values.mean(axis=-1)
+
+    @cache
+    def p(base: int, *equals: int) -> np.ndarray:
+        """Of the hypothesis that these arms equal that one."""
+        gaps = means[..., list(equals)] - means[..., [base]]
+        count = len(equals)
+        uncorrelated = gaps - (1 - 1 / math.sqrt(count + 1)) * gaps.mean(axis=-1, keepdims=True)
+        each = 2 * stdtr(freedom, -np.abs(uncorrelated) / error[..., None])
+        return 1 - (1 - each.min(axis=-1)) ** count
+
+    called = np.ones(own.value.shape, dtype=bool)
+    for blocks in _hypotheses(references, others):
+        shares = (SHARE, 1 - SHARE) if len(blocks) > 1 else (1.0,)
+        rejected = [p(*block) <= LEVEL * share for block, share in zip(blocks, shares, strict=True)]
+        part = [any({*pair} <= {*block} for block in blocks) for pair in pairs]
+        called[..., part] &= np.logical_or.reduce(rejected)[..., None]
+    called &= np.where(alike, own.p <= OWN, holm(own.p))
+    return Among(pairs, differences, called, shown_among(differences, arms, seeds))
+
+
+def _hypotheses(references: Sequence[int], others: Sequence[int]) -> Iterator[list[tuple[int, ...]]]:
+    """Every way in which arms can equal references: blocks of equal arms, each begun by its reference."""
+    for owner in product((None, *references), repeat=len(others)):
+        blocks = [(base, *(arm for arm, of in zip(others, owner, strict=True) if of == base)) for base in references]
+        if several := [block for block in blocks if len(block) > 1]:
+            yield several
+    if len(references) > 1:
+        for count in range(len(others) + 1):
+            for equals in combinations(others, count):
+                yield [(*references, *equals)]
+
+
+def _spread_alike(squares: np.ndarray, seeds: int) -> np.ndarray:
+    """Whether no arm spreads more than the rest, by its share of the residual squares, [..., arms]: a beta variate."""
+    arms = squares.shape[-1]
+    if arms < 3:
+        return np.ones(squares.shape[:-1], dtype=bool)
+    total = squares.sum(axis=-1)
+    share = squares.max(axis=-1) * arms / (arms - 1) / np.where(total > 0, total, 1)
+    by_chance = arms * betaincc((seeds - 1) / 2, (arms - 2) * (seeds - 1) / 2, np.minimum(share, 1))
+    return by_chance > UNLIKE
 
 
 def holm(p: Array) -> Array:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pretraining.errors import FULL_DISK, Diverged, EndedEarly, UsageError
 from pretraining.megatron.plugin import located
-from pretraining.record import lock, run_folder
+from pretraining.record import ends, lock, run_folder
 from pretraining.record.run_folder import Peak, Verdict
 from pretraining.request.flags import PROJECT, RUNS
 from pretraining.request.precisions import PRECISIONS
@@ -40,12 +40,6 @@ PATIENCE_SECONDS = 1.0  # an interrupted run's, with who reads its output
 REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
 _TRACEBACK_LINES = 40
-# What gloo and NCCL say on the ranks that another one leaves behind.
-_LOST_PARTNER = re.compile(
-    r"Connection (closed|reset) by (remote )?peer|Broken pipe|Socket closed|remote process exited|"
-    r"NCCL communicator was aborted|TCPStore|Timed out waiting \d+ms|Connection refused",
-    re.IGNORECASE,
-)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -209,7 +203,7 @@ class RunEnd:
             # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
             print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)
             return code
-        if self.partners and _LOST_PARTNER.search(str(error)):
+        if self.partners and ends.LOST_PARTNER.search(str(error)):
             # Whoever left has a verdict of its own, or was killed, which torch.distributed.run sees.
             print(f"pretrain_llama.py: rank {self.rank} lost a partner: {cause}", file=sys.stderr, flush=True)
             return code
@@ -274,11 +268,11 @@ def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
         return Verdict.FAILED, str(error), 2
     if isinstance(error, EndedEarly):
         return (Verdict.INTERRUPTED, str(error), INTERRUPTED) if error.asked else (Verdict.FAILED, str(error), 1)
-    if isinstance(error, Diverged) or re.search(r"found (NaN|Inf) in local", str(error)):
+    if isinstance(error, Diverged) or ends.NOT_FINITE.search(str(error)):
         cause = f"{first_line}: try a lower learning rate, or more layers in BF16 (--bf16-tail-layers)"
         return Verdict.DIVERGED, cause, 1
-    on_cpu = re.search(r"can't allocate memory|could not create a primitive.*memory", str(error))
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or on_cpu:
+    said = ends.OUT_OF_MEMORY.search(str(error))
+    if said or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         cause = f"{first_line or 'out of memory.'} Lower --micro-batch-size or --seq-length, or take a smaller --model"
         return Verdict.OUT_OF_MEMORY, cause, 1
     if _is_full_disk(error, folder):

@@ -14,29 +14,12 @@ from playbook.cluster import slurm
 from playbook.cluster.config import Cluster
 from playbook.cluster.slurm import ClusterError
 from pretraining.errors import UsageError
-from pretraining.record import run_folder
+from pretraining.record import ends, run_folder
 from pretraining.record.run_folder import Verdict
 
 POLL_SECONDS = 1.0
 _AT_ONCE = 1 << 20  # bytes of a log
 ASK_SECONDS = 15.0  # between two questions to Slurm's controller while the log grows
-# How Slurm says that a job ended: the verdict, and the cause where training could not write one. Every other state of
-# Slurm's (RESIZING, SIGNALING, STAGE_OUT, ...) is one of a job that goes on.
-_ENDS = {
-    "COMPLETED": (Verdict.FAILED, "the job ended without a verdict"),
-    "CANCELLED": (Verdict.INTERRUPTED, "the job was cancelled"),
-    "TIMEOUT": (Verdict.INTERRUPTED, "the job came to its time limit; raise time in cluster.yaml, or let it restart"),
-    "PREEMPTED": (Verdict.INTERRUPTED, "the job was preempted"),
-    "NODE_FAIL": (Verdict.KILLED, "a node went down"),
-    "BOOT_FAIL": (Verdict.FAILED, "a node did not start"),
-    "REVOKED": (Verdict.INTERRUPTED, "the job went to another cluster of the federation"),
-    "DEADLINE": (Verdict.INTERRUPTED, "the job's deadline passed"),
-    "OUT_OF_MEMORY": (
-        Verdict.OUT_OF_MEMORY,
-        "a node's memory, not a GPU's, ran out: more with sbatch: {mem: }",
-    ),
-    "FAILED": (Verdict.FAILED, "the job failed before training began: its log says why"),
-}
 
 
 @dataclass(frozen=True)
@@ -66,8 +49,8 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended for good."""
-        return self.state in _ENDS or self.state == "UNKNOWN"
+        """Whether it has ended for good: RESIZING, SIGNALING, STAGE_OUT and others are states of a job that goes on."""
+        return self.state in ends.BY_STATE or self.state == "UNKNOWN"
 
 
 def submitted(cluster: Cluster) -> list[Job]:
@@ -109,9 +92,10 @@ def settle(job: Job) -> None:
     if not job.over or job.state == "UNKNOWN":
         return
     folder = attempt(job)
-    verdict, cause = _ENDS.get(job.state, (Verdict.FAILED, f"Slurm says {job.state}"))
-    code = 130 if verdict is Verdict.INTERRUPTED else 1
-    run_folder.write_outcome(folder, verdict, cause=f"{cause} (job {job.number}, {job.state})", exit_code=code)
+    end = ends.BY_STATE[job.state]
+    code = 130 if end.verdict is Verdict.INTERRUPTED else 1
+    cause = f"{end.told} (job {job.number}, {job.state})"
+    run_folder.write_outcome(folder, end.verdict, cause=cause, exit_code=code)
 
 
 def pick(cluster: Cluster, name: str | None) -> Job:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from playbook.launch.watch import End
-from pretraining.record import lock
+from pretraining.record import ends, lock
 from pretraining.record.run_folder import Verdict
 from pretraining.run import signals
 
@@ -61,9 +61,8 @@ class LocalProcess:
         code = self._process.poll()
         if code is None or code >= 0:
             return None if code is None else End(code)
-        name = signal.Signals(-code).name
-        hint = ": if nobody sent it, the kernel ran out of memory (`dmesg | tail` says so)" if code == -9 else ""
-        return End(code, Verdict.KILLED, f"training was ended by {name}{hint}")
+        end = ends.by_signal(-code)
+        return End(code, end.verdict, f"training was {end.told}")
 
     def interrupt(self) -> None:
         """Ask the whole group to end, with a record."""

@@ -16,15 +16,13 @@ from typing import Protocol
 
 from playbook.common.failures import Failure
 from playbook.launch.progress import Progress
-from pretraining.record import files, run_folder
+from pretraining.record import ends, files, run_folder
 from pretraining.record.run_folder import Verdict
 
 POLL_SECONDS = 0.25
 LAST_WORDS = 200
+_KILLED_RANK = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: -9\b")
 _OWN = "pretrain_llama.py: "  # how the training script's own last words begin
-# torch.distributed.run outlives its worker and ends with 1; its summary says how the worker ended.
-_WORKER_KILLED = re.compile(r"exitcode\s*: -9\b|Signal 9 \(SIGKILL\) received")
-_WORKERS_RANK = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: -9\b")
 
 
 @dataclass(frozen=True)
@@ -201,11 +199,11 @@ def see_the_end(
         verdict, cause = end.verdict, end.cause
     elif memory := [line for line in said if "CUDA out of memory" in line]:
         verdict, cause = Verdict.OUT_OF_MEMORY, f"{memory[-1]} Lower MBS or SEQ, or take a smaller MODEL"
-    elif any(_WORKER_KILLED.search(line) for line in said):
-        rank = _WORKERS_RANK.search(" ".join(said))
+    elif ends.by_signal(signal.SIGKILL) in map(ends.signalled, said):  # torch.distributed.run itself ends with 1
+        rank = _KILLED_RANK.search(" ".join(said))
         which = f"the training process of rank {rank[1]}" if rank else "a training process"
-        hint = "if nobody did that, the kernel ran out of memory (`dmesg | tail` says so)"
-        verdict, cause = Verdict.KILLED, f"{which} was killed (SIGKILL): {hint}"
+        killed = ends.by_signal(signal.SIGKILL)
+        verdict, cause = killed.verdict, f"{which} was killed (SIGKILL): {killed.remedy}"
     else:
         when = "" if (folder / run_folder.METRICS).exists() else " before it began"
         # A refusal comes before there is a log, and torch's own report after it. Of a training under way, other ranks'

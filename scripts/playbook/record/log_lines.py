@@ -7,12 +7,13 @@ pods, nodes, ranks, loggers, line numbers, indentation). What to join and to str
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -50,12 +51,12 @@ def read(path: Path) -> Iterator[bytes]:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        pieces = map(_decode, whole_lines(_plain(file)))
-        first = next(pieces)
-        pieces = _joined(chain([first], pieces), first)
-        first = next(pieces)
-        strip = _stripper(first)
-        yield from map(strip, chain([first], pieces))
+        try:
+            first, pieces = _peek(map(_decode, whole_lines(_plain(file))))
+            first, pieces = _peek(_joined(pieces, first))
+            yield from map(_stripper(first), pieces)
+        except (EOFError, zlib.error) as error:
+            raise OSError(f"it is compressed, and damaged or cut: {error}") from error
 
 
 def whose(line: bytes) -> tuple[str, bytes]:
@@ -66,23 +67,18 @@ def whose(line: bytes) -> tuple[str, bytes]:
     return name.decode("utf-8", "replace"), line
 
 
+def _peek(pieces: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    first = next(pieces)
+    return first, chain([first], pieces)
+
+
 def _plain(file: BinaryIO) -> BinaryIO:
     """The file's UTF-8, also of one that is gzip's, or UTF-16 as PowerShell redirects."""
     start = file.read(2)
     file.seek(0)
     if start == b"\x1f\x8b":
         return gzip.open(file)
-    return _Encoded(file) if start in (b"\xff\xfe", b"\xfe\xff") else file
-
-
-class _Encoded:
-    """A file of UTF-16, read as UTF-8."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._text = TextIOWrapper(file, "utf-16", errors="replace")
-
-    def read(self, size: int) -> bytes:
-        return self._text.read(size).encode()
+    return codecs.EncodedFile(file, "utf-8", "utf-16", "replace") if start in (b"\xff\xfe", b"\xfe\xff") else file
 
 
 def _decode(text: bytes) -> bytes:
@@ -100,41 +96,28 @@ def _of_json(line: bytes) -> bytes:
         name = next(name for name in _TEXTS if isinstance(entry.get(name), str))
     except (ValueError, AttributeError, StopIteration, RecursionError):
         return line
-    return (entry[name] if name == "log" else entry[name] + "\n").encode()
-
-
-def cut_at(text: bytes) -> int | None:
-    """The width at which a terminal cut the lines of a log; None where iterations are whole."""
-    lines = text.split(b"\n")
-    heads = [line for line in lines if _ITERATION.search(line)]
-    if not heads or sum(bool(_ITERATION_ENDS.search(line)) for line in heads) > len(heads) / 2:
-        return None
-    width = max(map(len, lines))
-    return width if sum(len(line) == width for line in lines) >= len(heads) / 2 else None
+    return (entry[name] if name == "log" else entry[name] + "\n").encode(errors="replace")
 
 
 def _joined(pieces: Iterator[bytes], sample: bytes) -> Iterator[bytes]:
     """The pieces with lines whole that a terminal cut."""
-    width = cut_at(sample)
-    if width is None:
+    lines = sample.split(b"\n")
+    heads = [line for line in lines if _ITERATION.search(line)]
+    width = max(map(len, lines))
+    full = sum(len(line) == width for line in lines)
+    whole = sum(bool(_ITERATION_ENDS.search(line)) for line in heads)
+    if not heads or whole > len(heads) / 2 or full < len(heads) / 2:
         yield from pieces
         return
-    lines = sample.split(b"\n")
     # In a copy that is padded with blanks every line has the width: one that was cut has text up to its end.
-    padded = sum(len(line) == width for line in lines) > 0.9 * len(lines)
-    cut = rb"[^\n]{%d}" % (width - 1) + rb"(?:[^\n ]|(?<! )[^\n])" if padded else rb"[^\n]{%d}" % width
-    cut_line, cut_at_end = (
-        re.compile(rb"^(" + cut + rb")\n", re.MULTILINE),
-        re.compile(rb"(?:(?<![^\n])" + cut + rb"\n)+\Z"),
-    )
-    held = b""
-    for text in chain(pieces, [None]):
-        text = held + (text or b"")
-        end = cut_at_end.search(text) if text is not None else None
-        text, held = (text[: end.start()], end[0]) if end else (text, b"")
-        text = cut_line.sub(rb"\1", text)
-        yield re.sub(rb" +\n", b"\n", text) if padded else text
-    yield held
+    padded = full > 0.9 * len(lines)
+    end = rb"(?:[^\n ]|(?<! )[^\n])" if padded else rb"[^\n]"
+    cut = re.compile(rb"^((?:[^\n]{%d})*[^\n]{%d}%s)\n" % (width, width - 1, end), re.MULTILINE)
+    rest = b""
+    for text in pieces:
+        text, newline, rest = cut.sub(rb"\1", rest + text).rpartition(b"\n")
+        yield re.sub(rb" +$", b"", text, flags=re.MULTILINE) + newline if padded else text + newline
+    yield rest
 
 
 def _stripper(sample: bytes) -> Callable[[bytes], bytes]:

@@ -11,34 +11,47 @@ _SECTION = re.compile(r"^\s*\[(\w+)\](?: Non-default values.*|:)\s*$")
 _ENTRY = re.compile(r"^\s*([A-Za-z_]\w*): (.*?)(?:\s+\(Mcore default: .*)?$")
 _ARGUMENT = re.compile(r"^ +(\w+) \.{3,} (.*)$")  # of Megatron-LM, whose settings are a list of arguments
 _LOGGER = re.compile(r"^(?:INFO|WARNING|ERROR|DEBUG|CRITICAL):")
-_MODEL_PARALLEL = re.compile(r"initialized (tensor|pipeline) model parallel with size (\d+)")
-_WORLD = re.compile(r"(world|data-parallel|context-parallel|(?:tensor|pipeline)-model-parallel) size: (\d+)")
-_MICRO_BATCHES = re.compile(r"setting number of microbatches to constant (\d+)")
-_PARAMETERS = re.compile(r"number of parameters on \(tensor, pipeline\) model parallel rank \(\d+, \d+\): (\d+)")
-_BILLIONS = re.compile(r"Total number of parameters in billions: *([\d.]+)")
-_VOCABULARY = re.compile(r"Using preset vocab_size: (\d+)")
-_DATASET_CLASS = re.compile(r"Building (Mock)?GPTDataset splits")
-_DATASET = re.compile(r"GPTDatasetConfig\(.*?\bsequence_length=(\d+)")
+_DATA = re.compile(r"Building (Mock)?GPTDataset splits")
 _MEMORY = re.compile(r"\(after (\d+) iterations\) memory \(GB\).*?mem-max-allocated-gigabytes: *([\d.]+) *\|")
-
-# name of the parity fact: where the configuration summary has it, first found; `arguments` are Megatron-LM's
+# Single lines; a named group is the fact of that name.
+_PRINTED = [
+    re.compile(pattern)
+    for pattern in (
+        r"initialized tensor model parallel with size (?P<tensor_parallel>\d+)",
+        r"initialized pipeline model parallel with size (?P<pipeline_parallel>\d+)",
+        r"tensor-model-parallel size: (?P<tensor_parallel>\d+)",
+        r"pipeline-model-parallel size: (?P<pipeline_parallel>\d+)",
+        r"context-parallel size: (?P<context_parallel>\d+)",
+        r"data-parallel size: (?P<data_parallel>\d+)",
+        r"setting number of microbatches to constant (?P<micro_batches>\d+)",
+        r"parameters on \(tensor, pipeline\) model parallel rank \(\d+, \d+\): (?P<parameters>\d+)",
+        r"Total number of parameters in billions: *(?P<parameters_billions>\d+\.\d+)",
+        r"Using preset vocab_size: (?P<vocab_size>\d+)",
+        r"padded vocab \(size: \d+\) with \d+ dummy tokens \(new size: (?P<vocab_size>\d+)\)",
+        r"GPTDatasetConfig\(.*?\bsequence_length=(?P<sequence_length>\d+)",
+    )
+]
+# The parity facts: where the configuration summary has each, first found; `arguments` are Megatron-LM's.
 _SETTINGS = {
-    "num_layers": ["model.num_layers", "arguments.num_layers"],
-    "hidden_size": ["model.hidden_size", "arguments.hidden_size"],
-    "ffn_hidden_size": ["model.ffn_hidden_size", "arguments.ffn_hidden_size"],
-    "num_attention_heads": ["model.num_attention_heads", "arguments.num_attention_heads"],
-    "num_query_groups": ["model.num_query_groups", "arguments.num_query_groups"],
-    "vocab_size": ["arguments.padded_vocab_size"],
-    "sequence_length": ["dataset.seq_length", "dataset.sequence_length", "model.seq_length", "arguments.seq_length"],
-    "global_batch_size": ["train.global_batch_size", "arguments.global_batch_size"],
-    "micro_batch_size": ["train.micro_batch_size", "arguments.micro_batch_size"],
-    "train_iters": ["train.train_iters", "arguments.train_iters"],
-    "warmup_iters": ["scheduler.lr_warmup_iters", "arguments.lr_warmup_iters"],
-    "learning_rate": ["optimizer.lr", "arguments.lr"],
-    "min_learning_rate": ["optimizer.min_lr", "arguments.min_lr"],
-    "seed": ["rng.seed", "arguments.seed"],
-    "data_path": ["dataset.blend", "dataset.blend_per_split", "dataset.dataset_root", "arguments.data_path"],
+    "num_layers": "model.num_layers arguments.num_layers",
+    "hidden_size": "model.hidden_size arguments.hidden_size",
+    "ffn_hidden_size": "model.ffn_hidden_size arguments.ffn_hidden_size",
+    "num_attention_heads": "model.num_attention_heads arguments.num_attention_heads",
+    "num_query_groups": "model.num_query_groups arguments.num_query_groups",
+    "vocab_size": "arguments.padded_vocab_size",
+    "sequence_length": "dataset.seq_length dataset.sequence_length model.seq_length arguments.seq_length",
+    "global_batch_size": "train.global_batch_size arguments.global_batch_size",
+    "micro_batch_size": "train.micro_batch_size arguments.micro_batch_size",
+    "train_iters": "train.train_iters arguments.train_iters",
+    "warmup_iters": "scheduler.lr_warmup_iters arguments.lr_warmup_iters",
+    "learning_rate": "optimizer.lr arguments.lr",
+    "min_learning_rate": "optimizer.min_lr arguments.min_lr",
+    "seed": "rng.seed arguments.seed",
+    "data_path": "dataset.blend dataset.blend_per_split dataset.dataset_root arguments.data_path",
+    "context_parallel": "model.context_parallel_size",
+    "data_parallel": "dataset.data_parallel_size",
 }
+_NO_FACTS = ("data_parallel", "micro_batches", "parameters_billions")  # what others are made from
 # `[model] fp8_recipe` to the names of pretraining.precision; the summary leaves out "delayed", Megatron-Core's default
 _FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8", "delayed": "fp8_delayed"}
 
@@ -47,17 +60,17 @@ class Facts:
     """Gathers the settings, sizes and peak memory, line by line.
 
     Attributes:
+        settings: by section and name, such as `model.num_layers`.
+        printed: what single lines say, by the names in `_PRINTED`.
         mock_data: whether the run trained on mock data; None where the log does not say.
-        parameters_billions: as printed, two decimals.
         peak_memory_gb: `mem-max-allocated`, GB of 1e9 bytes, the largest of all ranks; None where not printed.
         peak_memory_after: the iteration after which it was printed, the first one.
     """
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
-        self.found: dict[str, int] = {}
+        self.printed: dict[str, Any] = {}
         self.mock_data: bool | None = None
-        self.parameters_billions: float | None = None
         self.peak_memory_gb: float | None = None
         self.peak_memory_after: int | None = None
         self._in_summary: str | None = None  # whose
@@ -69,30 +82,17 @@ class Facts:
             self._summary_line(text)
         elif _SUMMARY in text and self._in_summary is None:
             self._in_summary, self._section, self.settings = whose, "", {}
-        elif "parameters" in text:
-            if found := _PARAMETERS.search(text):
-                self.found["parameters"] = int(found[1])
-            elif found := _BILLIONS.search(text):
-                self.parameters_billions = float(found[1])
-        elif "memory (GB)" in text:
-            if found := _MEMORY.search(text):  # each data-parallel rank prints one: the largest counts
-                self.peak_memory_gb = max(self.peak_memory_gb or 0.0, float(found[2]))
-                self.peak_memory_after = int(found[1])
         elif found := _ARGUMENT.match(text):
             self.settings.setdefault(f"arguments.{found[1]}", _literal(found[2]))
-        elif "world size: " in text:
-            self.found |= {name.partition("-")[0] + "_parallel": int(size) for name, size in _WORLD.findall(text)}
-        elif found := _MODEL_PARALLEL.search(text):
-            self.found[f"{found[1]}_parallel"] = int(found[2])
-        elif found := _VOCABULARY.search(text):
-            self.found["vocab_size"] = int(found[1])
-        elif "GPTDataset" in text:
-            if found := _DATASET_CLASS.search(text):
+        elif found := _MEMORY.search(text):  # each data-parallel rank prints one: the largest counts
+            self.peak_memory_gb = max(self.peak_memory_gb or 0.0, float(found[2]))
+            self.peak_memory_after = int(found[1])
+        else:
+            for pattern in _PRINTED:
+                if found := pattern.search(text):
+                    self.printed |= {name: _literal(value) for name, value in found.groupdict().items()}
+            if found := _DATA.search(text):
                 self.mock_data = found[1] is not None
-            if found := _DATASET.search(text):
-                self.found["sequence_length"] = int(found[1])
-        elif found := _MICRO_BATCHES.search(text):
-            self.found["micro_batches"] = int(found[1])
 
     def _summary_line(self, text: str) -> None:
         if found := _SECTION.match(text):
@@ -105,31 +105,20 @@ class Facts:
 
     def parity(self) -> dict[str, Any]:
         """The facts two runs must share, under the names of a run folder's `parity`; unknown ones are left out."""
-        facts: dict[str, Any] = {name: self.found.get(name) for name in ("sequence_length", "vocab_size")}
+        facts = dict(self.printed)
         for name, places in _SETTINGS.items():
-            value = next((self.settings[place] for place in places if self.settings.get(place) is not None), None)
-            facts[name] = value if value is not None else facts.get(name)
-        tensor, pipeline = self.found.get("tensor_parallel"), self.found.get("pipeline_parallel")
-        facts |= {"tensor_parallel": tensor, "pipeline_parallel": pipeline}
+            if known := [found for place in places.split() if (found := self.settings.get(place)) is not None]:
+                facts[name] = known[0]
         if self.settings:  # values that the summary leaves out are Megatron-Core's defaults
-            facts["context_parallel"] = self.settings.get(
-                "model.context_parallel_size", self.found.get("context_parallel", 1)
-            )
+            facts.setdefault("context_parallel", 1)
         if self.mock_data or self.settings.get("arguments.mock_data") is True:
             facts["data"] = "mock"
-        if tensor == pipeline == 1:  # otherwise the number printed is one shard's
-            facts["parameters"] = self.found.get("parameters")
-        replicas = self._data_parallel(facts["global_batch_size"], facts["micro_batch_size"])
-        if tensor and pipeline and replicas:
-            facts["world_size"] = tensor * pipeline * replicas * facts.get("context_parallel", 1)
-        return {name: value for name, value in facts.items() if value is not None}
-
-    def _data_parallel(self, global_batch: int | None, micro_batch: int | None) -> int | None:
-        printed = self.settings.get("dataset.data_parallel_size", self.found.get("data_parallel"))
-        if isinstance(printed, int):
-            return printed
-        micro_batches = self.found.get("micro_batches")
-        return global_batch // (micro_batch * micro_batches) if global_batch and micro_batch and micro_batches else None
+        split = facts.get("tensor_parallel"), facts.get("pipeline_parallel")
+        if split != (1, 1):  # the number printed is one shard's
+            facts.pop("parameters", None)
+        if all(split) and (replicas := _replicas(facts)):
+            facts["world_size"] = split[0] * split[1] * replicas * facts.get("context_parallel", 1)
+        return {name: value for name, value in facts.items() if name not in _NO_FACTS}
 
     def precision(self) -> dict[str, Any]:
         """Name, arithmetic and BF16 layers, as in a run folder; empty without a configuration summary."""
@@ -154,6 +143,12 @@ class Facts:
             "bf16_head_layers": model.get("num_layers_at_start_in_bf16", 1) if keeps else 0,
             "bf16_tail_layers": model.get("num_layers_at_end_in_bf16", 1) if keeps else 0,
         }
+
+
+def _replicas(facts: dict[str, Any]) -> int | None:
+    names = ("data_parallel", "global_batch_size", "micro_batch_size", "micro_batches")
+    printed, *batch = (each if isinstance(each := facts.get(name), int) else None for name in names)
+    return printed or (batch[0] // (batch[1] * batch[2]) if all(batch) else None)
 
 
 def _literal(text: str) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from playbook.record import flops, log_lines
-from playbook.record.columns import CHUNK, Lines, floats
+from playbook.record.columns import CHUNK, COLUMNS, Lines, floats
 from playbook.record.log_ends import Failure
 from playbook.record.log_settings import Facts
 from pretraining.record.run_folder import Run, Verdict
@@ -31,40 +31,39 @@ from pretraining.record.run_folder import Run, Verdict
 # One match takes the two lines of an iteration as Megatron-Bridge writes them, or else any one line. Possessive, and
 # both lines at once, because two logs of 1,000,000 iterations have to be compared in less than ten seconds.
 _PREFIX = rb"(?:\x1f[^\x1f\n]*+\x1f)? *"  # `log_lines.MARK`, whose line it is
-_PLAIN = rb"([0-9]++\.[0-9]++)"
-_SCIENTIFIC = rb"(-?[0-9]++\.[0-9]++(?:E[+-][0-9]++)?+)"
-_LINES = re.compile(
-    rb"(?:" + _PREFIX + rb"Step Time : [0-9.]++s GPU utilization: " + _PLAIN + rb"MODEL_TFLOP/s/GPU *\r?\n)?"
-    + _PREFIX + rb"\[[0-9 :-]++\] iteration ++([0-9]++)/ *+([0-9]++) \| consumed samples: ++([0-9]++) \|"
-    rb" elapsed time per iteration \(ms\): " + _PLAIN + rb" \| learning rate: [0-9.E+-]++ \|"
-    rb" global batch size: ++([0-9]++) \|(?: lm loss: " + _SCIENTIFIC + rb" \|)? loss scale: [0-9.]++ \|"
-    rb" grad norm: " + _PLAIN + rb" \| number of skipped iterations: ++([0-9]++) \|"
-    rb" number of nan iterations: ++([0-9]++) \| *\r?\n"
-    rb"|([^\n]*+\n|[^\n]++)"
-)  # fmt: skip
-# What is kept of an iteration, a column of `Lines` each.
-_COLUMNS = ("iteration", "loss", "step_time_s", "grad_norm", "skipped", "nan_iterations", "model_tflops")
-_COLUMNS += ("global_batch_size", "consumed_samples")
-_ITERATION, _STEP_TIME, _SPEED = map(_COLUMNS.index, ("iteration", "step_time_s", "model_tflops"))
-# Iterations that look otherwise (further fields, glued text, damage, infinities) are searched for field by field.
-_HEAD = re.compile(rb"iteration +(\d+)/ *(\d+) *\|")
+_NUMBER = rb": *+([-+]?(?:[0-9]++(?:\.[0-9]*+)?+(?:[Ee][-+]?[0-9]++)?+|(?i:nan|inf))) *+\|"
+_STEP = rb"Step Time : [0-9.]++s GPU utilization: *([0-9.]++) *MODEL_TFLOP/s/GPU"
+# What is kept of an iteration, and its label; whatever other fields it has, and in whatever order.
 _FIELDS = {
-    name: re.compile(label + rb": *([-+.\w]+) *\|")
-    for name, label in {
-        "consumed_samples": rb"consumed samples",
-        "step_time_s": rb"elapsed time per iteration \(ms\)",
-        "global_batch_size": rb"global batch size",
-        "loss": rb"lm loss",
-        "grad_norm": rb"grad norm",
-        "skipped": rb"number of skipped iterations",
-        "nan_iterations": rb"number of nan iterations",
-    }.items()
+    "consumed_samples": rb"consumed samples",
+    "step_time_s": rb"elapsed time per iteration \(ms\)",
+    "throughput": rb"throughput per GPU \(TFLOP/s/GPU\)",
+    "global_batch_size": rb"global batch size",
+    "loss": rb"lm loss",
+    "grad_norm": rb"grad norm",
+    "skipped": rb"number of skipped iterations",
+    "nan_iterations": rb"number of nan iterations",
 }
-_TFLOPS = re.compile(
-    rb"GPU utilization: *([\d.]+) *MODEL_TFLOP/s/GPU|throughput per GPU \(TFLOP/s/GPU\): *([\d.]+) *\|"
+_OTHER_FIELD = rb"(?!\[|[^|\n]*iteration +\d)[^|\n:]++:[^|\n]*+\|"
+_ITERATION_LINE = (
+    rb"(?:\[[0-9 :.-]++\] )?iteration ++([0-9]++)/ *+([0-9]++) *+\|(?: *+(?:"
+    + b"|".join(label + _NUMBER for label in _FIELDS.values())
+    + b"|" + _OTHER_FIELD + rb"))*+"
+)  # fmt: skip
+_LINES = re.compile(
+    rb"(?:" + _PREFIX + _STEP + rb" *\n)?" + _PREFIX + _ITERATION_LINE + rb" *+(?:\n|\Z)|([^\n]*+\n|[^\n]++)"
 )
-_EVALUATION = re.compile(r"validation loss at iteration (\d+)( on test set| on validation set)? \|(.*)")
-_EVALUATED_LOSS = re.compile(r"lm loss value: *([-+.\w]+) *\|")
+_COLUMNS = ("model_tflops", "iteration", "total", *_FIELDS)  # what one match gives
+_SPEED, _NUMBER_OF, _TOTAL = range(3)
+_STEP_TIME, _THROUGHPUT, _LOSS, _SKIPPED, _NAN = map(
+    _COLUMNS.index, ("step_time_s", "throughput", "loss", "skipped", "nan_iterations")
+)
+_ITERATION = re.compile(_ITERATION_LINE)
+_STEP_LINE = re.compile(_STEP)
+_EVALUATION = re.compile(
+    r"validation loss at iteration (?P<iteration>\d+)(?: on (?P<set>test|validation) set)? \|"
+    r"(?:.*?lm loss value: *(?P<loss>[-+.\w]+) *\|)?"
+)
 _START = re.compile(rb"Starting training loop at iteration (\d+)")
 _END = b"[after training is done]"
 # Logs that are not read, by what they alone say.
@@ -143,113 +142,93 @@ class _Reader:
         self.total: int | None = None
         self.ended = False
         self.failure = Failure()
-        self._tflops: float | None = None
+        self._tflops = b""
 
     def lines(self, text: bytes) -> None:
         """Take whole lines: runs of ordinary iterations at once, others one by one."""
         for ordinary, matches in groupby(_LINES.findall(text), key=lambda match: not match[-1]):
             if ordinary:
-                self._ordinary(list(matches))
+                self._iterations([match[:-1] for match in matches])
             else:
                 for match in matches:
                     self._other(match[-1].rstrip(b"\n"))
 
-    def _ordinary(self, matches: list[tuple[bytes, ...]]) -> None:
-        speeds, steps, totals, samples, ms, batches, losses, norms, skipped, nan, _ = zip(*matches, strict=True)
-        columns = map(floats, (steps, losses, ms, norms, skipped, nan, speeds, batches, samples))
-        part = np.column_stack(list(columns))
-        part[:, _STEP_TIME] /= 1000
-        self._add(part, int(totals[-1]))
-
     def _other(self, line: bytes) -> None:
         whose, line = log_lines.whose(line)
-        heads = list(_HEAD.finditer(line))
-        starts = [*(head.start() for head in heads), len(line)]
-        self._text(line[: starts[0]], whose)
-        for head, end in zip(heads, starts[1:], strict=True):
-            if self._tflops is None:
-                self._tflops = _tflops(line[head.end() : end])
-            self._damaged_iteration(head, line[head.end() : end])
-            self._text(line[head.end() : end], whose)  # for what may be glued to it
+        if not self.relative:
+            self.relative = next((name for name, mark in _RELATIVES.items() if mark in line), "")
+        at = 0
+        for found in _ITERATION.finditer(line):
+            self._text(line[at : found.start()], whose)
+            self._iterations([(b"", *found.groups(b""))])
+            at = found.end()
+        self._text(line[at:], whose)  # all of an ordinary line, or what was glued to an iteration
 
     def _text(self, line: bytes, whose: str) -> None:
-        if (found := _tflops(line)) is not None:
-            self._tflops, self.timed = found, True
+        if found := _STEP_LINE.search(line):
+            self._tflops, self.timed = found[1], True
         if found := _START.search(line):
             self.is_megatron = True
-            self._started(int(found[1]))
+            if self.last:
+                self._next_training()
+            self.start = int(found[1])
         if _END in line:
             self.ended = True
             self.failure = Failure()
-        if not self.is_megatron and (b"egatron" in line or b"Configuration Summary" in line):
+        if b"egatron" in line or b"Configuration Summary" in line:
             self.is_megatron = True
-        if not self.relative:
-            self.relative = next((name for name, mark in _RELATIVES.items() if mark in line), "")
         text = line.decode("utf-8", errors="replace")
-        if "validation loss at" in text:
-            self._evaluation(text)
+        if found := _EVALUATION.search(text):
+            split = "test" if found["set"] == "test" else "validation"
+            loss = _finite(found["loss"])
+            self.evaluations.append(
+                {"kind": "eval", "split": split, "iteration": int(found["iteration"]), "loss": loss}
+            )
         self.facts.line(text, whose)
         self.failure.line(text, whose)
 
-    def _damaged_iteration(self, head: re.Match[bytes], rest: bytes) -> None:
-        found = ((name, pattern.search(rest)) for name, pattern in _FIELDS.items())
-        value = {name: number for name, match in found if match and (number := _number(match[1])) is not None}
-        if "loss" not in value and not value.keys() >= {"step_time_s", "nan_iterations"}:
-            return  # cut, so that a missing loss does not mean that it was NaN
-        value = {"iteration": int(head[1]), "skipped": 0, "nan_iterations": 0} | value
-        row = np.array([[value.get(name) for name in _COLUMNS]], dtype=float)
-        row[:, _STEP_TIME] /= 1000
-        self._add(row, int(head[2]))
-
-    def _add(self, part: np.ndarray, total: int) -> None:
-        """Take iterations, [lines, columns], as they were printed."""
-        if np.isnan(part[0, _SPEED]) and self._tflops is not None:
-            part[0, _SPEED] = self._tflops
-        self._tflops = None
-        numbers = part[:, _ITERATION]
-        if numbers[0] > self.last and (np.diff(numbers) > 0).all():
-            self._parts.append(part)
-            self.last = int(numbers[-1])
-        else:
-            for row in range(len(part)):
-                self._add_out_of_order(part[row : row + 1])
-        self.total = total
+    def _iterations(self, matches: list[tuple[bytes, ...]]) -> None:
+        """Take iterations as they were printed: the texts of `_COLUMNS` of each."""
+        part = np.column_stack([floats(texts) for texts in zip(*matches, strict=True)])
+        part[~np.isfinite(part)] = np.nan
+        part[:, _STEP_TIME] /= 1000
+        # One that was cut has no loss for another reason than that it was NaN.
+        part = part[~np.isnan(part[:, _LOSS]) | ~np.isnan(part[:, [_STEP_TIME, _NAN]]).any(axis=1)]
+        numbers = part[:, _NUMBER_OF]
+        before = np.concatenate([[self.last], numbers])[:-1]
+        part, before = part[numbers != before], before[numbers != before]  # the same line again, of another rank
+        if not len(part):
+            return
+        for column in (_SKIPPED, _NAN):
+            part[:, column] = np.nan_to_num(part[:, column])
+        if np.isnan(part[0, _SPEED]) and self._tflops:
+            part[0, _SPEED] = _finite(self._tflops)
+        part[:, _SPEED] = np.where(np.isnan(part[:, _SPEED]), part[:, _THROUGHPUT], part[:, _SPEED])
+        begun = np.flatnonzero(part[:, _NUMBER_OF] < before)  # where another training was appended to the same log
+        for _ in begun:
+            self._next_training()
+        if len(begun):
+            part = part[begun[-1] :]
+        self._tflops = b""
+        self._parts.append(part)
+        self.last, self.total = int(part[-1, _NUMBER_OF]), int(part[-1, _TOTAL])
         if self.failure.cause and self.failure.survived(len(part)):
             self.failure = Failure()
 
-    def _add_out_of_order(self, row: np.ndarray) -> None:
-        iteration = int(row[0, _ITERATION])
-        if iteration == self.last:
-            return  # the same line again, from another rank's output
-        if iteration < self.last:  # another training, appended to the same log
-            self._started(None)
-        self._parts.append(row)
-        self.last = iteration
+    def _next_training(self) -> None:
+        self.trainings += 1
+        self._new_training(start=None)
 
     def training_lines(self) -> Lines:
         """All iterations of the training under way."""
         whole = np.concatenate([np.empty((0, len(_COLUMNS))), *self._parts])
         self._parts = [whole]
-        columns = {name: whole[:, index] for index, name in enumerate(_COLUMNS)}
+        columns = {name: whole[:, _COLUMNS.index(name)] for name in (*COLUMNS, "consumed_samples") if name in _COLUMNS}
         samples, steps = np.diff(columns.pop("consumed_samples")), np.diff(columns["iteration"])
         if len(whole):  # what a line prints is the batch of its last iteration alone
             batches = columns["global_batch_size"] = columns["global_batch_size"].copy()
             batches[1:] = np.where(samples > 0, samples / steps, batches[1:])
         return Lines(columns)
-
-    def _started(self, start: int | None) -> None:
-        if self.last:
-            self.trainings += 1
-            self._new_training(start)
-        self.start = start
-
-    def _evaluation(self, text: str) -> None:
-        if not (found := _EVALUATION.search(text)):
-            return
-        value = _EVALUATED_LOSS.search(found[3])
-        split = "test" if found[2] == " on test set" else "validation"
-        loss = _number(value[1].encode()) if value else None
-        self.evaluations.append({"kind": "eval", "split": split, "iteration": int(found[1]), "loss": loss})
 
     def run(self, path: Path) -> Run:
         facts = self.facts
@@ -269,7 +248,7 @@ class _Reader:
             "parity": parity,
             "precision": facts.precision(),
             "mock_data": facts.mock_data,
-            "parameters_billions": facts.parameters_billions,
+            "parameters_billions": facts.printed.get("parameters_billions"),
             "notes": notes,
         }
         if parity.get("global_batch_size") and parity.get("sequence_length"):
@@ -316,14 +295,10 @@ def _diverged(lines: Lines) -> bool:
     return bool((~np.isnan(losses)).any() or lines.column("nan_iterations").any())
 
 
-def _tflops(line: bytes) -> float | None:
-    found = _TFLOPS.search(line)
-    return _number(found[1] or found[2]) if found else None
-
-
-def _number(text: bytes) -> float | None:
+def _finite(text: str | bytes | None) -> float | None:
+    """A printed number; None where it is none or not finite."""
     try:
-        value = float(text)
+        value = float(text or "")
     except ValueError:
         return None
     return value if math.isfinite(value) else None

@@ -17,6 +17,7 @@ import requests
 from playbook.launch.container.engine import APIError, DockerException, Engine, NotFound, explain
 from playbook.launch.container.spec import LABEL, Container, written_folders
 from playbook.launch.watch import End, NotStarted
+from pretraining.record import ends
 from pretraining.record.run_folder import Verdict
 
 ENGINE_RETURN_SECONDS = 30.0
@@ -152,8 +153,8 @@ def how_it_ended(engine: Engine, identity: str, *, engine_lost: bool = False) ->
     state = engine.api.inspect_container(identity)["State"]
     code = state["ExitCode"]
     if state.get("OOMKilled"):
-        cause = "the machine's memory (not the GPU's) ran out, and the kernel killed training: lower MBS or free some"
-        return End(code, Verdict.OUT_OF_MEMORY, cause)
+        end = ends.BY_STATE["OUT_OF_MEMORY"]
+        return End(code, end.verdict, end.told)
     if engine_lost:
         return End(
             code, Verdict.KILLED, f"the Docker engine stopped or restarted while training ran (exit code {code})"

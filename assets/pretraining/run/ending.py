@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pretraining.errors import FULL_DISK, Diverged, EndedEarly, UsageError
 from pretraining.megatron.plugin import located
 from pretraining.record import ends, lock, run_folder
+from pretraining.record.ends import Strength
 from pretraining.record.run_folder import Peak, Verdict
 from pretraining.request.flags import PROJECT, RUNS
 from pretraining.request.precisions import PRECISIONS
@@ -203,7 +204,7 @@ class RunEnd:
             # torch.distributed.run also ends so the partners of a process that died: the launcher knows which it was.
             print("pretrain_llama.py: ended by SIGTERM", file=sys.stderr, flush=True)
             return code
-        if self.partners and ends.LOST_PARTNER.search(str(error)):
+        if self.partners and ends.raised(str(error))[0].strength is Strength.KILLED:
             # Whoever left has a verdict of its own, or was killed, which torch.distributed.run sees.
             print(f"pretrain_llama.py: rank {self.rank} lost a partner: {cause}", file=sys.stderr, flush=True)
             return code
@@ -268,11 +269,12 @@ def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
         return Verdict.FAILED, str(error), 2
     if isinstance(error, EndedEarly):
         return (Verdict.INTERRUPTED, str(error), INTERRUPTED) if error.asked else (Verdict.FAILED, str(error), 1)
-    if isinstance(error, Diverged) or ends.NOT_FINITE.search(str(error)):
+    end, _ = ends.raised(str(error))
+    if isinstance(error, Diverged) or end.verdict is Verdict.DIVERGED:
         cause = f"{first_line}: try a lower learning rate, or more layers in BF16 (--bf16-tail-layers)"
         return Verdict.DIVERGED, cause, 1
-    said = ends.OUT_OF_MEMORY.search(str(error))
-    if said or type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    named = type(error).__name__ == "OutOfMemoryError"
+    if named or end.verdict is Verdict.OUT_OF_MEMORY or isinstance(error, MemoryError):
         cause = f"{first_line or 'out of memory.'} Lower --micro-batch-size or --seq-length, or take a smaller --model"
         return Verdict.OUT_OF_MEMORY, cause, 1
     if _is_full_disk(error, folder):

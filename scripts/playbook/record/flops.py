@@ -41,6 +41,15 @@ def per_token(facts: dict[str, Any]) -> float | None:
     return footprint.flops_per_token(shape, facts["sequence_length"])
 
 
+def of_log(parity: dict[str, Any], lines: Lines, notes: list[str]) -> dict[str, Any]:
+    """The tokens of a step, FLOPs a token and their rounding, as in a run's environment; a note where not known."""
+    sequence, batch = parity.get("sequence_length"), parity.get("global_batch_size")
+    each, resolution, why_not = printed(lines, sequence, parity.get("world_size"), per_token(parity))
+    notes += [why_not] if why_not else []
+    steps = {"tokens_per_step": batch * sequence} if batch and sequence else {}
+    return {"flops_per_token": each, "flops_resolution": resolution, **steps}
+
+
 def printed(
     lines: Lines, sequence_length: int | None, world_size: int | None, counted: float | None
 ) -> tuple[float | None, float | None, str | None]:

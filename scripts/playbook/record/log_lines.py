@@ -14,6 +14,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -130,14 +131,13 @@ def _stripper(sample: bytes) -> Callable[[bytes], bytes]:
     seen = prefix.findall(sample)
     keys = {_CLOCK.sub(b"", found).strip() for found in seen}
     numbered = len(keys) > max(len(seen) / 4, 8)  # numbers of lines, not of ranks
-    if (len(keys) == 1 or numbered) and len(seen) > 0.9 * len(lines):
-        return lambda text: prefix.sub(b"", text)
+    of_one = (len(keys) == 1 or numbered) and len(seen) > 0.9 * len(lines)
 
     def mark(found: re.Match[bytes]) -> bytes:
         name = _CLOCK.sub(b"", found[0]).strip()
         return MARK + (re.sub(rb"\d+", b"", name) if numbered else name) + MARK
 
-    return lambda text: prefix.sub(mark, text)
+    return partial(prefix.sub, b"" if of_one else mark)
 
 
 def _shape(prefix: bytes) -> bytes:

@@ -11,9 +11,7 @@ _SECTION = re.compile(r"^\s*\[(\w+)\](?: Non-default values.*|:)\s*$")
 _ENTRY = re.compile(r"^\s*([A-Za-z_]\w*): (.*?)(?:\s+\(Mcore default: .*)?$")
 _ARGUMENT = re.compile(r"^ +(\w+) \.{3,} (.*)$")  # of Megatron-LM, whose settings are a list of arguments
 _LOGGER = re.compile(r"^(?:INFO|WARNING|ERROR|DEBUG|CRITICAL):")
-_DATA = re.compile(r"Building (Mock)?GPTDataset splits")
-_MEMORY = re.compile(r"\(after (\d+) iterations\) memory \(GB\).*?mem-max-allocated-gigabytes: *([\d.]+) *\|")
-# Single lines; a named group is the fact of that name.
+# Single lines; a named group is the fact of that name. Memory is in GB of 1e9 bytes.
 _PRINTED = [
     re.compile(pattern)
     for pattern in (
@@ -29,6 +27,8 @@ _PRINTED = [
         r"Using preset vocab_size: (?P<vocab_size>\d+)",
         r"padded vocab \(size: \d+\) with \d+ dummy tokens \(new size: (?P<vocab_size>\d+)\)",
         r"GPTDatasetConfig\(.*?\bsequence_length=(?P<sequence_length>\d+)",
+        r"Building (?P<mock_data>Mock)?GPTDataset splits",
+        r"\(after (?P<measured_after>\d+) iterations\).*? mem-max-allocated-gigabytes: (?P<peak_memory>[\d.]+) \|",
     )
 ]
 # The parity facts: where the configuration summary has each, first found; `arguments` are Megatron-LM's.
@@ -51,7 +51,8 @@ _SETTINGS = {
     "context_parallel": "model.context_parallel_size",
     "data_parallel": "dataset.data_parallel_size",
 }
-_NO_FACTS = ("data_parallel", "micro_batches", "parameters_billions")  # what others are made from
+# What is said besides the parity facts, or what these are made from.
+_OTHERWISE = ("data_parallel", "micro_batches", "parameters_billions", "mock_data", "measured_after", "peak_memory")
 # `[model] fp8_recipe` to the names of pretraining.precision; the summary leaves out "delayed", Megatron-Core's default
 _FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8", "delayed": "fp8_delayed"}
 
@@ -61,18 +62,12 @@ class Facts:
 
     Attributes:
         settings: by section and name, such as `model.num_layers`.
-        printed: what single lines say, by the names in `_PRINTED`.
-        mock_data: whether the run trained on mock data; None where the log does not say.
-        peak_memory_gb: `mem-max-allocated`, GB of 1e9 bytes, the largest of all ranks; None where not printed.
-        peak_memory_after: the iteration after which it was printed, the first one.
+        printed: what single lines say, by the names in `_PRINTED`; of peak memory the largest of all ranks.
     """
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
         self.printed: dict[str, Any] = {}
-        self.mock_data: bool | None = None
-        self.peak_memory_gb: float | None = None
-        self.peak_memory_after: int | None = None
         self._in_summary: str | None = None  # whose
         self._section = ""
 
@@ -84,15 +79,11 @@ class Facts:
             self._in_summary, self._section, self.settings = whose, "", {}
         elif found := _ARGUMENT.match(text):
             self.settings.setdefault(f"arguments.{found[1]}", _literal(found[2]))
-        elif found := _MEMORY.search(text):  # each data-parallel rank prints one: the largest counts
-            self.peak_memory_gb = max(self.peak_memory_gb or 0.0, float(found[2]))
-            self.peak_memory_after = int(found[1])
         else:
-            for pattern in _PRINTED:
-                if found := pattern.search(text):
-                    self.printed |= {name: _literal(value) for name, value in found.groupdict().items()}
-            if found := _DATA.search(text):
-                self.mock_data = found[1] is not None
+            for found in filter(None, (pattern.search(text) for pattern in _PRINTED)):
+                told = {name: _literal(value) for name, value in found.groupdict().items()}
+                told["peak_memory"] = max(told.get("peak_memory", 0), self.printed.get("peak_memory", 0))
+                self.printed |= told
 
     def _summary_line(self, text: str) -> None:
         if found := _SECTION.match(text):
@@ -111,14 +102,14 @@ class Facts:
                 facts[name] = known[0]
         if self.settings:  # values that the summary leaves out are Megatron-Core's defaults
             facts.setdefault("context_parallel", 1)
-        if self.mock_data or self.settings.get("arguments.mock_data") is True:
+        if facts.get("mock_data") or self.settings.get("arguments.mock_data") is True:
             facts["data"] = "mock"
         split = facts.get("tensor_parallel"), facts.get("pipeline_parallel")
         if split != (1, 1):  # the number printed is one shard's
             facts.pop("parameters", None)
         if all(split) and (replicas := _replicas(facts)):
             facts["world_size"] = split[0] * split[1] * replicas * facts.get("context_parallel", 1)
-        return {name: value for name, value in facts.items() if name not in _NO_FACTS}
+        return {name: value for name, value in facts.items() if name not in _OTHERWISE}
 
     def precision(self) -> dict[str, Any]:
         """Name, arithmetic and BF16 layers, as in a run folder; empty without a configuration summary."""
@@ -151,7 +142,9 @@ def _replicas(facts: dict[str, Any]) -> int | None:
     return printed or (batch[0] // (batch[1] * batch[2]) if all(batch) else None)
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str | None) -> Any:
+    if text in (None, "Mock"):
+        return text is not None
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -32,7 +32,7 @@ from pretraining.record.run_folder import Run, Verdict
 # both lines at once, because two logs of 1,000,000 iterations have to be compared in less than ten seconds.
 _PREFIX = rb"(?:\x1f[^\x1f\n]*+\x1f)? *"  # `log_lines.MARK`, whose line it is
 _NUMBER = rb": *+([-+]?(?:[0-9]++(?:\.[0-9]*+)?+(?:[Ee][-+]?[0-9]++)?+|(?i:nan|inf))) *+\|"
-_STEP = rb"Step Time : [0-9.]++s GPU utilization: *([0-9.]++) *MODEL_TFLOP/s/GPU"
+_STEP = rb"Step Time : [0-9.]++s GPU utilization: *([0-9]++\.[0-9]++) *MODEL_TFLOP/s/GPU"
 # What is kept of an iteration, and its label; whatever other fields it has, and in whatever order.
 _FIELDS = {
     "consumed_samples": rb"consumed samples",
@@ -62,7 +62,8 @@ _ITERATION = re.compile(_ITERATION_LINE)
 _STEP_LINE = re.compile(_STEP)
 _EVALUATION = re.compile(
     r"validation loss at iteration (?P<iteration>\d+)(?: on (?P<set>test|validation) set)? \|"
-    r"(?:.*?lm loss value: *(?P<loss>[-+.\w]+) *\|)?"
+    r"(?:.*?lm loss value: *(?P<loss>[-+]?(?:[\d.]+(?:E[-+]?\d+)?|nan|inf)) *\|)?",
+    re.IGNORECASE,
 )
 _START = re.compile(rb"Starting training loop at iteration (\d+)")
 _END = b"[after training is done]"
@@ -83,13 +84,9 @@ def read_log(path: Path) -> Run:
     """Read a raw log as a stream.
 
     Returns:
-        A record as of a run folder, `folder` being the log's path. `train` are `Lines` with `iteration` (from 1),
-        `loss` (nats a token) and `grad_norm`, both None where not printed or not finite, `step_time_s` (the mean
-        since the line before, where `log_interval` is above 1), `skipped` and `nan_iterations` (counts), and
-        `model_tflops` (MODEL_TFLOP/s/GPU), and
-        `global_batch_size` (sequences an iteration, the mean since the line before).
-        `environment["notes"]` says what a reader of the figures has to know. Where a log holds several trainings
-        (a resumed run appended to it), the last one is read.
+        A record as of a run folder, `folder` being the log's path; of several trainings (a resumed run appended to the
+        log) the last. What a line prints of `step_time_s` and `global_batch_size` is the mean since the line before,
+        where `log_interval` is above 1. `environment["notes"]` says what a reader of the figures has to know.
 
     Raises:
         OSError: the file cannot be read.
@@ -132,17 +129,18 @@ class _Reader:
         self.relative = ""
         self.facts = Facts()
         self.trainings = 0
-        self._new_training(start=None)
+        self._new_training()
 
-    def _new_training(self, start: int | None) -> None:
+    def _new_training(self) -> None:
+        self.trainings += 1
         self._parts: list[np.ndarray] = []  # each [lines, columns]
         self.last = 0
         self.evaluations: list[dict[str, Any]] = []
-        self.start = start
+        self.start: int | None = None
         self.total: int | None = None
         self.ended = False
         self.failure = Failure()
-        self._tflops = b""
+        self._tflops = math.nan
 
     def lines(self, text: bytes) -> None:
         """Take whole lines: runs of ordinary iterations at once, others one by one."""
@@ -166,11 +164,11 @@ class _Reader:
 
     def _text(self, line: bytes, whose: str) -> None:
         if found := _STEP_LINE.search(line):
-            self._tflops, self.timed = found[1], True
+            self._tflops, self.timed = float(found[1]), True
         if found := _START.search(line):
             self.is_megatron = True
             if self.last:
-                self._next_training()
+                self._new_training()
             self.start = int(found[1])
         if _END in line:
             self.ended = True
@@ -180,9 +178,14 @@ class _Reader:
         text = line.decode("utf-8", errors="replace")
         if found := _EVALUATION.search(text):
             split = "test" if found["set"] == "test" else "validation"
-            loss = _finite(found["loss"])
+            loss = float(found["loss"] or "nan")
             self.evaluations.append(
-                {"kind": "eval", "split": split, "iteration": int(found["iteration"]), "loss": loss}
+                {
+                    "kind": "eval",
+                    "split": split,
+                    "iteration": int(found["iteration"]),
+                    "loss": loss if math.isfinite(loss) else None,
+                }
             )
         self.facts.line(text, whose)
         self.failure.line(text, whose)
@@ -199,25 +202,19 @@ class _Reader:
         part, before = part[numbers != before], before[numbers != before]  # the same line again, of another rank
         if not len(part):
             return
-        for column in (_SKIPPED, _NAN):
-            part[:, column] = np.nan_to_num(part[:, column])
-        if np.isnan(part[0, _SPEED]) and self._tflops:
-            part[0, _SPEED] = _finite(self._tflops)
+        part[:, [_SKIPPED, _NAN]] = np.nan_to_num(part[:, [_SKIPPED, _NAN]])
+        if np.isnan(part[0, _SPEED]):
+            part[0, _SPEED] = self._tflops
         part[:, _SPEED] = np.where(np.isnan(part[:, _SPEED]), part[:, _THROUGHPUT], part[:, _SPEED])
         begun = np.flatnonzero(part[:, _NUMBER_OF] < before)  # where another training was appended to the same log
         for _ in begun:
-            self._next_training()
-        if len(begun):
-            part = part[begun[-1] :]
-        self._tflops = b""
+            self._new_training()
+        part = part[begun[-1] if len(begun) else 0 :]
+        self._tflops = math.nan
         self._parts.append(part)
         self.last, self.total = int(part[-1, _NUMBER_OF]), int(part[-1, _TOTAL])
         if self.failure.cause and self.failure.survived(len(part)):
             self.failure = Failure()
-
-    def _next_training(self) -> None:
-        self.trainings += 1
-        self._new_training(start=None)
 
     def training_lines(self) -> Lines:
         """All iterations of the training under way."""
@@ -231,55 +228,42 @@ class _Reader:
         return Lines(columns)
 
     def run(self, path: Path) -> Run:
-        facts = self.facts
-        lines = self.training_lines()
-        parity = facts.parity()
+        lines, printed, parity = self.training_lines(), self.facts.printed, self.facts.parity()
         batches = lines.column("global_batch_size")
         if len(batches := batches[np.isfinite(batches)]):
             parity.setdefault("global_batch_size", round(batches[-1]))
-        parity.setdefault("train_iters", self.total)
-        parity["start_iteration"] = self.start
-        parity = {name: value for name, value in parity.items() if value is not None}
+        of_lines = {"train_iters": self.total, "start_iteration": self.start}
+        parity = {name: value for name, value in of_lines.items() if value is not None} | parity
         verdict, cause, notes = self._verdict(lines)
-        if self.trainings:
-            notes.append(f"the log holds {self.trainings + 1} trainings; the last one was read")
-        environment: dict[str, Any] = {
-            "source": "log",
-            "parity": parity,
-            "precision": facts.precision(),
-            "mock_data": facts.mock_data,
-            "parameters_billions": facts.printed.get("parameters_billions"),
-            "notes": notes,
-        }
-        if parity.get("global_batch_size") and parity.get("sequence_length"):
-            environment["tokens_per_step"] = parity["global_batch_size"] * parity["sequence_length"]
-        each, resolution, why_not = flops.printed(
-            lines, parity.get("sequence_length"), parity.get("world_size"), flops.per_token(parity)
-        )
-        environment |= {"flops_per_token": each, "flops_resolution": resolution}
-        if why_not:
-            notes.append(why_not)
+        if self.trainings > 1:
+            notes.append(f"the log holds {self.trainings} trainings; the last one was read")
+        environment = {"source": "log", "parity": parity, "precision": self.facts.precision(), "notes": notes}
+        environment |= {name: printed.get(name) for name in ("mock_data", "parameters_billions")}
+        environment |= flops.of_log(parity, lines, notes)
         outcome: dict[str, Any] = {"verdict": verdict, "cause": cause}
-        if facts.peak_memory_gb is not None:
-            kind = f"torch allocated, printed after iteration {facts.peak_memory_after}"
-            outcome["peak_memory"] = {"bytes": round(facts.peak_memory_gb * 1e9), "kind": kind}
+        if peak := printed.get("peak_memory"):
+            when = f"printed after iteration {printed['measured_after']}"
+            outcome["peak_memory"] = {"bytes": round(peak * 1e9), "kind": f"torch allocated, {when}"}
             notes.append(
-                f"peak memory is what was printed after iteration {facts.peak_memory_after}: "
+                f"peak memory is what was {when}: "
                 "Megatron-Bridge up to 0.4.1 does so before optimizer state exists, so the real peak is higher"
             )
         return Run(path, environment=environment, outcome=outcome, train=lines, evaluations=self.evaluations)
 
     def _verdict(self, lines: Lines) -> tuple[Verdict, str, list[str]]:
         """How the training ended, the cause, and what to say besides."""
-        if self.ended:
-            notes = [f"after the training had ended: {self.failure.cause}"] if self.failure.cause else []
-            if _diverged(lines):
-                return Verdict.DIVERGED, "the loss is not finite at the end", notes
-            return Verdict.SUCCEEDED, "", notes
-        if self.failure.cause:
-            return self.failure.verdict, self.failure.cause, []
+        cause = self.failure.cause
+        if cause and not self.ended:
+            return self.failure.verdict, cause, []
+        notes = [f"after the training had ended: {cause}"] if cause else []
         if _diverged(lines):
-            return Verdict.DIVERGED, "the loss is not finite where the log ends", []
+            return (
+                Verdict.DIVERGED,
+                f"the loss is not finite {'at the end' if self.ended else 'where the log ends'}",
+                notes,
+            )
+        if self.ended:
+            return Verdict.SUCCEEDED, "", notes
         at = f"after iteration {self.last} of {self.total}" if self.last else "before iteration 1"
         return Verdict.INCOMPLETE, f"the log ends {at}, without '{_END.decode()}'", []
 
@@ -289,16 +273,5 @@ def _diverged(lines: Lines) -> bool:
 
     A log without any `lm loss` is one that was told not to print it (`skip_train_metrics_log`).
     """
-    losses = lines.column("loss")
-    if not len(losses) or not np.isnan(losses[-1]):
-        return False
-    return bool((~np.isnan(losses)).any() or lines.column("nan_iterations").any())
-
-
-def _finite(text: str | bytes | None) -> float | None:
-    """A printed number; None where it is none or not finite."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    known = np.isfinite(lines.column("loss"))
+    return len(known) > 0 and not known[-1] and bool(known.any() or lines.column("nan_iterations").any())

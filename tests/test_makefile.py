@@ -18,6 +18,7 @@ from playbook.cli.make import options
 from playbook.cli.make.options import OPTIONS
 from playbook.cli.make.targets import TARGETS
 from playbook.compare import gate
+from playbook.launch.container import DEFAULT_TAG, REPOSITORY
 from playbook.plan import estimate
 from playbook.publish import publish
 from pretraining.errors import UsageError
@@ -263,6 +264,16 @@ def test_make_clean_hands_the_dry_run_over(recorded) -> None:
 def test_an_image_is_named_before_it_is_built(make: Make) -> None:
     told = make("image", "DRY_RUN=1", "TAG=26.06")
     assert told.stdout == "docker build --build-arg=NEMO_TAG=26.06 --tag=nvfp4-playbook:26.06 docker\n"
+
+
+def test_the_files_that_name_an_image_name_the_default_one(project: Path) -> None:
+    said = {
+        "docker/Dockerfile": f"ARG NEMO_TAG={DEFAULT_TAG}\n",
+        "scripts/playbook/cluster.example.yaml": f"image: {REPOSITORY}:{DEFAULT_TAG} ",
+        "README.md": f"`{REPOSITORY}:{DEFAULT_TAG}`",
+    }
+    for file, name in said.items():
+        assert name in (project / file).read_text(), file
 
 
 SCRIPTS_BEHIND = {

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-DEFAULT_TAG = "26.04"
+from playbook.launch.container import DEFAULT_TAG
+
 GPU_TESTS = ("tests/gpu", "tests/pretraining/numerics/test_nvfp4_triton.py")
 LINES = 15  # of the tests' output: their summary
 

@@ -6,6 +6,7 @@ import math
 import shlex
 from typing import NamedTuple
 
+from playbook.launch.container import DEFAULT_TAG
 from pretraining.errors import UsageError
 from pretraining.request.nvfp4_recipe import HELP, SHORT
 from pretraining.request.precisions import PRECISIONS
@@ -100,7 +101,7 @@ _ALL = (
     ),
     Option("RUNTIME", "--runtime", "WHERE", "container, local or cpu", "a container where a GPU is, else cpu"),
     Option("GPU", "--gpu", "WHICH", "index or UUID", "the largest that trains in the precision"),
-    Option("TAG", "--tag", "NAME", "of the NeMo image, or a whole image name", "26.04"),
+    Option("TAG", "--tag", "NAME", "of the NeMo image, or a whole image name", DEFAULT_TAG),
     _count("NPROC", "--nproc", "processes, one a GPU; of submit on each machine", "1"),
     _count("NODES", "--nodes", "machines of a submitted run", "1"),
     Option("CLUSTER", "--cluster", "FILE", "where to submit", "cluster.yaml"),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from playbook.cli.make import chores
 from playbook.cli.make.options import OPTIONS, SET_UP
+from playbook.launch.container import DEFAULT_TAG
 from pretraining.request.nvfp4_recipe import SHORT
 
 _SIZES = ("MODEL", "ITERS", "WARMUP", "GBS", "MBS", "SEQ", "DATA")
@@ -147,7 +148,7 @@ _ALL = (
     Target("clean", TIDY, "list and remove run folders, after asking", (("python", "scripts/clean.py"),),
            ("CLEAN", "YES", "DRY_RUN"), common=True),
     _run("shell", TIDY, "a shell in the container that a training would get", *_BF16, *_RESUME, *_WHERE),
-    Target("image", TIDY, "build docker/Dockerfile; then train in it: TAG=nvfp4-playbook:26.04",
+    Target("image", TIDY, f"build docker/Dockerfile; then train in it: TAG=nvfp4-playbook:{DEFAULT_TAG}",
            options=("TAG", "DRY_RUN"), chore=chores.image),
     _tests("test", "the tests, but for the slow suites below",
            "--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder"),

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from playbook.launch.container import DEFAULT_TAG, REPOSITORY
 from playbook.launch.container.engine import (
     APIError,
     Engine,
@@ -29,8 +30,6 @@ from playbook.plan.place import Image
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 
-REPOSITORY = "nvcr.io/nvidia/nemo"
-DEFAULT_TAG = "26.04"
 SAY_EVERY_SECONDS = 15.0
 
 

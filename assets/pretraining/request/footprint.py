@@ -1,8 +1,9 @@
 """What a model weighs and costs: parameters, FLOPs a token, and memory by precision. Arithmetic on its config alone.
 
-Memory is that of one process, the most loaded one: what must fit. It is an estimate. Fragmentation, the CUDA context,
-NCCL's buffers and workspaces are not in it; keep a tenth of a GPU free. NVIDIA's published peaks of Llama 3 8B on one
-GB300 (sequence 4096, micro batch 4) are 221.6 GB in BF16 and 207.8 GB in NVFP4, and this says 226 and 219.
+Memory is that of one process, the most loaded one: what must fit. It is what PyTorch has allocated; fragments, the CUDA
+context and NCCL's buffers come on top (CONTEXT_BYTES at least; keep a tenth of a GPU free). This project's records on
+H200 lie within 3 % of it, NVIDIA's published peaks of Llama 3 8B on one GB300 (221.6 GB in BF16, 207.8 GB in NVFP4)
+within 5 %.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pretraining.request.precisions import Precision, default_tail
 # Mixed precision as Megatron's presets have it: BF16 weights, FP32 gradients, FP32 main weights and two FP32 moments.
 WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
 BF16, FP32 = 2, 4
+CONTEXT_BYTES = 3e9  # of a process, beside what PyTorch reserves: 2.6 to 3.1 GB on H200 (assets/results)
+# Of the logits in BF16, with what their gradient takes beside them, which partly overwrites them (measured on H200).
+LOGITS = 1.5
 
 
 @dataclass(frozen=True)
@@ -159,15 +163,22 @@ class Memory:
         """All of it."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
+    @property
+    def resuming(self) -> float:
+        """While a checkpoint is read: no activations yet, and the optimizer's state a second time (Megatron-Core reads
+        it into tensors of its own and copies them)."""
+        return self.weights + self.gradients + 2 * self.optimizer
+
 
 @dataclass(frozen=True)
 class Split:
     """Over how many processes what is split.
 
     Attributes:
-        data: replicas, which share the optimizer's state (the distributed optimizer).
+        data: replicas, which share the optimizer's state (the distributed optimizer) with those that share a sequence.
         expert: processes that share the routed experts.
         virtual: pieces of the layers a pipeline stage holds.
+        context: processes that share a sequence.
     """
 
     tensor: int = 1
@@ -175,6 +186,7 @@ class Split:
     data: int = 1
     expert: int = 1
     virtual: int = 1
+    context: int = 1
 
 
 def split_of(model: Model, processes: int) -> Split:
@@ -186,27 +198,41 @@ def split_of(model: Model, processes: int) -> Split:
 
 
 def memory(model: Model, precision: Precision, split: Split, *, micro_batch: int, sequence: int) -> Memory:
-    """The memory of training `model` in `precision`.
+    """The memory of training `model` in `precision`, as its recipe does.
 
     Args:
         micro_batch: sequences a forward pass.
         sequence: tokens a sequence.
     """
-    shape = shape_of(model.hf_config)
+    quantized = 1 - kept_share(model, precision)
+    return process_memory(shape_of(model.hf_config), precision, split, tokens=micro_batch * sequence, quantized=quantized)
+
+
+def process_memory(
+    shape: Shape, precision: Precision, split: Split, *, tokens: int, quantized: float,
+    gradient_bytes: int = GRADIENT_BYTES, recomputed: float = 0.0,
+) -> Memory:  # fmt: skip
+    """The memory of training a model of that shape.
+
+    Args:
+        tokens: of a micro batch.
+        quantized: the share of the layers in the precision; the others are in BF16.
+        gradient_bytes: of a gradient, as it is accumulated and reduced.
+        recomputed: the share of the layers that keep their input alone and compute the rest again.
+    """
     dense, experts = loaded_parameters(shape, split)
     # Experts are split over the processes of several replicas, so fewer replicas hold the same ones.
-    replicas = max(1, split.data * split.tensor // split.expert)
-    optimizer = OPTIMIZER_BYTES * (dense / split.data + experts / replicas)
-    quantized = 1 - kept_share(model, precision)
+    sharers = split.data * split.context
+    optimizer = OPTIMIZER_BYTES * (dense / sharers + experts / max(1, sharers * split.tensor // split.expert))
     linear = (linear_parameters(shape) / split.tensor + expert_parameters(shape) / split.expert) / split.pipeline
     # A preset that gathers quantized weights has no others, from its first version on: older ones are counted here.
     gathers = precision.gather != "BF16" and not precision.gather_since
     copies = precision.copy_bytes - (WEIGHT_BYTES if gathers else 0)
     return Memory(
         weights=WEIGHT_BYTES * (dense + experts) + quantized * copies * linear,
-        gradients=GRADIENT_BYTES * (dense + experts),
+        gradients=gradient_bytes * (dense + experts),
         optimizer=optimizer,
-        activations=activations(shape, precision, split, quantized, micro_batch * sequence),
+        activations=activations(shape, precision, split, quantized, tokens, recomputed),
     )
 
 
@@ -224,20 +250,18 @@ def kept_share(model: Model, precision: Precision) -> float:
     return (precision.bf16_head + default_tail(precision, model.num_layers)) / model.num_layers
 
 
-def activations(shape: Shape, precision: Precision, split: Split, quantized: float, tokens: int) -> float:
-    """Bytes kept for the backward pass, without recomputation and with flash attention.
-
-    Args:
-        quantized: the share of the layers in the precision; the others are in BF16.
-        tokens: of a micro batch.
-    """
+def activations(
+    shape: Shape, precision: Precision, split: Split, quantized: float, tokens: int, recomputed: float = 0.0
+) -> float:
+    """Bytes kept for the backward pass, with flash attention; see `process_memory` for the arguments."""
     layers = (1 - quantized) * _layer_bytes(shape, None) + quantized * _layer_bytes(shape, precision)
+    layers = (1 - recomputed) * layers + recomputed * BF16 * shape.hidden * (shape.attention_layers or 1)
     if split.pipeline > 1:  # as many micro batches are under way as there are stages: that makes up for the split
         layers *= 1 + (split.pipeline - 1) / (split.pipeline * split.virtual) if split.virtual > 1 else 1
         outer = 0.0
-    else:  # logits in BF16, and their gradient
-        outer = 2 * BF16 * shape.words + 2 * BF16 * shape.hidden
-    return tokens * (layers + outer) / split.tensor
+    else:
+        outer = LOGITS * BF16 * shape.words + 2 * BF16 * shape.hidden
+    return tokens * (layers + outer) / split.tensor / split.context
 
 
 def _layer_bytes(shape: Shape, precision: Precision | None) -> float:

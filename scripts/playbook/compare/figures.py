@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from playbook.compare import published, soundness, stats, timed, timing
+from playbook.common import gpu_table
+from playbook.compare import soundness, stats, timed, timing
 from playbook.compare.model import Arm, RunResult
 from playbook.compare.stats import Figure
 from playbook.record import flops, sampled
@@ -339,7 +340,7 @@ def peak(run: Run) -> tuple[float, str] | None:
     device = run.environment.get("device") or {}
     if run.precision.get("arithmetic", "native") != "native" or device.get("kind") == "cpu":
         return None
-    return published.peak(str(run.parity.get("device", device.get("name", ""))), run.precision.get("name", ""))
+    return gpu_table.peak(str(run.parity.get("device", device.get("name", ""))), run.precision.get("name", ""))
 
 
 def _warnings(of: Measured) -> list[str]:

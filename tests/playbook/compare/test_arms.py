@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from playbook.compare import arms, comparison, published
+from playbook.common import gpu_table
+from playbook.compare import arms, comparison
 from playbook.compare.comparison import NotComparable
 from playbook.compare.model import Comparison
 from playbook.record import loading
@@ -185,11 +186,11 @@ def test_an_emulation_has_neither_band_nor_mfu(make_run) -> None:
 
 
 def test_peaks_are_of_a_precision_and_a_device() -> None:
-    assert published.peak("NVIDIA H200", "fp8")[0] == 1979
-    assert published.peak("NVIDIA H200", "nvfp4") is None
-    assert published.peak("NVIDIA GB300", "mxfp8")[0] == 4900
-    assert published.peak("NVIDIA B300 SXM6 AC", "nvfp4")[0] == 13500
-    assert published.peak("NVIDIA RTX PRO 6000", "bf16") is None
+    assert gpu_table.peak("NVIDIA H200", "fp8")[0] == 1979
+    assert gpu_table.peak("NVIDIA H200", "nvfp4") is None
+    assert gpu_table.peak("NVIDIA GB300", "mxfp8")[0] == 4900
+    assert gpu_table.peak("NVIDIA B300 SXM6 AC", "nvfp4")[0] == 13500
+    assert gpu_table.peak("NVIDIA RTX PRO 6000", "bf16") is None
 
 
 @pytest.mark.parametrize(
@@ -204,9 +205,9 @@ def test_peaks_are_of_a_precision_and_a_device() -> None:
     ],
 )
 def test_cards_of_one_chip_have_their_own_peaks(device: str, bf16: int, source: str) -> None:
-    found, said = published.peak(device, "bf16")
+    found, said = gpu_table.peak(device, "bf16")
     assert found == bf16 and source in said
-    assert published.peak(device, "fp8")[0] == pytest.approx(2 * bf16, rel=2e-3)
+    assert gpu_table.peak(device, "fp8")[0] == pytest.approx(2 * bf16, rel=2e-3)
 
 
 def test_repeats_are_paired_by_when_they_started(make_run) -> None:

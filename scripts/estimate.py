@@ -1,4 +1,4 @@
-"""Memory a GPU, step time and days of a training that is past the hardware here: what `make estimate` runs.
+"""Memory a GPU, step time, days and energy of a training that is past the hardware here: what `make estimate` runs.
 
     python scripts/estimate.py --model llama31-405b --gpus 512 --gpu-kind gb300 [--tokens 1e12] [--precision fp8]
 

@@ -197,15 +197,19 @@ def split_of(model: Model, processes: int) -> Split:
     )
 
 
-def memory(model: Model, precision: Precision, split: Split, *, micro_batch: int, sequence: int) -> Memory:
+def memory(
+    model: Model, precision: Precision, split: Split, *, micro_batch: int, sequence: int, recomputed: float = 0.0
+) -> Memory:
     """The memory of training `model` in `precision`, as its recipe does.
 
     Args:
         micro_batch: sequences a forward pass.
         sequence: tokens a sequence.
+        recomputed: see `process_memory`.
     """
-    quantized = 1 - kept_share(model, precision)
-    return process_memory(shape_of(model.hf_config), precision, split, tokens=micro_batch * sequence, quantized=quantized)
+    shape, quantized = shape_of(model.hf_config), 1 - kept_share(model, precision)
+    tokens = micro_batch * sequence
+    return process_memory(shape, precision, split, tokens=tokens, quantized=quantized, recomputed=recomputed)
 
 
 def process_memory(

@@ -118,13 +118,15 @@ class Fit:
 
 
 def smallest(
-    model: Model, precision: Precision, *, processes: int, gpu_bytes: float, micro_batch: int, sequence: int
-) -> Fit:
+    model: Model, precision: Precision, *, processes: int, gpu_bytes: float, micro_batch: int, sequence: int,
+    recomputed: float = 0.0,
+) -> Fit:  # fmt: skip
     """The split over fewest processes whose estimated memory fits, tensor before pipeline parallelism.
 
     Args:
         gpu_bytes: memory of one GPU.
         micro_batch, sequence: sequences a forward pass, and tokens each.
+        recomputed: the share of the layers that compute their activations again.
 
     Raises:
         UsageError: none fits that many processes, with the least memory a process could have.
@@ -134,7 +136,9 @@ def smallest(
     for tensor, pipeline in _splits(model, processes):
         data = processes // (tensor * pipeline)
         split = footprint.Split(tensor, pipeline, data, model.expert_parallel)
-        needed = footprint.memory(model, precision, split, micro_batch=micro_batch, sequence=sequence).total
+        needed = footprint.memory(
+            model, precision, split, micro_batch=micro_batch, sequence=sequence, recomputed=recomputed
+        ).total
         if needed <= room:
             words = f"the smallest split whose estimate, {needed / 1e9:.0f} GB, is below {HEADROOM:.0%} of the GPU's "
             before = f"; {tried[-1][0]} would take {tried[-1][1] / 1e9:.0f} GB" if tried else ""

@@ -135,6 +135,8 @@ _ALL = (
     Option("ADD", "--add", "NAMES", "runs to publish, or the folder of a comparison", kind=NAMES),
     Option("TO", "--to", "NAME", "the folder in assets/results that they go to"),
     _count("GPUS", "--gpus", "GPUs of an estimate", "512"),
+    _count("VP", "--virtual-pipeline", "pieces of a pipeline stage's layers, of an estimate", "what comes out even"),
+    _count("RECOMPUTE", "--recompute-layers", "layers that compute activations again, of an estimate", "0", least=0),
     Option("GPU_KIND", "--gpu-kind", "NAME", "of an estimate", "gb300"),
     Option("TOKENS", "--tokens", "N", "tokens to train on, of an estimate", "15.6e12", AMOUNT),
     Option(

@@ -63,7 +63,7 @@ def recipe(args: argparse.Namespace, precision: Precision, emulator: str | None)
                 f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
             )
         found = nvfp4_recipe.Nvfp4Recipe(stochastic=False)
-    if past not in (None, found) and not (args.evaluate or args.export):
+    if past not in (None, found) and args.trains:
         raise UsageError(
             f"--resume {args.resume} was trained with {nvfp4_recipe.as_text(past.words())}, and this asks for "
             f"{nvfp4_recipe.as_text(found.words())}: leave --nvfp4 and the like out, or begin anew"

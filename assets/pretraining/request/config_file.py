@@ -11,7 +11,6 @@ Reading needs PyYAML alone: the host plans with the same settings.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,22 +54,6 @@ class ConfigFile:
     arguments: list[str] | None
     version: str | None
     tree: dict[str, Any]
-
-    def parsed(self, flags: argparse.ArgumentParser, *more: str) -> argparse.Namespace:
-        """The arguments, as far as a file may give them, and `more` after them."""
-        args, others = flags.parse_args([*(self.arguments or ()), *more]), flags.parse_args(more)
-        return argparse.Namespace(
-            **{name: value if name in OF_THE_WORK else getattr(others, name) for name, value in vars(args).items()}
-        )
-
-    def not_taken(self, flags: argparse.ArgumentParser, chosen: object) -> list[str]:
-        """The flags that a file may not give and this one has, other than those that `chosen` has too."""
-        args, default = flags.parse_args(self.arguments or ()), flags.parse_args(())
-        return [
-            overrides.flag_of(name)
-            for name, value in vars(args).items()
-            if name not in OF_THE_WORK and value not in (getattr(default, name), getattr(chosen, name))
-        ]
 
     def edited_settings(self, arguments: dict[str, Any]) -> dict[str, int]:
         """The settings that the file's fields give, other than those its own arguments gave.

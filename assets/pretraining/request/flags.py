@@ -140,7 +140,8 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
 
     Returns:
         The arguments, in which `precision` stands for --disable-fp4 too, `nvfp4` is words and their values, `overrides`
-        fields and their values. Beside them `file` is the config file, read, and `why` who said each: ASKED or FILED.
+        fields and their values. Beside them `file` is the config file, read, `left` what is not taken from it, `why`
+        who said each setting (ASKED or FILED), and `trains` whether it is to train.
 
     Raises:
         UsageError: a setting with two values, an override of what the playbook decides, or no config file.
@@ -165,7 +166,8 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
     whole["nvfp4"] = (below.get("nvfp4") or {}) | recipe
     whole["overrides"] = (below.get("overrides") or {}) | changes
     why = {name: FILED for name, value in below.items() if value is not None} | dict.fromkeys(above, ASKED)
-    return argparse.Namespace(**{**whole, "file": file, "why": why})
+    trains = not args.evaluate and args.export is None
+    return argparse.Namespace(**{"left": {}, **whole, "file": file, "why": why, "trains": trains})
 
 
 def asked_precision(args: argparse.Namespace) -> str | None:
@@ -178,8 +180,11 @@ def asked_precision(args: argparse.Namespace) -> str | None:
 
 
 def words_of(file: config_file.ConfigFile, *more: str) -> argparse.Namespace:
-    """The arguments of a config file, as far as it may give them, and `more` after them."""
-    return file.parsed(parser(str(file.path)), *more)
+    """The arguments of a config file, as far as it may give them, and `more` after them; `left` are the others."""
+    flags = parser(str(file.path))
+    given, here = (vars(flags.parse_args(words)) for words in ([*(file.arguments or ()), *more], more))
+    taken = {name: value if name in config_file.OF_THE_WORK else here[name] for name, value in given.items()}
+    return argparse.Namespace(**taken, left={name: given[name] for name in given if given[name] != taken[name]})
 
 
 def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Model:
         return self.hf_config["num_hidden_layers"]
 
 
+_ON_BYTES = {"data": PYTHON_STDLIB, "eval_iters": 8}
 _SPLIT_70B = {"tensor_parallel": 4, "pipeline_parallel": 4, "virtual_pipeline": 5, "recipe_context_parallel": 2}
 _SPLIT_405B = {"tensor_parallel": 8, "pipeline_parallel": 8, "virtual_pipeline": 2, "recipe_context_parallel": 4}
 
@@ -108,8 +109,7 @@ MODELS: dict[str, Model] = {
             global_batch_size=32,
             micro_batch_size=32,
             sequence_length=128,
-            data=PYTHON_STDLIB,
-            eval_iters=8,
+            **_ON_BYTES,
             learning_rate=(2e-3, 2e-4),
         ),
         Model(
@@ -121,8 +121,7 @@ MODELS: dict[str, Model] = {
             global_batch_size=32,
             micro_batch_size=16,
             sequence_length=256,
-            data=PYTHON_STDLIB,
-            eval_iters=8,
+            **_ON_BYTES,
             learning_rate=(2e-3, 2e-4),
         ),
         # For ablations: bytes need next to no embedding, so what it has is in the layers that a precision is about.
@@ -136,8 +135,7 @@ MODELS: dict[str, Model] = {
             global_batch_size=128,
             micro_batch_size=32,
             sequence_length=1024,
-            data=PYTHON_STDLIB,
-            eval_iters=8,
+            **_ON_BYTES,
             learning_rate=(6e-4, 6e-5),
         ),
     )

@@ -23,7 +23,7 @@ from pretraining.request.precisions import Precision, default_tail, find_precisi
 
 _NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
 _SWITCHES = ("evaluate", "tuned", "tensorboard")
-_NO_FLAG = ("blends", "engine_switches", "overrides", "why", *_SWITCHES)
+_NO_FLAG = ("blends", "engine_switches", "overrides", "left", "why", *_SWITCHES)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Settings:
         overrides: value by "section.field" of the config, sorted, beyond what is a setting itself.
         config: a config file whose fields go before the overrides, or None.
         plugin: the user's Python file, or None.
+        left: what a config file says and is not taken from it, by argument.
         why: who said a setting, by its argument's name: `flags.ASKED` or `flags.FILED`; defaults are not in it.
     """
 
@@ -99,6 +100,7 @@ class Settings:
     overrides: dict[str, Word]
     config: config_file.ConfigFile | None
     plugin: Path | None
+    left: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
     why: Mapping[str, str] = dataclasses.field(compare=False, repr=False)
 
     @property
@@ -168,9 +170,7 @@ class Settings:
 
     def ignored(self) -> str:
         """A sentence on the flags in the config file that are not taken from it; "" without any."""
-        if self.config is None:
-            return ""
-        left = self.config.not_taken(flags.parser(str(self.config.path)), self)
+        left = [flag_of(name) for name, value in self.left.items() if value != getattr(self, name)]
         return f"its {', '.join(left)} {'is' if len(left) == 1 else 'are'} ignored: give them here" if left else ""
 
 
@@ -209,6 +209,7 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int | None) ->
         overrides=dict(sorted(asked.overrides.items())),
         config=asked.file,
         plugin=checks.plugin(asked.plugin),
+        left=asked.left,
         why=asked.why,
     )
 
@@ -248,13 +249,12 @@ def _begins_with(
 
     `reshaped`: what is changed of the model.
     """
-    trains = not asked.evaluate and asked.export is None
     iteration = checks.iteration(asked)
-    resume = checks.resume(asked.resume, model, precision if trains else None, asked.finetune)
+    resume = checks.resume(asked.resume, model, precision if asked.trains else None, asked.finetune)
     if asked.weights and resume and not asked.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
     weights = checks.starting_weights(asked.weights, model, reshaped, finetune=bool(asked.finetune))
-    if not trains:
+    if not asked.trains:
         checks.trains_nothing(asked, model)
     return {
         "resume": resume,
@@ -290,8 +290,7 @@ def _sizes(asked: argparse.Namespace, model: Model, past: int | None) -> dict[st
     limit = model.hf_config["max_position_embeddings"]
     if sizes["sequence_length"] > limit:
         raise UsageError(f"--seq-length {sizes['sequence_length']} is over {model.name}'s {limit} positions; lower it")
-    trains = not asked.evaluate and asked.export is None
-    return sizes if trains else sizes | {"train_iters": past, "warmup_iters": 0}
+    return sizes if asked.trains else sizes | {"train_iters": past, "warmup_iters": 0}
 
 
 def _split(
@@ -328,16 +327,15 @@ def _data(asked: argparse.Namespace, model: Model) -> dict[str, Any]:
 
 def _leaves(asked: argparse.Namespace, iterations: int, *, on_gpu: bool) -> dict[str, Any]:
     """What it leaves, and where. On a GPU, what was learned from one's own data is kept at the end."""
-    trains = not asked.evaluate and asked.export is None
     if asked.save is not None and asked.save < 0:
         raise UsageError(f"--save is {asked.save}; it is a number of iterations, or 0 for never")
     own = asked.finetune or (asked.data or MOCK) not in (MOCK, PYTHON_STDLIB)
     save = iterations if asked.save is None and on_gpu and own else asked.save
     return {
-        "save": (save or None) if trains else None,
+        "save": (save or None) if asked.trains else None,
         "run_dir": asked.run_dir and asked.run_dir.absolute(),
         "cache_dir": asked.cache_dir.absolute(),
-        "profile": checks.profile(asked.profile, iterations, trains=trains, resumed=asked.resume is not None),
+        "profile": checks.profile(asked.profile, iterations, trains=asked.trains, resumed=asked.resume is not None),
         "tensorboard": asked.tensorboard,
         "wandb_project": asked.wandb_project or None,
         "mlflow_experiment": asked.mlflow_experiment or None,

@@ -20,6 +20,10 @@ from pretraining.request.settings import Settings
 from pretraining.run import signals
 
 KEPT = ("bf16_head_layers", "bf16_tail_layers")
+SAME_WORK = (
+    *("num_layers", *KEPT, "train_iters", "warmup_iters", "global_batch_size", "micro_batch_size"),
+    *("sequence_length", "data", "seed", "finetune", "tokenizer", "trains"),
+)
 SPEED_ONLY = "asked for; speed only: without BF16 layers the loss is not the recipe's"
 BATCH = ("global_batch_size", "micro_batch_size", "seq_length")
 
@@ -46,49 +50,32 @@ class Plan:
         asked = {
             "model": settings.model.name,
             "precision": settings.precision.name,
-            "num_layers": settings.num_layers,
-            "bf16_head_layers": settings.bf16_head_layers,
-            "bf16_tail_layers": settings.bf16_tail_layers,
-            "train_iters": settings.train_iters,
-            "warmup_iters": settings.warmup_iters,
-            "global_batch_size": settings.global_batch_size,
-            "micro_batch_size": settings.micro_batch_size,
-            "sequence_length": settings.sequence_length,
-            "data": settings.data,
-            "seed": settings.seed,
+            **{name: getattr(settings, name) for name in SAME_WORK},
             "resume": str(settings.resume) if settings.resume else None,
             **({"iteration": settings.iteration} if settings.resume else {}),
             "from": settings.weights,
-            "finetune": settings.finetune,
-            "tokenizer": settings.tokenizer,
-            "trains": settings.trains,
             "runtime": place.runtime,
             "processes": self.processes,
             "split": [settings.tensor_parallel, settings.pipeline_parallel, settings.context_parallel],
         }
-        if settings.nvfp4:
-            asked["nvfp4"] = settings.nvfp4.words()
-        if settings.engine_switches:
-            asked["engine_switches"] = list(settings.engine_switches)
-        if place.runtime == "cpu":
-            asked["packages"] = fingerprint("cpu")
+        only_where_set = {
+            "nvfp4": settings.nvfp4 and settings.nvfp4.words(),
+            "engine_switches": list(settings.engine_switches),
+            "emulate": settings.emulate,
+            "writers": settings.writers,
+            "profile": settings.profile,  # no comparison asks for it, and so none reuses such a run
+            "tuned": settings.tuned,
+            "overrides": settings.changes,
+            "config": settings.config and config_file.digest(settings.config.path),
+            "plugin": settings.plugin and config_file.digest(settings.plugin),
+            "packages": fingerprint("cpu") if place.runtime == "cpu" else None,
+        }
+        asked |= {name: value for name, value in only_where_set.items() if value}
         if settings.finetune:
             asked["data_files"] = [_state(file) for file in finetuning.files(settings.data).values()]
-        elif settings.blends:
-            asked["data_files"] = [_written(prefix) for prefix in blends.prefixes(settings.blends)]
-        if settings.emulate:
-            asked["emulate"] = settings.emulate
-        if settings.writers:
-            asked["writers"] = settings.writers
-        if settings.profile:
-            asked["profile"] = settings.profile  # no comparison asks for it, and so none reuses such a run
-        if settings.tuned:
-            asked["tuned"] = True
-        if settings.overrides:
-            asked["overrides"] = settings.changes
-        for name, path in (("config", settings.config and settings.config.path), ("plugin", settings.plugin)):
-            if path is not None:
-                asked[name] = config_file.digest(path)
+        elif settings.blends:  # enough to see that they changed, without reading terabytes
+            prefixes = blends.prefixes(settings.blends)
+            asked["data_files"] = [[_state(Path(f"{each}{end}")) for end in (".bin", ".idx")] for each in prefixes]
         if place.runtime == "container":
             asked |= {"image": place.found and place.found.digest, "gpu": place.uuids or None}
         return asked
@@ -215,12 +202,8 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
         yield "overrides", " ".join(settings.changes), "asked for"
 
 
-def _written(prefix: str) -> list[list[int]]:
-    """Size and time of a dataset's files: enough to see that they changed, without reading terabytes."""
-    return [_state(Path(f"{prefix}{end}")) for end in (".bin", ".idx")]
-
-
 def _state(file: Path) -> list[int]:
+    """Size and time."""
     state = file.stat()
     return [state.st_size, state.st_mtime_ns]
 

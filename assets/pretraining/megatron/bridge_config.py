@@ -107,7 +107,7 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
     from megatron.bridge.training import mixed_precision as presets
 
     preset = getattr(presets, precision.preset)()
-    if precision.name != "bf16":
+    if precision.quantized:
         preset.first_last_layers_bf16 = bf16_head + bf16_tail > 0
         preset.num_layers_at_start_in_bf16 = bf16_head
         preset.num_layers_at_end_in_bf16 = bf16_tail
@@ -233,7 +233,7 @@ def _set_checkpoints(config: ConfigContainer, settings: Settings, run_dir: Path)
     if settings.save:
         checkpoint.save = str(run_dir / run_folder.CHECKPOINTS)
         checkpoint.save_interval = settings.save
-        if settings.precision.name == "nvfp4":
+        if settings.precision.fp4:
             compat.save_packed_weights(config)
     if settings.resume:
         checkpoint.load = str(settings.resume / run_folder.CHECKPOINTS)

@@ -47,13 +47,18 @@ class Precision:
     saved_bytes: float = 2.0
     copy_bytes: float = 0.0
 
+    @property
+    def quantized(self) -> bool:
+        """Whether any layer computes in less than BF16."""
+        return self.preset != "bf16_mixed"
+
     def is_speed_only(self, head: int, tail: int) -> bool:
         """Whether a run that keeps so many layers in BF16 says something of speed alone."""
         return self.bf16_tail is None and head + tail == 0
 
     def trains_on(self, capability: tuple[int, int], *, emulate: bool = False) -> bool:
-        """Whether a GPU of that compute capability trains in it; emulation needs BF16 tensor cores alone."""
-        if emulate or self.capabilities is None:
+        """Whether a GPU of that compute capability trains in it; NVFP4 emulated needs BF16 tensor cores alone."""
+        if (emulate and self.fp4) or self.capabilities is None:
             return capability >= _BF16_TENSOR_CORES
         return capability in self.capabilities
 

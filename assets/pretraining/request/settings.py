@@ -222,7 +222,7 @@ def _numerics(asked: argparse.Namespace, model: Model, precision: Precision, *, 
         raise UsageError(f"--num-layers is {layers}; it must be at least 1")
     head = precision.bf16_head if asked.bf16_head_layers is None else asked.bf16_head_layers
     tail = default_tail(precision, layers) if asked.bf16_tail_layers is None else asked.bf16_tail_layers
-    if precision.name == "bf16":
+    if not precision.quantized:
         head = tail = 0
     if min(head, tail) < 0:
         raise UsageError(f"--bf16-head-layers {head} --bf16-tail-layers {tail}: neither can be negative")

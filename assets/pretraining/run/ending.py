@@ -113,7 +113,7 @@ def check_capability(chosen: Settings) -> None:
 
     capability = torch.cuda.get_device_capability()
     if not chosen.precision.trains_on(capability, emulate=bool(chosen.emulate)):
-        also = ", or --emulate" if chosen.precision.name == "nvfp4" and capability >= (8, 0) else ""
+        also = ", or --emulate" if chosen.precision.trains_on(capability, emulate=True) else ""
         works = [name for name, row in PRECISIONS.items() if row.trains_on(capability)]
         raise UsageError(
             f"{chosen.precision.name} needs {chosen.precision.needs}; this is {torch.cuda.get_device_name()} with "

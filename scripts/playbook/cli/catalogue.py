@@ -81,7 +81,7 @@ def _capabilities(row: Precision) -> str:
 
 
 def _kept(row: Precision) -> str:
-    if row.name == "bf16":
+    if not row.quantized:
         return "all"
     tail = "last eighth" if row.bf16_tail is None else f"last {row.bf16_tail}" if row.bf16_tail else ""
     head = f"first {row.bf16_head}" if row.bf16_head else ""

@@ -239,8 +239,8 @@ def _local_checks(precision: Precision) -> Iterator[Check]:
     for name, least in REQUIRED.items():
         yield _version(name, found, least, "pip install 'torch>=2.7', for CUDA 12.8 or newer")
     yield _version("megatron-bridge", found, (), "pip install megatron-bridge, for Python 3.12")
-    needed = precision.name != "bf16"
-    least = NVFP4_ENGINE if precision.name == "nvfp4" else ()
+    needed = precision.quantized
+    least = NVFP4_ENGINE if precision.fp4 else ()
     remedy = "pip install --no-build-isolation 'transformer-engine[pytorch]'"
     yield _version("transformer-engine", found, least, remedy, needed=needed)
 

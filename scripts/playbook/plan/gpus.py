@@ -63,7 +63,7 @@ class Gpu:
 
     def trains_in(self, precision: Precision, *, emulate: bool = False) -> bool:
         """Whether its tensor cores have `precision`, or with `emulate` can stand in where that is NVFP4."""
-        return precision.trains_on(self.capability, emulate=emulate and precision.name == "nvfp4")
+        return precision.trains_on(self.capability, emulate=emulate)
 
     def precisions(self) -> list[str]:
         """The names of the precisions it trains in natively."""

@@ -137,7 +137,7 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
     }
     if settings.num_layers != model.num_layers:
         choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
-    if precision.name != "bf16":
+    if precision.quantized:
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
         default = f"the default for {precision.name}"
         choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, default, *KEPT)

@@ -95,7 +95,6 @@ class Progress:
         print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
 
     def clear(self) -> None:
-        """End the live line."""
         if self._live:
             print("\r\033[K", end="", flush=True)
 
@@ -213,7 +212,6 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _told(state: State) -> str:
-    """The broken lines."""
     more = state.bad - len(state.examples)
     lines = [*state.examples, f"and {more} more"] if more else state.examples
     return "\n".join([f"{state.bad} broken lines:", *(f"  {line}" for line in lines)])
@@ -231,7 +229,6 @@ def _summary(written: Manifest, prefix: Path, seconds: float) -> str:
 
 
 def main() -> int:
-    """Returns the exit code."""
     for each in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a script's background job inherits it as ignored
         signal.signal(each, signal.default_int_handler)
     began = time.monotonic()

@@ -104,7 +104,6 @@ def new_folder(folder: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """Returns the exit code."""
     flags = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
     flags.add_argument("--folder", type=Path, required=True, help="a new folder for the result")
     flags.add_argument("--commit", default="", help="the project's, to write into the file")

@@ -46,7 +46,6 @@ def shown(chosen: settings.Settings, processes: int) -> str:
 
 
 def main() -> int:
-    """Print it. Returns the exit code."""
     flags = training_flags.parser("show_config.py")
     flags.add_argument("--gpu", action="store_true", help="as if training had a GPU")
     flags.add_argument("--processes", type=int, default=1, metavar="N", help="that would train")

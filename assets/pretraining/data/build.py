@@ -85,12 +85,10 @@ class Build:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let another process have it."""
         self._lock.close()
 
     @property
     def tokenizer_file(self) -> Path:
-        """Where the tokenizer's `tokenizer.json` lies."""
         return self.folder / "tokenizer.json"
 
     def _refuse_finished(self) -> None:
@@ -167,7 +165,6 @@ class Build:
         self._committed = time.monotonic()
 
     def close(self) -> None:
-        """Close the files, the state committed."""
         self.commit()
         self._tokens.close()
         self._lengths.close()
@@ -213,7 +210,6 @@ class Build:
         self.discard()
 
     def discard(self) -> None:
-        """Remove the folder."""
         shutil.rmtree(self.folder)
 
 

@@ -10,6 +10,7 @@ import bz2
 import contextlib
 import glob
 import gzip
+import importlib
 import io
 import lzma
 import os
@@ -153,7 +154,7 @@ def _described(path: Path, asked: str | None) -> Source:
         found = "parquet"
         if compression:
             raise UsageError(contents.within(path, compression))
-        _parquet()
+        _package("pyarrow.parquet")
     elif kind in (None, "parquet") and contents.is_json_lines(head):
         found = "jsonl"
     else:
@@ -282,7 +283,6 @@ class _Zstd(io.RawIOBase):
         self._output = b""
 
     def readable(self) -> bool:
-        """Whether it can be read: yes."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -293,7 +293,9 @@ class _Zstd(io.RawIOBase):
                 if self._frame is not None:
                     raise EOFError("it ends within a zstd frame")
                 return 0
-            self._frame = self._frame or _zstandard().ZstdDecompressor(max_window_size=LONGEST_WINDOW).decompressobj()
+            self._frame = (
+                self._frame or _package("zstandard").ZstdDecompressor(max_window_size=LONGEST_WINDOW).decompressobj()
+            )
             self._output = self._frame.decompress(self._input)
             self._input = self._frame.unused_data
             if self._frame.eof:
@@ -304,9 +306,8 @@ class _Zstd(io.RawIOBase):
 
 
 def _of_parquet(number: int, source: Source, field: str) -> Iterator[Piece]:
-    parquet = _parquet()
     try:
-        file = parquet.ParquetFile(source.path)
+        file = _package("pyarrow.parquet").ParquetFile(source.path)
         if field not in file.schema_arrow.names:
             raise UsageError(f"{source.path} has no column {field!r}; it has {', '.join(file.schema_arrow.names)}")
         rows = max(1, file.metadata.num_rows)
@@ -319,17 +320,15 @@ def _of_parquet(number: int, source: Source, field: str) -> Iterator[Piece]:
         raise UsageError(f"{source.path} is damaged: {error}; mend it or leave it out") from error
 
 
-def _parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError("Parquet needs pyarrow: install it with `.venv/cpu/bin/pip install pyarrow`") from None
-    return parquet
+_INSTALLED = {
+    "pyarrow.parquet": "Parquet needs pyarrow: install it with `.venv/cpu/bin/pip install pyarrow`",
+    "zstandard": "zstd needs the package zstandard: `pip install zstandard`, or recompress with gzip",
+}
 
 
-def _zstandard() -> Any:
+def _package(name: str) -> Any:
+    """A package of `_INSTALLED`. Raises UsageError where it is missing."""
     try:
-        import zstandard
+        return importlib.import_module(name)
     except ImportError:
-        raise UsageError("zstd needs the package zstandard: `pip install zstandard`, or recompress with gzip") from None
-    return zstandard
+        raise UsageError(_INSTALLED[name]) from None

@@ -48,7 +48,6 @@ class Bytes:
     vocabulary = Vocabulary(257, 256)
 
     def encode(self, texts: list[str | bytes]) -> Iterator[np.ndarray]:
-        """See `Tokenizer`."""
         for text in texts:
             yield np.frombuffer(text if isinstance(text, bytes) else text.encode(), dtype=np.uint8)
 

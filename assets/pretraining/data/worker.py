@@ -67,7 +67,6 @@ def start(task: Task) -> None:
 
 
 def work(chunk: list[Piece]) -> Result:
-    """Tokenize one chunk on this thread."""
     result = Result()
     texts: list[str | bytes] = []
     for piece in chunk:

@@ -64,11 +64,9 @@ class BF16:
         return round_bf16(weight)
 
     def fprop(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See ``Arithmetic``."""
         return round_bf16(round_bf16(x) @ weight.T, inplace=True)
 
     def backward(self, gradient: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """See ``Arithmetic``."""
         gradient = round_bf16(gradient)
         return (
             lambda weight: round_bf16(gradient @ weight, inplace=True),
@@ -95,7 +93,6 @@ class NVFP4:
         return rows, _without_padding(quantize(weight, self._weight, columns=True), weight.shape[0])
 
     def fprop(self, x: Tensor, weight: tuple[Operand, Operand]) -> Tensor:
-        """See ``Arithmetic``."""
         return _product(quantize(x, self._input), _transposed(weight[0]))
 
     def backward(self, gradient: Tensor) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:

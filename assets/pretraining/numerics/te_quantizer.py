@@ -79,7 +79,6 @@ class EmulatedTensor(QuantizedTensorStorage):
             raise RuntimeError("blocks along an axis were asked for after the tensor they come from was gone")
 
     def get_usages(self) -> dict[str, bool]:
-        """Which of the two are there."""
         return {"rowwise": self.rows is not None, "columnwise": self.columns is not None}
 
     def prepare_for_saving(self) -> tuple[list[Tensor | None], EmulatedTensor]:
@@ -96,7 +95,6 @@ class EmulatedTensor(QuantizedTensorStorage):
         return tensors[4:]
 
     def clear(self) -> None:
-        """Let go of the memory."""
         self.rows = self.columns = None
 
 

@@ -19,10 +19,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 PERIOD = 0.08  # seconds: 12.5 samples a second, so that one that comes late still leaves ten
 LINE = 1.0  # seconds
@@ -35,18 +35,6 @@ class Sample:
     used: int | None
     process: int | None
     power: float | None
-
-
-class Device(Protocol):
-    """What is sampled.
-
-    Attributes:
-        label: the rank that trains on it, or "cpu".
-    """
-
-    label: int | str
-
-    def sample(self) -> Sample: ...
 
 
 class Cpu:
@@ -68,7 +56,7 @@ class Cpu:
 
 
 class Gpu:
-    """One NVIDIA GPU through NVML; whatever it does not answer is None.
+    """One NVIDIA GPU through NVML, by the rank that trains on it; whatever it does not answer is None.
 
     Whose memory it is takes two calls to ask, so it is asked where the device's own figure moved, and once a second.
     The energy counter is left alone: an H200 takes 3.4 ms of a core to read it, 0.05 ms for all the rest, and its mean
@@ -134,13 +122,12 @@ class Second:
         largest: the largest figures so far: "used" of the device, "process" of the training on it.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Cpu | Gpu) -> None:
         self.largest: dict[str, int] = {}
         self._device = device
         self._samples: list[Sample] = []
 
     def add(self) -> None:
-        """Look once."""
         self._samples.append(self._device.sample())
 
     def line(self, at: float) -> dict[str, Any]:
@@ -165,7 +152,7 @@ def _largest(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def run(devices: list[Device], file: TextIO, wait: Callable[[float], bool]) -> dict[str, int]:
+def run(devices: Sequence[Cpu | Gpu], file: TextIO, wait: Callable[[float], bool]) -> dict[str, int]:
     """Sample until told to stop, a line a second and device, flushed.
 
     Args:
@@ -195,8 +182,10 @@ def run(devices: list[Device], file: TextIO, wait: Callable[[float], bool]) -> d
 
 def processes_of(training: int) -> Callable[[], list[int]]:
     """Gives the training's processes on this machine: it alone, or all that torch.distributed.run started beside it."""
-    launcher = os.environ.get("TORCHELASTIC_RUN_ID") and _parent_of(training)
-    asked, known = -LINE, [training]
+    asked, known, launcher = -LINE, [training], 0
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with contextlib.suppress(OSError):
+            launcher = int(Path(f"/proc/{training}/stat").read_text().rpartition(")")[2].split()[1])
 
     def processes() -> list[int]:
         nonlocal asked, known
@@ -207,19 +196,13 @@ def processes_of(training: int) -> Callable[[], list[int]]:
     return processes
 
 
-def _parent_of(process: int) -> int | None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    return None
-
-
 def _children_of(process: int) -> Iterator[int]:
     for thread in Path(f"/proc/{process}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             yield from map(int, thread.read_text().split())
 
 
-def open_gpus(uuids: dict[int, str], processes: Callable[[], list[int]]) -> list[Device]:
+def open_gpus(uuids: dict[int, str], processes: Callable[[], list[int]]) -> list[Gpu]:
     """The GPUs with those UUIDs, by rank. Raises OSError with what is in the way."""
     try:
         import pynvml

@@ -27,11 +27,9 @@ class SequenceLosses(Callback):
         self._writer: run_folder.MetricsWriter | None = None
 
     def on_eval_start(self, _context: Any) -> None:
-        """What follows is of the validation split."""
         self._split = "validation"
 
     def on_test_start(self, _context: Any) -> None:
-        """What follows is of the test split."""
         self._split = "test"
 
     def forward_step(self, usual: Callable[..., Any]) -> Callable[..., Any]:

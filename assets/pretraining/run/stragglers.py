@@ -60,7 +60,6 @@ class AttentionTime:
             layers[-1].register_forward_hook(self._leave)
 
     def begin(self) -> None:
-        """A step begins."""
         self._calls = []
 
     def end(self) -> None:
@@ -115,7 +114,6 @@ class OwnTime:
         config.finalize_model_grads_func = timed
 
     def begin(self) -> None:
-        """A step begins."""
         self._attention.begin()
         self._began, self._computed = _now(), None
 
@@ -231,7 +229,6 @@ def _now() -> Any:
 
 
 def _between(first: Any, second: Any) -> float:
-    """Seconds."""
     return second - first if isinstance(first, float) else first.elapsed_time(second) / 1e3
 
 

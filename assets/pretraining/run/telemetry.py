@@ -114,11 +114,9 @@ class Telemetry(Callback):
             print(f"pretrain_llama.py: {run_folder.slowest_rank_sentence(self.slowest_rank)}", flush=True)
 
     def on_eval_end(self, context: CallbackContext) -> None:
-        """Write a validation loss."""
         self._write_evaluation("validation", context)
 
     def on_test_end(self, context: CallbackContext) -> None:
-        """Write a test loss."""
         self._write_evaluation("test", context)
 
     def _write_evaluation(self, split: str, context: CallbackContext) -> None:

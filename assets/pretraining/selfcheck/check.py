@@ -60,7 +60,6 @@ class Result:
     failure: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """For the file."""
         return {name: value for name, value in asdict(self).items() if value not in ("", {})}
 
 
@@ -150,7 +149,7 @@ def _one_side(
     native = engines.read(stored, rows, columns)
     native = QuantizedMatrix(native.codes[: len(matrix)], native.scales[: len(matrix)], native.amax)
     found = deviations.differences(native, specified)
-    details: dict[str, Any] = {"differences": [each.as_json() for each in found]} if found else {}
+    details: dict[str, Any] = {"differences": [asdict(each) for each in found]} if found else {}
     if signs := deviations.zero_signs(native, specified):
         details["zeros_of_other_sign"] = signs
     if not found:
@@ -196,7 +195,7 @@ def stochastic(x: Tensor, mode: Rounding, native: Native, ours: Ours, device: st
         found = [d for each in read for d in deviations.differences(each, specified[side]) if d.part != "codes"]
         yield Result(
             name, mode.name, f"{side}: scales", not found, str(found[0]) if found else "",
-            details={"differences": [found[0].as_json()]} if found else {},
+            details={"differences": [asdict(found[0])]} if found else {},
         )  # fmt: skip
 
     def of_ours(side: str, drawn: list[Operand]) -> Iterator[Result]:
@@ -232,10 +231,9 @@ def training_step(native: Native, ours: Ours, device: str) -> Iterator[Result]:
         yield failed("training step", None, "", error)
         return
     for each in measured:
-        said = f"relative difference {each.difference:.2g}, tolerance {each.tolerance:.2g}"
-        yield Result(
-            f"training step, {each.name}", "", "", each.within, "" if each.within else said, details=asdict(each)
-        )
+        within = each.difference <= each.tolerance  # False for NaN too
+        said = "" if within else f"relative difference {each.difference:.2g}, tolerance {each.tolerance:.2g}"
+        yield Result(f"training step, {each.name}", "", "", within, said, details=each._asdict())
 
 
 def failed(name: str, mode: Rounding | None, side: str, error: Exception) -> Result:

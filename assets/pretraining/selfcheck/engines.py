@@ -86,7 +86,6 @@ class TransformerEngine:
         self._device = device
 
     def quantize(self, x: Tensor, mode: Rounding) -> dict[str, Stored]:
-        """See `Native`."""
         from transformer_engine.pytorch.tensor.nvfp4_tensor import NVFP4Quantizer
 
         quantizer = NVFP4Quantizer(
@@ -111,7 +110,6 @@ class TransformerEngine:
         }
 
     def model(self, weights: list[Tensor]) -> torch.nn.Module:
-        """See `Native`."""
         from transformer_engine.common.recipe import NVFP4BlockScaling
 
         recipe = NVFP4BlockScaling(disable_rht=False, disable_stochastic_rounding=True, disable_2d_quantization=False)
@@ -136,7 +134,6 @@ class Ours:
         }
 
     def model(self, weights: list[Tensor]) -> torch.nn.Module:
-        """See `Native`."""
         from transformer_engine.common.recipe import CustomRecipe
 
         return _Layers(weights, CustomRecipe(qfactory=_nearest_quantizer), self._device)

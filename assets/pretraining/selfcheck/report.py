@@ -45,12 +45,10 @@ def describe(results: Sequence[Result], commit: str, device: dict[str, Any]) -> 
 
 
 def equal(results: Sequence[Result]) -> bool:
-    """Whether everything was compared and nothing differs."""
     return bool(results) and all(each.equal for each in results)
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """One or a few sentences."""
     engine = f"Transformer Engine {packages.installed().get('transformer-engine', 'of unknown version')}"
     if equal(results):
         signs = sum(each.details.get("zeros_of_other_sign", 0) for each in results)

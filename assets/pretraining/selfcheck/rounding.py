@@ -67,7 +67,6 @@ class Judgement:
         return ""
 
     def as_json(self) -> dict[str, Any]:
-        """For the file."""
         return {**vars(self), "problem": self.problem}
 
 

@@ -10,7 +10,7 @@ moves those that it touches by 0.11 to 0.26.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ TWO_LAYERS = 0.08
 LOSS = 1e-3
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """One quantity both ways.
 
     Attributes:
@@ -34,11 +33,6 @@ class Measured:
     name: str
     difference: float
     tolerance: float
-
-    @property
-    def within(self) -> bool:
-        """False for NaN too."""
-        return self.difference <= self.tolerance
 
 
 Make = Callable[[list[Tensor]], torch.nn.Module]

@@ -44,7 +44,7 @@ def gpu(nvml: ModuleType, name: str) -> device_sampler.Gpu:
     return device_sampler.Gpu(nvml, 0, name, lambda: [OURS])
 
 
-def line_of(device: device_sampler.Device) -> dict[str, Any]:
+def line_of(device: device_sampler.Gpu) -> dict[str, Any]:
     second = device_sampler.Second(device)
     for _ in range(3):
         second.add()

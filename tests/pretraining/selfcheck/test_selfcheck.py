@@ -10,7 +10,6 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 from stand_ins import Reference, Specified, matrix
 
 from pretraining.numerics import nvfp4
-from pretraining.numerics.nvfp4 import RHT_SIGNS
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
 from pretraining.request.nvfp4_recipe import Rounding
 from pretraining.selfcheck import check, engines, report, rounding
@@ -103,10 +102,7 @@ def test_a_sign_of_the_hadamard_transform_is_a_difference_without_a_known_cause(
     assert not found["columns"].cause
 
 
-def test_no_signs_and_no_rounding_of_the_hadamard_transform():
-    signs = torch.tensor(RHT_SIGNS, dtype=torch.bfloat16)
-    found = exact(Reference(before=lambda x: x * signs.repeat(x.shape[1] // 16)), RHT)
-    assert found["columns"].cause == "the Hadamard transform's signs are left out"
+def test_no_rounding_of_the_hadamard_transform():
     found = exact(Reference(before=lambda x: x.float()), RHT)
     assert found["columns"].cause == "the Hadamard transform's sums are not rounded to BF16"
 
@@ -117,7 +113,7 @@ def test_no_hadamard_transform():
             return super().quantize(x, Rounding(tile=mode.tile))
 
     found = exact(Without(), RHT)
-    assert found["rows"].equal and found["columns"].cause == "the Hadamard transform is left out"
+    assert found["rows"].equal and not found["columns"].equal and not found["columns"].cause
     assert exact(Without(), Rounding())["columns"].equal
 
 
@@ -131,9 +127,6 @@ def test_another_order_of_the_block_scale_is_named_with_its_version():
 
 @pytest.mark.parametrize("side", engines.SIDES)
 def test_wrong_layouts(side):
-    def nibbles(kept):
-        return kept._replace(codes=(kept.codes << 4) | (kept.codes >> 4))
-
     def tiles(kept):
         rows, columns = kept.scales.shape
         swizzled = torch.empty_like(kept.scales).view(-1)
@@ -143,11 +136,9 @@ def test_wrong_layouts(side):
                 swizzled[tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + column % 4] = kept.scales[row, column]
         return kept._replace(scales=swizzled.view(rows, columns))
 
-    causes = {change: exact(tampered(side, change), Rounding())[side] for change in (nibbles, tiles)}
-    assert causes[nibbles].cause == "layout: the even column is in the high nibble"
-    assert list(first(causes[nibbles])) == ["codes"]
-    assert causes[tiles].cause == "layout: block scales in the order of cuBLAS's tiles"
-    assert list(first(causes[tiles])) == ["block scales"]
+    found = exact(tampered(side, tiles), Rounding())[side]
+    assert found.cause == "layout: block scales in the order of cuBLAS's tiles"
+    assert list(first(found)) == ["block scales"]
     for change, said in (
         (lambda kept: kept._replace(codes=kept.codes.T), "layout: codes of shape"),
         (lambda kept: kept._replace(scales=kept.scales[:48]), "layout: block scales of shape"),

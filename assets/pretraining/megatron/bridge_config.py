@@ -48,7 +48,7 @@ def build_config(
     """
     config = _from_recipe(settings.model, settings.finetune)
     config.model.num_layers = settings.num_layers
-    _set_parallel_sizes(config, settings, processes)
+    _set_parallel_sizes(config, settings)
     _set_training(config, settings)
     config.mixed_precision = mixed_precision(settings.precision, settings.bf16_head_layers, settings.bf16_tail_layers)
     if settings.emulate:
@@ -136,11 +136,8 @@ def _from_recipe(model: Model, finetune: str | None = None) -> ConfigContainer:
     return config
 
 
-def _set_parallel_sizes(config: ConfigContainer, settings: Settings, processes: int) -> None:
+def _set_parallel_sizes(config: ConfigContainer, settings: Settings) -> None:
     model = config.model
-    needed = settings.processes_a_copy
-    if processes % needed:
-        raise UsageError(f"{settings.model.name} is split over {needed} processes, and {processes} were started")
     model.context_parallel_size = settings.context_parallel
     model.tensor_model_parallel_size = settings.tensor_parallel
     model.sequence_parallel = settings.tensor_parallel > 1

@@ -240,40 +240,30 @@ def convert(hint: Any, value: Any, current: Any = None) -> Any:
 def _converted(kind: Any, value: Any, text: str | None = None) -> Any:
     """One member of a union; `text` is how a number was written. Raises ValueError or TypeError where it is none."""
     origin, members = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is Any:
+        return value
     if origin is typing.Literal:
-        found = text if text in members else value
-        if found not in members:
-            raise ValueError
-        return found
+        return members[members.index(text if text in members else value)]
     if origin in (str, Path):
-        return origin(_text(text if text is not None and isinstance(value, int | float) else value))
+        return origin(_a(str, text if text is not None and isinstance(value, int | float) else value))
     if isinstance(origin, type) and issubclass(origin, enum.Enum):
         return _member(origin, value)
     if origin is torch.dtype:
         return _dtype(value)
-    if origin in (Callable, typing.Callable) or origin in (types.FunctionType, types.BuiltinFunctionType):
-        return _imported(_text(value))
-    if origin is Any:
-        return value
-    if origin is bool:
-        if not isinstance(value, bool):
-            raise ValueError
-        return value
+    if origin in (Callable, typing.Callable, types.FunctionType, types.BuiltinFunctionType):
+        return _imported(_a(str, value))
     if origin in (int, float):
         return _number(origin, value)
     if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise ValueError
-        return origin(_elements(value, members))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError
-        return value
+        return origin(_elements(_a(list | tuple, value), members))
+    if origin in (bool, dict):
+        return _a(origin, value)
     raise ValueError
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
+def _a(kind: Any, value: Any) -> Any:
+    """`value`. Raises ValueError where it is of another kind."""
+    if not isinstance(value, kind):
         raise ValueError
     return value
 
@@ -291,11 +281,9 @@ def _number(kind: type, value: Any) -> int | float:
 def _elements(values: list[Any], members: tuple[Any, ...]) -> list[Any]:
     if not members:
         return list(values)
-    if len(members) > 1 and members[-1] is not Ellipsis:
-        if len(values) != len(members):
-            raise ValueError
-        return [convert(member, value) for member, value in zip(members, values, strict=True)]
-    return [convert(members[0], value) for value in values]
+    if len(members) == 1 or members[-1] is Ellipsis:
+        members = members[:1] * len(values)
+    return [convert(member, value) for member, value in zip(members, values, strict=True)]
 
 
 def _member(kind: type[enum.Enum], value: Any) -> enum.Enum:
@@ -310,11 +298,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def _dtype(value: Any) -> torch.dtype:
-    name = _text(value).removeprefix("torch.")
-    found = _DTYPES.get(name) or getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError
-    return found
+    name = _a(str, value).removeprefix("torch.")
+    return _a(torch.dtype, _DTYPES.get(name) or getattr(torch, name, None))
 
 
 # Modules of torch whose functions are values of a config: activations and initializers.

@@ -21,9 +21,9 @@ if sys.version_info[:2] < setup.SUPPORTED[0]:
     sys.exit(setup.main())  # says so
 
 from playbook import PROJECT, report
-from playbook.campaign import reuse
+from playbook.campaign import compare_job, reuse
 from playbook.cli import entry
-from playbook.compare import arms, comparison, projected, saved
+from playbook.compare import arms, projected, saved
 from playbook.record import loading
 from playbook.report import terminal
 from pretraining.errors import UsageError
@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         *("--speed-up", "--speedup"), type=projected.speed_up, metavar="X", help="a speed-up, or published, to project"
     )
     parser.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
-    parser.add_argument("--loss-margin", metavar="%", help="the smallest difference in loss that matters, per cent")
+    parser.add_argument(
+        "--loss-margin", type=reuse.margin, metavar="%", help="the smallest difference in loss that matters, per cent"
+    )
     parser.add_argument("--force", action="store_true", help="compare although they did not do the same work")
     given = parser.parse_args(arguments)
     if len(given.runs) < 2:
@@ -56,31 +58,16 @@ def main(arguments: list[str] | None = None) -> int:
     if given.save and not given.json:
         given.json = saved.new_folder(PROJECT / RUNS, "runs")
     gc.disable()  # hundreds of thousands of small objects and no cycles: collecting only costs time
-    try:
-        target = saved.check_target(given.json) if given.json else None
-        if target and target.name == saved.FILE:
-            report.check_target(target.parent)
-        groups = arms.group(loading.load_all([loading.named(path) for path in given.runs]))
-        result = comparison.compare(
-            groups,
-            baseline=given.base,
-            force=given.force,
-            reproduce=_command(given),
-            speed_up=given.speed_up,
-            loss_margin=reuse.margin(given.loss_margin),
-        )
-        written = []
-        if target and target.name == saved.FILE:
-            written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)
-        elif target:
-            written = [saved.write(result, target)]
-        terminal.print_comparison(result)
-        for path in written[:2]:
-            print("\nWritten to" if path is written[0] else "       and", path)
-    except comparison.NotComparable as refusal:
-        terminal.print_refusal(refusal, sys.stderr, terminal.FORCE_BY_MAKE if given.typed else terminal.FORCE)
-        return 1
-    return 0
+    target = saved.check_target(given.json) if given.json else None
+    if target and target.name == saved.FILE:
+        report.check_target(target.parent)
+    return compare_job.conclude(
+        arms.group(loading.load_all([loading.named(path) for path in given.runs])),
+        given,
+        target,
+        reproduce=_command(given),
+        ways_out=[terminal.FORCE_BY_MAKE if given.typed else terminal.FORCE],
+    )
 
 
 def _command(given):
@@ -90,7 +77,7 @@ def _command(given):
     words = [".venv/host/bin/python", "scripts/compare.py", *map(str, given.runs)]
     words += ["--base", given.base] if given.base else []
     words += ["--speed-up", given.speed_up.typed] if given.speed_up else []
-    words += ["--loss-margin", given.loss_margin] if given.loss_margin else []
+    words += ["--loss-margin", str(given.loss_margin)] if given.loss_margin else []
     return " ".join(shlex.quote(word) for word in words + (["--force"] if given.force else []))
 
 

@@ -135,7 +135,7 @@ def find(run: Path, iteration: int | None = None, *, flag: str = "--resume") -> 
     folder = run / run_folder.CHECKPOINTS
     saved = sorted(filter(None, (_number(path.name.removeprefix("iter_")) for path in folder.glob("iter_*"))))
     if not saved and not run_folder.has_checkpoint(run):
-        raise UsageError(f"{flag} {run}: it holds no checkpoint; a run keeps one when it is started with --save N")
+        raise UsageError(f"{flag} {run}: it holds no checkpoint; a run keeps one that trains with SAVE=N (--save N)")
     wanted = iteration
     if wanted is None:
         tracker = folder / _TRACKER

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from playbook import PROJECT
 from playbook.campaign import ablation, ablation_report, compare_job, reuse
 from playbook.campaign.ablation import BF16, WHOLE, Variant
 from playbook.common.tables import print_table
@@ -121,9 +120,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     folder = saved.new_folder(args.runs, whole.model.name, kind="ablation")
     written = ablation_report.write(outcome, folder)
     show(outcome)
-    print("\nWritten:")
-    for path in written:
-        print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
+    compare_job.say_written(written)
     return code
 
 

@@ -1,11 +1,15 @@
-"""`make compare`: the runs of both arms, trained where they are missing, then the comparison and its report."""
+"""`make compare`: the runs of both arms, trained where they are missing, or those that are named; then the comparison.
+
+Whichever it is, `conclude` does the rest: it compares, writes, shows, and gives the exit code.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from playbook import PROJECT, report
 from playbook.campaign import reuse
@@ -20,13 +24,13 @@ from pretraining.request import nvfp4_recipe
 
 
 def compare(pairs: Sequence[Sequence[plan.Plan]], args: argparse.Namespace) -> int:
-    """Do the job. Returns the exit code.
+    """Compare what both arms were asked for. Returns the exit code.
 
     Args:
         pairs: the plans of both arms, for each repeat or seed.
 
     Raises:
-        UsageError: too few iterations to time, or no arm is called what `--base` says.
+        UsageError: no arm is called what `--base` says.
         NotStarted, OSError, KeyboardInterrupt: as `launch.start.train`.
     """
     model = pairs[0][1].settings.model.name
@@ -39,30 +43,63 @@ def compare(pairs: Sequence[Sequence[plan.Plan]], args: argparse.Namespace) -> i
     groups = [
         arms.in_order([run for run, (_, arm) in zip(loaded, order, strict=True) if arm == wanted]) for wanted in (0, 1)
     ]
+    return conclude(
+        groups,
+        args,
+        (begun.folder if begun else saved.new_folder(args.runs, model)) / saved.FILE,
+        reproduce=typed(args),
+        ways_out=("FRESH=1 trains all of them again.", terminal.FORCE_BY_MAKE),
+        settled=begun.done if begun else lambda: None,
+    )
+
+
+def conclude(
+    groups: Sequence[Sequence[Run]],
+    args: argparse.Namespace,
+    target: Path | None,
+    *,
+    reproduce: str,
+    ways_out: Sequence[str],
+    settled: Callable[[], None] = lambda: None,
+) -> int:
+    """Compare, write and show. Returns the exit code.
+
+    Args:
+        groups: the runs of each arm.
+        args: with `base`, `force`, `speed_up` and `loss_margin`.
+        target: a `saved.FILE`, whose folder gets the report too, or another JSON file; None writes nothing.
+        reproduce: the command that makes this comparison again.
+        ways_out: sentences that end a refusal.
+        settled: called when nothing is left to be gone on with.
+
+    Raises:
+        UsageError: no arm is called what `--base` says.
+        OSError: it cannot be written.
+    """
+    given = {name: getattr(args, name) for name in ("force", "speed_up", "loss_margin")}
     try:
-        result = comparison.compare(
-            groups,
-            baseline=args.base or "",
-            force=args.force,
-            reproduce=typed(args),
-            speed_up=args.speed_up,
-            loss_margin=args.loss_margin,
-        )
+        result = comparison.compare(groups, baseline=args.base or "", reproduce=reproduce, **given)
     except comparison.NotComparable as refusal:
-        if begun:
-            begun.done()  # or the next FRESH=1 would find the same runs
-        terminal.print_refusal(refusal, sys.stderr, "FRESH=1 trains all of them again.", terminal.FORCE_BY_MAKE)
+        settled()  # or the next FRESH=1 would find the same runs
+        terminal.print_refusal(refusal, sys.stderr, *ways_out)
         return 1
-    folder = begun.folder if begun else saved.new_folder(args.runs, model)
-    # Before the table, which may go to a closed pipe.
-    written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), folder)
-    if begun:
-        begun.done()
-    terminal.print_comparison(result)
-    print("\nWritten:")
-    for path in (*(run.folder for run in runs), *written[:2]):
-        print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
+    written: list[Path] = []
+    if target and target.name == saved.FILE:
+        written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)[:2]
+    elif target:
+        written = [saved.write(result, target)]
+    settled()
+    terminal.print_comparison(result)  # last, as it may go to a closed pipe
+    say_written(written)
     return 0
+
+
+def say_written(paths: Sequence[Path]) -> None:
+    """List what was written, those of the project below it."""
+    if paths:
+        print("\nWritten:")
+    for path in paths:
+        print(f"  {path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path}")
 
 
 def _gather(

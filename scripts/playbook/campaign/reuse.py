@@ -42,10 +42,8 @@ def seeds(words: str) -> list[int]:
     return found
 
 
-def margin(words: str | None) -> float | None:
-    """LOSS_MARGIN=0.5, per cent; None where none is asked for. Raises UsageError."""
-    if words is None:
-        return None
+def margin(words: str) -> float:
+    """LOSS_MARGIN=0.5, per cent. Raises UsageError."""
     with contextlib.suppress(ValueError):
         if 0 < (found := float(words)) < math.inf:
             return found

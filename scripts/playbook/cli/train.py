@@ -46,7 +46,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
     flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
     flags.add_argument("--seeds", metavar="'N M'", help="of a comparison or ablation: a run of each arm with each")
-    flags.add_argument("--loss-margin", metavar="%", help="the smallest difference in loss that matters, per cent")
+    flags.add_argument(
+        "--loss-margin", type=reuse.margin, metavar="%", help="the smallest difference in loss that matters, per cent"
+    )
     flags.add_argument("--force", action="store_true", help="compare runs that did not do the same work")
     flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
     flags.add_argument(
@@ -166,7 +168,6 @@ def _show_evaluation(run: run_folder.Run) -> None:
 def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place) -> int:
     if args.run_dir is not None:
         raise UsageError("compare makes two runs, so it takes no --run-dir")
-    args.loss_margin = reuse.margin(args.loss_margin)
     seeds = [args.seed] * args.repeat
     if args.seeds is not None:
         seeds = reuse.seeds(args.seeds)

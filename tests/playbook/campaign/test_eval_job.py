@@ -92,7 +92,7 @@ def test_checkpoints_of_other_tokenizers_are_refused(make, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("names", "said"),
-    [(("a",), "RUNS= needs two runs or more"), (("a", "a"), "RUNS= names a twice"), (("a", "z"), "z is not a run")],
+    [(("a",), "RUNS= needs two runs or more"), (("a", "a"), "RUNS= names a twice"), (("a", "z"), "RUNS=z: z is not")],
 )
 def test_what_is_no_pair_of_runs(make, tmp_path: Path, names: tuple[str, ...], said: str) -> None:
     make("a")

@@ -65,7 +65,7 @@ def test_json_is_written_twice_to_a_new_folder(run, make_run, tmp_path: Path) ->
     for _ in range(2):
         ended = run(*runs, "--json", path)
         assert ended.returncode == 0
-        assert f"Written to {path}" in ended.stdout
+        assert f"Written:\n  {path}" in ended.stdout
     assert json.loads(path.read_text())["kind"] == "nvfp4-playbook-comparison"
 
 
@@ -77,7 +77,7 @@ def test_json_into_a_folder(run, make_run, tmp_path: Path) -> None:
 def test_json_without_its_ending_names_a_folder(run, make_run, tmp_path: Path) -> None:
     runs = make_run("bf16"), make_run("nvfp4")
     for _ in range(2):
-        assert f"Written to {tmp_path}/new/mine/comparison.json" in run(*runs, "--json", tmp_path / "new/mine").stdout
+        assert f"Written:\n  {tmp_path}/new/mine/comparison.json" in run(*runs, "--json", tmp_path / "new/mine").stdout
     (tmp_path / "notes").write_text("mine")
     ended = run(*runs, "--json", tmp_path / "notes")
     assert (ended.returncode, ended.stdout, (tmp_path / "notes").read_text()) == (2, "", "mine")

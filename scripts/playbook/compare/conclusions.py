@@ -24,7 +24,7 @@ def work(void: list[Difference], not_known: list[str]) -> str:
     elif not_known:
         said.append("Whether these runs did the same work is not known.")
     if not_known:
-        everything = any(each.name == parity.SETTINGS for each in void)
+        everything = any(parity.NO_SIZE in (each.a, each.b) for each in void if each.name == parity.SETTINGS)
         names = ", ".join(not_known)
         said.append(f"Not checked: all settings ({names})." if everything else f"Not checked: {names}.")
     return " ".join(said)

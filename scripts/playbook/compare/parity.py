@@ -22,6 +22,7 @@ MODEL_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_he
 # Two runs of which one of these is not known may have done other work, whatever else is equal.
 MUST_BE_KNOWN = (*MODEL_SIZES, "sequence_length", "global_batch_size", "seed", "learning_rate", "data")
 ABSENT = "not recorded"
+NO_SIZE = "not in the log"
 # What training records only where it is otherwise.
 USUAL = {"finetune": "none: pretraining", "weights": "random", "engine_switches": "none"}
 FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
@@ -34,8 +35,8 @@ def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
     """What differs between the first run and any other, and the facts that were not known of all.
 
     A fact missing from a run folder differs, because run folders record all of them; one missing from a raw log is
-    not known, and only named. A log that gives no size of its model is refused: anything may have run there. Seeds
-    differ within an arm, and not between arms.
+    not known, and only named. A log that does not give every size of its model is refused: another may have run there.
+    Seeds differ within an arm, and not between arms.
 
     Args:
         runs: by what they are called, in order; two or more. The letter of a name is its arm.
@@ -139,8 +140,8 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
         known = facts[0].keys() & facts[1].keys()
         also = {"data"} if "data_path" in known else set()  # a log names its files, and a record what they hold
         unchecked += [name for name in MUST_BE_KNOWN if name not in known | also]
-        told = ["known" if each.keys() & set(MODEL_SIZES) else "not in the log" for each in facts]
-        if "not in the log" in told:
+        told = [_sizes(each) for each in facts]
+        if told != ["known", "known"]:
             differences.append(Difference(SETTINGS, *told, WHOLE_LOG, of))
     contexts = [each.run.context for each in (a, b)]
     for name in contexts[0]:
@@ -156,6 +157,14 @@ def _facts(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Differen
         elif emulators[0] != emulators[1]:  # the same work, rounded otherwise and at another speed
             differences.append(Difference("emulator", *emulators, "", of, void=False))
     return differences, unchecked
+
+
+def _sizes(facts: dict[str, Any]) -> str:
+    """Whether a log gives every size of its model; where it gives some, which are not there."""
+    missing = [name for name in MODEL_SIZES if name not in facts]
+    if not missing:
+        return "known"
+    return NO_SIZE if len(missing) == len(MODEL_SIZES) else f"{', '.join(missing)} {NO_SIZE}"
 
 
 def _image(of: Measured) -> dict[str, Any]:

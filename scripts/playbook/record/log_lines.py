@@ -23,7 +23,15 @@ from playbook.record.columns import whole_lines
 
 MARK = b"\x1f"  # between two of these stands whose line it is, in a log of several ranks
 _DIRT = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00\x1b\x1f]")
-_TEXTS = ("log", "message", "msg", "line", "text")  # where loggers that write JSON put the line
+_TEXTS = (
+    "log",
+    "message",
+    "MESSAGE",
+    "msg",
+    "line",
+    "text",
+    "textPayload",
+)  # where loggers that write JSON put the line
 # What Megatron-Bridge begins its lines with; the blank before the time of an iteration is its own.
 _KNOWN = re.compile(
     rb" ?\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?\] iteration +\d+/|Step Time : [\d.]+s |\[after training is done\]"
@@ -85,6 +93,7 @@ def _plain(file: BinaryIO) -> BinaryIO:
 def _decode(text: bytes) -> bytes:
     if text.lstrip()[:1] == b"{":
         text = b"".join(map(_of_json, text.splitlines(keepends=True)))
+    text = text.replace(b"\xc2\xa0", b" ")  # of a web page
     if b"\x1b" in text or b"\x00" in text or MARK in text:
         text = _DIRT.sub(b"", text)
     return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text

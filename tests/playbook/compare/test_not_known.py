@@ -50,6 +50,19 @@ def test_one_fact_that_is_not_known_is_said_first(tmp_path: Path, missing: str, 
     assert "training loss" not in result.verdict and result.contrasts[0].equal_loss is None
 
 
+@pytest.mark.parametrize("of_both", [True, False])
+def test_logs_that_give_only_some_sizes_of_their_models_are_refused(tmp_path: Path, of_both: bool) -> None:
+    cut = re.sub(r"\n  (hidden_size|ffn_hidden_size): .*", "", WITH_FILES)
+    with pytest.raises(NotComparable) as refusal:
+        compare(tmp_path, cut, cut if of_both else WITH_FILES)
+    other = "hidden_size, ffn_hidden_size not in the log" if of_both else "known"
+    said = f"settings: A hidden_size, ffn_hidden_size not in the log, B {other}"
+    assert [str(found) for found in refusal.value.differences] == [said]
+    forced, _ = compare(tmp_path, cut, cut if of_both else WITH_FILES, force=True)
+    assert "not known. Not checked: hidden_size, ffn_hidden_size." in forced.verdict
+    assert "training loss" not in forced.verdict
+
+
 def test_without_settings_they_are_refused_and_forced_say_so_everywhere(tmp_path: Path, capsys) -> None:
     with pytest.raises(NotComparable) as refusal:
         compare(tmp_path, LINES, LINES)

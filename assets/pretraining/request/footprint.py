@@ -163,12 +163,6 @@ class Memory:
         """All of it."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
-    @property
-    def resuming(self) -> float:
-        """While a checkpoint is read: no activations yet, and the optimizer's state a second time (Megatron-Core reads
-        it into tensors of its own and copies them)."""
-        return self.weights + self.gradients + 2 * self.optimizer
-
 
 @dataclass(frozen=True)
 class Split:

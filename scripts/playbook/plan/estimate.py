@@ -152,14 +152,14 @@ def show(training: Training, what: str, tokens: float, chosen: list[tuple[str, s
     unlike = published_runs.unlike_all(training)
     steps = math.ceil(tokens / (training.global_batch * training.sequence))
     days = steps * step / 86_400
-    interval = f"{(1 - most) * days:.3g} to {(1 + most) * days:.3g}" if not unlike else "how far off is not known"
+    interval = "how far off is not known" if unlike else f"{_few((1 - most) * days)} to {_few((1 + most) * days)}"
     hours = days * 24 * training.gpus
     energy = _energy(hours * training.gpu.power)
     rate = step_time.tokens_per_second(training)
     print(f"{what}: an estimate")
     _columns(
         [
-            ("training", f"{days:.3g} days ({interval}) for {tokens:.3g} tokens"),
+            ("training", f"{_few(days)} days ({interval}) for {tokens:.3g} tokens"),
             ("", f"{hours:,.0f} GPU-hours; up to {energy}: the GPUs alone, at their limit of {training.gpu.power:g} W"),
             ("step", f"{step:.3g} s, {steps:,} of them"),
             ("a GPU", f"{rate:,.0f} tokens/s, {rate * training.flops_per_token / 1e12:.4g} MODEL_TFLOP/s"),
@@ -169,10 +169,8 @@ def show(training: Training, what: str, tokens: float, chosen: list[tuple[str, s
     print("Where a step's time goes, on the GPUs that the others wait for:")
     _columns([(name, f"{seconds / step:6.1%}  {seconds:.3g} s") for name, seconds in parts.items() if seconds], 24)
     print("How far to trust it:")
-    known = published_runs.held_out()
-    print(
-        f"  {len(known)} published runs that it was not fitted on: half lie within {half:.0%}, nine of ten {most:.0%}"
-    )
+    known = len(published_runs.held_out())
+    print(f"  {known} published runs that it was not fitted on: half lie within {half:.0%}, nine of ten {most:.0%}")
     like = published_runs.nearest(training)
     print(f"  the nearest, {like.source}: {like.name}: {like.tflops:.0f} TFLOP/s a GPU, estimated {like.error():+.0%}")
     for words in unlike:
@@ -188,13 +186,12 @@ def show(training: Training, what: str, tokens: float, chosen: list[tuple[str, s
 
 def _memory_lines(training: Training) -> list[tuple[str, str]]:
     found, verdict = memory(training)
-    total, more = training.gpu.memory_bytes, found.resuming - found.total
+    total = training.gpu.memory_bytes
     gb = {name: getattr(found, name) / 1e9 for name in ("weights", "gradients", "optimizer", "activations")}
-    than = f"{more / 1e9:.1f} GB more than training" if more > 0 else "no more than training"
     return [
         ("memory", f"{found.total / 1e9:.1f} of {total / 1e9:.0f} GB ({total / 2**30:.0f} GiB) a GPU: {verdict}"),
         ("", ", ".join(f"{name} {value:.1f}" for name, value in gb.items())),
-        ("resuming", f"{found.resuming / 1e9:.1f} GB while the checkpoint is read: {than}"),
+        ("resuming", "as much: a checkpoint is read in place (0.01 GB more in assets/results/h200-resumed)"),
     ]
 
 
@@ -204,11 +201,12 @@ def _columns(lines: list[tuple[str, str]], width: int = 15) -> None:
 
 
 def _energy(watt_hours: float) -> str:
-    return next(
-        f"{watt_hours / size:.3g} {unit}"
-        for size, unit in ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (0, "Wh"))
-        if watt_hours >= size
-    )
+    size, unit = next((pair for pair in ((1e9, "GWh"), (1e6, "MWh")) if watt_hours >= pair[0]), (1e3, "kWh"))
+    return f"{watt_hours / size:.3g} {unit}"
+
+
+def _few(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -218,11 +216,11 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--precision", default="nvfp4", help=", ".join(PRECISIONS))
     flags.add_argument("--gpu-kind", default="gb300", help=", ".join(KINDS))
     flags.add_argument("--tokens", type=float, default=TOKENS)
-    for name, default in (("gpus", 512), ("seq-length", 8192), ("micro-batch-size", 1), ("context-parallel", 1)):
+    defaults = {"gpus": 512, "seq-length": 8192, "micro-batch-size": 1, "context-parallel": 1, "recompute-layers": 0}
+    for name, default in defaults.items():
         flags.add_argument(f"--{name}", type=int, default=default)
-    for name in ("global-batch-size", "tensor-parallel", "pipeline-parallel", "virtual-pipeline"):
-        flags.add_argument(f"--{name}", type=int)
-    for name in ("bf16-head-layers", "bf16-tail-layers", "recompute-layers"):
+    sizes = ("global-batch-size", "tensor-parallel", "pipeline-parallel", "virtual-pipeline")
+    for name in (*sizes, "bf16-head-layers", "bf16-tail-layers"):
         flags.add_argument(f"--{name}", type=int)
     args = flags.parse_args(arguments)
     if args.gpu_kind not in KINDS:
@@ -233,14 +231,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError(f"--{name.replace('_', '-')} is {value}: at least {least} is needed")
     model, precision, kind = find_model(args.model), find_precision(args.precision), KINDS[args.gpu_kind]
     head, tail = args.bf16_head_layers, args.bf16_tail_layers
-    kept = (
-        precision.bf16_head if head is None else head,
-        default_tail(precision, model.num_layers) if tail is None else tail,
-    )
+    head = precision.bf16_head if head is None else head
+    tail = default_tail(precision, model.num_layers) if tail is None else tail
     training, chosen = plan(
         model, precision, kind, args.gpus, sequence=args.seq_length, micro=args.micro_batch_size,
         batch=args.global_batch_size, tensor=args.tensor_parallel, pipeline=args.pipeline_parallel,
-        context=args.context_parallel, virtual=args.virtual_pipeline, kept=kept, recomputed=args.recompute_layers or 0,
+        context=args.context_parallel, virtual=args.virtual_pipeline, kept=(head, tail), recomputed=args.recompute_layers,
     )  # fmt: skip
     what = f"{model.name} in {precision.name} on {args.gpus} x {kind.name}, sequence {args.seq_length}"
     show(training, what, args.tokens, chosen)

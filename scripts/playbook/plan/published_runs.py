@@ -62,7 +62,8 @@ class PublishedRun:
         """What it trained, on what, and how that was split."""
         t = self.training
         split = f"TP {t.tensor} PP {t.pipeline} VP {t.virtual} CP {t.context}, batch {t.global_batch}"
-        return f"{self.model} {t.precision.name}, {t.gpus} x {t.gpu.name}, {split}"
+        kept = "" if t.precision.name == "bf16" else f", {sum(t.kept) or 'no'} BF16 layers"
+        return f"{self.model} {t.precision.name}, {t.gpus} x {t.gpu.name}, {split}{kept}"
 
     @property
     def tflops(self) -> float:

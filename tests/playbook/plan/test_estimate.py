@@ -1,5 +1,8 @@
 """`make estimate`: what it says of a training, and what it refuses."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from playbook.plan import estimate, step_time
@@ -55,6 +58,7 @@ def test_days_follow_from_the_step(capsys) -> None:
         ("--model tiny --gpus 1 --seq-length 128", "NOT KNOWN: 128 tokens a sequence"),
         ("--gpu-kind b300 --precision bf16 --gpus 256", "NOT KNOWN: bf16 on b300"),
         ("--context-parallel 2", "Megatron-Bridge issues 1865 and 2051"),
+        ("--gpus 1 --model llama32-1b --gpu-kind h100 --precision bf16 --tokens 1", "kWh: the GPUs alone"),
         ("--gpus 8 --model llama31-8b --gpu-kind h100 --precision bf16 --tensor-parallel 1", "DOES NOT FIT"),
     ],
 )
@@ -82,6 +86,16 @@ def test_memory_is_megatrons_own_figure() -> None:
     assert found.weights + found.gradients + found.optimizer == pytest.approx(expected, rel=0.01)
     shared = asked(precision="bf16", tensor=8, pipeline=4, context=2).memory(4)  # those of a sequence share it too
     assert shared.optimizer == pytest.approx(12 / 16 * (shared.weights / 2))
+
+
+def test_a_resumed_run_takes_as_much_memory() -> None:
+    """As this project's records have it, and what is said names them."""
+    records = Path(__file__).parents[3] / "assets/results"
+    peaks = [
+        json.loads((records / run / "outcome.json").read_text(encoding="utf-8"))["peak_memory"]["bytes"]
+        for run in ("h200-resumed/nvfp4-emulated-2", "h200-uninterrupted/nvfp4-emulated")
+    ]
+    assert 0 <= peaks[0] - peaks[1] <= 0.01e9
 
 
 def test_recomputation_takes_activations_and_time() -> None:

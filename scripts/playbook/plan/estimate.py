@@ -236,7 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
     training, chosen = plan(
         model, precision, kind, args.gpus, sequence=args.seq_length, micro=args.micro_batch_size,
         batch=args.global_batch_size, tensor=args.tensor_parallel, pipeline=args.pipeline_parallel,
-        context=args.context_parallel, virtual=args.virtual_pipeline, kept=(head, tail), recomputed=args.recompute_layers,
+        context=args.context_parallel, virtual=args.virtual_pipeline, kept=(head, tail),
+        recomputed=args.recompute_layers,
     )  # fmt: skip
     what = f"{model.name} in {precision.name} on {args.gpus} x {kind.name}, sequence {args.seq_length}"
     show(training, what, args.tokens, chosen)

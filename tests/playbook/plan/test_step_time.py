@@ -1,5 +1,7 @@
 """The model of a step: its coefficients come from a fit on half of the published runs, and hold on the other half."""
 
+import gzip
+import json
 import math
 from collections import Counter
 from dataclasses import astuple, replace
@@ -15,6 +17,7 @@ from pretraining.request import footprint
 from pretraining.request.models import find_model
 from pretraining.request.precisions import find_precision
 
+RESULTS = Path(__file__).parents[3] / "assets/results"
 ROUGH = Coefficients(
     bf16=1, fp8=2, nvfp4=3, hopper=0.8, attention=0.4, quantize=4, layers=0.3, replicas=0.1, step=0.02
 )  # fmt: skip
@@ -104,6 +107,20 @@ def test_published_memory(run) -> None:
     found = run.training.memory(run.gradient_bytes)
     saved = found.optimizer / 6 if run.training.recomputed else 0.0
     assert found.total - saved == pytest.approx(run.memory, rel=0.05)
+
+
+def test_own_rows_are_those_of_the_records() -> None:
+    own = [run for run in published_runs.runs() if run.source.startswith("this project: ")]
+    for run in own:
+        folder = RESULTS / run.source.removeprefix("this project: ") / run.training.precision.name
+        peak = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))["peak_memory"]
+        assert run.memory == pytest.approx(peak["bytes"], rel=1e-3), run.name
+        with gzip.open(folder / "metrics.jsonl.gz", "rt", encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file if line.strip()]
+        steps = [line["step_time_s"] for line in lines if line.get("kind") == "train"][3:]
+        tokens = run.training.global_batch * run.training.sequence / run.training.gpus
+        assert tokens / np.median(steps) == pytest.approx(run.tokens, rel=0.01), run.name
+    assert len(own) >= 5
 
 
 def training(**changes) -> Training:

@@ -132,8 +132,8 @@ def parts_of_the_loop(
 
 def main() -> int:
     """Parse, train, record how it ended. Returns the exit code."""
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
+        rank, processes = rendezvous.number_of_this()
         args = training_flags.parser("pretrain_llama.py").parse_args()
         on_gpu = ending.has_gpu()
         chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)

@@ -136,7 +136,7 @@ def run_of_environment() -> str:
     """The name of the run that this process was started for, a new one where it stands alone."""
     if given := os.environ.get(VARIABLE):
         return given
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return "/".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
     return new_run()
 

@@ -11,7 +11,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pretraining.errors import UsageError
+
 FILE = "store"
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def number_of_this() -> tuple[int, int]:
+    """This process's rank, and how many there are, as torch.distributed.run says: 0 of 1 where nothing does.
+
+    A variable that is empty counts as none, and is taken away: PyTorch and Megatron read them too.
+
+    Raises:
+        UsageError: one is no number.
+    """
+    for name in NUMBERS:
+        given = os.environ.get(name)
+        if given == "":
+            del os.environ[name]
+        elif given is not None and not given.isdecimal():
+            raise UsageError(
+                f"{name}={given} of the environment is no number: torch.distributed.run sets it, or unset it"
+            )
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_one_machine(environment: Mapping[str, str] = os.environ) -> bool:

@@ -156,8 +156,9 @@ def test_many_that_come_at_once_are_one(tmp_path: Path, project: Path) -> None:
         ({lock.VARIABLE: "one"}, True),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}, True),
         ({"WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, False),
+        ({"WORLD_SIZE": ""}, False),
     ],
-    ids=["alone", "of a launcher", "of torch.distributed.run", "of torch.distributed.run alone"],
+    ids=["alone", "of a launcher", "of torch.distributed.run", "of torch.distributed.run alone", "of an empty one"],
 )
 def test_who_is_of_one_run(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], same: bool) -> None:
     for name in (lock.VARIABLE, "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"):

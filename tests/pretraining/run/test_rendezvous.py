@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from pretraining.errors import UsageError
 from pretraining.run import rendezvous
 
 
@@ -42,6 +44,28 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda **options: asked.append(options))
     monkeypatch.asked = asked
     return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "", "LOCAL_WORLD_SIZE": ""}, (0, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
+    ],
+)
+def test_an_empty_variable_of_a_launcher_is_none(bare: pytest.MonkeyPatch, environment: dict, expected: tuple) -> None:
+    for name, value in environment.items():
+        bare.setenv(name, value)
+    assert rendezvous.number_of_this() == expected
+    assert "" not in {os.environ.get(name) for name in rendezvous.NUMBERS}
+
+
+@pytest.mark.parametrize("value", ["two", "-1", " ", "1.0"])
+def test_a_variable_of_a_launcher_that_is_no_number_is_wrong_usage(bare: pytest.MonkeyPatch, value: str) -> None:
+    bare.setenv("WORLD_SIZE", value)
+    with pytest.raises(UsageError, match=f"WORLD_SIZE={value} of the environment is no number"):
+        rendezvous.number_of_this()
 
 
 def test_several_machines_meet_as_torch_has_it(bare: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,19 @@
-"""Pretrain in one precision, compare two, or ablate one: what `make train`, `compare` and `ablate` run, among others.
+"""Every job of the playbook but cleaning and comparing what is there: what make's targets run.
 
-    python scripts/run.py train|nvfp4|bf16|compare [--runtime R] [--nproc N] [flags of assets/pretrain_llama.py]
-    python scripts/run.py ablate [--seeds 'N M'] [the same]
-    python scripts/run.py show-config [--precision P] [flags of assets/pretrain_llama.py]
-    python scripts/run.py models|precisions|selfcheck
-    python scripts/run.py shell|attach|stop [--run NAME]
+    python scripts/run.py JOB [--help] [flags of the job]
 
-Exit codes: 0 done, 1 a run failed or two cannot be compared, 2 wrong usage, 130 interrupted.
+A job is a target of make: train, nvfp4, bf16, compare, ablate, profile, eval, export, sft, lora, show-config, models,
+precisions, selfcheck, shell, attach, stop (playbook/cli/train.py), and those that `entry.JOBS` lists. A training's
+flags are those of assets/pretrain_llama.py, and where and how to run it.
+
+Exit codes: 0 done, 1 it failed or two runs cannot be compared, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
 
-from playbook.cli import entry, train
+from playbook.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(entry.run("run", train.run))
+    sys.exit(entry.main())

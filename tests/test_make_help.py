@@ -76,7 +76,7 @@ def test_every_option_is_taken_and_every_flag_is_one(project: Path) -> None:
     assert {name for target in TARGETS.values() for name in target.takes} == set(OPTIONS)
     known = set(train.parser("x")._option_string_actions)
     for target in TARGETS.values():
-        if target.commands and "scripts/run.py" in target.commands[-1]:
+        if target.commands and target.name in train.JOBS and "scripts/run.py" in target.commands[-1]:
             assert {target.flags.get(name, OPTIONS[name].flag) for name in target.options} - known <= {""}
 
 

@@ -299,7 +299,7 @@ def test_no_value_ends_in_a_traceback(target: str, tmp_path: Path, monkeypatch) 
     tried = 0
     for number, name in enumerate(name for name in TARGETS[target].takes if OPTIONS[name].kind in text):
         for value in HOSTILE[number % 6 :: 6]:
-            words = (*_words(planned(target, **{name: _typed(name, value)}))[2:], *always)
+            words = (*_words(planned(target, **{name: _typed(name, value)}))[2 + (main is not train.run) :], *always)
             try:
                 assert entry.run(target, lambda words=words: main(words)) in (0, 1, 2), (name, value)
             except SystemExit as ended:  # argparse's

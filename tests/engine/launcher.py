@@ -1,4 +1,4 @@
-"""scripts/run.py, or by its first word scripts/doctor.py or data.py, on a machine that the test describes.
+"""scripts/run.py on a machine that the test describes.
 
 PLAYBOOK_TEST_GPUS lists the GPUs as JSON, PLAYBOOK_TEST_NAMES begins container names and is the label. Optional:
 PLAYBOOK_TEST_NO_GPU leaves the GPU out of requests (the engine has none), PLAYBOOK_TEST_REQUEST is how GPUs are asked
@@ -18,7 +18,6 @@ from playbook.launch.container import spec  # noqa: E402
 
 spec.LABEL = os.environ["PLAYBOOK_TEST_NAMES"]  # before others take it from there
 
-from playbook.cli import entry, train  # noqa: E402
 from playbook.launch.container import container_process, engine  # noqa: E402
 from playbook.plan import gpus, local_python  # noqa: E402
 
@@ -41,13 +40,7 @@ if "PLAYBOOK_TEST_UID" in os.environ:
     os.getuid = os.getgid = lambda: int(os.environ["PLAYBOOK_TEST_UID"])
 
 if __name__ == "__main__":
-    if sys.argv[1] == "doctor":
-        from playbook.cli import doctor
+    from playbook.cli import data, entry
 
-        sys.exit(entry.run("doctor", lambda: doctor.main(sys.argv[2:])))
-    if sys.argv[1] == "data":
-        from playbook.cli import data
-
-        data.PROJECT = Path.cwd()  # whose .cache it writes
-        sys.exit(entry.run("data", lambda: data.run(sys.argv[2:])))
-    sys.exit(entry.run("run", train.run))
+    data.PROJECT = Path.cwd()  # whose .cache it writes
+    sys.exit(entry.main())

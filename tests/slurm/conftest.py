@@ -1,4 +1,4 @@
-"""A private Slurm for the session, and `scripts/submit.py` as a user of its head node would start it."""
+"""A private Slurm for the session, and `scripts/run.py submit` as a user of its head node would start it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class HeadNode:
 
     def run(self, what: str, *flags: str, cluster: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run the launcher to its end."""
-        script = PROJECT / "scripts" / "submit.py"
+        script = PROJECT / "scripts" / "run.py"
         words = [sys.executable, str(script), what, "--cluster", str(cluster or self.cluster())]
         if what == "submit":
             words += [*SIZES, "--cache-dir", str(PROJECT / ".cache")]

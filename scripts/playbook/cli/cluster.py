@@ -15,7 +15,7 @@ JOBS = ("submit", "jobs", "logs", "cancel")
 
 def parser() -> argparse.ArgumentParser:
     """The training script's flags, and where to send it."""
-    flags = training_flags.parser("submit.py")
+    flags = training_flags.parser("run.py")
     flags.add_argument("what", choices=JOBS)
     flags.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes a machine, one a GPU")

@@ -1,7 +1,8 @@
-"""How every command of the playbook ends: in words, and with its exit code."""
+"""Where every command of the playbook begins, and how it ends: in words, and with its exit code."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,34 @@ from playbook.common.venvs import ensure, python_of
 from pretraining.console import outlive_readers
 from pretraining.errors import UsageError
 from pretraining.record.schema import CONTROL
+
+# The jobs that are none of `train.JOBS`: what does each, given the words after its name.
+JOBS = {
+    "data": "playbook.cli.data:run",
+    "doctor": "playbook.cli.doctor:main",
+    "estimate": "playbook.plan.estimate:main",
+    "gate": "playbook.compare.gate:main",
+    "history": "playbook.cli.history:main",
+    "results": "playbook.publish.publish:main",
+    **dict.fromkeys(("submit", "jobs", "logs", "cancel"), "playbook.cli.cluster:run"),
+}
+INTERRUPTED = {
+    "data": "interrupted; the same command goes on from here",
+    "submit": "interrupted; what was submitted goes on: make jobs, make cancel",
+}
+
+
+def main() -> int:
+    """Do the job that the command line begins with. Returns its exit code."""
+    words = sys.argv[1:]
+    name = words[0] if words else ""
+
+    def work() -> int:
+        module, _, function = JOBS.get(name, "playbook.cli.train:run").partition(":")
+        whole = name not in JOBS or module == "playbook.cli.cluster"  # which are several jobs
+        return getattr(importlib.import_module(module), function)(words if whole else words[1:])
+
+    return run(name if name in JOBS else "run", work, interrupted=INTERRUPTED.get(name, "interrupted"))
 
 
 def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted") -> int:
@@ -37,7 +66,7 @@ def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted")
         except ModuleNotFoundError:
             if not _without_packages():
                 raise
-            return run(name, _with_packages)
+            return run(name, _with_packages, interrupted=interrupted)
         except KeyboardInterrupt as error:
             return _end(name, str(error) or interrupted, 130)
 

@@ -94,7 +94,7 @@ def _entry(folder: Path) -> Entry:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `scripts/history.py`; returns its exit code."""
+    """Run `make history`; returns its exit code."""
     parser = argparse.ArgumentParser(description="List all runs, newest first.")
     parser.add_argument("--json", action="store_true", help="as a JSON array")
     parser.add_argument("--runs", type=Path, default=PROJECT / RUNS, help="the folder that holds them")

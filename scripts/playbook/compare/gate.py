@@ -255,7 +255,7 @@ def tolerances(text: str) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `scripts/gate.py`; returns its exit code: 0 within tolerance, 1 outside, 2 wrong usage."""
+    """Run `make gate`; returns its exit code: 0 within tolerance, 1 outside, 2 wrong usage."""
     parser = argparse.ArgumentParser(description="Hold a comparison against an earlier one.")
     parser.add_argument("baseline", nargs="?", default="", help=f"the earlier {FILE}, or its folder")
     parser.add_argument("--current", type=Path, help="the one to check (default: the newest in the runs' folder)")

@@ -211,7 +211,7 @@ def _few(value: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Raises UsageError."""
-    flags = argparse.ArgumentParser(prog="estimate.py", description="Memory, step time and days of a training.")
+    flags = argparse.ArgumentParser(prog="run.py estimate", description="Memory, step time and days of a training.")
     flags.add_argument("--model", default="llama31-405b", help=", ".join(MODELS))
     flags.add_argument("--precision", default="nvfp4", help=", ".join(PRECISIONS))
     flags.add_argument("--gpu-kind", default="gb300", help=", ".join(KINDS))

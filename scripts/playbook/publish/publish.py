@@ -341,7 +341,7 @@ def _free(folder: Path, run: Run) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `scripts/results.py`; returns its exit code."""
+    """Run `make results`; returns its exit code."""
     parser = argparse.ArgumentParser(description="Rebuild the published tables and pictures from their records.")
     parser.add_argument("--add", type=Path, nargs="+", metavar="RUN", default=[], help="publish these first")
     parser.add_argument("--to", default="", metavar="NAME", help="of the comparison that they belong to")

@@ -77,13 +77,8 @@ def _run(name: str, group: str, text: str, *options: str, **more) -> Target:  # 
     return Target(name, group, text, (("host", "scripts/run.py", name),), options, **more)
 
 
-def _script(name: str, group: str, text: str, *options: str, **more) -> Target:  # type: ignore[no-untyped-def]
-    """A target that is a script of its own."""
-    return Target(name, group, text, (("host", f"scripts/{name}.py"),), options, **more)
-
-
 def _cluster(name: str, text: str, *options: str, **more) -> Target:  # type: ignore[no-untyped-def]
-    return Target(name, CLUSTER, text, (("host", "scripts/submit.py", name),), ("CLUSTER", *options), **more)
+    return _run(name, CLUSTER, text, "CLUSTER", *options, **more)
 
 
 def _tests(name: str, text: str, *arguments: str, **environment: str) -> Target:
@@ -104,14 +99,14 @@ _ITS_OWN = {"PRECISION": "make train PRECISION={} trains in it"}
 _NO_PLACE = {"TP=auto": "it looks at no GPU: give TP= and PP= as numbers"}
 
 _ALL = (
-    _script("doctor", WORKS, "whether training would work here, and what to do where not",
-            "JSON", "PRECISION", *_TRAINING, "RUNTIME", "GPU", "TAG", "NPROC", common=True, without=_NO_PLACE),
+    _run("doctor", WORKS, "whether training would work here, and what to do where not",
+         "JSON", "PRECISION", *_TRAINING, "RUNTIME", "GPU", "TAG", "NPROC", common=True, without=_NO_PLACE),
     _run("models", WORKS, "what can be trained: parameters, FLOPs, memory", "MODEL", "MBS", "SEQ", "NPROC"),
     _run("precisions", WORKS, "what it can be trained in: preset, GPUs, BF16 layers"),
-    _script("estimate", WORKS, "memory a GPU, step time, days and energy on hardware that is not here",
-            "MODEL", "PRECISION", "GPUS", "GPU_KIND", "TOKENS", "SEQ", "GBS", "MBS", "TP", "PP", "VP", "CP",
-            "BF16_HEAD", "BF16_TAIL", "RECOMPUTE",
-            without={"TP=auto": "without TP= and PP= it takes the smallest split that fits"}),
+    _run("estimate", WORKS, "memory a GPU, step time, days and energy on hardware that is not here",
+         "MODEL", "PRECISION", "GPUS", "GPU_KIND", "TOKENS", "SEQ", "GBS", "MBS", "TP", "PP", "VP", "CP",
+         "BF16_HEAD", "BF16_TAIL", "RECOMPUTE",
+         without={"TP=auto": "without TP= and PP= it takes the smallest split that fits"}),
     _run("show-config", WORKS, "the config that would train, as YAML for CONFIG=",
          "PRECISION", *_TRAINING, "RUNTIME", "NPROC", without=_NO_PLACE),
     _run("selfcheck", WORKS, "a GPU's own NVFP4 against this project's, bit by bit; a file to send",
@@ -127,12 +122,12 @@ _ALL = (
          *_WHERE, common=True, again=True),
     _run("profile", LOOK, "where the time of a step goes", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True,
          instead={"RUN": _OF_A_RUN}),
-    _script("history", LOOK, "all runs, and how each ended", "JSON", common=True),
-    _script("gate", LOOK, "fail where the newest comparison left an earlier one's figures",
-            "BASELINE", "CURRENT", "TOLERANCE"),
-    _script("results", LOOK, "rebuild the published tables and pictures; ADD= TO=: publish runs", "ADD", "TO"),
-    _script("data", OWN, "tokenize your own text", "INPUT", "TOKENIZER", "OUT", "FIELD", "SKIP_BAD", "RUNTIME", "TAG",
-            "ARGS", common=True),
+    _run("history", LOOK, "all runs, and how each ended", "JSON", common=True),
+    _run("gate", LOOK, "fail where the newest comparison left an earlier one's figures",
+         "BASELINE", "CURRENT", "TOLERANCE"),
+    _run("results", LOOK, "rebuild the published tables and pictures; ADD= TO=: publish runs", "ADD", "TO"),
+    _run("data", OWN, "tokenize your own text", "INPUT", "TOKENIZER", "OUT", "FIELD", "SKIP_BAD", "RUNTIME", "TAG",
+         "ARGS", common=True),
     _run("sft", OWN, "fine-tune weights on instructions",
          "TOKENIZER", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("lora", OWN, "the same through adapters",

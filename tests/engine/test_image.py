@@ -1,19 +1,16 @@
-"""Images: pulled from a registry with progress, measured before, and the project's own Dockerfiles built."""
+"""Images: pulled from a registry with progress, asked for before, and the project's own Dockerfiles built."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import docker
 import local_registry
 import pytest
 from conftest import wait_for
-
-from playbook.launch.container import registry
 
 PROJECT = Path(__file__).resolve().parents[2]
 PORT = 5000
@@ -56,17 +53,18 @@ def test_a_tag_the_registry_does_not_have(station, registry_beside) -> None:
     wait_for(answered)
 
 
-def test_the_size_to_pull_is_known_before() -> None:
-    server, size = local_registry.make_server(0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    port = server.server_address[1]
-    assert registry.size_to_pull(f"127.0.0.1:{port}/nvidia/nemo:pulled") == size
-    with pytest.raises(registry.RegistryError, match="the registry has no"):
-        registry.size_to_pull(f"127.0.0.1:{port}/nvidia/nemo:other")
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(registry.RegistryError, match="does not answer"):
-        registry.size_to_pull(f"127.0.0.1:{port}/nvidia/nemo:pulled")
+def test_what_can_be_pulled_is_known_before(station, registry_beside) -> None:
+    def image_of(name: str) -> dict:
+        printed = station.run("doctor", "--json", tag=name)[1]
+        return next(each for each in json.loads(printed)["checks"] if each["name"] == "image")
+
+    for tag in {tag for image in station.api.images() for tag in image["RepoTags"] or ()} & {NAME}:
+        station.api.remove_image(tag)
+    wait_for(lambda: image_of(NAME)["ok"])  # the registry has come up
+    assert "is not here yet" in image_of(NAME)["found"]
+    missing = image_of(NAME.replace("pulled", "missing"))
+    assert missing["ok"] is False and "there is no" in missing["found"] and "docker load" in missing["remedy"]
+    assert station.api.images(NAME) == []
 
 
 def test_make_image_builds_the_nemo_layer_and_it_trains(station, private) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from playbook.launch.process import WITHOUT_PORT, distributed_run
+from playbook.launch.local import WITHOUT_PORT, distributed_run
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.run.stragglers import ENOUGH, SKIPPED

@@ -14,6 +14,7 @@ from playbook.campaign import ablation, ablation_report, compare_job, reuse
 from playbook.campaign.ablation import BF16, WHOLE, Variant
 from playbook.common.tables import print_table
 from playbook.compare import paired, saved, timed
+from playbook.launch import start
 from playbook.launch.start import exit_code, train
 from playbook.plan.place import Place
 from playbook.plan.plan import Plan
@@ -61,10 +62,8 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
         for step in steps:
             _show_dry(step, args.runs, show_dry)
         return 0
-    if where.runtime == "container":
-        from playbook.launch.container import prepare
-
-        steps = _steps(args, seeds, prepare.ready(where, args.runs), make_plan)
+    where = start.ready(where, args.runs)
+    steps = [replace(step, plan=(job := step.plan.at(where)), request=job.request()) for step in steps]
     found_runs = [] if args.fresh else reuse.reusable([step.request for step in steps], args.runs, RESULTS)
     done = {at: run for at, run in enumerate(found_runs) if run}
     for past in done.values():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playbook.common.tables import print_table
 from playbook.compare import sequences
-from playbook.launch.start import exit_code, train
+from playbook.launch.start import exit_code, ready, train
 from playbook.plan import earlier_run
 from playbook.plan.place import Place
 from playbook.plan.plan import Plan
@@ -91,15 +91,11 @@ def evaluate(
         for plan in plans.values():
             show_dry(plan, args.runs)
         return 0
-    if where.runtime == "container":
-        from playbook.launch.container import prepare
-
-        where = prepare.ready(where, args.runs)
-        plans = {called: make_plan(each, each.precision, where) for called, each in asked.items()}
+    where = ready(where, args.runs)
     ended: dict[str, Run] = {}
     for number, (called, job) in enumerate(plans.items(), 1):
         print(f"checkpoint {number} of {len(plans)}, {called}:", flush=True)
-        run = train(job, args.runs)
+        run = train(job.at(where), args.runs)
         if code := exit_code(run):
             return code
         ended[called] = run_folder.read_run(run.folder)

@@ -9,7 +9,7 @@ import sys
 
 from playbook import ASSETS
 from playbook.common.venvs import ensure
-from playbook.plan import gpus, local_python
+from playbook.plan import gpus, local_python, place
 from pretraining.request import flags as training_flags
 from pretraining.request import settings
 from pretraining.request.models import MODELS
@@ -42,9 +42,7 @@ def show(args: argparse.Namespace) -> int:
 
 def _on_gpu(args: argparse.Namespace) -> bool:
     """Whether the training would be on a GPU: as asked for, else where there is one or nothing else would do."""
-    if args.runtime != "auto":
-        return args.runtime != "cpu"
-    args = training_flags.merged(args)
-    model, precision = MODELS.get(args.model or ""), PRECISIONS.get(args.precision or "")
+    asked = training_flags.merged(args)
+    model, precision = MODELS.get(asked.model or ""), PRECISIONS.get(asked.precision or "")
     needs = (model is not None and not model.on_cpu) or (precision is not None and not precision.on_cpu)
-    return needs or bool(gpus.read().gpus)
+    return (needs and args.runtime == "auto") or place.runtime_of(args.runtime, gpus.read()).value != "cpu"

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from playbook import ASSETS, PROJECT
 from playbook.common.venvs import ensure
-from playbook.launch import foreground
+from playbook.launch import local
 from playbook.launch.container.folders import behind_links
 from playbook.plan import gpus, local_python, place
+from playbook.plan.place import Place
 from pretraining.data import OUT_OF_MEMORY, sources
 from pretraining.errors import UsageError
 
@@ -27,7 +28,7 @@ def run(arguments: list[str] | None = None) -> int:
         UsageError: no input, no tokenizer, an unknown runtime.
         SetupError, EngineError: the place cannot be made ready.
     """
-    flags = argparse.ArgumentParser(prog="data.py", add_help=False, allow_abbrev=False)
+    flags = argparse.ArgumentParser(prog="run.py data", add_help=False, allow_abbrev=False)
     flags.add_argument("--runtime", default="auto")
     flags.add_argument("--tag")
     flags.add_argument("--input", default="")
@@ -41,14 +42,14 @@ def run(arguments: list[str] | None = None) -> int:
         )
     out = (args.out or Path("data") / _name(args.input, args.tokenizer)).absolute()
     wanted = ["--input", args.input, "--tokenizer", args.tokenizer, "--out", str(out), *others]
-    runtime = _runtime(args.runtime)
+    found = gpus.read()  # one that does not answer matters to nobody here
+    runtime = place.runtime_of(args.runtime, found if found.gpus else gpus.Inventory()).value
     place.check_of_use(runtime, tag=args.tag)
     if runtime == "container":
-        command = _in_container(wanted, args, out)
+        code = _in_container(wanted, args, out)
     else:
         python = str(ensure("cpu")) if runtime == "cpu" else local_python.python()
-        command = [python, str(SCRIPT), *wanted]
-    code = foreground.run(command)
+        code = local.in_foreground([python, str(SCRIPT), *wanted])
     if code == 128 + signal.SIGKILL:
         print(f"data: it was killed; {OUT_OF_MEMORY}", file=sys.stderr)
     return code
@@ -62,46 +63,27 @@ def _name(patterns: str, tokenizer: str) -> str:
     return f"{stem}-{Path(tokenizer).name}"
 
 
-def _runtime(asked: str) -> str:
-    """As for a training; a GPU that does not work matters to nobody here."""
-    if asked not in place.RUNTIMES:
-        raise UsageError(f"RUNTIME={asked} is not one of {', '.join(place.RUNTIMES)}")
-    if asked != "auto":
-        return asked
-    if not gpus.read().gpus:
-        return "cpu"
-    return "local" if local_python.inside_container() and local_python.has_bridge() else "container"
-
-
-def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> list[str]:
-    """The docker command. Input, tokenizer and output are mounted where they lie."""
-    from playbook.launch.container import engine, image, spec
+def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> int:
+    """Input, tokenizer and output are mounted where they lie. Returns the script's exit code."""
+    from playbook.launch.container import engine, foreground, image, spec
 
     connected = engine.connect()
     found = image.ensure(connected, image.named(args.tag))
-    cache = PROJECT / ".cache"
-    out.parent.mkdir(parents=True, exist_ok=True)
     reads = [Path(file) for word in sources.words(args.input) for file in sources.matching(word) or [word]]
     reads += [Path(args.tokenizer)] if os.path.isdir(args.tokenizer) else []
-    asked = spec.Container(
-        image=found.name,
-        name=None,
-        command=["python", str(SCRIPT), *wanted],
-        environment=spec.user_environment(cache, found.path),
+    asked = spec.inside(
+        Place("container", engine=connected.kind, image=found.name, found=found),
+        ["python", str(SCRIPT), *wanted],
+        cache=PROJECT / ".cache",
+        folders=[
+            spec.Folder(out.parent, True),
+            *(spec.Folder(each) for path in reads for each in _folders(path.absolute())),
+        ],
+        workdir=Path.cwd(),
+        hub=[args.tokenizer],
         secrets=spec.given((*spec.SECRETS, *spec.NETWORK)),
-        folders=spec.checked(
-            [
-                spec.Folder(ASSETS),
-                *(spec.Folder(path, True) for path in (out.parent, cache, *spec.huggingface_folders(args.tokenizer))),
-                *(spec.Folder(each) for path in reads for each in _folders(path.absolute())),
-            ]
-        ),
-        workdir=os.getcwd(),
-        gpu=None,
-        engine=connected.kind,
     )
-    spec.make_ready(asked, "make data", ", or RUNTIME=cpu")
-    return asked.in_foreground()
+    return foreground.run(asked, "make data", ", or RUNTIME=cpu")
 
 
 def _folders(path: Path) -> set[Path]:

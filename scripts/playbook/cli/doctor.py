@@ -18,20 +18,26 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from playbook import PROJECT
+from playbook.cli import train
 from playbook.common.venvs import python_of
-from playbook.launch.process import trainings
+from playbook.launch.container import engine, image
+from playbook.launch.container.engine import Engine
+from playbook.launch.container.spec import PROXIES, given, huggingface_caches
+from playbook.launch.container.underway import in_containers, in_processes
 from playbook.plan import gpus, hub, local_python, place
+from playbook.plan.gpus import Inventory
 from playbook.plan.place import Wanted
 from pretraining.errors import UsageError
-from pretraining.record import lock
-from pretraining.request import footprint
-from pretraining.request.precisions import Precision
+from pretraining.request import footprint, settings
+from pretraining.request.precisions import Precision, find_precision
 from pretraining.request.settings import Settings
 
 CHECKPOINT_BYTES_A_PARAMETER = 13.1  # weights, master weights and Adam's two moments: 105 GB for 8B
 RUN_FOLDER_BYTES = 1e9
 CPU_ENVIRONMENT_BYTES = 6e9
-UNPACKED = 2.5  # an image on disk, compared with its download
+IMAGE_BYTES = 25e9  # an estimate of what a pull of NeMo's brings, compressed: no engine tells it before
+UNPACKED = 2.5  # on disk, compared with its download
+HELD = "`make attach` follows it, `make stop` ends it"
 # Megatron-Bridge's own requirements on bare metal.
 REQUIRED = {"torch": (2, 7), "cuda": (12, 8), "cudnn": (9, 3)}
 NVFP4_ENGINE = (2, 8)  # the Transformer Engine that brought the NVFP4 recipe (its pull request 2177)
@@ -71,17 +77,19 @@ class Check:
     needed: bool = True
 
 
-def examine(wanted: Wanted, precision: Precision, chosen: Settings, runtime: str, runs: Path) -> Iterator[Check]:
+def examine(
+    wanted: Wanted, precision: Precision, chosen: Settings, runtime: str, inventory: Inventory, runs: Path
+) -> Iterator[Check]:
     """Every check, in the order in which a job would meet them.
 
     Args:
         wanted: where to run.
         precision: the most demanding one of the job.
         chosen: what to train.
-        runtime: the one that `wanted` comes to, see `likely_runtime`.
+        runtime: the one that `wanted` comes to.
+        inventory: the machine's GPUs.
         runs: where run folders go.
     """
-    inventory = gpus.read()
     yield Check("runtime", None, runtime)
     yield from _gpu_checks(inventory, wanted, precision, needed=runtime != "cpu")
     if runtime == "container":
@@ -91,23 +99,14 @@ def examine(wanted: Wanted, precision: Precision, chosen: Settings, runtime: str
         yield from _local_memory()
     elif not python_of("cpu").exists():
         yield _space("disk for the CPU environment", PROJECT, CPU_ENVIRONMENT_BYTES)
-    yield from _training_checks(runs)
+    for each in in_processes(runs):  # those in containers are the engine's to tell
+        yield Check("training", False, f"{each} trains on this machine", HELD, needed=False)
     yield from _disk_checks(chosen, runs)
     yield from _folder_checks(chosen, runs, runtime)
     yield from _token_check(chosen)
 
 
-def likely_runtime(wanted: Wanted) -> str:
-    """The runtime, also where something is in its way that the checks will name."""
-    if wanted.runtime != "auto":
-        return wanted.runtime
-    inventory = gpus.read()
-    if not inventory.gpus and not inventory.problem:
-        return "cpu"
-    return "local" if local_python.inside_container() and local_python.has_bridge() else "container"
-
-
-def _gpu_checks(inventory: gpus.Inventory, wanted: Wanted, precision: Precision, *, needed: bool) -> Iterator[Check]:
+def _gpu_checks(inventory: Inventory, wanted: Wanted, precision: Precision, *, needed: bool) -> Iterator[Check]:
     if not inventory.gpus:
         remedy = inventory.problem or "RUNTIME=cpu trains a small model without one"
         yield Check("GPU", False if needed or inventory.problem else None, "no NVIDIA GPU that answers", remedy, needed)
@@ -128,15 +127,12 @@ def _gpu_checks(inventory: gpus.Inventory, wanted: Wanted, precision: Precision,
         yield Check(precision.name, True, f"on {' and '.join(f'GPU {gpu.label} {gpu.name}' for gpu in chosen)}, {why}")
 
 
-def _chosen(inventory: gpus.Inventory, wanted: Wanted, precision: Precision) -> tuple[tuple[gpus.Gpu, ...], str]:
+def _chosen(inventory: Inventory, wanted: Wanted, precision: Precision) -> tuple[tuple[gpus.Gpu, ...], str]:
     """The job's GPUs, and why these. Raises UsageError where there are none such."""
     return gpus.for_job(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate, count=wanted.processes)
 
 
-def _engine_checks(wanted: Wanted, inventory: gpus.Inventory, precision: Precision) -> Iterator[Check]:
-    from playbook.launch.container import engine, image
-    from playbook.launch.container.spec import PROXIES, given
-
+def _engine_checks(wanted: Wanted, inventory: Inventory, precision: Precision) -> Iterator[Check]:
     try:
         connected = engine.connect()
     except engine.EngineError as error:
@@ -164,7 +160,7 @@ def _engine_checks(wanted: Wanted, inventory: gpus.Inventory, precision: Precisi
     if connected.kind.rootless:  # one that runs as root may raise this limit for a container
         yield _locked_memory(needed=True)
     yield from _image_checks(connected, image.named(wanted.tag), inventory)
-    yield from _leftovers(connected, inventory, wanted, precision)
+    yield from _container_checks(connected, inventory, wanted, precision)
 
 
 def _locked_memory(*, needed: bool) -> Check:
@@ -174,38 +170,30 @@ def _locked_memory(*, needed: bool) -> Check:
     return Check("locked memory", ok, "unlimited" if ok else f"at most {limit / 1e9:.2f} GB", remedy, needed)
 
 
-def _image_checks(connected, name: str, inventory: gpus.Inventory) -> Iterator[Check]:
-    from playbook.launch.container import engine, image, registry
-
+def _image_checks(connected: Engine, name: str, inventory: Inventory) -> Iterator[Check]:
     try:
         found = image.find(connected, name)
+        if not found:
+            image.check_pull(connected, name)
     except engine.EngineError as error:
         yield Check("image", False, error.cause, error.remedy)
         return
-    if found:
-        yield Check("image", True, f"{name}, {found.digest[:19]}, {found.size / 1e9:.1f} GB")
-        if found.cuda and inventory.cuda:
-            ok = _numbers(inventory.cuda)[0] >= _numbers(found.cuda)[0]
-            said = f"it is made for CUDA {found.cuda}, the driver serves up to {inventory.cuda}"
-            remedy = "update the NVIDIA driver; an older one works only with the compatibility libraries in the image"
-            yield Check("driver for the image", ok, said, remedy, needed=False)
+    if not found:
+        yield Check("image", True, f"{name} is not here yet: NeMo's are about {IMAGE_BYTES / 1e9:.0f} GB to pull, once")
+        data = Path(connected.data)
+        if data.is_dir():
+            yield _space("disk for the image", data, IMAGE_BYTES * (1 + UNPACKED))
         return
-    try:
-        size = registry.size_to_pull(name)
-    except registry.RegistryError as error:
-        remedy = "connect to the network, or bring the image: docker save there, docker load here"
-        yield Check("image", False, f"{name} is not here, and {error}", remedy)
-        return
-    yield Check("image", True, f"{name} is not here yet: {size / 1e9:.1f} GB to pull, once")
-    data = Path(connected.data)
-    if data.is_dir():
-        yield _space("disk for the image", data, size * (1 + UNPACKED))
+    yield Check("image", True, f"{name}, {found.digest[:19]}, {found.size / 1e9:.1f} GB")
+    if found.cuda and inventory.cuda:
+        ok = _numbers(inventory.cuda)[0] >= _numbers(found.cuda)[0]
+        said = f"it is made for CUDA {found.cuda}, the driver serves up to {inventory.cuda}"
+        remedy = "update the NVIDIA driver; an older one works only with the compatibility libraries in the image"
+        yield Check("driver for the image", ok, said, remedy, needed=False)
 
 
-def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: Precision) -> Iterator[Check]:
-    from playbook.launch.container import leftovers
-
-    left = leftovers.find(connected)
+def _container_checks(connected: Engine, inventory: Inventory, wanted: Wanted, precision: Precision) -> Iterator[Check]:
+    left = in_containers(connected)
     if not left:
         yield Check("leftover containers", True, "none")
     for each in left:
@@ -214,21 +202,10 @@ def _leftovers(connected, inventory: gpus.Inventory, wanted: Wanted, precision: 
             continue
         blocks = False
         with contextlib.suppress(UsageError, ValueError):  # the gate's own line says so
-            blocks = any(leftovers.holder([each], gpu.uuid) for gpu in _chosen(inventory, wanted, precision)[0])
-        remedy = "`make attach` follows it, `make stop` ends it" if each.own else "wait for it, or ask whose it is"
-        yield Check("container", False, f"{each} trains", remedy, needed=blocks)
-
-
-def _training_checks(runs: Path) -> Iterator[Check]:
-    """Runs that are processes of this machine; those in containers are the engine's to tell."""
-    for folder in sorted(runs.glob("*/")):
-        if trainings(folder):
-            launcher = lock.watcher(folder)
-            watched = "its launcher is gone" if launcher is None else f"its launcher is process {launcher}"
-            remedy = "`make attach` follows it, `make stop` ends it"
-            yield Check(
-                "training", False, f"run {folder.name} ({watched}) trains on this machine", remedy, needed=False
-            )
+            blocks = any(each.holds(gpu.uuid) for gpu in _chosen(inventory, wanted, precision)[0])
+        yield Check(
+            "container", False, f"{each} trains", HELD if each.own else "wait for it, or ask whose it is", needed=blocks
+        )
 
 
 def _local_checks(precision: Precision) -> Iterator[Check]:
@@ -297,8 +274,6 @@ def _space(name: str, folder: Path, needed: float) -> Check:
 def _folder_checks(chosen: Settings, runs: Path, runtime: str) -> Iterator[Check]:
     folders = {"run folders": runs, "cache": chosen.cache_dir}
     if runtime == "container":
-        from playbook.launch.container.spec import huggingface_caches
-
         folders |= {f"Hugging Face's {name}": folder for name, folder in huggingface_caches().items()}
     for name, folder in folders.items():
         there = _existing(folder)
@@ -348,19 +323,14 @@ def _print_under(head: str, text: str, columns: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`doctor.py [--json] [flags of run.py]`. Exit code 0, 1 where the job would fail, 2 for wrong usage."""
-    from playbook.cli import train
-    from pretraining.request import settings
-    from pretraining.request.precisions import find_precision
-
-    flags = train.parser("doctor.py")
+    """`make doctor`. Exit code 0, 1 where the job would fail, 2 for wrong usage."""
+    flags = train.parser("run.py doctor")
     flags.add_argument("--json", action="store_true", help="for programs")
     args = flags.parse_args(arguments)
     wanted = train.wanted(args)
-    runtime = likely_runtime(wanted)
-    if runtime not in place.RUNTIMES:
-        raise UsageError(f"RUNTIME={runtime} is not one of {', '.join(place.RUNTIMES)}")
+    inventory = gpus.read()
+    runtime = place.runtime_of(wanted.runtime, inventory).value
     place.check_of_use(runtime, tag=args.tag, gpu=args.gpu)
     chosen = settings.resolve(args, on_gpu=runtime != "cpu", processes=args.nproc)
     precision = find_precision(args.precision or "nvfp4")
-    return report(list(examine(wanted, precision, chosen, runtime, args.runs)), as_json=args.json)
+    return report(list(examine(wanted, precision, chosen, runtime, inventory, args.runs)), as_json=args.json)

@@ -6,19 +6,15 @@ import argparse
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from playbook import ASSETS, PROJECT
-from playbook.launch import foreground, start
+from playbook.launch import local, start
 from playbook.plan import gpus, local_python, plan
 from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.request.precisions import find_precision
 from pretraining.selfcheck import FAST_MATH
-
-if TYPE_CHECKING:
-    from playbook.launch.container.spec import Container
 
 SCRIPT = ASSETS / "selfcheck.py"
 VECTORS = PROJECT / "tests" / "vectors"
@@ -46,7 +42,7 @@ def run(args: argparse.Namespace, wanted: Wanted) -> int:
     if args.dry_run:
         print(shlex.join(command))
         return 0
-    return foreground.run(command)
+    return local.in_foreground(command)
 
 
 def _place(wanted: Wanted) -> Place:
@@ -64,41 +60,21 @@ def _place(wanted: Wanted) -> Place:
 
 
 def _in_container(words: list[str], where: Place, folder: Path, args: argparse.Namespace) -> int:
-    """Run it there, through the docker command, as `make data` does."""
-    from playbook.launch.container import prepare, spec
+    """Run it there, with what a training gets but for data and secrets, and the vectors."""
+    from playbook.launch.container import foreground, spec
 
     if not args.dry_run:
-        where = prepare.ready(where, args.runs)
-    asked = _container(words, where, folder, args.cache_dir.absolute())
-    command = asked.in_foreground()
-    if args.dry_run:
-        print(spec.script(asked, command))
-        return 0
-    spec.make_ready(asked, "make selfcheck")
-    try:
-        return foreground.run(command)
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _container(words: list[str], where: Place, folder: Path, cache: Path) -> Container:
-    """What a training gets, but for data and secrets, and the vectors."""
-    from playbook.launch.container import spec
-
-    variables = spec.user_environment(cache, where.found.path if where.found else "")
-    if FAST_MATH in os.environ:
-        variables[FAST_MATH] = os.environ[FAST_MATH]
-    readable = (spec.Folder(path) for path in (ASSETS, VECTORS))
-    written = (spec.Folder(path, True) for path in (folder, cache, *spec.huggingface_folders()))
-    return spec.Container(
-        image=where.image,
-        name=None,
-        command=["python", str(SCRIPT), *words],
-        environment=variables,
-        secrets=(),
-        folders=spec.checked([*readable, *written]),
-        workdir=str(folder),
+        where = start.ready(where, args.runs)
+    asked = spec.inside(
+        where,
+        ["python", str(SCRIPT), *words],
+        cache=args.cache_dir.absolute(),
+        folders=[spec.Folder(VECTORS), spec.Folder(folder, True)],
+        workdir=folder,
+        variables={name: os.environ[name] for name in (FAST_MATH,) if name in os.environ},
         gpu=where.uuids or spec.PLACEHOLDER,
-        engine=where.engine,
     )
+    if args.dry_run:
+        print(spec.script(asked, asked.in_foreground()))
+        return 0
+    return foreground.run(asked, "make selfcheck")

@@ -11,7 +11,7 @@ from playbook.campaign import reuse
 from playbook.cli import catalogue, configs, selfcheck
 from playbook.compare import projected, timed
 from playbook.launch.progress import shown
-from playbook.launch.start import container_of, exit_code, find_place, new_folder, prepare, train
+from playbook.launch.start import container_of, exit_code, find_place, new_folder, prepare, ready, train
 from playbook.plan import earlier_run, place, plan
 from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
@@ -144,11 +144,7 @@ def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
     if args.dry_run:
         _show_dry(job, args.runs)
         return 0
-    if where.runtime == "container":
-        from playbook.launch.container.prepare import ready
-
-        job = _plan(args, precision, ready(where, args.runs))
-    ended = train(job, args.runs)
+    ended = train(job.at(ready(where, args.runs)), args.runs)
     if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
         _show_evaluation(run_folder.read_run(ended.folder))
     if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
@@ -176,14 +172,11 @@ def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place
                 "SEEDS= are the repeats of a comparison, each with a seed: it takes no --seed and no REPEAT="
             )
 
-    def pairs(where: Place) -> list[list[plan.Plan]]:
-        made = {
-            seed: [_plan(argparse.Namespace(**{**vars(args), "seed": seed}), each, where) for each in precisions]
-            for seed in dict.fromkeys(seeds)
-        }
-        return [made[seed] for seed in seeds]
-
-    planned = pairs(where)
+    made = {
+        seed: [_plan(argparse.Namespace(**{**vars(args), "seed": seed}), each, where) for each in precisions]
+        for seed in dict.fromkeys(seeds)
+    }
+    planned = [made[seed] for seed in seeds]
     timed.check_long_enough(planned[0][-1].settings.train_iters)
     if args.dry_run:
         for each in planned[:1] if args.seeds is None else planned:
@@ -192,11 +185,8 @@ def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place
         return 0
     from playbook.campaign import compare_job  # whose libraries take a second to import
 
-    if where.runtime == "container":
-        from playbook.launch.container.prepare import ready
-
-        planned = pairs(ready(where, args.runs))
-    return compare_job.compare(planned, args)
+    where = ready(where, args.runs)
+    return compare_job.compare([[job.at(where) for job in each] for each in planned], args)
 
 
 def _show_profile(folder: Path, *, keep: bool = False) -> int:
@@ -235,17 +225,16 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _follow_up(args: argparse.Namespace) -> int:
-    from playbook.launch.container import lifecycle
+    from playbook.launch.container import underway
 
     if args.job == "stop":
-        lifecycle.stop(args.run, args.runs)
+        underway.stop(args.run, args.runs)
         return 0
-    return exit_code(lifecycle.attach(args.run, args.runs))
+    return exit_code(underway.attach(args.run, args.runs))
 
 
 def _shell(args: argparse.Namespace, where: Place) -> int:
-    from playbook.launch.container import lifecycle, spec
-    from playbook.launch.container.prepare import ready
+    from playbook.launch.container import foreground, spec
 
     if where.runtime != "container":
         raise UsageError(f"make shell opens a container, and this job's runtime is {where.runtime}: RUNTIME=container")
@@ -253,11 +242,11 @@ def _shell(args: argparse.Namespace, where: Place) -> int:
         where = ready(where, args.runs, alone=False)
     job = _plan(args, "bf16", where)
     folder = job.settings.run_dir or new_folder(args.runs, job.settings)
-    asked = container_of(job, folder, [])
+    asked = foreground.shell(container_of(job, folder, []))
     if args.dry_run:
-        print(spec.script(asked, lifecycle.shell_command(asked)))
+        print(spec.script(asked, asked.in_foreground()))
         return 0
-    return lifecycle.shell(asked, folder)
+    return foreground.run(asked, "make shell")
 
 
 def wanted(args: argparse.Namespace) -> Wanted:
@@ -312,7 +301,7 @@ def _show_dry(job: plan.Plan, runs: Path) -> None:
     """The plan as comments, and the command: what is printed is a shell script."""
     chosen = job.settings
     folder = chosen.run_dir or new_folder(runs, chosen)
-    ready = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
+    prepared = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
     print(f"# {chosen.precision.name}, not started")
     plan.show(job, folder, margin="#   ")
-    print(f"{ready.typed}\n", flush=True)
+    print(f"{prepared.typed}\n", flush=True)

@@ -20,7 +20,7 @@ from playbook.cluster import slurm
 from playbook.cluster.config import Cluster
 from playbook.cluster.slurm import ClusterError
 from playbook.common.venvs import ensure
-from playbook.launch import cpu
+from playbook.launch import local
 from playbook.launch.container.folders import read_by
 from playbook.plan import plan
 from playbook.plan.place import Choice, Place
@@ -75,7 +75,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     environment = {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", **(cluster.environment or {})}
     environment |= nvfp4_recipe.passed_on()
     if not cluster.on_gpu:
-        environment |= cpu.environment_of(threads=1)
+        environment |= local.on_cpu(threads=1)
     needed = {cluster.runs_folder, folder.parent, chosen.cache_dir, *read_by(chosen)}
     return {
         "name": re.sub(r"[^A-Za-z0-9-]", "-", folder.name),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +16,8 @@ from pretraining.record.run_folder import Verdict
 from pretraining.run import signals
 
 KILL_SECONDS = 3.0
-# PyTorch's store would listen on all interfaces; see `pretraining.run.rendezvous`.
-WITHOUT_PORT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-
-
-def distributed_run(python: str, processes: int) -> list[str]:
-    """What starts the processes of one machine, which meet in a file: to be used with `WITHOUT_PORT`.
-
-    `python -m torch.distributed.run` and not `torchrun`: that one may belong to another Python.
-    """
-    file = Path(tempfile.gettempdir()) / f"rendezvous-{secrets.token_hex(16)}"
-    meeting = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={file}")
-    return [python, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={processes}"]
+# Of another launcher around this command, whose processes this training is none of.
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
 class LocalProcess:
@@ -44,7 +32,7 @@ class LocalProcess:
         self._interruption = signal.SIGTERM if saves else signal.SIGINT
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, **environment},
+            env={name: value for name, value in os.environ.items() if name not in _NUMBERS} | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from playbook.launch import cpu, local
+from playbook.common.venvs import ensure
+from playbook.launch import local
 from playbook.launch.process import LocalProcess
 from playbook.launch.progress import Progress
 from playbook.launch.watch import Started, launch
@@ -68,56 +69,57 @@ def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
     Raises:
         UsageError: a folder that a container cannot mount.
     """
-    where = job.place
+    where, saves = job.place, job.grace_seconds is not None
+    more = {signals.GRACE_VARIABLE: str(signals.GRACE_SECONDS)} if saves else {}
     if where.runtime == "container":
-        return _in_container(job, folder, flags)
-    flags = [*flags, "--run-dir", str(folder)]
-    if where.runtime == "cpu":
-        words, environment = cpu.command(job.processes, flags)
-    else:
-        words, environment = local.command(job.processes, flags, where.uuids or None)
-    saves = job.grace_seconds is not None
-    if saves:
-        environment[signals.GRACE_VARIABLE] = str(signals.GRACE_SECONDS)
-    set_here = [f"{name}={value}" for name, value in environment.items()]
-    typed = shlex.join([*set_here, *job.settings.engine_switches, *words])
+        from playbook.launch.container import container_process, engine, spec
 
-    def start(run: str) -> Started:
-        return LocalProcess(words, environment | {lock.VARIABLE: run}, saves=saves)
+        asked = container_of(job, folder, flags, more)
+        words = asked.docker_run()
+        typed = spec.script(asked, words)
+
+        def start(run: str) -> Started:
+            named = replace(asked, environment=asked.environment | {lock.VARIABLE: run})
+            started = container_process.ContainerProcess.start(engine.connect(), named, folder)
+            started.grace_seconds = job.grace_seconds or started.grace_seconds
+            return started
+
+    else:
+        flags = [*flags, "--run-dir", str(folder)]
+        words, environment = local.command(where.runtime, job.processes, flags, where.uuids)
+        environment |= more
+        set_here = [f"{name}={value}" for name, value in environment.items()]
+        typed = shlex.join([*set_here, *job.settings.engine_switches, *words])
+
+        def start(run: str) -> Started:
+            return LocalProcess(words, environment | {lock.VARIABLE: run}, saves=saves)
 
     return Prepared(words, typed, start)
 
 
-def container_of(job: plan.Plan, folder: Path, flags: list[str]) -> Container:
-    """What the engine is asked for. Raises UsageError where a folder cannot be mounted."""
+def container_of(job: plan.Plan, folder: Path, flags: list[str], more: Mapping[str, str] = {}) -> Container:
+    """What the engine is asked for, with `more` variables. Raises UsageError where a folder cannot be mounted."""
     from playbook.launch.container import spec
 
-    where = job.place
-    return spec.training(
-        job.settings,
-        folder,
-        flags,
-        image=where.image,
-        image_path=where.found.path if where.found else "",
-        gpu=where.uuids or spec.PLACEHOLDER,
-        processes=job.processes,
-        engine=where.engine,
-    )
+    return spec.training(job.settings, job.place, folder, flags, processes=job.processes, more=more)
 
 
-def _in_container(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
-    from playbook.launch.container import container_process, engine, spec
+def ready(found: Place, runs: Path, *, alone: bool = True) -> Place:
+    """Make a place ready for trainings: a container's has its image, and its GPU is free.
 
-    asked = container_of(job, folder, flags)
-    words = asked.docker_run()
+    Args:
+        found: from `find_place`.
+        runs: where run folders are.
+        alone: no other run may hold the GPU.
 
-    def start(run: str) -> Started:
-        named = replace(asked, environment=asked.environment | {lock.VARIABLE: run})
-        started = container_process.ContainerProcess.start(engine.connect(), named, folder)
-        started.grace_seconds = job.grace_seconds or started.grace_seconds
-        return started
+    Raises:
+        EngineError: another run holds the GPU, or the image cannot be pulled.
+    """
+    if found.runtime != "container":
+        return found
+    from playbook.launch.container import prepare
 
-    return Prepared(words, spec.script(asked, words), start)
+    return prepare.ready(found, runs, alone=alone)
 
 
 def train(job: plan.Plan, runs: Path) -> Run:
@@ -131,8 +133,8 @@ def train(job: plan.Plan, runs: Path) -> Run:
     folder = chosen.run_dir or new_folder(runs, chosen)
     lock.refuse_taken(folder)  # before anything is prepared for it
     if job.place.runtime == "cpu":
-        cpu.make_ready()
-    ready = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
+        ensure("cpu")
+    prepared = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
     try:
         folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)
     except OSError as error:
@@ -144,10 +146,10 @@ def train(job: plan.Plan, runs: Path) -> Run:
         plan.show(job, folder)
         if held.problem:
             print(held.problem, file=sys.stderr)
-        job.write(folder, ready.words)
+        job.write(folder, prepared.words)
         iterations = chosen.train_iters if chosen.trains else 0
         progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
-        return launch(lambda: ready.start(held.run), folder, progress)
+        return launch(lambda: prepared.start(held.run), folder, progress)
 
 
 def new_folder(runs: Path, chosen: settings.Settings) -> Path:

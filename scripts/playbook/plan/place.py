@@ -113,22 +113,44 @@ class Wanted:
     dry_run: bool = False
 
 
+def runtime_of(asked: str, found: gpus.Inventory, *, refuse: bool = False) -> Choice:
+    """The runtime that a job gets, and why: where `RUNTIME=auto` is decided.
+
+    Args:
+        asked: one of `RUNTIMES`.
+        found: the machine's GPUs.
+        refuse: a GPU that does not answer is an error; otherwise the runtime is what it would be with it.
+
+    Raises:
+        UsageError: there is no such runtime.
+    """
+    if asked not in RUNTIMES:
+        raise UsageError(f"RUNTIME={asked} is not one of {', '.join(RUNTIMES)}")
+    if asked != "auto":
+        return Choice(asked, "asked for")
+    if found.problem and refuse:
+        raise UsageError(f"{found.problem}. RUNTIME=cpu trains a small model without it")
+    if not found.gpus and not found.problem:
+        return Choice("cpu", "no NVIDIA GPU on this machine")
+    if local_python.inside_container() and local_python.has_bridge():
+        return Choice("local", f"{local_python.python()} in this container has megatron.bridge")
+    return Choice("container", "an NVIDIA GPU, and training runs in NVIDIA's NeMo image")
+
+
 def choose(wanted: Wanted, *precisions: Precision) -> Place:
     """The place for a job that trains in all of `precisions`, which one GPU has to have.
 
     Raises:
         UsageError: an unknown runtime or GPU, or a GPU that cannot train in one of them.
     """
-    if wanted.runtime not in RUNTIMES:
-        raise UsageError(f"RUNTIME={wanted.runtime} is not one of {', '.join(RUNTIMES)}")
     inventory = gpus.read() if wanted.runtime != "cpu" else gpus.Inventory()
-    runtime, why = _runtime(wanted.runtime, inventory)
-    check_of_use(runtime, tag=wanted.tag, gpu=wanted.gpu)
-    if runtime == "cpu":
-        return Place("cpu", choices={"runtime": Choice("cpu", why)})
-    if runtime == "local":
+    runtime = runtime_of(wanted.runtime, inventory, refuse=True)
+    check_of_use(runtime.value, tag=wanted.tag, gpu=wanted.gpu)
+    place = Place(runtime.value, choices={"runtime": runtime})
+    if place.runtime == "cpu":
+        return place
+    if place.runtime == "local":
         local_python.check()
-    place = Place(runtime, choices={"runtime": Choice(runtime, why)})
     return _on_gpu(place, inventory, wanted, precisions)
 
 
@@ -138,18 +160,6 @@ def check_of_use(runtime: str, *, tag: str | None, gpu: str | None = None) -> No
         raise UsageError(f"GPU={gpu}: the CPU runtime uses no GPU; leave it out, or name another RUNTIME=")
     if tag and runtime != "container":
         raise UsageError(f"TAG={tag} is the image of a container, and the runtime here is {runtime}; leave it out")
-
-
-def _runtime(asked: str, inventory: gpus.Inventory) -> tuple[str, str]:
-    if asked != "auto":
-        return asked, "asked for"
-    if inventory.problem:
-        raise UsageError(f"{inventory.problem}. RUNTIME=cpu trains a small model without it")
-    if not inventory.gpus:
-        return "cpu", "no NVIDIA GPU on this machine"
-    if local_python.inside_container() and local_python.has_bridge():
-        return "local", f"{local_python.python()} in this container has megatron.bridge"
-    return "container", "an NVIDIA GPU, and training runs in NVIDIA's NeMo image"
 
 
 def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precisions: Sequence[Precision]) -> Place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,10 @@ class Plan:
         if place.runtime == "container":
             asked |= {"image": place.found and place.found.digest, "gpu": place.uuids or None}
         return asked
+
+    def at(self, place: Place) -> Plan:
+        """The same at a place that is ready: its image is known by then."""
+        return replace(self, place=place, choices={**self.choices, **place.choices})
 
     @property
     def grace_seconds(self) -> float | None:

@@ -202,15 +202,13 @@ def test_instances_are_listed_with_their_own_memory(examine) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_on_several_gpus_holds_each_of_them(monkeypatch, processes: int) -> None:
-    from playbook.launch.container import leftovers
+    from playbook.launch.container.underway import Underway
     from playbook.plan.place import Wanted
     from pretraining.request.precisions import PRECISIONS
 
     one, two = ({**recorded.STATION["gpus"][1], "uuid": f"GPU-{number}"} for number in (1, 2))
     found = gpus.read(recorded.RecordedNvml({**recorded.STATION, "gpus": [one, two]}))
-    facts = {"identity": "i", "run": Path("r"), "running": True, "own": True, "launcher": None}
-    fields = {name: facts.get(name) for name in leftovers.Contained.__dataclass_fields__}
-    held = leftovers.Contained(**{**fields, "gpu": "GPU-2,GPU-1"})
-    monkeypatch.setattr(leftovers, "find", lambda _: [held])
-    (check,) = doctor._leftovers(None, found, Wanted(processes=processes), PRECISIONS["nvfp4"])
+    held = Underway(Path("r"), None, gpu="GPU-2,GPU-1")
+    monkeypatch.setattr(doctor, "in_containers", lambda _: [held])
+    (check,) = doctor._container_checks(None, found, Wanted(processes=processes), PRECISIONS["nvfp4"])
     assert check.ok is False and check.needed

@@ -76,7 +76,7 @@ def test_its_exit_code_is_the_scripts_and_no_empty_folder_stays(check, monkeypat
     station = gpus.read(recorded.RecordedNvml(recorded.STATION)).gpus
     where = Place("container", gpu=station[1], image="x", found=Image("x", "sha256:1", "/bin", 1))
     monkeypatch.setattr(start, "find_place", lambda *asked: where)
-    monkeypatch.setattr("playbook.launch.container.prepare.ready", lambda place, runs: place)
+    monkeypatch.setattr(start, "ready", lambda place, runs: place)
     monkeypatch.setattr("shutil.which", lambda name: name)
 
     def foreground(command: list[str]) -> int:
@@ -86,7 +86,7 @@ def test_its_exit_code_is_the_scripts_and_no_empty_folder_stays(check, monkeypat
             (folder / run_folder.SELFCHECK).write_text("{}")
         return 1 if written else 2
 
-    monkeypatch.setattr(selfcheck.foreground, "run", foreground)
+    monkeypatch.setattr(selfcheck.local, "in_foreground", foreground)
     assert check(recorded.STATION)[0] == (1 if written else 2)
     assert len(list((tmp_path / "runs").glob(f"*/{run_folder.SELFCHECK}"))) == written
     assert len(list((tmp_path / "runs").iterdir())) == written

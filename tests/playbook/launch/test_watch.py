@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from playbook.launch.process import LocalProcess
 from playbook.launch.watch import End, see_the_end
 from pretraining.record import lock, run_folder
 from pretraining.record.run_folder import Run, Verdict
@@ -272,6 +273,18 @@ def test_words_of_a_rank_that_was_left_behind_are_no_cause(tmp_path: Path) -> No
     assert "Signal 11 (SIGSEGV)" in run_folder.read_facts(tmp_path).outcome["cause"]
 
 
+def test_a_training_is_none_of_another_launchers_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started from a Slurm step or a torchrun, whose numbers would have it wait for partners."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "")
+    words = [
+        sys.executable,
+        "-c",
+        "import os; print([name for name in ('WORLD_SIZE', 'RANK', 'MINE') if name in os.environ])",
+    ]
+    assert list(LocalProcess(words, {"MINE": "1"}).lines()) == [b"['MINE']\n"]
+
+
 def test_a_verdict_of_the_training_is_kept(launch) -> None:
     launched = launch("nvfp4", FAKE="diverged")
     _, errors = launched.process.communicate(timeout=60)
@@ -390,10 +403,36 @@ def test_a_run_whose_launcher_is_gone_can_be_stopped(launch, orphaned, named: bo
     assert ended.process.returncode == 0, errors
     assert said == f"stopped {orphaned.folder.name}: interrupted\n"
     assert orphaned.read().outcome["cause"] == "interrupted by SIGINT" and not is_running(orphaned.folder)
-    again = launch("stop", DOCKER_HOST="unix:///nonexistent/docker.sock")
-    _, errors = again.process.communicate(timeout=60)
-    assert again.process.returncode == 1
-    assert "no run of this project is a process of this machine; and no Docker engine answers" in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime", "code", "words"),
+    [
+        ("nope", "cpu", 2, "RUN=nope is no run folder, here or in "),
+        ("one", "cpu", 2, "no run of this project is running"),
+        (None, "cpu", 2, "no run of this project is running"),
+        (None, "container", 1, "run one is or was in a container, and no Docker engine answers at DOCKER_HOST="),
+        ("one", "container", 1, "run one is or was in a container, and no Docker engine answers at DOCKER_HOST="),
+    ],
+)
+def test_an_engine_is_missed_only_for_a_run_that_went_into_it(
+    launch, tmp_path: Path, name: str | None, runtime: str, code: int, words: str
+) -> None:
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    plan = {"kind": run_folder.KIND, "schema": 1, "request": {"runtime": runtime}}
+    run_folder.write_json(folder / run_folder.PLAN, plan)
+    ended = launch("stop", *(("--run", name) if name else ()), DOCKER_HOST="unix:///nonexistent/docker.sock")
+    _, errors = ended.process.communicate(timeout=60)
+    assert ended.process.returncode == code and words in errors and errors.count("\n") == 1
+
+
+def test_a_run_whose_plan_is_damaged_can_be_stopped(launch, orphaned) -> None:
+    (orphaned.folder / run_folder.PLAN).write_text("{")
+    ended = launch("stop")
+    said, errors = ended.process.communicate(timeout=60)
+    assert (ended.process.returncode, said) == (0, f"stopped {orphaned.folder.name}: interrupted\n"), errors
+    assert not is_running(orphaned.folder)
 
 
 def test_a_run_whose_launcher_is_gone_can_be_followed_once_and_stopped_there(launch, orphaned, until) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -75,6 +76,19 @@ def ensure(engine: Engine, name: str) -> Image:
         if found is None:
             raise EngineError(f"{name} was pulled and is not there; is the engine's disk full? docker system df")
     return found
+
+
+def check_pull(engine: Engine, name: str) -> None:
+    """Raise EngineError where no pull would bring the image for this machine: the engine asks the registry."""
+    try:
+        offered = engine.api.inspect_distribution(name).get("Platforms") or []
+        wanted = engine.api.version()["Arch"]
+    except (APIError, requests.RequestException) as error:
+        said = message_of(error) if isinstance(error, APIError) else "no answer: i/o timeout"
+        remedy = "or bring the image: docker save where it is, docker load here"
+        raise EngineError(pull_problem(said, name), remedy) from error
+    if offered and wanted not in {each.get("architecture") for each in offered}:
+        raise EngineError(f"{name} is not here, and its registry has no build for {wanted}", "name another with TAG=")
 
 
 def pull(engine: Engine, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from playbook.launch.container import engine, image, leftovers
+from playbook.launch.container import engine, image, underway
 from playbook.launch.container.engine import EngineError
 from playbook.plan.place import Choice, Place, Wanted, show
 
@@ -49,10 +49,10 @@ def ready(place: Place, runs: Path, *, alone: bool = True) -> Place:
     """
     assert place.gpu is not None
     connected = engine.connect()
-    left = leftovers.settle(connected)
+    left = underway.settle(connected)
     for gpu in (place.gpu, *place.partners) if alone else ():
-        if held := leftovers.holder(left, gpu.uuid):
-            raise EngineError(leftovers.busy(held, f"GPU {gpu.label} {gpu.name}"))
+        if held := next((each for each in left if each.holds(gpu.uuid)), None):
+            raise EngineError(underway.busy(held, f"GPU {gpu.label} {gpu.name}"))
     for each in left:
         if each.running and each.own and each.launcher is None:
             print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)

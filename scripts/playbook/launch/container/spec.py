@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,11 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
-from playbook.launch.container.engine import EngineError
 from playbook.launch.container.folders import behind_links, read_by
-from playbook.plan.place import Kind
+from playbook.plan.place import Kind, Place
 from pretraining.errors import UsageError
 from pretraining.request import nvfp4_recipe
 from pretraining.request.settings import Settings
-from pretraining.run import signals
 
 SCRIPT = str(ASSETS / "pretrain_llama.py")
 LABEL = "nvfp4-playbook"
@@ -155,24 +152,6 @@ class Container:
         return self.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
 
 
-def make_ready(container: Container, job: str, otherwise: str = "") -> None:
-    """Make the folders that a container in the foreground writes to, where the docker command is there to run it.
-
-    Args:
-        container: what will run.
-        job: what needs it, such as "make shell".
-        otherwise: what else would work, such as ", or RUNTIME=cpu".
-
-    Raises:
-        EngineError: the docker command is not installed.
-    """
-    if shutil.which("docker") is None:
-        remedy = f"install docker-ce-cli (or Debian's docker-cli){otherwise}"
-        raise EngineError(f"{job} needs the docker command here", remedy)
-    for path in written_folders(container):
-        path.mkdir(parents=True, exist_ok=True)
-
-
 def pasteable(words: list[str]) -> str:
     """A shell command over several lines, an option and its value a line."""
     lines = [shlex.join(words[:2])]
@@ -190,50 +169,85 @@ def script(container: Container, words: list[str]) -> str:
     return f"mkdir -p {shlex.join(map(str, written_folders(container)))}\n{pasteable(words)}"
 
 
+def inside(
+    place: Place,
+    command: list[str],
+    *,
+    cache: Path,
+    folders: Iterable[Folder],
+    workdir: Path,
+    hub: Iterable[str] = (),
+    variables: Mapping[str, str] = {},
+    **more: Any,
+) -> Container:
+    """The container of a job of this project: with its code, its caches and, for the user, a home.
+
+    Args:
+        place: whose image and engine it gets.
+        command: program and arguments.
+        cache: the project's.
+        folders: what this job reads and writes.
+        workdir: where it runs.
+        hub: what Hugging Face's cache may have for it, by name.
+        variables: of this job.
+        more: `Container`'s other attributes, which are empty otherwise.
+
+    Raises:
+        UsageError: a folder to mount would hide what the image needs.
+    """
+    of_all = [Folder(ASSETS), *(Folder(path, True) for path in (cache, *huggingface_folders(*hub)))]
+    given = {"name": None, "secrets": (), "gpu": None, **more}
+    return Container(
+        image=place.image,
+        command=command,
+        environment={**user_environment(cache, place.found.path if place.found else ""), **variables},
+        folders=checked([*of_all, *folders]),
+        workdir=str(workdir),
+        engine=place.engine,
+        **given,
+    )
+
+
 def training(
     settings: Settings,
+    place: Place,
     run_dir: Path,
     flags: list[str],
     *,
-    image: str,
-    image_path: str,
-    gpu: str | None,
-    engine: Kind,
     processes: int = 1,
+    more: Mapping[str, str] = {},
 ) -> Container:
     """The container of a training.
 
     Args:
         settings: what is trained; names the data and caches to mount.
+        place: where.
         run_dir: the run folder.
         flags: the training script's, without the run folder.
-        image, image_path: its name and the PATH it sets ("" where unknown).
-        gpu, engine: see `Container`.
         processes: as many as GPUs.
+        more: variables that it gets.
 
     Raises:
         UsageError: a folder to mount would hide what the image needs.
     """
     launcher = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    named = (settings.weights, settings.tokenizer)
-    written = (run_dir, settings.cache_dir, *huggingface_folders(*filter(None, named)))
-    folders = [Folder(ASSETS), *(Folder(path, True) for path in written), *map(Folder, read_by(settings))]
+    folders = [Folder(run_dir, True), *map(Folder, read_by(settings))]
     if settings.export:
         folders.append(Folder(settings.export.parent, True))
     asks_hub = settings.weights or settings.has_own_data
-    return Container(
-        image=image,
-        name=f"{LABEL}-{(gpu or 'cpu').partition(',')[0]}" if gpu != PLACEHOLDER else None,
-        command=[*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
-        environment=user_environment(settings.cache_dir, image_path)
-        | ({signals.GRACE_VARIABLE: str(signals.GRACE_SECONDS)} if settings.save else {}),
+    return inside(
+        place,
+        [*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
+        cache=settings.cache_dir,
+        folders=folders,
+        workdir=run_dir,
+        hub=filter(None, (settings.weights, settings.tokenizer)),
+        variables=more,
+        name=f"{LABEL}-{place.uuids.partition(',')[0]}" if place.uuids else None,
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
         secrets=(*(given(SECRETS) if asks_hub else ()), *given(NETWORK), *_for_writers(settings)),
-        folders=checked(folders),
-        workdir=str(run_dir),
-        gpu=gpu,
-        engine=engine,
-        labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": gpu or ""},
+        gpu=place.uuids or PLACEHOLDER,
+        labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": place.uuids},
     )
 
 

@@ -8,14 +8,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import docker
 import pytest
 import requests
 from docker.errors import APIError
 
-from playbook.launch.container import engine, folders, image, registry, spec
+from playbook.launch.container import engine, folders, image, spec
 from playbook.plan import place
+from playbook.plan.gpus import Gpu
 from pretraining.errors import UsageError
 from pretraining.request import flags as training_flags
 from pretraining.request import settings
@@ -27,6 +30,8 @@ PLAIN = spec.Container(
     image="nvcr.io/nvidia/nemo:26.04", name="n", command=["python", "-V"], environment={}, secrets=(),
     folders=(), workdir="/w", gpu=GPU,
 )  # fmt: skip
+
+PLACE = place.Place("container", gpu=Gpu(0, GPU, "NVIDIA GB300", (10, 3), None), engine=CDI, image="nemo")
 
 
 def api() -> docker.APIClient:
@@ -63,8 +68,7 @@ def test_folders_of_a_config_file_and_a_plugin_are_mounted_read_only(tmp_path: P
     args = training_flags.parser("x").parse_args(["--config", str(config), "--plugin", str(plugin)])
     chosen = settings.resolve(args, on_gpu=True, processes=1)
     flags = chosen.as_flags()
-    place = {"image": "i", "image_path": "", "gpu": GPU, "engine": CDI}
-    asked = spec.training(chosen, tmp_path / "run", flags, **place)
+    asked = spec.training(chosen, PLACE, tmp_path / "run", flags)
     mounted = {folder.path: folder.writable for folder in asked.folders}
     assert mounted[config.parent] is mounted[plugin.parent] is False
     assert f"--plugin {plugin}" in " ".join(asked.command)
@@ -147,9 +151,33 @@ def test_a_tag_is_nemos_unless_it_is_a_name(tag, name) -> None:
     assert image.named(tag) == name
 
 
-def test_an_image_of_ones_own_has_no_size_to_pull() -> None:
-    with pytest.raises(registry.RegistryError, match="of your own"):
-        registry.size_to_pull("nvfp4-playbook:26.04")
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"Platforms": [{"architecture": "amd64"}, {"architecture": "arm64"}]}, None),
+        ({"Platforms": None}, None),
+        ({"Platforms": [{"architecture": "amd64"}]}, "no build for arm64"),
+        (APIError("404", explanation="manifest unknown: no such tag"), "there is no nvcr.io/nvidia/nemo:1"),
+        (APIError("500", explanation="dial tcp: lookup nvcr.io: no such host"), "check the network"),
+        (requests.ReadTimeout("read timed out"), "check the network"),
+    ],
+)
+def test_whether_an_image_can_be_pulled_is_asked_before(answer: Any, words: str | None) -> None:
+    class Api:
+        def inspect_distribution(self, name: str) -> dict:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        def version(self) -> dict:
+            return {"Arch": "arm64"}
+
+    said = SimpleNamespace(api=Api())
+    if words is None:
+        image.check_pull(said, "nvcr.io/nvidia/nemo:1")
+        return
+    with pytest.raises(engine.EngineError, match=words):
+        image.check_pull(said, "nvcr.io/nvidia/nemo:1")
 
 
 def test_a_folder_that_would_hide_the_image_is_not_mounted() -> None:
@@ -178,7 +206,7 @@ def test_transformer_engines_variables_go_in_and_the_recipe_goes_by_flag(tmp_pat
     chosen = settings.resolve(training_flags.parser("x").parse_args([]), on_gpu=True, processes=1)
     flags = chosen.as_flags()
     assert flags[flags.index("--nvfp4") + 1] == "rht=off stochastic=on weights=1x16"
-    asked = spec.training(chosen, tmp_path, flags, image="nemo", image_path="", gpu=GPU, engine=CDI)
+    asked = spec.training(chosen, PLACE, tmp_path, flags)
     assert asked.environment.items() >= given.items() and flags == asked.command[-len(flags) - 2 : -2]
 
 
@@ -190,7 +218,7 @@ def test_what_a_writer_needs_goes_by_name_and_only_where_it_is_asked_for(tmp_pat
     def asked(*flags: str) -> spec.Container:
         args = training_flags.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
         chosen = settings.resolve(args, on_gpu=True, processes=1)
-        return spec.training(chosen, chosen.run_dir, [], image="nemo", image_path="", gpu=GPU, engine=CDI)
+        return spec.training(chosen, PLACE, chosen.run_dir, [])
 
     assert asked().secrets == asked("--tensorboard").secrets == ()
     both = asked("--wandb-project", "p", "--mlflow-experiment", "e")
@@ -234,9 +262,9 @@ def test_a_dry_run_takes_the_standard_library_alone_and_writes_nothing(tmp_path:
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path) -> None:
     flags = ["nvfp4", "--runtime", "container", "--runs", str(tmp_path), "--dry-run"]
-    for words in (["run.py", *flags], ["doctor.py", "--runtime", "cpu"]):
+    for words in (flags, ["doctor", "--runtime", "cpu"]):
         process = subprocess.Popen(
-            [sys.executable, str(PROJECT / "scripts" / words[0]), *words[1:]],
+            [sys.executable, str(PROJECT / "scripts" / "run.py"), *words],
             env={**os.environ, "DOCKER_HOST": "unix:///no/such/socket"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         process.stdout.close()
@@ -264,15 +292,17 @@ def test_auto_with_a_gpu(inside, bridge, expected, monkeypatch) -> None:
     monkeypatch.setattr(place.local_python, "inside_container", lambda: inside)
     monkeypatch.setattr(place.local_python, "has_bridge", lambda: bridge)
     found = gpus.Inventory((gpus.Gpu(0, GPU, "NVIDIA GB300", (10, 3), 288 * 10**9),))
-    assert place._runtime("auto", found)[0] == expected
+    assert place.runtime_of("auto", found).value == expected
 
 
 def test_auto_without_a_gpu_and_with_a_broken_one() -> None:
     from playbook.plan import gpus
 
-    assert place._runtime("auto", gpus.Inventory())[0] == "cpu"
+    assert place.runtime_of("auto", gpus.Inventory()).value == "cpu"
+    broken = gpus.Inventory(problem="restart the machine")
+    assert place.runtime_of("auto", broken).value == "container"
     with pytest.raises(UsageError, match="restart the machine"):
-        place._runtime("auto", gpus.Inventory(problem="restart the machine"))
+        place.runtime_of("auto", broken, refuse=True)
 
 
 def test_several_gpus_of_one_container() -> None:
@@ -289,7 +319,7 @@ def container_of(tmp_path: Path, *flags: str) -> spec.Container:
     """What a training with these flags asks for."""
     args = training_flags.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
     chosen = settings.resolve(args, on_gpu=True, processes=1)
-    return spec.training(chosen, chosen.run_dir, [], image="nemo", image_path="", gpu=GPU, engine=CDI)
+    return spec.training(chosen, PLACE, chosen.run_dir, [])
 
 
 PROXY = "http://ada:hush@proxy:3128"

@@ -1,0 +1,47 @@
+"""A container in the foreground of this terminal: a job that is no training, or a shell where a training would be."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import replace
+
+from playbook.launch import local
+from playbook.launch.container import spec
+from playbook.launch.container.engine import EngineError
+from playbook.launch.container.spec import Container
+
+SHELL = ["sh", "-c", "command -v bash >/dev/null && exec bash; exec sh"]
+
+
+def run(container: Container, job: str, otherwise: str = "") -> int:
+    """Run it through the docker command, which has a terminal's manners. Returns its exit code.
+
+    Folders that it writes to are made, and those that stay empty go again.
+
+    Args:
+        container: what to run.
+        job: what needs it, such as "make shell".
+        otherwise: what else would work, such as ", or RUNTIME=cpu".
+
+    Raises:
+        EngineError: the docker command is not installed.
+    """
+    if shutil.which("docker") is None:
+        remedy = f"install docker-ce-cli (or Debian's docker-cli){otherwise}"
+        raise EngineError(f"{job} needs the docker command here", remedy)
+    made = [path for path in spec.written_folders(container) if not path.exists()]
+    for path in made:
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        return local.in_foreground(container.in_foreground())
+    finally:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):  # it has something in it
+                path.rmdir()
+
+
+def shell(training: Container) -> Container:
+    """A shell in the container that a training would get."""
+    secrets = spec.given((*spec.SECRETS, *spec.NETWORK))
+    return replace(training, name=None, labels={}, command=SHELL, secrets=secrets)

@@ -174,13 +174,16 @@ class Settings:
         return f"its {', '.join(left)} {'is' if len(left) == 1 else 'are'} ignored: give them here" if left else ""
 
 
-def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int | None) -> Settings:
+def resolve(
+    args: argparse.Namespace, *, on_gpu: bool, processes: int | None, gpu_bytes: float | None = None
+) -> Settings:
     """Fill in the defaults and check what can be checked before anything heavy is imported.
 
     Args:
         args: parsed by `flags.parser`.
         on_gpu: whether training will run on a GPU.
         processes: the world size; None for the fewest that hold the model.
+        gpu_bytes: memory of a GPU, for the smallest split that fits into it; None for the split that is asked for.
 
     Raises:
         UsageError: naming the flag, what was found and what would work.
@@ -195,6 +198,8 @@ def resolve(args: argparse.Namespace, *, on_gpu: bool, processes: int | None) ->
     numerics = _numerics(asked, model, precision, on_gpu=on_gpu)
     past = _begins_with(asked, model, precision, {**asked.overrides, "model.num_layers": numerics["num_layers"]})
     sizes = _sizes(asked, model, past["iteration"])
+    if gpu_bytes is not None and processes is not None and processes > 1:
+        _fit(asked, model, precision, sizes, processes, gpu_bytes)
     split = _split(asked, model, precision, {**numerics, **sizes}, processes, on_gpu=on_gpu)
     return Settings(
         model=model,
@@ -291,6 +296,28 @@ def _sizes(asked: argparse.Namespace, model: Model, past: int | None) -> dict[st
     if sizes["sequence_length"] > limit:
         raise UsageError(f"--seq-length {sizes['sequence_length']} is over {model.name}'s {limit} positions; lower it")
     return sizes if asked.trains else sizes | {"train_iters": past, "warmup_iters": 0}
+
+
+def _fit(
+    asked: argparse.Namespace,
+    model: Model,
+    precision: Precision,
+    sizes: dict[str, int],
+    processes: int,
+    gpu_bytes: float,
+) -> None:
+    """Ask for the smallest split that fits, in place, and say why it is that."""
+    whole = parallel.replicas(dict.fromkeys(parallel.KINDS, 1), model, processes)
+    fit = parallel.smallest(
+        model,
+        precision,
+        processes=processes,
+        gpu_bytes=gpu_bytes,
+        micro_batch=checks.micro_batch_size(asked.micro_batch_size, model, sizes, whole),
+        sequence=sizes["sequence_length"],
+    )
+    asked.tensor_parallel, asked.pipeline_parallel = fit.tensor, fit.pipeline
+    asked.why["split"] = fit.reason
 
 
 def _split(

@@ -18,7 +18,7 @@ from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import flags as training_flags
-from pretraining.request import parallel, settings
+from pretraining.request import settings
 from pretraining.request.precisions import find_precision
 
 JOBS = (
@@ -265,36 +265,16 @@ def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
     emulate = args.emulate if precision == "nvfp4" else None  # of a comparison, one side alone
     recipe = args.nvfp4 if precision == "nvfp4" else None
     own = {"precision": precision, "disable_fp4": False, "emulate": emulate, "nvfp4": recipe}
-    asked = argparse.Namespace(**{**vars(args), **own})
-    why = _fit(asked, where) if args.auto_split else ""
-    chosen = settings.resolve(asked, on_gpu=where.runtime != "cpu", processes=args.nproc)
-    job = plan.make_plan(chosen, where, args.nproc)
-    if why:
-        job.choices["split"] = replace(job.choices["split"], reason=why)
-    return job
-
-
-def _fit(asked: argparse.Namespace, where: Place) -> str:
-    """Set the sizes that TP=auto stands for, in place. Returns why these; "" where there is nothing to split."""
-    if where.gpu is None or where.gpu.memory is None:
+    room = where.gpu and where.gpu.memory
+    if args.auto_split and room is None:
         raise UsageError("TP=auto needs a GPU whose memory is known; give TP= and PP= as numbers")
-    if asked.nproc == 1:
-        return ""
     chosen = settings.resolve(
-        argparse.Namespace(**{**vars(asked), "tensor_parallel": 1, "pipeline_parallel": 1, "context_parallel": 1}),
-        on_gpu=True,
-        processes=asked.nproc,
+        argparse.Namespace(**{**vars(args), **own}),
+        on_gpu=where.runtime != "cpu",
+        processes=args.nproc,
+        gpu_bytes=room if args.auto_split else None,
     )
-    fit = parallel.smallest(
-        chosen.model,
-        chosen.precision,
-        processes=asked.nproc,
-        gpu_bytes=where.gpu.memory,
-        micro_batch=asked.micro_batch_size or chosen.micro_batch_size,
-        sequence=chosen.sequence_length,
-    )
-    asked.tensor_parallel, asked.pipeline_parallel = fit.tensor, fit.pipeline
-    return fit.reason
+    return plan.make_plan(chosen, where, args.nproc)
 
 
 def _show_dry(job: plan.Plan, runs: Path) -> None:

@@ -192,7 +192,8 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
     if processes > 1:
         theirs = settings.model.recipe_context_parallel
         whole = f"; sequences stay whole, where the recipe splits them by {theirs}: {NO_CONTEXT_PARALLEL}"
-        yield "split", split, f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
+        default = f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
+        yield "split", split, settings.why.get("split", default)
     if settings.profile:
         yield "profiled", f"the last {settings.profile} iterations", "asked for; its step times are no measurement"
     if settings.tuned:

@@ -19,6 +19,8 @@ def test_the_smallest_split_that_fits_and_why() -> None:
     chosen = job.settings
     assert (chosen.tensor_parallel, chosen.pipeline_parallel) == (8, 2)
     assert "below 90% of the GPU's 80 GB" in job.choices["split"].reason
+    shared = planned("--model", "llama32-1b", "--nproc", "4", "--context-parallel", "2").settings
+    assert (shared.tensor_parallel, shared.pipeline_parallel, shared.context_parallel) == (1, 1, 2)  # CP as asked for
     small = planned("--model", "llama32-1b", "--nproc", "2").settings
     assert (small.tensor_parallel, small.pipeline_parallel) == (1, 1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UsageError, unknown
-from pretraining.inputs import finetuning, manifest, plugin_file, tokenizer_folder
+from pretraining.inputs import finetuning, manifest, tokenizer_folder
 from pretraining.inputs.instructions import FIELDS
 from pretraining.record import checkpoint, run_folder
 from pretraining.request import blends, footprint, nvfp4_recipe, pretrained
@@ -53,7 +53,8 @@ def recipe(args: argparse.Namespace, precision: Precision, emulator: str | None)
     """
     if not precision.fp4:
         return None
-    past = _recipe_of(args.resume)
+    facts = run_folder.read_facts(args.resume).precision if args.resume and run_folder.holds_run(args.resume) else {}
+    past = nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
     found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **args.nvfp4})
     if emulator == "reference":
         others = [word for word in found.changed() if word != "stochastic"]
@@ -71,12 +72,6 @@ def recipe(args: argparse.Namespace, precision: Precision, emulator: str | None)
     return found
 
 
-def _recipe_of(run: Path | None) -> nvfp4_recipe.Nvfp4Recipe | None:
-    """What the run that is resumed trained with, None where it does not say."""
-    facts = run_folder.read_facts(run).precision if run and run_folder.holds_run(run) else {}
-    return nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
-
-
 def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -> int | None:
     """How many iterations to profile. Raises UsageError where they are not there, with one to warm up before them."""
     if last is not None and resumed:
@@ -89,14 +84,6 @@ def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -
             f"make profile takes the last 5, so ITERS= (--train-iters) is 6 or more"
         )
     return last
-
-
-def plugin(path: Path | None) -> Path | None:
-    """The user's file. Raises UsageError where it is none."""
-    if path is None:
-        return None
-    plugin_file.inspect(path)
-    return path.absolute()
 
 
 def check_cpu(model: Model, precision: Precision) -> None:
@@ -184,15 +171,6 @@ def resume(run: Path | None, model: Model, precision: Precision | None, finetune
             "(--evaluate takes any precision)"
         )
     return run.absolute()
-
-
-def iteration(args: argparse.Namespace) -> int | None:
-    """The iteration of the checkpoint to begin with, None without any. Raises UsageError where it is not whole."""
-    if args.resume is not None:
-        return checkpoint.find(args.resume, args.iteration)
-    if args.iteration is not None:
-        raise UsageError(f"--iteration {args.iteration} is one of a run's checkpoints: --resume RUN names the run")
-    return None
 
 
 def trains_nothing(args: argparse.Namespace, model: Model) -> None:

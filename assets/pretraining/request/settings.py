@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.errors import UsageError
-from pretraining.inputs import finetuning
+from pretraining.inputs import finetuning, plugin_file
+from pretraining.record import checkpoint
 from pretraining.request import checks, config_file, flags, nvfp4_recipe, parallel, pretrained
 from pretraining.request.blends import Blend
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, PYTHON_STDLIB, Model, find_model
@@ -195,6 +196,8 @@ def resolve(
         checks.check_cpu(model, precision)
     if args.nvfp4 and not precision.fp4:
         raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {precision.name}; leave it out")
+    if asked.plugin:
+        plugin_file.inspect(asked.plugin)
     numerics = _numerics(asked, model, precision, on_gpu=on_gpu)
     past = _begins_with(asked, model, precision, {**asked.overrides, "model.num_layers": numerics["num_layers"]})
     sizes = _sizes(asked, model, past["iteration"])
@@ -213,7 +216,7 @@ def resolve(
         seed=flags.SEED if asked.seed is None else asked.seed,
         overrides=dict(sorted(asked.overrides.items())),
         config=asked.file,
-        plugin=checks.plugin(asked.plugin),
+        plugin=asked.plugin and asked.plugin.absolute(),
         left=asked.left,
         why=asked.why,
     )
@@ -254,7 +257,9 @@ def _begins_with(
 
     `reshaped`: what is changed of the model.
     """
-    iteration = checks.iteration(asked)
+    if asked.iteration is not None and asked.resume is None:
+        raise UsageError(f"--iteration {asked.iteration} is one of a run's checkpoints: --resume RUN names the run")
+    iteration = checkpoint.find(asked.resume, asked.iteration) if asked.resume else None
     resume = checks.resume(asked.resume, model, precision if asked.trains else None, asked.finetune)
     if asked.weights and resume and not asked.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")

@@ -67,7 +67,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         run.folder, chosen, on_gpu=on_gpu, processes=processes, builtin=builtin, writes=run.rank == 0
     )
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
-    config, changed = changes.configured(chosen, run.folder, plugin, builtin=builtin, processes=processes)
+    config, changed = changes.configured(chosen, run.folder, plugin, builtin)
     make_ready(config, changed, chosen, run, on_gpu)
 
     def on_start(context: CallbackContext) -> None:

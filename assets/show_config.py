@@ -23,13 +23,8 @@ from pretraining.request import flags as training_flags
 from pretraining.request import settings
 
 
-def shown(chosen: settings.Settings, processes: int) -> str:
-    """The config file of a training.
-
-    Args:
-        chosen: the resolved command line.
-        processes: that it would have.
-    """
+def shown(chosen: settings.Settings) -> str:
+    """The config file of a training."""
     from pretraining.megatron import cpu
 
     cpu.enable()
@@ -41,20 +36,20 @@ def shown(chosen: settings.Settings, processes: int) -> str:
     builtin = builtin_text.prepare(chosen.cache_dir) if chosen.data == settings.PYTHON_STDLIB else None
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
     folder = chosen.run_dir or training_flags.PROJECT / training_flags.RUNS / "RUN"
-    config, changed = changes.configured(chosen, folder, plugin, builtin=builtin, processes=processes)
+    config, changed = changes.configured(chosen, folder, plugin, builtin)
     return changes.as_text(config, chosen, changed)
 
 
 def main() -> int:
     flags = training_flags.parser("show_config.py")
     flags.add_argument("--gpu", action="store_true", help="as if training had a GPU")
-    flags.add_argument("--processes", type=int, default=1, metavar="N", help="that would train")
+    flags.add_argument("--processes", type=int, metavar="N", help="that would train (default: the fewest)")
     try:
         args = flags.parse_args()
         chosen = settings.resolve(args, on_gpu=args.gpu, processes=args.processes)
         said = io.StringIO()  # by Megatron while it is imported: none of it is about this config
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            found = shown(chosen, args.processes)
+            found = shown(chosen)
     except UsageError as error:
         print(f"show_config.py: {error}", file=sys.stderr)
         return 2

@@ -45,7 +45,7 @@ def main() -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(0)
     questions = (
         configs.presets, configs.missing_recipes, configs.splits, configs.gpu_configs,
-        configs.refusal_of_too_few_processes, models.arithmetics, models.product_logits, models.bridge_logits,
+        models.arithmetics, models.product_logits, models.bridge_logits,
         models.on_meta, models.providers, configs.copied_to_mlflow, configs.megatrons_footprints, configs.overridden,
         configs.undone, configs.split_weights, configs.config_files, configs.plugins,
     )  # fmt: skip

@@ -54,7 +54,7 @@ def resolved(*flags: str, processes: int = 1, on_gpu: bool = False) -> tuple[set
     """Settings and config of a command line."""
     args = training_flags.parser("probe").parse_args(list(flags))
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
-    return chosen, bridge_config.build_config(chosen, FOLDER / "run", processes=processes, builtin=None)
+    return chosen, bridge_config.build_config(chosen, FOLDER / "run", None)
 
 
 def fewest(*flags: str) -> int:
@@ -69,7 +69,7 @@ def changed(*flags: str, on_gpu: bool = True) -> tuple[settings.Settings, Config
     args = training_flags.parser("probe").parse_args(["--data", "mock", *flags])
     chosen = settings.resolve(args, on_gpu=on_gpu, processes=1)
     plugin = Plugin(chosen.plugin) if chosen.plugin else None
-    config, found = changes.configured(chosen, FOLDER / "run", plugin, builtin=None, processes=1)
+    config, found = changes.configured(chosen, FOLDER / "run", plugin, None)
     return chosen, config, found
 
 
@@ -284,17 +284,6 @@ def megatrons_footprints() -> dict[str, Any]:
                 "flops": num_floating_point_operations(config, 1) / chosen.sequence_length,
             }
     return answer
-
-
-def refusal_of_too_few_processes() -> str:
-    """What `build_config` says where the processes are not those that the settings were resolved for."""
-    args = training_flags.parser("probe").parse_args(["--model", "llama31-70b"])
-    chosen = settings.resolve(args, on_gpu=True, processes=16)
-    try:
-        bridge_config.build_config(chosen, FOLDER / "run", processes=8, builtin=None)
-    except UsageError as error:
-        return str(error)
-    return "accepted"
 
 
 def copied_to_mlflow() -> list[str]:

@@ -41,7 +41,7 @@ def settings_of(*flags: str) -> tuple[settings.Settings, int]:
 def built(*flags: str) -> tuple[settings.Settings, ConfigContainer, int]:
     """The config of a command line, and the processes it is for."""
     chosen, processes = settings_of(*flags)
-    config, _ = changes.configured(chosen, RUN, None, builtin=None, processes=processes)
+    config, _ = changes.configured(chosen, RUN, None, None)
     return chosen, config, processes
 
 
@@ -172,12 +172,12 @@ OVERRIDES = ("optimizer.lr=1e-4", "model.attention_backend=flash", "model.recomp
 def saved() -> dict[str, Any]:
     """A config with overrides, saved and taken back: what the overrides came to, and whether both are the same."""
     path = Path(sys.argv[1]).with_name("saved.yaml")
-    chosen, processes = settings_of("--model", "llama31-8b", *OVERRIDES)
-    config, changed = changes.configured(chosen, RUN, None, builtin=None, processes=processes)
+    chosen, _ = settings_of("--model", "llama31-8b", *OVERRIDES)
+    config, changed = changes.configured(chosen, RUN, None, None)
     text = changes.as_text(config, chosen, changed)
     path.write_text(text)
-    again, processes = settings_of("--config", str(path))
-    config, changed = changes.configured(again, RUN, None, builtin=None, processes=processes)
+    again, _ = settings_of("--config", str(path))
+    config, changed = changes.configured(again, RUN, None, None)
     return {"same": changes.as_text(config, again, changed) == text, "facts": changes.facts(again, changed)}
 
 

@@ -32,19 +32,13 @@ if TYPE_CHECKING:
 EVALUATION_BATCHES = 32
 
 
-def build_config(
-    settings: Settings, run_dir: Path, *, processes: int, builtin: builtin_text.Text | None
-) -> ConfigContainer:
+def build_config(settings: Settings, run_dir: Path, builtin: builtin_text.Text | None) -> ConfigContainer:
     """The config of this run on GPUs; `cpu.adapt` changes it further where there is none.
 
     Args:
         settings: the resolved command line.
         run_dir: the run folder; checkpoints go below it, never to a folder that two runs share.
-        processes: the world size.
         builtin: the built-in text, where `settings.data` asks for it.
-
-    Raises:
-        UsageError: parallel sizes that do not divide the processes.
     """
     config = _from_recipe(settings.model, settings.finetune)
     config.model.num_layers = settings.num_layers

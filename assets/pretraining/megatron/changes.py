@@ -33,13 +33,13 @@ CPU = "the CPU runtime"
 
 
 def configured(
-    chosen: Settings, run_dir: Path, plugin: Plugin | None, *, builtin: builtin_text.Text | None, processes: int
+    chosen: Settings, run_dir: Path, plugin: Plugin | None, builtin: builtin_text.Text | None
 ) -> tuple[ConfigContainer, dict[str, Change]]:
     """The config to train with: the playbook's, changed as the user asked for.
 
     Args:
         chosen: the resolved command line.
-        run_dir, builtin, processes: see `bridge_config.build_config`.
+        run_dir, builtin: see `bridge_config.build_config`.
         plugin: the loaded one, or None.
 
     Returns:
@@ -49,16 +49,16 @@ def configured(
         UsageError: from the plugin, or naming the field.
     """
 
-    def build(wanted: Settings, processes: int) -> ConfigContainer:
-        config = bridge_config.build_config(wanted, run_dir, processes=processes, builtin=builtin)
+    def build(wanted: Settings) -> ConfigContainer:
+        config = bridge_config.build_config(wanted, run_dir, builtin)
         return plugin.configure(config) if plugin else config
 
-    config = build(chosen, processes)
+    config = build(chosen)
     changed = {}
     if chosen.config is not None:
         file = chosen.config
         saved_with = settings.of_the_file_alone(file, data=chosen.data, cache_dir=chosen.cache_dir)
-        base = build(saved_with, saved_with.processes_a_copy) if saved_with else config
+        base = build(saved_with) if saved_with else config
         skipped = overrides.OF_THE_PLACE if saved_with else set()
         if training_flags.words_of(file).data not in (None, chosen.data):
             skipped = skipped | overrides.OF_THE_DATA

@@ -105,11 +105,6 @@ class Settings:
     why: Mapping[str, str] = dataclasses.field(compare=False, repr=False)
 
     @property
-    def processes_a_copy(self) -> int:
-        """Processes that share one copy of the model, but for its experts."""
-        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
-
-    @property
     def fewest_processes(self) -> int:
         """The fewest processes that hold the model with its experts."""
         return parallel.fewest_processes({name: getattr(self, name) for name in parallel.KINDS}, self.model)

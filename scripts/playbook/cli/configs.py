@@ -28,16 +28,17 @@ def show(args: argparse.Namespace) -> int:
         UsageError: from the settings.
     """
     on_gpu = _on_gpu(args)
-    chosen = settings.resolve(args, on_gpu=on_gpu, processes=args.nproc if args.nproc > 1 else None)
-    processes = args.nproc if args.nproc > 1 else chosen.fewest_processes
+    processes = args.nproc if args.nproc > 1 else None
+    chosen = settings.resolve(args, on_gpu=on_gpu, processes=processes)
     if args.runtime == "local":
         local_python.check()
         python = local_python.python()
     else:
         with contextlib.redirect_stdout(sys.stderr):
             python = str(ensure("cpu"))
-    words = [python, "-W", "ignore", SCRIPT, "--processes", str(processes), *chosen.as_flags()]
-    return subprocess.run([*words, *(["--gpu"] if on_gpu else [])], stdin=subprocess.DEVNULL, check=False).returncode
+    words = [python, "-W", "ignore", SCRIPT, *chosen.as_flags(), *["--gpu"] * on_gpu]
+    words += ["--processes", str(processes)] if processes else []
+    return subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode
 
 
 def _on_gpu(args: argparse.Namespace) -> bool:

@@ -149,11 +149,6 @@ def test_what_would_train_on_gpus_has_the_settings(megatron) -> None:
         assert run["tail"] == [True, layers // 8, layers // 8], name
 
 
-def test_processes_that_are_not_those_of_the_settings(megatron) -> None:
-    said = megatron("refusal_of_too_few_processes")
-    assert said == "llama31-70b is split over 16 processes, and 8 were started"
-
-
 def test_an_unknown_model_is_told_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown model 'llama31-8B': did you mean llama31-8b\? There are llama31"):
         models.find_model("llama31-8B")

@@ -73,7 +73,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     def on_start(context: CallbackContext) -> None:
         bridge_config.check_built(context.state, chosen)
         changes.check_kept(context.state.cfg, changed, "Megatron-Bridge")
-        environment.complete(context, device_monitor.describe(run.sampler), changes.facts(chosen, changed))
+        environment.complete(context, run.sampler.describe() if run.sampler else {}, changes.facts(chosen, changed))
         if chosen.export:
             weights.export(context.model, chosen.model, chosen.export, chosen.resume)
         if chosen.save:

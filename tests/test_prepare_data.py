@@ -190,7 +190,7 @@ def test_a_thread_that_fails(plain, tokenizer: Path, tmp_path: Path, monkeypatch
 
     def gone(chunk: list[sources.Piece]) -> object:
         if chunk[0].start > 10_000:
-            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(chunk[0].path))
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(chunk[0].source.path))
         return work(chunk)
 
     words = ["--tokenizer", str(tokenizer), "--input", str(plain[0]), "--out", str(tmp_path / "made"), "--workers", "2"]

@@ -147,11 +147,11 @@ class Build:
         state.empty += result.empty
         state.largest = max(state.largest, result.largest)
         for piece, lines, bad in zip(chunk, result.lines, result.bad, strict=True):
-            if piece.source != state.source:
-                state.source, state.lines = piece.source, 0
+            if piece.number != state.source:
+                state.source, state.lines = piece.number, 0
             state.bad += len(bad)
             for each in bad[: EXAMPLES - len(state.examples)]:
-                state.examples.append(f"{piece.path}:{state.lines + each.line}: {each.why}")
+                state.examples.append(f"{piece.source.path}:{state.lines + each.line}: {each.why}")
             state.lines += lines
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()

@@ -60,17 +60,14 @@ class Piece:
     """A part of a source.
 
     Attributes:
-        source: its number.
-        kind: the source's.
-        path: the source's.
+        number: of the source.
         start, end: the lines that start in this range of the file; not for content that is carried.
         content: what a worker could not read for itself: decompressed lines, or the texts of Parquet rows.
         consumed: bytes of the file that it stands for, for progress.
     """
 
-    source: int
-    kind: str
-    path: Path
+    number: int
+    source: Source
     start: int = 0
     end: int = 0
     content: bytes | list[Any] | None = None
@@ -87,7 +84,7 @@ class Piece:
         """The whole lines of this piece of a JSONL or plain-text file."""
         if isinstance(self.content, bytes):
             return self.content
-        with self.path.open("rb") as file:
+        with self.source.path.open("rb") as file:
             file.seek(max(0, self.start - 1))
             read = file.read(self.end - file.tell())
             if self.start:  # the line that this range begins in belongs to the one before
@@ -226,7 +223,7 @@ def _pieces(sources: list[Source], field: str) -> Iterator[Piece]:
             size = SLOT_BYTES[source.kind]
             for start in range(0, source.size, size):
                 end = min(start + size, source.size)
-                yield Piece(number, source.kind, source.path, start, end, consumed=end - start)
+                yield Piece(number, source, start, end, consumed=end - start)
 
 
 def _of_compressed(number: int, source: Source) -> Iterator[Piece]:
@@ -243,7 +240,7 @@ def _of_compressed(number: int, source: Source) -> Iterator[Piece]:
                 return
             position += len(read)
             before, consumed = consumed, raw.tell()
-            yield Piece(number, source.kind, source.path, content=read, consumed=consumed - before)
+            yield Piece(number, source, content=read, consumed=consumed - before)
 
 
 @contextlib.contextmanager
@@ -315,7 +312,7 @@ def _of_parquet(number: int, source: Source, field: str) -> Iterator[Piece]:
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[field]):
             before, done = done, done + len(batch)
             consumed = source.size * done // rows - source.size * before // rows
-            yield Piece(number, "parquet", source.path, content=batch.column(0).to_pylist(), consumed=consumed)
+            yield Piece(number, source, content=batch.column(0).to_pylist(), consumed=consumed)
     except OSError as error:  # pyarrow.ArrowInvalid is a ValueError as well
         raise UsageError(f"{source.path} is damaged: {error}; mend it or leave it out") from error
 

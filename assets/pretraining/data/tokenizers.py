@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -35,19 +34,13 @@ class Vocabulary:
         return np.uint16 if self.size < 65500 else np.int32
 
 
-class Tokenizer(Protocol):
-    """What a worker calls."""
-
-    def encode(self, texts: list[str | bytes]) -> Iterator[np.ndarray]:
-        """The ids of each text, without the end of the document, in the vocabulary's dtype."""
-
-
 class Bytes:
     """A token is a byte."""
 
     vocabulary = Vocabulary(257, 256)
 
     def encode(self, texts: list[str | bytes]) -> Iterator[np.ndarray]:
+        """The ids of each text, without the end of the document, in the vocabulary's dtype."""
         for text in texts:
             yield np.frombuffer(text if isinstance(text, bytes) else text.encode(), dtype=np.uint8)
 
@@ -70,7 +63,7 @@ class HuggingFace:
         self._dtype = dtype
 
     def encode(self, texts: list[str | bytes]) -> Iterator[np.ndarray]:
-        """See `Tokenizer`. No beginning-of-text token is added."""
+        """See `Bytes`. No beginning-of-text token is added."""
         for batch in _batches(texts):
             for encoding in self._fast.encode_batch_fast(batch, add_special_tokens=False):
                 # Through array: numpy takes three times as long to convert a list.
@@ -111,6 +104,6 @@ def prepare(name: str, file: Path) -> Vocabulary:
     return Vocabulary(max(tokenizer.get_vocab().values()) + 1, tokenizer.eos_token_id)
 
 
-def load(name: str, file: Path, dtype: type[np.number]) -> Tokenizer:
+def load(name: str, file: Path, dtype: type[np.number]) -> Bytes | HuggingFace:
     """The tokenizer that `prepare` got ready, for a worker."""
     return Bytes() if name == BYTES else HuggingFace(file, dtype)

@@ -56,7 +56,7 @@ class Task:
 
 
 _task: Task
-_tokenizer: tokenizers.Tokenizer
+_tokenizer: tokenizers.Bytes | tokenizers.HuggingFace
 
 
 def start(task: Task) -> None:
@@ -106,11 +106,11 @@ def _utf8_length(text: str) -> int:
 
 def _documents(piece: Piece) -> Iterator[tuple[int, str | bytes | Bad | None]]:
     """Each document of a piece with the number of its line; None for a blank line."""
-    if piece.kind == "parquet":
+    if piece.source.kind == "parquet":
         assert isinstance(piece.content, list)
         for number, text in enumerate(piece.content, 1):
             yield number, text if isinstance(text, str) else Bad(number, f"no text but {type(text).__name__}")
-    elif piece.kind == "text":
+    elif piece.source.kind == "text":
         yield from _of_text(piece.lines())
     else:
         content = piece.lines()

@@ -44,13 +44,13 @@ def fuse_gradient_accumulation() -> bool:
     """
     if find_spec("fused_weight_gradient_mlp_cuda"):
         return True
-    from pretraining.numerics import wgrad
+    from pretraining.numerics import product
 
-    if not wgrad.available():
+    if not product.adds_weight_gradients():
         return False
     from megatron.core.tensor_parallel import layers
 
-    kernels = dict.fromkeys(("wgrad_gemm_accum_fp32", "wgrad_gemm_accum_fp16"), wgrad.add_weight_gradient)
+    kernels = dict.fromkeys(("wgrad_gemm_accum_fp32", "wgrad_gemm_accum_fp16"), product.add_weight_gradient)
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(**kernels)
     layers._grad_accum_fusion_available = True
     return True

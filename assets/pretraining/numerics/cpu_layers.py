@@ -270,14 +270,10 @@ def _in_arithmetic(base: type, arithmetic: Callable[[], Arithmetic]) -> type:
     return Layer
 
 
-BF16ColumnParallelLinear = _in_arithmetic(ColumnParallelLinear, BF16)
-BF16RowParallelLinear = _in_arithmetic(RowParallelLinear, BF16)
-NVFP4ColumnParallelLinear = _in_arithmetic(ColumnParallelLinear, NVFP4)
-NVFP4RowParallelLinear = _in_arithmetic(RowParallelLinear, NVFP4)
-
+# Of each arithmetic Megatron's layers, and what takes their place.
 LAYERS: dict[str, dict[type, type]] = {
-    "bf16": {ColumnParallelLinear: BF16ColumnParallelLinear, RowParallelLinear: BF16RowParallelLinear},
-    "nvfp4": {ColumnParallelLinear: NVFP4ColumnParallelLinear, RowParallelLinear: NVFP4RowParallelLinear},
+    name: {base: _in_arithmetic(base, arithmetic) for base in (ColumnParallelLinear, RowParallelLinear)}
+    for name, arithmetic in {"bf16": BF16, "nvfp4": NVFP4}.items()
 }
 
 

@@ -77,15 +77,6 @@ def start(run_dir: Path, *, on_gpu: bool) -> Sampler | None:
     return Sampler(run_dir / run_folder.samples_of(rank), _devices(rank) if on_gpu else {})
 
 
-def describe(sampler: Sampler | None) -> dict[str, Any]:
-    """What the first machine's sampler says of itself, on every process: the one that writes it may be any."""
-    import torch
-
-    said = [sampler.describe() if sampler else {}]
-    torch.distributed.broadcast_object_list(said, src=0)
-    return said[0]
-
-
 def _devices(first: int) -> dict[int, str]:
     """UUIDs of this machine's devices, by the rank that trains on each. CUDA_VISIBLE_DEVICES may renumber them."""
     import torch

@@ -52,7 +52,7 @@ class EnvironmentFile:
 
         Args:
             context: of `on_train_start`.
-            sampling: what the device sampler says of itself.
+            sampling: what rank 0's device sampler says of itself.
             changed: parity facts of what the user changed.
         """
         data = identify_data(self._settings, self._builtin) if self._writes else ""  # it reads the whole index

@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pretraining.numerics import cpu_layers, nvfp4
-from pretraining.numerics.cpu_layers import BF16, NVFP4, NVFP4ColumnParallelLinear, set_arithmetic
+from pretraining.numerics.cpu_layers import BF16, NVFP4, set_arithmetic
 from pretraining.request import nvfp4_recipe
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
 from pretraining.request.nvfp4_recipe import Rounding
@@ -257,8 +257,8 @@ def test_layer_spec_swaps_linear_layers_only():
     local = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec = cpu_layers.layer_spec(local, "nvfp4")
     attention, mlp = spec.submodules.self_attention.submodules, spec.submodules.mlp.submodules
-    assert attention.linear_qkv is mlp.linear_fc1 is cpu_layers.NVFP4ColumnParallelLinear
-    assert attention.linear_proj is mlp.linear_fc2 is cpu_layers.NVFP4RowParallelLinear
+    assert attention.linear_qkv is mlp.linear_fc1 is cpu_layers.LAYERS["nvfp4"][ColumnParallelLinear]
+    assert attention.linear_proj is mlp.linear_fc2 is cpu_layers.LAYERS["nvfp4"][RowParallelLinear]
     assert local.submodules.mlp.submodules.linear_fc1 is ColumnParallelLinear
     assert attention.core_attention is local.submodules.self_attention.submodules.core_attention
     with pytest.raises(ValueError, match="'fp8' has no emulated layers"):
@@ -269,7 +269,7 @@ def test_layer_spec_swaps_linear_layers_only():
 
 def test_layers_take_the_recipe_of_their_process(monkeypatch):
     monkeypatch.setattr(nvfp4_recipe, "_in_use", DETERMINISTIC)
-    module = build(NVFP4ColumnParallelLinear)
+    module = build(cpu_layers.LAYERS["nvfp4"][ColumnParallelLinear])
     assert module._forward_impl.keywords["arithmetic"].recipe == DETERMINISTIC
 
 

@@ -34,7 +34,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -304,19 +304,30 @@ class Run:
         return self.environment.get("precision", {})
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run folder, finished or not. Raises as `read_facts` and `open_lines` do."""
-    run = read_facts(folder)
+def read_metrics(path: Path) -> tuple[Sequence[dict[str, Any]], list[dict[str, Any]]]:
+    """The training lines and the evaluations of a `metrics.jsonl`, none without one. Raises as `open_lines` does."""
     lines = []
-    if there(folder / METRICS).exists():
-        with open_lines(folder / METRICS) as file:
-            lines = list(schema.lines(file, schema.LINE, there(folder / METRICS)))
-    return replace(
-        run,
-        train=[line for line in lines if line.get("kind") == "train"],
-        evaluations=[line for line in lines if line.get("kind") == "eval"],
-        samples=read_samples(folder),
-    )
+    if there(path).exists():
+        with open_lines(path) as file:
+            lines = list(schema.lines(file, schema.LINE, there(path)))
+    train, evaluations = ([line for line in lines if line.get("kind") == kind] for kind in ("train", "eval"))
+    return train, evaluations
+
+
+def read_run(folder: Path, metrics: Callable[[Path], tuple] = read_metrics, *, samples: bool = True) -> Run:
+    """Read a run folder, finished or not.
+
+    Args:
+        metrics: reads its metrics as `read_metrics` does: the host has a faster one.
+        samples: whether to read these too; without them nothing is known of energy.
+
+    Raises:
+        FileNotFoundError, Damaged, UsageError, OSError: as `read_facts` and `open_lines` do.
+    """
+    run = read_facts(folder)
+    train, evaluations = metrics(folder / METRICS)
+    sampled = read_samples(folder) if samples else []
+    return replace(run, train=train, evaluations=evaluations, samples=sampled)
 
 
 def read_facts(folder: Path) -> Run:

@@ -202,8 +202,8 @@ def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
 
 
 def _model_of_the_run(args: argparse.Namespace) -> dict[str, Any]:
-    """What was changed of the model that is only evaluated or exported, as its run's config file says it."""
-    if args.resume is None or not (args.evaluate or args.export) or not (args.resume / run_folder.CONFIG).is_file():
+    """What was changed of the model that goes on, is evaluated or exported, as its run's config file says it."""
+    if args.resume is None or not (args.resume / run_folder.CONFIG).is_file():
         return {}
     words = words_of(config_file.read(args.resume / run_folder.CONFIG))
     changes = overrides.parse(words.overrides or ())

@@ -12,6 +12,7 @@ from playbook.launch.start import exit_code, ready, train
 from playbook.plan import earlier_run
 from playbook.plan.place import Place
 from playbook.plan.plan import Plan
+from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.inputs import manifest
 from pretraining.record import run_folder
@@ -98,7 +99,7 @@ def evaluate(
         run = train(job.at(where), args.runs)
         if code := exit_code(run):
             return code
-        ended[called] = run_folder.read_run(run.folder)
+        ended[called] = loading.load(run.folder, samples=False)
     _show(ended)
     return 0
 

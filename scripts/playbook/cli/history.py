@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from playbook import PROJECT
-from playbook.compare.figures import measure
+from playbook.compare import soundness
+from playbook.compare.figures import measure, of_run
 from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.record import lock, run_folder
@@ -68,11 +69,13 @@ def entries(runs: Path) -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    run = loading.load(folder)
-    result = measure(run).result
+    run = loading.load(folder, samples=False)
+    measured = measure(run)
+    figures = of_run(measured, ("step_time", "tokens_per_second", "training_loss"))
+    step_time, rate, loss = (each and each.value for each in figures.values())
     request = run.plan.get("request") or {}
     profiled = "profiled" in run.environment
-    verdict, cause = result.verdict, result.cause
+    verdict, cause = soundness.verdict(run, measured.lines)
     if verdict == run_folder.Verdict.INCOMPLETE and lock.processes(folder) and (used := lock.in_use(folder)):
         verdict, cause = RUNNING, used
     return Entry(
@@ -84,11 +87,11 @@ def _entry(folder: Path) -> Entry:
         model=run.environment.get("model") or request.get("model") or "",
         verdict=verdict,
         cause=cause,
-        iterations=result.iterations,
+        iterations=measured.window.last - (run.parity.get("start_iteration") or 0),
         of=run.parity.get("train_iters") or request.get("train_iters"),
-        step_time=None if profiled else result.step_times and result.step_times.median,
-        tokens_per_second=None if profiled else result.tokens_per_second and result.tokens_per_second.value,
-        loss=result.training_loss and result.training_loss.value,
+        step_time=None if profiled else step_time,
+        tokens_per_second=None if profiled else rate,
+        loss=loss,
         profiled=profiled,
     )
 

@@ -146,7 +146,7 @@ def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
         return 0
     ended = train(job.at(ready(where, args.runs)), args.runs)
     if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
-        _show_evaluation(run_folder.read_run(ended.folder))
+        _show_evaluation(ended.folder)
     if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
         return _show_profile(ended.folder, keep=True)
     if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
@@ -154,8 +154,11 @@ def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
     return exit_code(ended)
 
 
-def _show_evaluation(run: run_folder.Run) -> None:
+def _show_evaluation(folder: Path) -> None:
     """Print the losses of an evaluated checkpoint."""
+    from playbook.record import loading  # not of a dry run, which has the standard library alone
+
+    run = loading.load(folder, samples=False)
     where = f"in {run.precision['name']}"
     for line in run.evaluations:
         print(f"{line['split']} loss {shown(line['loss'])} nats a token {where}, iteration {line['iteration']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -157,9 +157,9 @@ class Metric:
     against: str = ""
 
 
-def of_run(run: Measured) -> dict[str, Figure | None]:
-    """All figures of a run."""
-    found = {metric: metric.taken(run) for metric in METRICS}
+def of_run(run: Measured, names: Collection[str] = ()) -> dict[str, Figure | None]:
+    """The figures of a run that have these names, or all."""
+    found = {metric: metric.taken(run) for metric in METRICS if not names or metric.name in names}
     return {metric.name: each and replace(each, unit=metric.unit) for metric, each in found.items()}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretraining.record import run_folder
+from pretraining.record import run_folder, schema
+from pretraining.record.schema import Damaged
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -79,13 +80,18 @@ class Progress:
             return False
         whole = new[: new.rfind(b"\n") + 1]  # the last line may be half written
         self._position += len(whole)
-        for line in filter(None, map(_parsed, whole.splitlines())):
-            if line["kind"] == "train":
-                self._last = line
-                self._times = [*self._times[-19:], line["step_time_s"]]
-            elif line["split"] == "validation":
-                self._evaluated = line
+        for text in whole.splitlines(keepends=True):
+            with contextlib.suppress(Damaged):  # what is shown must not end what is trained
+                for line in schema.lines([text], schema.LINE, self._metrics):
+                    self._take(line)
         return bool(whole)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        if line.get("kind") == "train" and line.get("iteration") and line.get("step_time_s"):
+            self._last = line
+            self._times = [*self._times[-19:], line["step_time_s"]]
+        elif line.get("split") == "validation":
+            self._evaluated = line
 
     def _line(self, *, final: bool = False) -> str:
         seconds = time.monotonic() - self._began
@@ -95,11 +101,11 @@ class Progress:
         done = self._last["iteration"]
         parts = [
             f"{self._label}: iteration {done}/{self._iterations}",
-            f"loss {shown(self._last['loss'])}",
+            f"loss {shown(self._last.get('loss'))}",
             f"{step:.3f} s/step",
         ]
         if self._evaluated:
-            parts.append(f"validation loss {shown(self._evaluated['loss'])}")
+            parts.append(f"validation loss {shown(self._evaluated.get('loss'))}")
         if final:
             parts.append(f"{seconds:.0f} s in all")
         elif done < self._iterations:
@@ -112,14 +118,3 @@ class Progress:
 def shown(loss: float | None) -> str:
     """A loss of `metrics.jsonl`, where one that is not finite is null."""
     return "not finite" if loss is None else f"{loss:.4f}"
-
-
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    """A line of `metrics.jsonl`, None where it is damaged: what is shown must not end what is trained."""
-    try:
-        line = json.loads(text)
-        told = line["step_time_s"] if line["kind"] == "train" else 0 if line["split"] else None
-        numbers = (line["iteration"], line["loss"] or 0, told)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return line if all(isinstance(each, int | float) for each in numbers) else None

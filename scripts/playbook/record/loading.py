@@ -8,7 +8,6 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 
 from playbook import PROJECT
@@ -50,17 +49,15 @@ def named(path: Path) -> Path:
     return folder if not path.exists() and len(path.parts) == 1 and folder.exists() else path
 
 
-def load(path: Path) -> Run:
-    """Read a run folder or a raw log.
+def load(path: Path, *, samples: bool = True) -> Run:
+    """Read a run folder, with or without its samples, or a raw log.
 
     Raises:
         UsageError: there is nothing at `path`, or neither of the two, or it is damaged.
     """
     try:
         if path.is_dir():
-            run = run_folder.read_facts(path)
-            lines, evaluations = metrics.read(path / run_folder.METRICS)
-            return replace(run, train=lines, evaluations=evaluations, samples=run_folder.read_samples(path))
+            return run_folder.read_run(path, metrics.read, samples=samples)
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is neither a run folder nor a log file.")
         return read_log(path)

@@ -403,8 +403,8 @@ def test_weights_to_begin_with(finished, make_model, tmp_path: Path) -> None:
     assert "give one of them" in refusal("--from", "hf:my/llama", "--resume", run)
 
 
-@pytest.mark.parametrize("what", [("--evaluate",), ("--export", "NEW")])
-def test_what_is_evaluated_or_exported_is_the_model_that_was_trained(
+@pytest.mark.parametrize("what", [(), ("--evaluate",), ("--export", "NEW")])
+def test_what_goes_on_is_evaluated_or_exported_is_the_model_that_was_trained(
     make_checkpoint, tmp_path: Path, what: tuple[str, ...]
 ) -> None:
     """Whatever was changed of it is in the run's config file; of the rest, nothing is taken from there."""

@@ -20,7 +20,8 @@ from pretraining.request.precisions import EMULATORS, PRECISIONS
 PROJECT = Path(__file__).resolve().parents[3]
 RUNS = "nemo_experiments"
 SEED = 1234
-ASKED, FILED = "asked for", "as in the config file"  # who says a setting
+# who says a setting
+ASKED, FILED, OF_RUN = "asked for", "as in the config file", "as in the run that it begins with"
 
 _SECRET = re.compile(
     r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)"  # in a URL
@@ -141,21 +142,23 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
     Returns:
         The arguments, in which `precision` stands for --disable-fp4 too, `nvfp4` is words and their values, `overrides`
         fields and their values. Beside them `file` is the config file, read, `left` what is not taken from it, `why`
-        who said each setting (ASKED or FILED), and `trains` whether it is to train.
+        who said each setting (ASKED, FILED or OF_RUN), and `trains` whether it is to train.
 
     Raises:
         UsageError: a setting with two values, an override of what the playbook decides, or no config file.
     """
     given, changes = overrides.settings_among(overrides.parse(args.overrides or ()))
+    of_run = set(getattr(args, "of_run", ()))  # what the launcher filled in, where nobody asked
     for name, value in given.items():
         present = getattr(args, name)
-        if present not in (None, value):
+        if present not in (None, value) and name not in of_run:
             raise UsageError(
                 f"{overrides.flag_of(name)} {present} and an override that says {value} are one setting with two "
                 "values; drop one"
             )
     recipe = nvfp4_recipe.in_environment() | nvfp4_recipe.words_in(args.nvfp4 or "")
-    above = {**vars(args), **given, "precision": asked_precision(args), "nvfp4": recipe or None, "overrides": changes}
+    above = {**vars(args), **given, "precision": asked_precision(args)}
+    above |= {"nvfp4": recipe or None, "overrides": changes or None}
     above = {name: value for name, value in above.items() if value is not None and value is not False}
     file = config_file.read(args.config) if args.config else None
     below = _of_the_file(file) if file else _model_of_the_run(args)
@@ -165,7 +168,8 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
     whole = {**vars(args), **below, **above}
     whole["nvfp4"] = (below.get("nvfp4") or {}) | recipe
     whole["overrides"] = (below.get("overrides") or {}) | changes
-    why = {name: FILED for name, value in below.items() if value is not None} | dict.fromkeys(above, ASKED)
+    why = {name: FILED if file else OF_RUN for name, value in below.items() if value not in (None, {})}
+    why |= dict.fromkeys(above, ASKED) | dict.fromkeys(of_run - given.keys(), OF_RUN)
     trains = not args.evaluate and args.export is None
     return argparse.Namespace(**{"left": {}, **whole, "file": file, "why": why, "trains": trains})
 

@@ -61,7 +61,7 @@ class Settings:
         config: a config file whose fields go before the overrides, or None.
         plugin: the user's Python file, or None.
         left: what a config file says and is not taken from it, by argument.
-        why: who said a setting, by its argument's name: `flags.ASKED` or `flags.FILED`; defaults are not in it.
+        why: who said a setting, by its argument's name: `flags.ASKED` and its kin; defaults are not in it.
     """
 
     model: Model
@@ -143,7 +143,7 @@ class Settings:
     def reason(self, default: str, *names: str) -> str:
         """Who said one of these settings; `default` where nobody did."""
         said = {self.why.get(name) for name in names}
-        return next((who for who in (flags.ASKED, flags.FILED) if who in said), default)
+        return next((who for who in (flags.ASKED, flags.FILED, flags.OF_RUN) if who in said), default)
 
     def as_flags(self) -> list[str]:
         """The flags that give exactly these settings, whatever the defaults are where they are parsed."""

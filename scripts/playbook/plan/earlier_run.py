@@ -50,16 +50,13 @@ def like_run(args: argparse.Namespace, folder: Path) -> None:
         asked = "RESUME" if _trains(args) else "RUNS" if getattr(args, "checkpoints", None) else "RUN"
         raise UsageError(f"{asked}={folder}: {error}; make history lists the runs") from error
     args.resume = folder
-    for flag, fact in FACTS.items():
-        if getattr(args, flag) is None:
-            setattr(args, flag, run.parity.get(fact))
-    if args.data is None:
-        args.data = run.plan.get("request", {}).get("data")
     args.precision = args.precision or (run.precision.get("name", "bf16") if not _trains(args) else None)
+    there = {flag: run.parity.get(fact) for flag, fact in FACTS.items()}
+    there["data"] = run.plan.get("request", {}).get("data")
     if run.precision.get("name") == args.precision:
-        for side in ("bf16_head_layers", "bf16_tail_layers"):
-            if getattr(args, side) is None:
-                setattr(args, side, run.precision.get(side))
+        there |= {side: run.precision.get(side) for side in ("bf16_head_layers", "bf16_tail_layers")}
+    there = {flag: value for flag, value in there.items() if value is not None and getattr(args, flag) is None}
+    vars(args).update(there, of_run=tuple(there))
 
 
 def _trains(args: argparse.Namespace) -> bool:

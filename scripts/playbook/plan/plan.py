@@ -15,6 +15,7 @@ from playbook.plan.place import show as show_choices
 from pretraining.inputs import finetuning, plugin_file
 from pretraining.record import run_folder
 from pretraining.request import blends, config_file, nvfp4_recipe
+from pretraining.request.flags import ASKED, OF_RUN
 from pretraining.request.parallel import NO_CONTEXT_PARALLEL
 from pretraining.request.settings import Settings
 from pretraining.run import signals
@@ -140,7 +141,8 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
         "precision": Choice(precision.name, arithmetic),
     }
     if settings.num_layers != model.num_layers:
-        choices["layers"] = Choice(settings.num_layers, f"asked for; {model.name} has {model.num_layers}")
+        who = settings.reason(ASKED, "num_layers")
+        choices["layers"] = Choice(settings.num_layers, f"{who}; {model.name} has {model.num_layers}")
     if precision.quantized:
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
         default = f"the default for {precision.name}"
@@ -179,7 +181,7 @@ def _why_less(settings: Settings) -> str:
     changed, short, stands_for = settings.nvfp4.changed(), nvfp4_recipe.short_forms(), nvfp4_recipe.in_environment()
     if all(stands_for.get(word) == value for word, value in changed.items()):
         return f"asked for: {' '.join(short[word] for word in changed)}"
-    return settings.reason("as in the run that it begins with", "nvfp4")
+    return settings.reason(OF_RUN, "nvfp4")
 
 
 def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str]]:
@@ -204,7 +206,7 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
     if settings.plugin:
         yield "plugin", settings.plugin, f"defines {', '.join(plugin_file.inspect(settings.plugin))}"
     if settings.overrides:
-        yield "overrides", " ".join(settings.changes), "asked for"
+        yield "overrides", " ".join(settings.changes), settings.reason(ASKED, "overrides")
 
 
 def _state(file: Path) -> list[int]:

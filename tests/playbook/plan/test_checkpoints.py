@@ -7,6 +7,7 @@ import pytest
 
 from playbook.cli import train
 from playbook.plan import earlier_run
+from playbook.plan.place import Choice, Place
 from pretraining.errors import UsageError
 
 
@@ -36,6 +37,19 @@ def test_it_continues_as_it_was(runs: Path) -> None:
     assert (args.model, args.data, args.seq_length) == ("small", "/corpus/mine", 32)
     assert (args.global_batch_size, args.micro_batch_size, args.bf16_tail_layers) == (8, 4, 2)
     assert args.resume == runs / "first"
+
+
+def test_the_plan_says_what_is_as_it_was(runs: Path, make_checkpoint) -> None:
+    make_checkpoint(runs / "first", 6)
+    args = parsed(runs, "nvfp4", "--data", "mock", "train.global_batch_size=4", "--micro-batch-size", "2")
+    args.precision = "nvfp4"
+    earlier_run.like_run(args, runs / "first")
+    choices = train._plan(args, "nvfp4", Place("cpu")).choices
+    as_there = "as in the run that it begins with"
+    assert choices["model"] == Choice("small", as_there)
+    assert choices["kept in BF16"] == Choice("first 0 and last 2 of 8 layers", as_there)
+    assert choices["batch"] == Choice("4 x 64 tokens, micro batches of 2", "asked for")  # an override is asked for too
+    assert choices["data"].reason == "asked for" and choices["iterations"].reason == "small's default"
 
 
 @pytest.mark.parametrize(("asked", "precision", "tail"), [((), "nvfp4", 2), (("--precision", "bf16"), "bf16", None)])

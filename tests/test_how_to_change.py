@@ -201,3 +201,22 @@ def test_a_figure_is_a_row(copy: Copy, environment) -> None:
     assert re.search(r"^toys .*10", printed, re.MULTILINE)
     for file in ("report.html", "comparison.md", "comparison.csv", "comparison.json"):
         assert "toys" in (copy.folder / "compared" / file).read_text(encoding="utf-8"), file
+
+
+def test_a_runtime_is_a_name_and_a_command(copy: Copy, environment) -> None:
+    """One that puts a command before the local runtime's, as Apptainer would."""
+    last = "return [*distributed_run(python, processes), SCRIPT, *flags]"
+    copy.add(
+        "a runtime",
+        {
+            "scripts/playbook/plan/place.py": ('"local", "cpu")', '"local", "cpu", "toy")'),
+            "scripts/playbook/launch/local.py": (
+                last,
+                last.replace("[*", '[*["toy", "exec"][: 2 * (runtime == "toy")], *'),
+            ),
+            "scripts/playbook/cli/make/options.py": ("container, local or cpu", "container, local, cpu or toy"),
+        },
+    )
+    said = copy.run(environment, "scripts/run.py", "bf16", "--runtime", "toy", "--dry-run")
+    assert re.search(r"runtime +toy +asked for", said)
+    assert re.search(r"toy exec \S*python\S* -m torch\.distributed\.run", said), said

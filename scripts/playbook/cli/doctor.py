@@ -1,6 +1,7 @@
-"""Whether a job would work on this machine, before it is started: one check a line, the remedy under each cross.
+"""Whether a job would work on this machine, before it is started: GPU, driver, engine, image, memory, disk and so on.
 
-Nothing is changed, pulled or started. A check that the chosen job does not need is shown and decides nothing.
+One check a line, the remedy under each cross. Nothing is changed, pulled or started. A check that the chosen job does
+not need, as of what would only be slow, is shown and decides nothing.
 """
 
 from __future__ import annotations

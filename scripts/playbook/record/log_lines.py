@@ -1,4 +1,4 @@
-"""A log's lines as training printed them: what terminals, container engines and launchers did to them is undone.
+"""A log's lines as training printed them: without prefixes, colours and what else launchers and terminals put there.
 
 Three steps, each over some MiB at once: *decode* (UTF-16, gzip, JSON of `docker logs`, colours, carriage returns),
 *join* (lines cut at a terminal's width) and *strip* (whatever stands before the known parts of a line: time stamps,

@@ -43,6 +43,7 @@ HELD = "`make attach` follows it, `make stop` ends it"
 REQUIRED = {"torch": (2, 7), "cuda": (12, 8), "cudnn": (9, 3)}
 NVFP4_ENGINE = (2, 8)  # the Transformer Engine that brought the NVFP4 recipe (its pull request 2177)
 SHARED_MEMORY_BYTES = 1e9
+SHARED_MEMORY = Path("/dev/shm")
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _VERSIONS = """
 import importlib.metadata as metadata, json, platform
@@ -246,7 +247,7 @@ def _local_memory() -> Iterator[Check]:
     with contextlib.suppress(OSError, ValueError):  # "max", or no such control group
         total = min(total, int(CGROUP_MEMORY.read_text()))
     yield Check("memory", None, f"{total / 1e9:.0f} GB")
-    shared = shutil.disk_usage("/dev/shm").total
+    shared = shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0
     remedy = "start the container with --ipc=host"
     yield Check("shared memory", shared >= SHARED_MEMORY_BYTES, f"{shared / 1e9:.2f} GB", remedy, needed=False)
     yield _locked_memory(needed=False)
@@ -283,7 +284,8 @@ def _folder_checks(chosen: Settings, runs: Path, runtime: str) -> Iterator[Check
 
 
 def _existing(folder: Path) -> Path:
-    return folder if folder.is_dir() or folder == folder.parent else _existing(folder.parent)
+    """The folder, or the nearest above it that is there and may be seen."""
+    return folder if os.path.isdir(folder) or folder == folder.parent else _existing(folder.parent)
 
 
 def _token_check(chosen: Settings) -> Iterator[Check]:

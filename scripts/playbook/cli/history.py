@@ -9,13 +9,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
-
 from playbook import PROJECT
+from playbook.common.tables import print_table
 from playbook.compare import soundness
 from playbook.compare.figures import measure, of_run
 from playbook.record import loading
@@ -114,25 +109,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(found: list[Entry]) -> None:
-    console = Console(highlight=False)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for title in ("run", "precision", "verdict", "done", "step", "loss"):
-        side = "right" if title in ("done", "step", "loss") else "left"
-        table.add_column(title, justify=side, no_wrap=True)
+    rows = [["run", "precision", "verdict", "done", "step", "loss"]]
     for entry in found:
-        style = "" if entry.verdict == run_folder.Verdict.SUCCEEDED else "yellow"
-        cells = [
-            entry.name,
-            entry.precision or "-",
-            entry.verdict,
-            f"{entry.iterations}/{entry.of}" if entry.of is not None else "-",
-            "profiled" if entry.profiled else _seconds(entry.step_time),
-            f"{entry.loss:.4f}" if entry.loss is not None else "-",
-        ]
-        table.add_row(*(Text(cell, style=style) for cell in cells))
-    whole = Measurement.get(console, console.options.update(width=1000), table).maximum
-    console.width = max(console.width, whole)  # Rich cuts what is too wide; a terminal wraps it
-    console.print(table)
+        done = f"{entry.iterations}/{entry.of}" if entry.of is not None else "-"
+        step = "profiled" if entry.profiled else _seconds(entry.step_time)
+        loss = f"{entry.loss:.4f}" if entry.loss is not None else "-"
+        rows.append([entry.name, entry.precision or "-", entry.verdict, done, step, loss])
+    styles = ["" if entry.verdict == run_folder.Verdict.SUCCEEDED else "yellow" for entry in found]
+    print_table(rows, left=3, styles=styles)
     for entry in found:
         if entry.verdict == UNREADABLE:
             print(f"{UNREADABLE}: {entry.cause}")

@@ -7,9 +7,11 @@ import re
 import shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
+import msgspec
 import yaml
+from msgspec import Meta
 
 from playbook import PROJECT
 from pretraining.errors import UsageError
@@ -24,7 +26,12 @@ _GONE = {
     "host": (None, "submit on a login node of the cluster, in a checkout there"),
 }
 _GPU_FLAGS = {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-node", "tres-per-task"}
-_TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}")
+_TIME = r"(\d+-)?\d{1,2}(:\d{2}){0,2}"
+_HINTS = {
+    "time": "; hours:minutes:seconds or days-hours, in quotes: YAML reads 4:00:00 as a number",
+    "environment": "; NAME: value",
+}
+Count = Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -33,17 +40,17 @@ class Cluster:
 
     account: str | None = None
     partition: str | None = None
-    time: str | None = "04:00:00"
-    gpus: int | None = 8
+    time: Annotated[str, Meta(pattern=rf"^({_TIME})$")] | None = "04:00:00"
+    gpus: Count | None = 8
     exclusive: bool | None = False
     sbatch: dict[str, Any] | None = field(default_factory=dict)
-    restarts: int | None = 5
-    end_before_limit: int | None = 120
+    restarts: Count | None = 5
+    end_before_limit: Count | None = 120
     runs: str | None = None
     image: str | None = None
     mounts: list[str] | None = field(default_factory=list)
     python: str = "python"
-    environment: dict[str, str] | None = field(default_factory=dict)
+    environment: dict[str, Any] | None = field(default_factory=dict)
 
     @property
     def runs_folder(self) -> Path:
@@ -87,24 +94,19 @@ def read(path: Path = FILE) -> Cluster:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             raise UsageError(f"{path}: unknown field {name!r}{f': did you mean {near[0]}?' if near else ''}")
+    for name, value in content.items():
+        try:
+            msgspec.convert({name: value}, Cluster)
+        except msgspec.ValidationError as error:
+            wanted = str(error).partition(" - at ")[0].replace("E", "e", 1)
+            said = name if name == "environment" else f"{name} is {value!r}"  # whose values may be secret
+            raise UsageError(f"{path}: {said}: {wanted}{_HINTS.get(name, '')}") from None
     cluster = Cluster(**content)
     _check(cluster, path)
     return cluster
 
 
 def _check(cluster: Cluster, path: Path) -> None:
-    for name, kind in get_type_hints(Cluster).items():
-        value = getattr(cluster, name)
-        kinds = tuple(get_origin(each) or each for each in get_args(kind) or (kind,))
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            hint = " (put it in quotes: YAML reads 4:00:00 as a number)" if name == "time" else ""
-            wanted = " or ".join("null" if each is type(None) else each.__name__ for each in kinds)
-            raise UsageError(f"{path}: {name} is {value!r}, which is no {wanted}{hint}")
-    for name in ("gpus", "restarts", "end_before_limit"):
-        if (getattr(cluster, name) or 0) < 0:
-            raise UsageError(f"{path}: {name} is {getattr(cluster, name)}; it cannot be below 0")
-    if cluster.time is not None and not _TIME.fullmatch(cluster.time):
-        raise UsageError(f"{path}: time is {cluster.time!r}; write it as hours:minutes:seconds, or days-hours")
     for name in cluster.environment or {}:
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
             raise UsageError(f"{path}: environment name {name!r}; use capitals, which is all that NeMo-Run exports")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import json
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,18 @@ from typing import Any
 from playbook.cluster import slurm
 from playbook.cluster.config import Cluster
 from playbook.cluster.slurm import ClusterError
+from playbook.common.tables import print_table
 from pretraining.errors import UsageError
-from pretraining.record import ends, run_folder
+from pretraining.record import ends, run_folder, schema
 from pretraining.record.run_folder import Verdict
+from pretraining.record.schema import Damaged
 
 POLL_SECONDS = 1.0
 _AT_ONCE = 1 << 20  # bytes of a log
 ASK_SECONDS = 15.0  # between two questions to Slurm's controller while the log grows
+
+
+_TOLD = dict.fromkeys(("job", "submitted", "folder"), schema.TEXT)
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,19 @@ class Job:
 
 
 def submitted(cluster: Cluster) -> list[Job]:
-    """Every submitted run under the cluster's runs folder, newest last; Slurm is not asked."""
-    jobs = [Job(path.parent, json.loads(path.read_text())) for path in cluster.runs_folder.glob(f"*/{run_folder.JOB}")]
+    """Every submitted run under the cluster's runs folder, newest last; Slurm is not asked.
+
+    One whose `job.json` cannot be read is told and left out.
+    """
+    jobs = []
+    for path in cluster.runs_folder.glob(f"*/{run_folder.JOB}"):
+        try:
+            told = schema.read(path, _TOLD)
+            if missing := _TOLD.keys() - told.keys():
+                raise Damaged(path, f"it does not say {' and '.join(sorted(missing))}")
+            jobs.append(Job(path.parent, told))
+        except (Damaged, OSError) as error:
+            print(error, file=sys.stderr)
     return sorted(jobs, key=lambda job: job.told["submitted"])
 
 
@@ -75,7 +91,8 @@ def state_of(job: Job) -> Job:
     if not lines:
         return job
     state, elapsed, nodes = lines[-1]
-    return Job(job.run, job.told, state.split()[0], "", elapsed, nodes, len(lines) - 1)
+    state = state.partition(" ")[0] or "UNKNOWN"  # "CANCELLED by 1000"
+    return Job(job.run, job.told, state, "", elapsed, nodes, len(lines) - 1)
 
 
 def attempt(job: Job) -> Path:
@@ -124,10 +141,7 @@ def show(cluster: Cluster) -> int:
     if len(rows) == 1:
         print(f"no job was submitted from {cluster.runs_folder}: make submit")
         return 0
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        words = [f"{word:<{width}}" for word, width in zip(row, widths, strict=False)]
-        print("  ".join([*words, row[5]]).rstrip())
+    print_table(rows, left=len(rows[0]))
     return 0
 
 

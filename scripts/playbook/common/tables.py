@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
-def print_table(rows: Sequence[Sequence[str]], *, left: int) -> None:
-    """Print columns two spaces apart, the first `left` of them flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            f"{cell:<{width}}" if number < left else f"{cell:>{width}}"
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+_TRAILING = re.compile(r" +((?:\x1b\[[\d;]*m)*)$", re.MULTILINE)
+
+
+def empty_table() -> Table:
+    """A table without columns, as all of this project look."""
+    return Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+
+
+def print_table(rows: Sequence[Sequence[str]], *, left: int, styles: Sequence[str] = ()) -> None:
+    """Print a table whose cells are whole: what is wider than the terminal goes on in its next line.
+
+    Args:
+        rows: the first of them are the titles.
+        left: how many columns are flush left; the others are flush right.
+        styles: of the other rows, as Rich calls them; none for plain ones.
+    """
+    table = empty_table()
+    table.padding = (0, 1, 0, 0)
+    titles, *others = rows
+    for at, title in enumerate(titles):
+        table.add_column(Text(title), justify="left" if at < left else "right", no_wrap=True)
+    for row, style in zip(others, styles or [""] * len(others), strict=True):
+        table.add_row(*(Text(cell, style=style) for cell in row))
+    console = Console(highlight=False)
+    whole = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    console.width = max(console.width, whole)
+    with console.capture() as captured:
+        console.print(table)
+    print(_TRAILING.sub(r"\1", captured.get()), end="")

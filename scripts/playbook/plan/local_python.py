@@ -28,12 +28,11 @@ def inside_container() -> bool:
 @functools.cache
 def has_bridge() -> bool:
     """Whether that interpreter has megatron.bridge."""
-    found = subprocess.run(
-        [python(), "-c", "import importlib.util as u; raise SystemExit(0 if u.find_spec('megatron.bridge') else 1)"],
-        capture_output=True,
-        check=False,
-    )
-    return found.returncode == 0
+    asks = "import importlib.util as u; raise SystemExit(0 if u.find_spec('megatron.bridge') else 1)"
+    try:
+        return subprocess.run([python(), "-c", asks], capture_output=True, check=False).returncode == 0
+    except OSError:  # there is no python3, or it is none
+        return False
 
 
 def check() -> None:

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from playbook.common.tables import empty_table
 from playbook.compare.figures import measure
 from playbook.profile import kernels
 from playbook.profile.kernels import Kind
@@ -232,7 +231,7 @@ def show(folder: Path) -> None:
     rows = table(found)
     titles = ("where the time goes", "ms a step", "%", "calls", f"most of it{'' if found.on_gpu else ', on its own'}")
     console = Console(highlight=False)
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    shown = empty_table()
     room = console.width
     for at, title in enumerate(titles[:4]):
         least = max(len(cell) for cell in (title, *(row[at] for row in rows)))

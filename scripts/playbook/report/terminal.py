@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 from typing import TextIO
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from playbook.common.tables import empty_table
 from playbook.compare.comparison import NotComparable
 from playbook.compare.model import Arm, Comparison, Contrast
 from playbook.compare.parity import NO_ITERATIONS
@@ -170,13 +170,9 @@ def _print_fitting(console: Console, tables: list[Table]) -> None:
     console.width = page
 
 
-def _new_table() -> Table:
-    return Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-
-
 def _two_arms(comparison: Comparison, *, stacked: bool = False) -> Table:
     """A column an arm; `stacked` breaks the cells that are too long, a figure's spread below it."""
-    table = _new_table()
+    table = empty_table()
     table.add_column("", no_wrap=True)
     arms = comparison.arms
     for arm in arms:
@@ -216,7 +212,7 @@ def _cell(cell: wording.Cell) -> str:
 
 def _many_arms(comparison: Comparison) -> Table:
     """A row an arm, the baseline first."""
-    table = _new_table()
+    table = empty_table()
     for name in ("", "step", f"of {comparison.baseline}", "tokens/s", "TFLOP/s", "memory", "loss", "gap"):
         table.add_column(name, no_wrap=True, justify="left" if not name else "right")
     contrasts = {contrast.candidate: contrast for contrast in comparison.contrasts}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from playbook.cli import doctor
-from playbook.plan import gpus
+from playbook.plan import gpus, local_python
 from pretraining.errors import UsageError
 from pretraining.record import lock
 from pretraining.request import footprint
@@ -138,6 +138,25 @@ def test_nvfp4_needs_a_newer_transformer_engine_than_fp8(bare_metal) -> None:
     code, checks = bare_metal(old)
     assert code == 1 and "needs 2.8" in checks["transformer-engine"]["found"]
     assert bare_metal(old, "--precision", "fp8")[0] == 0
+
+
+def test_no_shared_memory_is_a_cross(bare_metal, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path / "none")
+    _, checks = bare_metal(WHOLE)
+    assert checks["shared memory"]["ok"] is False and checks["shared memory"]["found"] == "0.00 GB"
+
+
+@pytest.mark.parametrize("content", [None, "no program"])
+def test_a_python_that_is_none_has_no_bridge(monkeypatch, tmp_path, content: str | None) -> None:
+    python = tmp_path / "python3"
+    if content:
+        python.write_text(content)
+        python.chmod(0o755)
+    monkeypatch.setattr(local_python, "python", lambda: str(python))
+    local_python.has_bridge.cache_clear()
+    with pytest.raises(UsageError, match=r"has no megatron\.bridge"):
+        local_python.check()
+    local_python.has_bridge.cache_clear()
 
 
 def test_a_python_that_does_not_start(bare_metal) -> None:

@@ -76,14 +76,19 @@ def test_it_is_made_on_first_use(tmp_path: Path, monkeypatch) -> None:
     ("content", "words"),
     [
         ("partion: batch", "unknown field 'partion': did you mean partition?"),
-        ("gpus: many", "gpus is 'many', which is no int or null"),
-        ("gpus: true", "gpus is True, which is no int or null"),
-        ("gpus: -1", "gpus is -1; it cannot be below 0"),
-        ("python: null", "python is None, which is no str"),
-        ("mounts: /shared", "mounts is '/shared', which is no list or null"),
+        ("gpus: many", "gpus is 'many': expected `int | null`, got `str`"),
+        ("gpus: true", "gpus is True: expected `int | null`, got `bool`"),
+        ("gpus: -1", "gpus is -1: expected `int` >= 0"),
+        ("python: null", "python is None: expected `str`, got `null`"),
+        ("mounts: /shared", "mounts is '/shared': expected `array | null`, got `str`"),
+        ("mounts: [1]", "mounts is [1]: expected `str`, got `int`"),
+        ("environment: HF_TOKEN=hf_x", "environment: expected `object | null`, got `str`; NAME: value"),
         ("host: you@login", "submit on a login node"),
         ("executor: kubeflow", "NeMo-Run's own examples"),
-        ("time: 4:00:00", "put it in quotes"),
+        (
+            "time: 4:00:00",
+            "time is 14400: expected `str | null`, got `int`; hours:minutes:seconds or days-hours, in quotes",
+        ),
         ('time: "soon"', "time is 'soon'"),
         ("executor: pbs", "this playbook submits to Slurm"),
         ("environment: {HF_TOKEN: hf_x}", "export it in your shell"),
@@ -161,6 +166,16 @@ def test_only_states_that_are_ends_are_ends(tmp_path: Path, state: str, over: bo
     follow.settle(job)
     assert job.over is over
     assert (tmp_path / "outcome.json").exists() is (over and state != "UNKNOWN")
+
+
+@pytest.mark.parametrize("content", ["{", '{"job": "7"}', '{"job": 7, "submitted": "2026", "folder": "x"}', "[]"])
+def test_a_damaged_job_hides_no_other(tmp_path: Path, capsys, content: str) -> None:
+    told = {"one": content, "two": '{"job": "8", "submitted": "2026", "folder": "x"}'}
+    for name, text in told.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text(text)
+    assert [job.number for job in follow.submitted(config.Cluster(runs=str(tmp_path)))] == ["8"]
+    assert f"{tmp_path / 'one' / 'job.json'} is damaged" in capsys.readouterr().err
 
 
 def test_a_log_of_any_bytes_is_followed_once(tmp_path: Path, monkeypatch, capsys) -> None:

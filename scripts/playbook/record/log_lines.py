@@ -46,9 +46,7 @@ _CLOCK = re.compile(
     rb"|[A-Z][a-z]{2} +\d+ \d\d:\d\d:\d\d(?:\.\d+)?|\d\d:\d\d:\d\d(?:[.,]\d+)?|\d{9,}(?:\.\d+)?"
 )
 # Of a prefix: what differs from line to line, and what it is made general by.
-_VARIES = re.compile(
-    rb"(?P<month>[A-Z][a-z]{2}(?= +\d))|(?P<level>[A-Z]{4,})|(?P<number> *\d+)|(?P<other>.)", re.DOTALL
-)
+_VARIES = re.compile(rb"(?P<month>[A-Z][a-z]{2}(?= +\d))|(?P<level>[A-Z]{4,})|(?P<number> *\d+)|.", re.DOTALL)
 _GENERAL = {"month": rb"[A-Z][a-z]{2}", "level": rb"[A-Z]+", "number": rb" *\d+"}
 MOST_PREFIXES = 64
 
@@ -151,7 +149,4 @@ def _stripper(sample: bytes) -> Callable[[bytes], bytes]:
 
 def _shape(prefix: bytes) -> bytes:
     """A pattern of all prefixes like this one."""
-    return b"".join(
-        re.escape(found[0]) if found.lastgroup == "other" else _GENERAL[found.lastgroup]
-        for found in _VARIES.finditer(prefix)
-    )
+    return _VARIES.sub(lambda found: _GENERAL.get(found.lastgroup) or re.escape(found[0]), prefix)

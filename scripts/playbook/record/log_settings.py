@@ -15,34 +15,27 @@ _LOGGER = re.compile(r"^(?:INFO|WARNING|ERROR|DEBUG|CRITICAL):")
 _PRINTED = [
     re.compile(pattern)
     for pattern in (
-        r"initialized tensor model parallel with size (?P<tensor_parallel>\d+)",
-        r"initialized pipeline model parallel with size (?P<pipeline_parallel>\d+)",
-        r"tensor-model-parallel size: (?P<tensor_parallel>\d+)",
-        r"pipeline-model-parallel size: (?P<pipeline_parallel>\d+)",
+        r"(?:initialized tensor model parallel with size|tensor-model-parallel size:) (?P<tensor_parallel>\d+)",
+        r"(?:initialized pipeline model parallel with size|pipeline-model-parallel size:) (?P<pipeline_parallel>\d+)",
         r"context-parallel size: (?P<context_parallel>\d+)",
         r"data-parallel size: (?P<data_parallel>\d+)",
         r"setting number of microbatches to constant (?P<micro_batches>\d+)",
         r"parameters on \(tensor, pipeline\) model parallel rank \(\d+, \d+\): (?P<parameters>\d+)",
         r"Total number of parameters in billions: *(?P<parameters_billions>\d+\.\d+)",
-        r"Using preset vocab_size: (?P<vocab_size>\d+)",
-        r"padded vocab \(size: \d+\) with \d+ dummy tokens \(new size: (?P<vocab_size>\d+)\)",
+        r"(?:Using preset vocab_size:|padded vocab .*\(new size:) (?P<vocab_size>\d+)",
         r"GPTDatasetConfig\(.*?\bsequence_length=(?P<sequence_length>\d+)",
         r"Building (?P<mock_data>Mock)?GPTDataset splits",
         r"\(after (?P<measured_after>\d+) iterations\).*? mem-max-allocated-gigabytes: (?P<peak_memory>[\d.]+) \|",
     )
 ]
+_OF_THE_MODEL = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
+_OF_TRAINING = ("global_batch_size", "micro_batch_size", "train_iters")
 # The parity facts: where the configuration summary has each, first found; `arguments` are Megatron-LM's.
 _SETTINGS = {
-    "num_layers": "model.num_layers arguments.num_layers",
-    "hidden_size": "model.hidden_size arguments.hidden_size",
-    "ffn_hidden_size": "model.ffn_hidden_size arguments.ffn_hidden_size",
-    "num_attention_heads": "model.num_attention_heads arguments.num_attention_heads",
-    "num_query_groups": "model.num_query_groups arguments.num_query_groups",
+    **{name: f"model.{name} arguments.{name}" for name in _OF_THE_MODEL},
+    **{name: f"train.{name} arguments.{name}" for name in _OF_TRAINING},
     "vocab_size": "arguments.padded_vocab_size",
     "sequence_length": "dataset.seq_length dataset.sequence_length model.seq_length arguments.seq_length",
-    "global_batch_size": "train.global_batch_size arguments.global_batch_size",
-    "micro_batch_size": "train.micro_batch_size arguments.micro_batch_size",
-    "train_iters": "train.train_iters arguments.train_iters",
     "warmup_iters": "scheduler.lr_warmup_iters arguments.lr_warmup_iters",
     "learning_rate": "optimizer.lr arguments.lr",
     "min_learning_rate": "optimizer.min_lr arguments.min_lr",
@@ -147,5 +140,5 @@ def _literal(text: str | None) -> Any:
         return text is not None
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text

@@ -5,10 +5,9 @@ The lines are written by `training_log` in `megatron/bridge/training/utils/train
     Step Time : 1.44s GPU utilization: 656.2MODEL_TFLOP/s/GPU                      (rank 0)
      [time] iteration  3/  10 | consumed samples: ... | lm loss: 6.114180E+00 | ...  (last rank)
 
-and the settings by the "Configuration Summary" before them. A log is what a terminal, several ranks and a
-power cut left: text is glued to lines, `lm loss` is left out when it is NaN, lines carry rank prefixes, colour
-codes, carriage returns, NUL and broken bytes, and the last line may be cut. So everything is searched for, never
-expected at the start of a line, and a number counts only when the ` |` that ends it is there.
+and the settings by the "Configuration Summary" before them. Beyond what `log_lines` undoes, text is glued to lines,
+`lm loss` is left out when it is NaN, and the last line may be cut. So everything is searched for, never expected at
+the start of a line, and a number counts only when the ` |` that ends it is there.
 """
 
 from __future__ import annotations
@@ -55,14 +54,12 @@ _LINES = re.compile(
 )
 _COLUMNS = ("model_tflops", "iteration", "total", *_FIELDS)  # what one match gives
 _SPEED, _NUMBER_OF, _TOTAL = range(3)
-_STEP_TIME, _THROUGHPUT, _LOSS, _SKIPPED, _NAN = map(
-    _COLUMNS.index, ("step_time_s", "throughput", "loss", "skipped", "nan_iterations")
-)
+_STEP_TIME, _LOSS, _NAN = map(_COLUMNS.index, ("step_time_s", "loss", "nan_iterations"))
 _ITERATION = re.compile(_ITERATION_LINE)
 _STEP_LINE = re.compile(_STEP)
 _EVALUATION = re.compile(
-    r"validation loss at iteration (?P<iteration>\d+)(?: on (?P<set>test|validation) set)? \|"
-    r"(?:.*?lm loss value: *(?P<loss>[-+]?(?:[\d.]+(?:E[-+]?\d+)?|nan|inf)) *\|)?",
+    r"validation loss at iteration (\d+)(?: on (test|validation) set)? \|"
+    r"(?:.*?lm loss value: *([-+]?(?:\d+(?:\.\d*)?(?:E[-+]?\d+)?|nan|inf)) *\|)?",
     re.IGNORECASE,
 )
 _START = re.compile(rb"Starting training loop at iteration (\d+)")
@@ -177,16 +174,9 @@ class _Reader:
             self.is_megatron = True
         text = line.decode("utf-8", errors="replace")
         if found := _EVALUATION.search(text):
-            split = "test" if found["set"] == "test" else "validation"
-            loss = float(found["loss"] or "nan")
-            self.evaluations.append(
-                {
-                    "kind": "eval",
-                    "split": split,
-                    "iteration": int(found["iteration"]),
-                    "loss": loss if math.isfinite(loss) else None,
-                }
-            )
+            value, split = float(found[3] or "nan"), (found[2] or "validation").lower()
+            loss = value if math.isfinite(value) else None
+            self.evaluations.append({"kind": "eval", "split": split, "iteration": int(found[1]), "loss": loss})
         self.facts.line(text, whose)
         self.failure.line(text, whose)
 
@@ -194,7 +184,6 @@ class _Reader:
         """Take iterations as they were printed: the texts of `_COLUMNS` of each."""
         part = np.column_stack([floats(texts) for texts in zip(*matches, strict=True)])
         part[~np.isfinite(part)] = np.nan
-        part[:, _STEP_TIME] /= 1000
         # One that was cut has no loss for another reason than that it was NaN.
         part = part[~np.isnan(part[:, _LOSS]) | ~np.isnan(part[:, [_STEP_TIME, _NAN]]).any(axis=1)]
         numbers = part[:, _NUMBER_OF]
@@ -202,10 +191,8 @@ class _Reader:
         part, before = part[numbers != before], before[numbers != before]  # the same line again, of another rank
         if not len(part):
             return
-        part[:, [_SKIPPED, _NAN]] = np.nan_to_num(part[:, [_SKIPPED, _NAN]])
         if np.isnan(part[0, _SPEED]):
             part[0, _SPEED] = self._tflops
-        part[:, _SPEED] = np.where(np.isnan(part[:, _SPEED]), part[:, _THROUGHPUT], part[:, _SPEED])
         begun = np.flatnonzero(part[:, _NUMBER_OF] < before)  # where another training was appended to the same log
         for _ in begun:
             self._new_training()
@@ -220,12 +207,15 @@ class _Reader:
         """All iterations of the training under way."""
         whole = np.concatenate([np.empty((0, len(_COLUMNS))), *self._parts])
         self._parts = [whole]
-        columns = {name: whole[:, _COLUMNS.index(name)] for name in (*COLUMNS, "consumed_samples") if name in _COLUMNS}
-        samples, steps = np.diff(columns.pop("consumed_samples")), np.diff(columns["iteration"])
-        if len(whole):  # what a line prints is the batch of its last iteration alone
-            batches = columns["global_batch_size"] = columns["global_batch_size"].copy()
-            batches[1:] = np.where(samples > 0, samples / steps, batches[1:])
-        return Lines(columns)
+        found = dict(zip(_COLUMNS, whole.T.copy(), strict=True))
+        found["step_time_s"] /= 1000
+        found |= {name: np.nan_to_num(found[name]) for name in ("skipped", "nan_iterations")}
+        speed, throughput = found["model_tflops"], found["throughput"]
+        found["model_tflops"] = np.where(np.isnan(speed), throughput, speed)
+        samples, batches = np.diff(found["consumed_samples"]), found["global_batch_size"]
+        # What a line prints is the batch of its last iteration alone.
+        batches[1:] = np.where(samples > 0, samples / np.diff(found["iteration"]), batches[1:])
+        return Lines({name: found[name] for name in COLUMNS if name in found})
 
     def run(self, path: Path) -> Run:
         lines, printed, parity = self.training_lines(), self.facts.printed, self.facts.parity()

@@ -17,7 +17,9 @@ SECTION = (PROJECT / "overview.md").read_text(encoding="utf-8").partition("## Ho
 # What is added: the files that its row names, a new one with NAME in its path.
 FILES = {
     name: re.findall(r"`([\w./-]+/[\w.-]+)`", files)
-    for name, files in re.findall(r"^\| (?!to add|---)(.+?) \| (.+?) \|", SECTION, re.MULTILINE)
+    for name, files in re.findall(
+        r"^\| (?!to add|---)(.+?) \| (.+?) \|", SECTION.partition("| to change ")[0], re.MULTILINE
+    )
 }
 RECIPE = "assets/pretraining/request/nvfp4_recipe.py"
 Edits = dict[str, str | tuple[str, str]]

@@ -29,7 +29,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Kind:
+class EngineKind:
     """What of an engine changes how a container is asked for. The default is one that runs as root, with a toolkit.
 
     Attributes:
@@ -84,7 +84,7 @@ class Place:
     runtime: str
     gpu: Gpu | None = None
     partners: tuple[Gpu, ...] = ()
-    engine: Kind = Kind()
+    engine: EngineKind = EngineKind()
     image: str = ""
     found: Image | None = None
     choices: dict[str, Choice] = field(default_factory=dict)

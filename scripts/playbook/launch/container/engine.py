@@ -14,7 +14,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from playbook.launch.container import engine_address
 from playbook.launch.container.engine_address import Address, EngineError
-from playbook.plan.place import Kind
+from playbook.plan.place import EngineKind
 
 __all__ = ["APIError", "DockerException", "Engine", "EngineError", "ImageNotFound", "NotFound", "connect"]
 
@@ -50,7 +50,7 @@ class Engine:
     api: docker.APIClient
     version: str
     api_version: str
-    kind: Kind
+    kind: EngineKind
     podman: bool
     memory: int
     data: str
@@ -81,7 +81,7 @@ def connect() -> Engine:
         api=api,
         version=info["ServerVersion"],
         api_version=api.api_version,
-        kind=Kind(
+        kind=EngineKind(
             gpus="" if podman else _gpu_support(info),
             rootless="name=rootless" in security,
             remaps="name=userns" in security,

@@ -23,7 +23,7 @@ from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from playbook import ASSETS, PROJECT
 from playbook.launch.container.folders import behind_links, read_by
-from playbook.plan.place import Kind, Place
+from playbook.plan.place import EngineKind, Place
 from pretraining.errors import UsageError
 from pretraining.request import nvfp4_recipe
 from pretraining.request.settings import Settings
@@ -76,7 +76,7 @@ class Container:
     folders: tuple[Folder, ...]
     workdir: str
     gpu: str | None
-    engine: Kind = field(default_factory=Kind)
+    engine: EngineKind = field(default_factory=EngineKind)
     labels: dict[str, str] = field(default_factory=dict)
 
     @property

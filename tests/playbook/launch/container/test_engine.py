@@ -16,7 +16,7 @@ import pytest
 from playbook.launch.container import engine, engine_address, prepare, spec
 from playbook.launch.container.engine import EngineError
 from playbook.plan import place
-from playbook.plan.place import Kind
+from playbook.plan.place import EngineKind
 
 _spec = importlib.util.spec_from_file_location("recorded_engine", Path(__file__).parents[2] / "recorded_engine.py")
 recorded = importlib.util.module_from_spec(_spec)
@@ -178,12 +178,12 @@ def test_an_engine_of_a_context_that_is_down_is_not_the_machines_own(plain: Path
 @pytest.mark.parametrize(
     ("says", "kind"),
     [
-        (recorded.DOCKER, Kind()),
-        (recorded.docker(SecurityOptions=["name=seccomp,profile=builtin", "name=userns"]), Kind(remaps=True)),
-        (recorded.docker(SecurityOptions=["name=seccomp", "name=selinux,seutil"]), Kind(selinux=True)),
-        (recorded.docker(SecurityOptions=["name=rootless"]), Kind(rootless=True)),
-        (recorded.docker(SecurityOptions=None, Runtimes={"runc": {}}), Kind(gpus="")),
-        (recorded.PODMAN, Kind(gpus="", rootless=True)),
+        (recorded.DOCKER, EngineKind()),
+        (recorded.docker(SecurityOptions=["name=seccomp,profile=builtin", "name=userns"]), EngineKind(remaps=True)),
+        (recorded.docker(SecurityOptions=["name=seccomp", "name=selinux,seutil"]), EngineKind(selinux=True)),
+        (recorded.docker(SecurityOptions=["name=rootless"]), EngineKind(rootless=True)),
+        (recorded.docker(SecurityOptions=None, Runtimes={"runc": {}}), EngineKind(gpus="")),
+        (recorded.PODMAN, EngineKind(gpus="", rootless=True)),
     ],
 )  # fmt: skip
 def test_what_kind_of_engine_it_is(answering, monkeypatch, says, kind) -> None:
@@ -206,9 +206,9 @@ def test_podman_is_told_as_what_it_is(answering, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("kind", "sent", "typed"),
     [
-        (Kind(), {}, ""),
-        (Kind(remaps=True), {"UsernsMode": "host"}, "--userns host"),
-        (Kind(selinux=True), {"SecurityOpt": ["label=disable"]}, "--security-opt label=disable"),
+        (EngineKind(), {}, ""),
+        (EngineKind(remaps=True), {"UsernsMode": "host"}, "--userns host"),
+        (EngineKind(selinux=True), {"SecurityOpt": ["label=disable"]}, "--security-opt label=disable"),
     ],
 )
 def test_an_engine_that_would_keep_the_folders_from_training_is_asked_not_to(kind, sent, typed) -> None:

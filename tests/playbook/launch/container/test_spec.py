@@ -25,7 +25,7 @@ from pretraining.request import settings
 
 PROJECT = Path(__file__).resolve().parents[4]
 GPU = "GPU-1b7e90aa-4f0c-2b17-9c35-6f1d20b6ce44"
-CDI = engine.Kind(gpus="cdi")
+CDI = engine.EngineKind(gpus="cdi")
 PLAIN = spec.Container(
     image="nvcr.io/nvidia/nemo:26.04", name="n", command=["python", "-V"], environment={}, secrets=(),
     folders=(), workdir="/w", gpu=GPU,

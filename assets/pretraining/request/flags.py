@@ -15,6 +15,7 @@ from pretraining.inputs import finetuning
 from pretraining.record import run_folder
 from pretraining.request import config_file, nvfp4_recipe, overrides
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB
+from pretraining.request.overrides import flag_of
 from pretraining.request.precisions import EMULATORS, PRECISIONS
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -29,6 +30,16 @@ _SECRET = re.compile(
     r"|\b(?:hf_|gh[opsu]_|sk-)[A-Za-z0-9]{30,}|\b(?:github_pat_|glpat-)[\w-]{20,}"  # as services write them
 )
 
+# Sizes that are a model's own by default.
+_SIZES = {
+    "train_iters": "iterations in all",
+    "warmup_iters": "learning-rate warm-up",
+    "global_batch_size": "sequences a step",
+    "micro_batch_size": "sequences a forward pass",
+    "sequence_length": "tokens a sequence",
+    "tensor_parallel": "processes that split each layer",
+    "pipeline_parallel": "processes that split the layers",
+}
 # What belongs to a precision, or to a model, and is no longer meant where another is asked for.
 _OF_THE_PRECISION = ("precision", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4")
 _OF_THE_MODEL = ("num_layers", "bf16_tail_layers", "tensor_parallel", "pipeline_parallel")
@@ -90,17 +101,13 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--nvfp4", metavar="WORDS", help=f"less than its whole recipe: {nvfp4_recipe.HELP}")
     add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
     add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
-    defaults = "; 8B models"
-    add("--train-iters", type=int, metavar="N", help=f"iterations in all (default by model{defaults} 50)")
-    add("--warmup-iters", type=int, metavar="N", help=f"learning-rate warm-up (default by model{defaults} 2)")
-    add("--global-batch-size", type=int, metavar="N", help=f"sequences a step (default by model{defaults} 64)")
-    add("--micro-batch-size", type=int, metavar="N", help=f"sequences a forward pass (default by model{defaults} 4)")
-    add("--seq-length", type=int, metavar="N", help=f"tokens a sequence (default by model{defaults} 4096)")
+    for name, what in _SIZES.items():
+        usual = getattr(MODELS[DEFAULT_ON_GPU], name)
+        add(flag_of(name), type=int, metavar="N", help=f"{what} (default by model; 8B models {usual})")
+    add(
+        "--context-parallel", type=int, metavar="N", help="processes that split a sequence (default 1; NVFP4: no other)"
+    )
     _add_data(add)
-    split = "processes that split"
-    add("--tensor-parallel", type=int, metavar="N", help=f"{split} each layer (default by model{defaults} 1)")
-    add("--pipeline-parallel", type=int, metavar="N", help=f"{split} the layers (default by model{defaults} 1)")
-    add("--context-parallel", type=int, metavar="N", help=f"{split} the sequence (default 1; NVFP4 knows no other)")
     add("--config", type=Path, metavar="FILE", help="fields of a YAML file, such as a run's config.yaml")
     add("--plugin", type=Path, metavar="FILE", help="Python code: configure(config), callbacks, forward_step, loss")
     add("--cache-dir", type=Path, metavar="DIR", default=PROJECT / ".cache", help="text and index cache")
@@ -153,8 +160,7 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
         present = getattr(args, name)
         if present not in (None, value) and name not in of_run:
             raise UsageError(
-                f"{overrides.flag_of(name)} {present} and an override that says {value} are one setting with two "
-                "values; drop one"
+                f"{flag_of(name)} {present} and an override that says {value} are one setting with two values; drop one"
             )
     recipe = nvfp4_recipe.in_environment() | nvfp4_recipe.words_in(args.nvfp4 or "")
     above = {**vars(args), **given, "precision": asked_precision(args)}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from playbook.launch.container import DEFAULT_TAG
 from pretraining.errors import UsageError
+from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MODELS
 from pretraining.request.nvfp4_recipe import HELP, SHORT
 from pretraining.request.precisions import PRECISIONS
 
@@ -51,6 +52,10 @@ class Option(NamedTuple):
     special: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  # read alone
 
 
+def _by_model(setting: str) -> str:
+    return f"; {DEFAULT_ON_CPU} ".join(str(getattr(MODELS[name], setting)) for name in (DEFAULT_ON_GPU, DEFAULT_ON_CPU))
+
+
 def _count(name: str, flag: str, text: str, default: str = "", *, least: int = 1, **special: tuple[str, ...]) -> Option:
     return Option(name, flag, "N", text, default, COUNT, least, special)
 
@@ -61,16 +66,17 @@ def _switch(name: str, flag: str, text: str) -> Option:
 
 _ALL = (
     Option("PRECISION", "--precision", "NAME", f"{', '.join(PRECISIONS)}; compare: in place of nvfp4"),
-    Option("MODEL", "--model", "NAME", "what to train, see make models", "llama31-8b on a GPU, tiny without one"),
-    _count("ITERS", "--train-iters", "iterations", "50; tiny 120"),
-    _count("WARMUP", "--warmup-iters", "warm-up iterations", "2; tiny 20", least=0),
-    _count("GBS", "--global-batch-size", "global batch, in sequences", "64; tiny 32"),
-    _count("MBS", "--micro-batch-size", "micro batch, in sequences", "4; tiny 32"),
-    _count("SEQ", "--seq-length", "tokens a sequence", "4096; tiny 128", least=2),
+    Option("MODEL", "--model", "NAME", "what to train, see make models",
+           f"{DEFAULT_ON_GPU} on a GPU, {DEFAULT_ON_CPU} without one"),
+    _count("ITERS", "--train-iters", "iterations", _by_model("train_iters")),
+    _count("WARMUP", "--warmup-iters", "warm-up iterations", _by_model("warmup_iters"), least=0),
+    _count("GBS", "--global-batch-size", "global batch, in sequences", _by_model("global_batch_size")),
+    _count("MBS", "--micro-batch-size", "micro batch, in sequences", _by_model("micro_batch_size")),
+    _count("SEQ", "--seq-length", "tokens a sequence", _by_model("sequence_length"), least=2),
     Option(
         *("DATA", "--data", "WHAT"),
         "mock, python-stdlib or .bin/.idx prefixes: a, '0.7 a 0.3 b', 'train=a valid=b'; of sft and lora JSONL",
-        "mock; tiny python-stdlib",
+        _by_model("data"),
     ),
     Option(
         *("EMULATE", "--emulate", "1"),

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
-from collections import defaultdict
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from playbook.campaign import ablation, ablation_report, compare_job, reuse
 from playbook.campaign.ablation import BF16, WHOLE, Variant
+from playbook.campaign.gather import Turn, gather
 from playbook.common.tables import print_table
 from playbook.compare import paired, saved, timed
 from playbook.launch import start
-from playbook.launch.start import exit_code, train
 from playbook.plan.place import Place
 from playbook.plan.plan import Plan
 from playbook.record import loading
 from playbook.report import wording
 from pretraining.errors import UsageError
-from pretraining.record import lock, run_folder
-from pretraining.record.run_folder import Run, Verdict
+from pretraining.record import run_folder
+from pretraining.record.run_folder import Verdict
 from pretraining.request import flags as training_flags
 from pretraining.request import nvfp4_recipe
 from pretraining.request.models import ABLATED_ON_GPU
@@ -32,21 +31,24 @@ RESULTS = (Verdict.SUCCEEDED, Verdict.DIVERGED)  # the same seed diverges again:
 MakePlan = Callable[[argparse.Namespace, str, Place], Plan]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One run to make."""
 
     variant: Variant
     seed: int
     plan: Plan
-    request: reuse.Request
+
+    @property
+    def name(self) -> str:
+        """As the terminal calls it."""
+        return f"{self.variant.name}, seed {self.seed}"
 
 
 def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry: Callable[[Plan, Path], None]) -> int:
     """Do the job. Returns the exit code: 1 where a run failed; a run that diverged is a result.
 
     Args:
-        where: from `start.find_place`.
+        where: from `place.choose`.
         make_plan: of a command line, a precision and a place.
         show_dry: prints a plan and its command.
 
@@ -60,72 +62,46 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     timed.check_long_enough(steps[0].plan.settings.train_iters)
     if args.dry_run:
         for step in steps:
-            _show_dry(step, args.runs, show_dry)
+            print(f"# {step.name}")
+            show_dry(step.plan, args.runs)
         return 0
     where = start.ready(where, args.runs)
-    steps = [replace(step, plan=(job := step.plan.at(where)), request=job.request()) for step in steps]
-    found_runs = [] if args.fresh else reuse.reusable([step.request for step in steps], args.runs, RESULTS)
-    done = {at: run for at, run in enumerate(found_runs) if run}
-    for past in done.values():
-        lock.keep(past.folder)
-    bases: dict[int, Run] = {}
-    found: dict[Variant, list[ablation.Trained]] = defaultdict(list)
-    ready: set[int] = set()
-    code = 0
-    for at, step in enumerate(steps):
-        title = f"run {at + 1} of {len(steps)}, {step.variant.name}, seed {step.seed}:"
-        if past := done.get(at):
-            print(f"{title} {reuse.reusing(past)}", flush=True)
-        else:
-            print(title, flush=True)
-        try:
-            run = past or train(step.plan, args.runs)
-        except KeyboardInterrupt:
-            _say_how_far(ready | done.keys(), steps, args)
-            raise
-        lock.keep(run.folder)
-        ended = 0 if past else exit_code(run)
-        if run.verdict in RESULTS:
-            ready.add(at)
-        else:
-            code = 1
-            if run.verdict is Verdict.INTERRUPTED:
-                _say_how_far(ready | done.keys(), steps, args)
-            if step.variant == BF16 or run.verdict is Verdict.INTERRUPTED:
-                return ended  # without it there is nothing to set the others against
-        if step.variant == BF16 and run.verdict is Verdict.DIVERGED:
-            print(f"BF16 diverged with seed {step.seed}, and the rest is set against it: SEEDS= without it", flush=True)
-            return 1
-        loaded = loading.load(run.folder)
-        result = ablation.trained(step.seed, loaded, bases.get(step.seed))
-        found[step.variant].append(result)
-        if step.variant == BF16:
-            bases[step.seed] = loaded
-        elif gap := result.training_loss_gap:
-            print(f"  loss gap to BF16 {gap.value:+.2f} % over the last tenth", flush=True)
-        elif result.problem:
-            code = code or int(result.verdict == Verdict.SUCCEEDED)
-            print(f"  no loss gap: {result.problem}", flush=True)
-        if at + 1 == 2 * len(seeds):
-            print(ablation.power(found[WHOLE], len(steps) // len(seeds)), flush=True)
-    whole = next(step.plan.settings for step in steps if step.variant == WHOLE)
-    outcome = ablation.build(
-        dict(found),
-        bases[seeds[0]],
-        whole.bf16_tail_layers,
-        created=run_folder.utc_now(),
-        reproduce=compare_job.typed(args),
-    )
-    folder = saved.new_folder(args.runs, whole.model.name, kind="ablation")
+    steps = [step._replace(plan=step.plan.at(where)) for step in steps]
+    study, code = _trained(steps, args)
+    if study is None:
+        return code
+    outcome = study.result(created=run_folder.utc_now(), reproduce=compare_job.typed(args))
+    folder = saved.new_folder(args.runs, steps[0].plan.settings.model.name, kind="ablation")
     written = ablation_report.write(outcome, folder)
     show(outcome)
     compare_job.say_written(written)
     return code
 
 
-def _say_how_far(ready: Set[int], steps: Sequence[Step], args: argparse.Namespace) -> None:
+def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.Study | None, int]:
+    """The runs, None where there is nothing to set them against; and the exit code."""
+    requests = [step.plan.request() for step in steps]
+    past = [None] * len(steps) if args.fresh else reuse.reusable(requests, args.runs, RESULTS)
     again = "the same command, without FRESH=1," if args.fresh else "the same command"
-    print(f"{len(ready)} of {len(steps)} runs are done; {again} goes on there", file=sys.stderr)
+    turns = [Turn(step.name, step.plan) for step in steps]
+    study, code = ablation.Study(), 0
+    for step, (run, ended) in zip(steps, gather(turns, past, args.runs, results=RESULTS, again=again), strict=True):
+        if run.verdict not in RESULTS:
+            code = 1
+            if step.variant == BF16 or run.verdict is Verdict.INTERRUPTED:
+                return None, ended
+        if step.variant == BF16 and run.verdict is Verdict.DIVERGED:
+            print(f"BF16 diverged with seed {step.seed}, and the rest is set against it: SEEDS= without it", flush=True)
+            return None, 1
+        result = study.add(step.variant, loading.load(run.folder))
+        if gap := result.training_loss_gap:
+            print(f"  loss gap to BF16 {gap.value:+.2f} % over the last tenth", flush=True)
+        elif result.problem:
+            code = code or int(result.verdict == Verdict.SUCCEEDED)
+            print(f"  no loss gap: {result.problem}", flush=True)
+        if step is steps[2 * len({each.seed for each in steps}) - 1]:
+            print(ablation.power(study.found[WHOLE], len({each.variant for each in steps})), flush=True)
+    return study, code
 
 
 def show(outcome: ablation.Ablation) -> None:
@@ -169,14 +145,9 @@ def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place, make_pl
         job = make_plan(argparse.Namespace(**{**vars(args), **own}), variant.precision, where)
         if defaulted:
             job.choices["model"] = replace(job.choices["model"], reason="make ablate's default with a GPU")
-        return Step(variant, seed, job, job.request())
+        return Step(variant, seed, job)
 
     first = [step(variant, seed) for seed in seeds for variant in (BF16, WHOLE)]
     chosen = first[1].plan.settings
     others = ablation.variants(chosen.num_layers, chosen.bf16_head_layers, chosen.bf16_tail_layers)[2:]
     return [*first, *(step(variant, seed) for variant in others for seed in seeds)]
-
-
-def _show_dry(step: Step, runs: Path, show_dry: Callable[[Plan, Path], None]) -> None:
-    print(f"# {step.variant.name}, seed {step.seed}")
-    show_dry(step.plan, runs)

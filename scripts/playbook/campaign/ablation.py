@@ -7,14 +7,15 @@ Variants are set apart by their differences within a seed, all of them together 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from playbook.campaign.ablation_file import KIND, SCHEMA
-from playbook.compare import comparison, figures, loss_gap, paired
+from playbook.compare import loss_gap, paired, parity
+from playbook.compare.figures import Measured, alike, measure
 from playbook.compare.stats import Figure
 from playbook.report.wording import joined
 from pretraining.record.run_folder import Run, Verdict
@@ -91,15 +92,15 @@ class Trained:
     validation_loss_gap: Figure | None = None
 
 
-def trained(seed: int, run: Run, base: Run | None) -> Trained:
+def trained(of: Measured, base: Measured | None) -> Trained:
     """The run's losses, and its gaps to BF16's run with the same seed.
 
     Args:
-        run, base: from `loading.load`; `base` is None where `run` is that run itself.
+        base: None where it is that run itself.
     """
-    result = figures.measure(run).result
+    run, result = of.run, of.result
     said = Trained(
-        seed=seed,
+        seed=seed_of(run),
         run=run.folder.name,
         verdict=result.verdict,
         arithmetic=run.precision.get("arithmetic", ""),
@@ -112,15 +113,16 @@ def trained(seed: int, run: Run, base: Run | None) -> Trained:
         return replace(said, problem=f"{result.verdict}: {result.cause}")
     if base is None:
         return said
-    try:
-        (found,) = comparison.compare([[base], [run]], baseline="A").contrasts
-    except comparison.NotComparable as refusal:
-        return replace(said, problem=f"not comparable: {joined(list(map(str, refusal.differences)))}")
+    pair = alike([base, of])
+    differences, _ = parity.check(dict(zip("AB", pair, strict=True)))
+    if void := [str(each) for each in differences if each.void]:
+        return replace(said, problem=f"not comparable: {joined(void)}")
+    training, validation = (gap([pair[1]], [pair[0]]) for gap in (loss_gap.training, loss_gap.validation))
     return replace(
         said,
-        problem="" if found.training_loss_gap or base.environment.get("mock_data") else "no loss was recorded",
-        training_loss_gap=found.training_loss_gap,
-        validation_loss_gap=found.validation_loss_gap,
+        problem="" if training or loss_gap.on_mock([base]) else "no loss was recorded",
+        training_loss_gap=training and training.figure,
+        validation_loss_gap=validation and validation.figure,
     )
 
 
@@ -184,58 +186,78 @@ class Ablation:
     schema: int = SCHEMA
 
 
-def build(found: dict[Variant, list[Trained]], base: Run, tail: int, *, created: str, reproduce: str = "") -> Ablation:
-    """Set the variants against BF16 and against the whole recipe.
-
-    Args:
-        found: the runs of each variant, `BF16` and `WHOLE` among them.
-        base: a run in BF16, for the facts that all share.
-        tail: the last layers that the whole recipe keeps in BF16.
-    """
-    rows, shown = _judged([_row(variant, runs, tail) for variant, runs in found.items()])
-    of_base = figures.measure(base)
-    facts = base.environment
-    return Ablation(
-        created=created,
-        verdict=_verdict(rows, shown, mock=loss_gap.on_mock([of_base])),
-        model=facts.get("model", ""),
-        parameters=base.parity.get("parameters"),
-        arithmetic=next((each.arithmetic for each in found[WHOLE] if each.arithmetic), ""),
-        device=str(base.parity.get("device", "")),
-        versions=facts.get("versions") or {},
-        data=str(base.parity.get("data", "")),
-        iterations=loss_gap.iterations([of_base]),
-        tokens=loss_gap.tokens([of_base]),
-        seeds=[each.seed for each in found[BF16]],
-        shown=shown,
-        rows=rows,
-        scope=loss_gap.scope([of_base]),
-        published=loss_gap.published_at(of_base),
-        reproduce=reproduce,
-    )
+def seed_of(run: Run) -> int:
+    """As recorded, or as planned where it ended before its record began."""
+    return run.parity.get("seed", run.plan.get("request", {}).get("seed", 0))
 
 
-def reread(said: Mapping[str, Any], runs: Mapping[str, Run]) -> Ablation:
-    """An ablation computed anew from its runs.
+class Study:
+    """The runs of an ablation, as they come: of each seed BF16's before the others."""
 
-    Args:
-        said: the content of its ablation.json.
-        runs: by the names of their folders, from `loading.load`.
-    """
-    found: dict[Variant, list[Trained]] = {}
-    bases: dict[int, Run] = {}
-    tail = 0
-    for row in said["rows"]:
-        variant = Variant("nvfp4", row["without"], None if row["without"] else row["bf16_tail_layers"])
-        if row["name"] in (BF16.name, WHOLE.name):
-            variant = BF16 if row["name"] == BF16.name else WHOLE
-            tail = row["bf16_tail_layers"] or tail
-        for each in row["runs"]:
-            run = runs[each["run"]]
-            found.setdefault(variant, []).append(trained(each["seed"], run, bases.get(each["seed"])))
-            bases.setdefault(each["seed"], run)
-    base = bases[said["seeds"][0]]
-    return build(found, base, tail, created=said["created"], reproduce=said["reproduce"])
+    def __init__(self) -> None:
+        self.found: dict[Variant, list[Trained]] = {}
+        self._bases: dict[int, Measured] = {}
+        self._tail = 0  # the last layers that the whole recipe keeps in BF16
+
+    def add(self, variant: Variant, run: Run) -> Trained:
+        """What a run from `loading.load` comes to."""
+        of = measure(run)
+        result = trained(of, None if variant == BF16 else self._bases.get(seed_of(run)))
+        self.found.setdefault(variant, []).append(result)
+        if variant == BF16:
+            self._bases[result.seed] = of
+        elif variant == WHOLE:
+            self._tail = run.precision.get("bf16_tail_layers") or self._tail
+        return result
+
+    def result(self, *, created: str, reproduce: str = "") -> Ablation:
+        """The variants set against BF16 and against the whole recipe, both of which are there."""
+        rows, shown = _judged([_row(variant, runs, self._tail) for variant, runs in self.found.items()])
+        base = next(iter(self._bases.values()))
+        facts = base.run.environment
+        return Ablation(
+            created=created,
+            verdict=_verdict(rows, shown, mock=loss_gap.on_mock([base])),
+            model=facts.get("model", ""),
+            parameters=base.run.parity.get("parameters"),
+            arithmetic=next((each.arithmetic for each in self.found[WHOLE] if each.arithmetic), ""),
+            device=str(base.run.parity.get("device", "")),
+            versions=facts.get("versions") or {},
+            data=str(base.run.parity.get("data", "")),
+            iterations=loss_gap.iterations([base]),
+            tokens=loss_gap.tokens([base]),
+            seeds=[each.seed for each in self.found[BF16]],
+            shown=shown,
+            rows=rows,
+            scope=loss_gap.scope([base]),
+            published=loss_gap.published_at(base),
+            reproduce=reproduce,
+        )
+
+
+def of_runs(runs: Sequence[Run], *, created: str, reproduce: str) -> Ablation:
+    """The ablation that these runs are, by what their own records say of them."""
+    recipe = [run for run in runs if run.precision.get("name") == "nvfp4"]
+    keep = [run.precision.get("bf16_tail_layers", 0) for run in recipe if _without(run)]
+    tail = keep[0] if keep else 0
+    sizes = recipe[0].parity.get("num_layers", 0), recipe[0].precision.get("bf16_head_layers") or 0
+    order = variants(*sizes, tail)
+    study = Study()
+    for at, _, run in sorted((order.index(_variant(run, tail)), at, run) for at, run in enumerate(runs)):
+        study.add(order[at], run)
+    return study.result(created=created, reproduce=reproduce)
+
+
+def _variant(run: Run, tail: int) -> Variant:
+    if run.precision.get("name") != "nvfp4":
+        return BF16
+    without, kept = _without(run), run.precision.get("bf16_tail_layers", 0)
+    return Variant("nvfp4", without=without, tail=None if without or kept == tail else kept)
+
+
+def _without(run: Run) -> str:
+    """The ingredient that a run goes without; "" for none."""
+    return next((name for name, on in run.precision.get("ingredients", {}).items() if not on), "")
 
 
 def _row(variant: Variant, runs: Sequence[Trained], tail: int) -> Row:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from playbook import PROJECT, report
 from playbook.campaign import reuse
+from playbook.campaign.gather import Turn, gather
 from playbook.compare import arms, comparison, saved
-from playbook.launch.start import exit_code, train
 from playbook.plan import plan
 from playbook.record import loading
 from playbook.report import terminal
-from pretraining.record import lock
 from pretraining.record.run_folder import Run
 from pretraining.request import nvfp4_recipe
 
@@ -107,42 +106,30 @@ def _gather(
 ) -> tuple[list[Run] | int, reuse.Begun | None]:
     """The comparison's runs in their order, trained where they are missing; or the exit code of one that failed."""
     order = reuse.turns(len(pairs))
-    turns = [pairs[pair][arm] for pair, arm in order]
-    asked = [each.request() for each in turns]
+    plans = [pairs[pair][arm] for pair, arm in order]
+    asked = [each.request() for each in plans]
     begun = None
     if args.fresh:
         begun = reuse.begin(asked, args.runs, model)
         done = begun.runs()
-        found: list[Run | None] = [*done, *[None] * (len(turns) - len(done))]
+        past: list[Run | None] = [*done, *[None] * (len(plans) - len(done))]
         if done:
-            progress = f"{len(done)} of {len(turns)} runs are done"
+            progress = f"{len(done)} of {len(plans)} runs are done"
             print(f"going on with {begun.folder.name}: {progress} (remove it to begin anew)")
     else:
-        found = reuse.reusable(asked, args.runs, unlike=args.force)
-    for past in filter(None, found):
-        lock.keep(past.folder)
-    for turn, (job, past) in enumerate(zip(turns, list(found), strict=True)):
-        chosen = job.settings
-        if past is not None:
-            if not begun:
-                print(f"{chosen.precision.name}: {reuse.reusing(past)}", flush=True)
-            continue
-        if len(turns) > 2:
-            seed = f", seed {chosen.seed}" if args.seeds else ""
-            print(f"run {turn + 1} of {len(turns)}, {'AB'[order[turn][1]]}{seed}:")
-        try:
-            trained = train(job, args.runs)
-        except KeyboardInterrupt:
-            left = sum(run is None for run in found)
-            print(f"{len(turns) - left} of {len(turns)} runs are done; the same command goes on there", file=sys.stderr)
-            raise
-        if code := exit_code(trained):
+        past = reuse.reusable(asked, args.runs, unlike=args.force)
+    turns = []
+    for (_, arm), each in zip(order, plans, strict=True):
+        seed = f", seed {each.settings.seed}" if args.seeds else ""
+        turns.append(Turn(f"{'AB'[arm]}{seed}" if len(plans) > 2 else each.settings.precision.name, each))
+    found = []
+    for run, code in gather(turns, past, args.runs, said=not begun):
+        if code:
             return code, begun
-        found[turn] = trained
-        lock.keep(trained.folder)
-        if begun:
-            begun.add(trained)
-    return [run for run in found if run is not None], begun
+        found.append(run)
+        if begun and run not in past:
+            begun.add(run)
+    return found, begun
 
 
 def typed(args: argparse.Namespace) -> str:

@@ -4,10 +4,10 @@
         README.md                   the list of comparisons, between its marks
         NAME/
             README.md               what was found, in words, with the tables and pictures between its marks
-            about.json              {"command": what made the runs}, where that is known
+            about.json              {"command": what made the runs}, where that is known; of an ablation "ablation" too
             bf16/ nvfp4/ bf16-2/    run folders, see `publishable.py` for what is left of them
-            comparison.json         made from the runs, where two or more of them succeeded; or, of an ablation,
-            ablation.json           whose runs keep their names, by which it knows them
+            comparison.json         made from the runs, where two or more of them succeeded; of an ablation
+            ablation.json           in its place
             pictures/*.svg          made from the runs
 
 A page shows a comparison, an ablation or the profile of a run between `<!-- results: NAME -->` and
@@ -90,36 +90,31 @@ def read(folder: Path) -> Published:
     if not found:
         raise UsageError(f"{folder} holds no run; `make results ADD=... TO={folder.name}` puts some there")
     runs = arms.in_order(loading.load_all(found))
-    if (folder / ablation_file.FILE).exists():
-        said = json.loads((folder / ablation_file.FILE).read_text(encoding="utf-8"))
-        result = ablation.reread(said, {run.folder.name: run for run in runs})
-        return Published(folder.name, runs, {}, result, result.reproduce)
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).exists() else {}
+    groups, result = _result(runs, about)
+    return Published(folder.name, runs, groups, result, about.get("command", ""))
+
+
+def _result(runs: Sequence[Run], about: dict[str, Any]) -> tuple[dict[str, list[Run]], Comparison | Ablation | None]:
+    """What the runs come to, without a machine's clock and paths; of a comparison, the runs of each arm by its name."""
     command = about.get("command", "")
-    groups, result = _compared(runs)
-    if result:
-        compared = [run for group in groups.values() for run in group]
-        result = _portable(result, compared, command)
-    return Published(folder.name, runs, groups, result, command)
-
-
-def _compared(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], Comparison | None]:
+    if about.get("ablation"):
+        return {}, ablation.of_runs(runs, created=_ended(runs), reproduce=command)
     succeeded = [run for run in runs if run.verdict is Verdict.SUCCEEDED]
     if len(succeeded) < 2:
         return {}, None
     groups = arms.group(succeeded)
     named = dict(zip(arms.names(len(groups)), groups, strict=True))
-    return named, comparison.compare(groups)
-
-
-def _portable(result: Comparison, runs: Sequence[Run], command: str) -> Comparison:
-    """The comparison without the machine's clock and paths."""
+    result = comparison.compare(groups, reproduce=command)
 
     def moved(arm: Arm) -> Arm:
         return replace(arm, runs=[replace(run, path=Path(run.path).name) for run in arm.runs])
 
-    ended = max((run.outcome.get("ended") or "" for run in runs), default="")
-    return replace(result, created=ended, arms=[moved(arm) for arm in result.arms], reproduce=command)
+    return named, replace(result, created=_ended(succeeded), arms=[moved(arm) for arm in result.arms])
+
+
+def _ended(runs: Sequence[Run]) -> str:
+    return max((run.outcome.get("ended") or "" for run in runs), default="")
 
 
 def made_from(project: Path) -> dict[Path, bytes]:
@@ -240,7 +235,7 @@ def rebuild(project: Path) -> list[Path]:
     for path in changed:
         path.parent.mkdir(parents=True, exist_ok=True)
     file_sets.write_files(changed)
-    made = (f"[!.]*/{PICTURES}/*.svg", f"[!.]*/{saved.FILE}")
+    made = (f"[!.]*/{PICTURES}/*.svg", f"[!.]*/{saved.FILE}", f"[!.]*/{ablation_file.FILE}")
     stale = [path for each in made for path in (project / RESULTS).glob(each) if path not in files]
     for path in stale:
         path.unlink()
@@ -253,8 +248,8 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
     A run that is there already is left out. The runs are compared first, with those that are there.
 
     Args:
-        sources: run folders, or folders of comparisons, which stand for their runs and how they were made; or the
-            folder of an ablation alone.
+        sources: run folders, or folders of comparisons, which stand for their runs and how they were made; or that of
+            an ablation alone.
 
     Raises:
         UsageError: a name that is none, a source that is neither, or a run that has not ended.
@@ -264,9 +259,9 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
     if not _NAME.fullmatch(name):
         raise UsageError(f"TO={name!r} names no folder of {RESULTS}: small letters, digits, dots and hyphens")
     folder = project / RESULTS / name
-    if any((loading.named(path) / ablation_file.FILE).exists() for path in sources):
-        return _add_ablation(folder, [loading.named(path) for path in sources])
-    paths, command = _sources(sources)
+    paths, about = _sources(sources)
+    if about.get("ablation") and (len(sources) > 1 or folder.exists()):
+        raise UsageError("an ablation is published by itself, in a folder that is not there yet")
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=project / RESULTS) as beside:
         there = [path for path in folder.glob("*/") if run_folder.holds_run(path)]
         copies = []
@@ -277,51 +272,39 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
             publishable.copy_run(run.folder, copy)
             if not any(_same(copy, other) for other in (*there, *copies)):
                 copies.append(copy)
-        _compared(arms.in_order(loading.load_all([*there, *copies])))
+        _result(arms.in_order(loading.load_all([*there, *copies])), about)
         folder.mkdir(exist_ok=True)
         added = [copy.rename(_free(folder, loading.load(copy))) for copy in copies]
-        if command and not (folder / ABOUT).exists():
-            run_folder.write_json(folder / ABOUT, {"command": command})
+        if about and not (folder / ABOUT).exists():
+            run_folder.write_json(folder / ABOUT, about)
     return added
 
 
-def _add_ablation(folder: Path, sources: list[Path]) -> list[Path]:
-    """Publish an ablation, whole, in a new folder. Returns the folders of its runs."""
-    if len(sources) > 1 or folder.exists():
-        raise UsageError("an ablation is published by itself, in a folder that is not there yet")
-    (source,) = sources
-    said = publishable.ablation_of(json.loads((source / ablation_file.FILE).read_text(encoding="utf-8")))
-    paths = [source.parent / run["run"] for row in said["rows"] for run in row["runs"]]
-    if gone := [path for path in paths if not run_folder.holds_run(path)]:
-        raise UsageError(f"{gone[0]} is not there any more; an ablation is published with all of its runs")
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-        made = Path(beside) / folder.name
-        for path in paths:
-            publishable.copy_run(path, made / path.name)
-        runs = {path.name: loading.load(made / path.name) for path in paths}
-        # As the published fields of the runs make it: what was said of others may name a machine.
-        (made / ablation_file.FILE).write_bytes(_json(ablation.reread(said, runs)))
-        made.rename(folder)
-    return [folder / path.name for path in paths]
-
-
-def _sources(given: Sequence[Path]) -> tuple[list[Path], str]:
-    """The run folders meant, and what made them where a comparison says so."""
-    found, command = [], ""
+def _sources(given: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
+    """The run folders meant, and what made them where a comparison or an ablation says so, as `ABOUT` has it."""
+    found: list[Path] = []
+    about: dict[str, Any] = {}
     for path in given:
         path = loading.named(path)
-        if saved.is_comparison(path / saved.FILE):
+        if (path / ablation_file.FILE).exists():
+            content = json.loads((path / ablation_file.FILE).read_text(encoding="utf-8"))
+            about["ablation"] = True
+            paths = [path.parent / run["run"] for row in content["rows"] for run in row["runs"]]
+        elif saved.is_comparison(path / saved.FILE):
             content = saved.read(path)
             paths = [Path(run["path"]) for arm in content["arms"] for run in arm["runs"]]
             # Copied here from the machine that trained, they lie beside their comparison, as they did there.
-            found += [each if each.is_dir() else path.parent / each.name for each in paths]
-            command = command or content["reproduce"]
+            paths = [each if each.is_dir() else path.parent / each.name for each in paths]
         else:
             found.append(path)
+            continue
+        found += paths
+        if command := publishable.command(content["reproduce"]):
+            about.setdefault("command", command)
     for path in found:
         if not (path.is_dir() and run_folder.holds_run(path)):
             raise UsageError(f"{path} is not a run folder; only run folders can be published")
-    return found, publishable.command(command)
+    return found, about
 
 
 def _same(a: Path, b: Path) -> bool:

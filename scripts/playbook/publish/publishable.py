@@ -255,31 +255,6 @@ def copy_run(source: Path, target: Path) -> None:
             (target / name).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
-def ablation_of(said: dict[str, Any]) -> dict[str, Any]:
-    """What makes an ablation anew from its runs, of its ablation.json.
-
-    Raises:
-        UsageError: a run folder in it has a name that was given by hand.
-    """
-    rows = [
-        {
-            "name": row["name"],
-            "without": words("", *_INGREDIENTS)(row["without"]),
-            "bf16_tail_layers": row["bf16_tail_layers"],
-            "runs": [{"run": run["run"], "seed": int(run["seed"])} for run in row["runs"]],
-        }
-        for row in said["rows"]
-    ]
-    runs = [run["run"] for row in rows for run in row["runs"]]
-    if named := [run for run in runs if not re.fullmatch(_RUN, run)]:
-        raise UsageError(f"{named[0]}: an ablation is published with the names of its runs, and this is not our own")
-    seeds, created = [int(seed) for seed in said["seeds"]], TIME(said["created"])
-    return {"rows": rows, "seeds": seeds, "created": created, "reproduce": command(said["reproduce"])}
-
-
-_RUN = rf"(\d{{8}}T\d{{6}}Z-)?({'|'.join(PRECISIONS)})-({'|'.join(MODELS)})(-no-(rht|stochastic|2d))?(-\d{{1,9}})?"
-
-
 def listed(rule: Any, value: Any) -> Any:
     """What `rule` lets through of a value of JSON."""
     if value is None:
@@ -324,9 +299,9 @@ def _any(names: Iterable[str]) -> re.Pattern[str]:
 
 
 _VARIABLES = {
-    **dict.fromkeys(
-        ("ITERS", "WARMUP", "GBS", "MBS", "SEQ", "SEED", "SEEDS", "SAVE", "REPEAT"), re.compile(r"\d{1,9}")
-    ),
+    **dict.fromkeys(("ITERS", "WARMUP", "GBS", "MBS", "SEQ", "SEED", "SAVE", "REPEAT"), re.compile(r"\d{1,9}")),
+    "SEEDS": re.compile(r"\d{1,9}([ ,]{1,2}\d{1,9}){0,15}"),
+    **dict.fromkeys(("LOSS_MARGIN", "SPEEDUP"), re.compile(r"\d{1,4}(\.\d{1,4})?|published")),
     **dict.fromkeys(("NPROC", "NODES", "TP", "PP", "CP", "TUNED", "FRESH", "PROFILE"), re.compile(r"\d{1,4}")),
     **dict.fromkeys(("PRECISION", "A", "B"), _any(PRECISIONS)),
     "MODEL": _any(MODELS),

@@ -172,23 +172,19 @@ def ablated(make_run: Callable[..., Path]):
     """`ablated({WHOLE: [1.0, 2.0]})`: the ablation of runs with these gaps, per cent, a seed each; None diverges."""
 
     def make(gaps: dict[Variant, list[float | None]]) -> ablation.Ablation:
-        found: dict[Variant, list[ablation.Trained]] = {}
-        count = max(map(len, gaps.values()))
-        bases = {
-            seed: loading.load(make_run("bf16", name=f"bf16-{seed}", parity={"seed": seed}, loss=1 + seed / 10))
-            for seed in range(count)
-        }
-        found[BF16] = [ablation.trained(seed, run, None) for seed, run in bases.items()]
+        study = ablation.Study()
+        for seed in range(max(map(len, gaps.values()))):
+            base = make_run("bf16", name=f"bf16-{seed}", parity={"seed": seed}, loss=1 + seed / 10)
+            study.add(BF16, loading.load(base))
         for at, (variant, values) in enumerate(gaps.items()):
-            found[variant] = []
             for seed, gap in enumerate(values):
                 how = {"outcome": {"verdict": "diverged", "cause": "the loss is nan"}} if gap is None else {}
                 run = make_run(
                     "nvfp4", name=f"nvfp4-{at}-{seed}", arithmetic="emulated", parity={"seed": seed},
                     loss=(1 + seed / 10) * (1 + (gap or 0) / 100), validation=2.4 * (1 + 2 * (gap or 0) / 100), **how,
                 )  # fmt: skip
-                found[variant].append(ablation.trained(seed, loading.load(run), bases[seed]))
-        return ablation.build(found, bases[0], 1, created="now")
+                study.add(variant, loading.load(run))
+        return study.result(created="now")
 
     return make
 
@@ -255,9 +251,9 @@ def test_the_power_is_said_beforehand(ablated) -> None:
 
 
 def test_a_run_of_other_work_has_no_gap(make_run) -> None:
-    base = loading.load(make_run("bf16"))
-    other = loading.load(make_run("nvfp4", parity={"global_batch_size": 64}))
-    found = ablation.trained(1, other, base)
+    study = ablation.Study()
+    study.add(BF16, loading.load(make_run("bf16")))
+    found = study.add(WHOLE, loading.load(make_run("nvfp4", parity={"global_batch_size": 64})))
     assert found.training_loss_gap is None and found.problem.startswith("not comparable: global_batch_size: A 32, B 64")
 
 

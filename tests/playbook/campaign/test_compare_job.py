@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
-from playbook.campaign import compare_job
+from playbook.campaign import compare_job, gather, reuse
 from pretraining.record import lock
 from pretraining.record.run_folder import Verdict
 
@@ -25,9 +25,9 @@ def test_its_finished_runs_count_as_in_use_while_others_train(tmp_path: Path, mo
     def job(name: str) -> SimpleNamespace:
         return SimpleNamespace(request=dict, settings=SimpleNamespace(precision=SimpleNamespace(name=name)))
 
-    monkeypatch.setattr(compare_job.reuse, "reusable", lambda *_, **__: [past, None])
-    monkeypatch.setattr(compare_job.reuse, "reusing", lambda run: "reusing it")
-    monkeypatch.setattr(compare_job, "train", train)
+    monkeypatch.setattr(reuse, "reusable", lambda *_, **__: [past, None])
+    monkeypatch.setattr(reuse, "reusing", lambda run: "reusing it")
+    monkeypatch.setattr(gather, "train", train)
     asked = Namespace(fresh=False, seeds=None, runs=tmp_path, force=False)
     runs, _ = compare_job._gather([[job("bf16"), job("nvfp4")]], asked, "tiny")
     assert [each.folder.name for each in runs] == ["past", "new"]

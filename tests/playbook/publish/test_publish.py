@@ -245,6 +245,7 @@ def test_an_ablation_is_published_whole_and_made_anew_from_its_runs(copy: Path, 
         run["training_loss_gap"] and run["training_loss_gap"]["value"] for row in made["rows"] for run in row["runs"]
     ] == gaps
     assert [row["name"] for row in made["rows"]] == [each.name for each in ablation.variants(4, 0, 1)]
+    assert made["reproduce"] == "make ablate SEEDS='1234 1235'"
     assert (
         made["rows"][1]["gap"]["value"] == pytest.approx(0.635, abs=0.001) and "| tiny |" in (empty / INDEX).read_text()
     )
@@ -272,10 +273,11 @@ def test_an_ablation_says_nothing_but_what_its_clean_runs_do(copy: Path, empty: 
         run_folder.write_json(failed / name, json.loads((failed / name).read_text()) | more)
     (source / ablation_file.FILE).write_text(json.dumps(said))
     publish.add(empty, [source], "tiny")
+    publish.rebuild(empty)
     made = empty / publish.RESULTS / "tiny" / ablation_file.FILE
-    text = made.read_text()
+    text = "".join(path.read_text() for path in (made, made.parent / publish.ABOUT))
     assert not [word for word in ("node17", "node18", "alice") if word in text]
-    assert json.loads(text)["reproduce"] == ""
+    assert json.loads(made.read_text())["reproduce"] == ""
     assert '"failed"' in text
     assert made not in publish.rebuild(empty)
 

@@ -65,7 +65,7 @@ class Failure:
         if self._end.strength >= min(replaces, end.strength) and whose not in self._chained and not of_rank:
             return
         self._chained.discard(whose)
-        process = f"a process{self._child} " if end.signal else ""
-        said = [f"{process}{end.told}"] if end.cause else []
+        cause = f"a process{self._child} {end.told}" if end.signal else end.cause
+        said = [cause] if cause else []
         said += [words] if end.strength > Strength.CHILD else []
         self._end, self.cause, self._rank_of_cause = end, ": ".join(said)[:300], whose

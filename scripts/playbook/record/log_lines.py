@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -59,9 +59,11 @@ def read(path: Path) -> Iterator[bytes]:
     """
     with path.open("rb") as file:
         try:
-            first, pieces = _peek(map(_decode, whole_lines(_plain(file))))
-            first, pieces = _peek(_joined(pieces, first))
-            yield from map(_stripper(first), pieces)
+            pieces = map(_decode, whole_lines(_plain(file)))
+            for step in (_joined, _stripped):
+                sample = next(pieces)
+                pieces = step(chain([sample], pieces), sample)
+            yield from pieces
         except (EOFError, zlib.error) as error:
             raise OSError(f"it is compressed, and damaged or cut: {error}") from error
 
@@ -72,11 +74,6 @@ def whose(line: bytes) -> tuple[str, bytes]:
         return "", line
     _, name, line = line.split(MARK, 2)
     return name.decode("utf-8", "replace"), line
-
-
-def _peek(pieces: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    first = next(pieces)
-    return first, chain([first], pieces)
 
 
 def _plain(file: BinaryIO) -> BinaryIO:
@@ -128,8 +125,8 @@ def _joined(pieces: Iterator[bytes], sample: bytes) -> Iterator[bytes]:
     yield rest
 
 
-def _stripper(sample: bytes) -> Callable[[bytes], bytes]:
-    """What takes the prefixes off, learnt from the lines that begin in a known way."""
+def _stripped(pieces: Iterator[bytes], sample: bytes) -> Iterator[bytes]:
+    """The pieces without the prefixes, which are learnt from the lines that begin in a known way."""
     lines = sample.split(b"\n")
     shapes = Counter(_shape(line[: found.start()]) for line in lines if (found := _KNOWN.search(line)))
     bare = shapes.pop(b"", 0)
@@ -144,7 +141,7 @@ def _stripper(sample: bytes) -> Callable[[bytes], bytes]:
         name = _CLOCK.sub(b"", found[0]).strip()
         return MARK + (re.sub(rb"\d+", b"", name) if numbered else name) + MARK
 
-    return partial(prefix.sub, b"" if of_one else mark)
+    return map(partial(prefix.sub, b"" if of_one else mark), pieces)
 
 
 def _shape(prefix: bytes) -> bytes:

@@ -36,6 +36,8 @@ from pretraining.request.nvfp4_recipe import Rounding
 BLOCK = 16
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
+FOUR_OVER_SIX_MAX = 256.0  # the largest block scale that four over six scales a tensor for: 1.5 times it is E4M3 too
+ERRORS = ("mae", "mse")  # by which four over six chooses: the mean absolute error of a block, or the mean squared one
 FP32_MAX = torch.finfo(torch.float32).max
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # The sign vector of Transformer Engine's random Hadamard transform. It is fixed, so that both operands of the
@@ -66,11 +68,13 @@ class QuantizedMatrix:
         codes: uint8 of shape (rows, K / 2): two E2M1 codes a byte, the even column in the low nibble.
         scales: float8_e4m3fn of shape (rows, K / 16); the scale of a 16x16 tile is repeated over its rows.
         amax: float32 of shape (1,), the largest magnitude before quantization.
+        scale_max: the block scale that amax was scaled for.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     amax: torch.Tensor
+    scale_max: float = E4M3_MAX
 
     @property
     def values(self) -> torch.Tensor:
@@ -80,7 +84,7 @@ class QuantizedMatrix:
     @property
     def tensor_scale(self) -> torch.Tensor:
         """What ``values`` must be multiplied with, float32 of shape (1,)."""
-        return _divide(self.amax, E4M3_MAX * E2M1_MAX)
+        return _divide(self.amax, self.scale_max * E2M1_MAX)
 
     def dequantize(self) -> torch.Tensor:
         """The represented matrix, float32 of shape (rows, K)."""
@@ -97,26 +101,34 @@ def quantize(
         how: ``rht`` is applied where it is set: leave it out for blocks along a row. Rows that do not fill the last
             16x16 tile are padded with zeros, which changes no scale; the result has the given rows. ``stochastic`` is
             of E2M1: block scales are rounded to nearest all the same, and elements that lie above 6 after scaling
-            (their block scale was rounded down) clip: their mean is 6.
+            (their block scale was rounded down) clip: their mean is 6. By ``four_over_six`` a tensor is scaled to 256 *
+            6 in place of 2688; a block's largest element becomes 6, or 4 with 1.5 times the scale, whichever gives the
+            block the smaller error, 6 where they are alike. Sources: arXiv 2512.02010, section 3; Transformer Engine
+            2.20, ``NVFP4QuantizerRef._quantize_blockwise_4over6_reference``, whose order of float32 sums this keeps.
         generator: source of uniform numbers where it is stochastic, on x's device; torch's default when None.
         folded: a block's scale is its amax * (encode / 6), as in Transformer Engine from 2.14, which now and then
-            rounds otherwise than amax / 6 * encode.
+            rounds otherwise than amax / 6 * encode. Four over six never folds.
 
     Raises:
-        ValueError: x is no matrix, K is not divisible by 16, or the tile is not one of the two.
+        ValueError: x is no matrix, K is not divisible by 16, or there is no such rounding.
     """
     require_matrix(x)
-    if how.tile not in ((1, BLOCK), (BLOCK, BLOCK)):
-        raise ValueError(f"NVFP4 tiles are (1, 16) and (16, 16), found {how.tile}")
+    require_rounding(how)
     x = (random_hadamard_transform(x) if how.rht else x).float()
     amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
-    encode = encode_scale(amax)
+    scale_max = FOUR_OVER_SIX_MAX if how.four_over_six else E4M3_MAX
+    encode = encode_scale(amax, scale_max)
     of_blocks = block_amax(x, how.tile[0])
+    folded &= not how.four_over_six
     raw = of_blocks * (encode * (1 / E2M1_MAX)) if folded else _divide(of_blocks, E2M1_MAX) * encode
-    scales = raw.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
+    scales = _e4m3(raw)
+    if how.four_over_six:
+        wider = _e4m3(raw * 1.5)
+        errors = (_block_errors(x, each, amax, how) for each in (wider, scales))
+        scales = torch.where(torch.lt(*errors), wider, scales)
     scaled = scale_elements(x, scales, encode)
     codes = _stochastic_codes(scaled, generator) if how.stochastic else nearest_codes(scaled)
-    return QuantizedMatrix(pack(codes), scales, amax)
+    return QuantizedMatrix(pack(codes), scales, amax, scale_max)
 
 
 def random_hadamard_transform(x: torch.Tensor) -> torch.Tensor:
@@ -137,9 +149,9 @@ def random_hadamard_transform(x: torch.Tensor) -> torch.Tensor:
     return y.to(x.dtype).view(x.shape)
 
 
-def encode_scale(amax: torch.Tensor) -> torch.Tensor:
-    """What a tensor is first scaled by, float32: 2688 / amax, finite; 1 where amax is infinite."""
-    encode = _divide(E4M3_MAX * E2M1_MAX, amax).clamp(max=FP32_MAX)
+def encode_scale(amax: torch.Tensor, scale_max: float = E4M3_MAX) -> torch.Tensor:
+    """What a tensor is first scaled by, float32: 6 * scale_max / amax, finite; 1 where amax is infinite."""
+    encode = _divide(scale_max * E2M1_MAX, amax).clamp(max=FP32_MAX)
     return torch.where(encode == 0, 1.0, encode)
 
 
@@ -202,12 +214,42 @@ def require_matrix(x: torch.Tensor, *, of_blocks: bool = True) -> None:
         _require_blocks(x)
 
 
+def require_rounding(how: Rounding) -> None:
+    """Raise ValueError for a tile that is neither 1x16 nor 16x16, or four over six by what it cannot choose by."""
+    if how.tile not in ((1, BLOCK), (BLOCK, BLOCK)):
+        raise ValueError(f"NVFP4 tiles are (1, 16) and (16, 16), found {how.tile}")
+    if how.four_over_six and (how.stochastic or how.four_over_six not in ERRORS):
+        raise ValueError(f"four over six chooses by {' or '.join(ERRORS)} and rounds to nearest, found {how.name}")
+
+
 def _require_blocks(x: torch.Tensor) -> None:
     if x.shape[-1] % BLOCK:
         raise ValueError(
             f"NVFP4 needs a last axis divisible by {BLOCK}, found {x.shape[-1]} in shape {tuple(x.shape)}; "
             "choose dimensions divisible by 16, or pad with zeros (a zero changes no product)"
         )
+
+
+def _e4m3(scales: torch.Tensor) -> torch.Tensor:
+    return scales.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def _block_errors(x: torch.Tensor, scales: torch.Tensor, amax: torch.Tensor, how: Rounding) -> torch.Tensor:
+    """How far each block lies from x with these scales, repeated over its rows: float32 of shape (rows, K / 16).
+
+    Sums run from a row's first element to its sixteenth, and those of a tile's rows in a tree.
+    """
+    rounded = decode(nearest_codes(scale_elements(x, scales, encode_scale(amax, FOUR_OVER_SIX_MAX))))
+    values = rounded * scales.float().repeat_interleave(BLOCK, dim=1)
+    apart = _divide(values * amax, FOUR_OVER_SIX_MAX * E2M1_MAX) - x
+    errors = sum((apart.square() if how.four_over_six == "mse" else apart.abs()).view(*scales.shape, BLOCK).unbind(-1))
+    tile_rows = how.tile[0]
+    if tile_rows == 1:
+        return errors
+    tiles = torch.nn.functional.pad(errors, (0, 0, 0, -len(errors) % tile_rows)).view(-1, tile_rows, scales.shape[1])
+    while tiles.shape[1] > 1:
+        tiles = sum(tiles.chunk(2, dim=1))
+    return tiles.expand(-1, tile_rows, -1).flatten(0, 1)[: len(x)]
 
 
 def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:

@@ -20,7 +20,19 @@ from llvmlite import ir
 from numba import float32, int32, njit, prange, uint32
 from numba.extending import intrinsic
 
-from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FP32_MAX, NEAREST, RHT_SIGNS, Operand, require_matrix
+from pretraining.numerics.nvfp4 import (
+    BLOCK,
+    E2M1_MAX,
+    E4M3_MAX,
+    ERRORS,
+    FOUR_OVER_SIX_MAX,
+    FP32_MAX,
+    NEAREST,
+    RHT_SIGNS,
+    Operand,
+    require_matrix,
+    require_rounding,
+)  # fmt: skip
 from pretraining.request.nvfp4_recipe import Rounding
 
 ROWS, COLUMNS, TILES = 0, 1, 2  # where the 16 (or 256) elements of a block lie
@@ -30,7 +42,7 @@ CHUNK = 4096
 
 # numba computes in float64 wherever a Python number takes part.
 _ZERO, _ONE, _SIX, _448 = np.float32(0), np.float32(1), np.float32(E2M1_MAX), np.float32(E4M3_MAX)
-_2688, _FP32_MAX = np.float32(E4M3_MAX * E2M1_MAX), np.float32(FP32_MAX)
+_FP32_MAX, _1536 = np.float32(FP32_MAX), np.float32(FOUR_OVER_SIX_MAX * E2M1_MAX)
 _SIGNS = np.array(RHT_SIGNS, dtype=np.float32) * np.float32(0.25)
 # numpy's error model: 1 / 0 is inf, as in PyTorch, and not an exception; it also lets the loops vectorize.
 _compile = njit(cache=True, error_model="numpy")
@@ -54,12 +66,15 @@ def quantize(x: torch.Tensor, how: Rounding = NEAREST, *, columns: bool = False,
     """
     blocks = TILES if how.is_own_transpose else COLUMNS if columns else ROWS
     require_matrix(x, of_blocks=blocks != COLUMNS)
+    require_rounding(how)
     source = x.detach().float().contiguous().numpy()
     rows, width = source.shape
     out = np.empty((rows + -rows % BLOCK if blocks == COLUMNS else rows, width), np.float32)
     largest = np.zeros(-(-rows // BLOCK), np.int32)
-    scales = np.empty(3, np.float32)  # in an array, because numba hands a float32 scalar back as a float64
-    asked = (blocks, how.rht and blocks == COLUMNS, scales, how.stochastic, *_keys(seed))
+    scales = np.empty(4, np.float32)  # in an array, because numba hands a float32 scalar back as a float64
+    scales[3] = E2M1_MAX * (FOUR_OVER_SIX_MAX if how.four_over_six else E4M3_MAX)
+    choice = ERRORS.index(how.four_over_six) + 1 if how.four_over_six else 0
+    asked = (blocks, how.rht and blocks == COLUMNS, scales, choice, how.stochastic, *_keys(seed))
     _for_each_strip(source, out, largest, True, *asked)
     _tensor_scales(largest, scales)
     _for_each_strip(source, out, largest, False, *asked)
@@ -176,28 +191,68 @@ def _e2m1(x, multiplier, stochastic, uniform):
 
 @_compile
 def _tensor_scales(largest, scales):
-    """From the largest magnitudes (as bits): ``encode``, its inverse, and the tensor scale."""
+    """From the largest magnitudes (as bits), and what they are scaled to in scales[3]: ``encode``, its inverse, the
+    tensor scale, and the largest of all."""
     m = int32(0)
     for bits in largest:
         m = max(m, bits)
-    amax = _bf16(_float(m))
-    encode = min(_2688 / amax, _FP32_MAX)
+    amax, full = _bf16(_float(m)), scales[3]
+    encode = min(full / amax, _FP32_MAX)
     if encode == _ZERO:
         encode = _ONE
-    scales[0], scales[1], scales[2] = encode, _ONE / encode, amax / _2688
+    scales[0], scales[1], scales[2], scales[3] = encode, _ONE / encode, amax / full, amax
 
 
 @_compile
-def _block_scales(amax, scales, scale, multiplier):
+def _block_scales(amax, scales, wider, scale, multiplier):
     """The E4M3 scale of each block from its amax (as bits), and what its elements are multiplied with."""
     encode, decode = scales[0], scales[1]
     for b in range(amax.size):
-        scale[b] = _e4m3(min(_bf16(_float(amax[b])) / _SIX * encode, _448))
+        scale[b] = _e4m3(min(_bf16(_float(amax[b])) / _SIX * encode * wider, _448))
         multiplier[b] = min(_ONE / (scale[b] * decode), _FP32_MAX)
 
 
 @_compile
-def _quantize_columns(x, out, scales, stochastic, index, key0, key1):
+def _error(x, multiplier, scale, amax, choice):
+    """Of an element by four over six: how far its value, in its own units, lies from it, or the square of that."""
+    apart = _e2m1(x, multiplier, False, _ZERO) * scale * amax / _1536 - x
+    return abs(apart) if choice == 1 else apart * apart
+
+
+@_compile
+def _block_errors(x, of_columns, scale, multiplier, amax, choice):
+    """How far each block lies from x, summed as in the specification: along each row, then up to 16 rows in a tree."""
+    error = np.zeros((1 if of_columns or x.shape[0] == 1 else BLOCK, scale.size), np.float32)
+    for r in range(x.shape[0]):
+        row = x[r]
+        if of_columns:
+            for c in range(scale.size):
+                error[0, c] += _error(_bf16(row[c]), multiplier[c], scale[c], amax, choice)
+        else:
+            for b in range(scale.size):
+                for j in range(b * BLOCK, (b + 1) * BLOCK):
+                    error[r, b] += _error(_bf16(row[j]), multiplier[b], scale[b], amax, choice)
+    half = error.shape[0] // 2
+    while half:
+        error[:half] += error[half : 2 * half]
+        half //= 2
+    return error[0]
+
+
+@_compile
+def _four_over_six(x, of_columns, amax, scales, choice, scale, multiplier):
+    """Replace the scale of each block, and its multiplier, by 1.5 times it where that has the smaller error."""
+    wider, wider_multiplier = np.empty_like(scale), np.empty_like(scale)
+    _block_scales(amax, scales, float32(1.5), wider, wider_multiplier)
+    error = _block_errors(x, of_columns, scale, multiplier, scales[3], choice)
+    wider_error = _block_errors(x, of_columns, wider, wider_multiplier, scales[3], choice)
+    for b in range(scale.size):
+        if wider_error[b] < error[b]:
+            scale[b], multiplier[b] = wider[b], wider_multiplier[b]
+
+
+@_compile
+def _quantize_columns(x, out, scales, choice, stochastic, index, key0, key1):
     """One block a column. ``index`` counts the elements of the matrix before this strip."""
     rows, columns = x.shape
     amax = np.zeros(columns, np.int32)
@@ -205,7 +260,9 @@ def _quantize_columns(x, out, scales, stochastic, index, key0, key1):
     for r in range(rows):
         for c in range(columns):
             amax[c] = max(amax[c], _magnitude(x[r, c]))
-    _block_scales(amax, scales, scale, multiplier)
+    _block_scales(amax, scales, _ONE, scale, multiplier)
+    if choice:
+        _four_over_six(x, True, amax, scales, choice, scale, multiplier)
     for r in range(rows):
         source, target, first = x[r], out[r], index + r * columns
         if stochastic:
@@ -221,7 +278,7 @@ def _quantize_columns(x, out, scales, stochastic, index, key0, key1):
 
 
 @_compile
-def _quantize_blocks(x, out, height, scales, stochastic, index, key0, key1):
+def _quantize_blocks(x, out, height, scales, choice, stochastic, index, key0, key1):
     """One block for 16 columns of ``height`` rows."""
     rows, columns = x.shape
     amax = np.empty(columns // BLOCK, np.int32)
@@ -230,7 +287,9 @@ def _quantize_blocks(x, out, height, scales, stochastic, index, key0, key1):
         amax[:] = 0
         for r in range(top, top + height):
             _raise_block_amax(x[r].reshape(amax.size, BLOCK), amax)
-        _block_scales(amax, scales, scale, multiplier)
+        _block_scales(amax, scales, _ONE, scale, multiplier)
+        if choice:
+            _four_over_six(x[top : top + height], False, amax, scales, choice, scale, multiplier)
         for r in range(top, top + height):
             source, target = x[r].reshape(amax.size, BLOCK), out[r].reshape(amax.size, BLOCK)
             _quantize_row(source, target, scale, multiplier, stochastic, index + r * columns, key0, key1)
@@ -315,7 +374,7 @@ def _round_inplace(x, scale):  # its own function: with two names for one array,
 # One loop for both passes, because parallel code is slow to compile. The transform is computed in both: to store its
 # result and read it back would take longer.
 @_compile_parallel
-def _for_each_strip(x, out, largest, measure, blocks, rht, scales, stochastic, key0, key1):
+def _for_each_strip(x, out, largest, measure, blocks, rht, scales, choice, stochastic, key0, key1):
     """Measure (the largest magnitude, as bits) or quantize each strip of 16 rows."""
     for strip in prange(largest.size):
         first, last = strip * BLOCK, (strip + 1) * BLOCK
@@ -324,10 +383,10 @@ def _for_each_strip(x, out, largest, measure, blocks, rht, scales, stochastic, k
         if measure:
             largest[strip] = _largest(source)
         elif blocks == COLUMNS:
-            _quantize_columns(source, target, scales, stochastic, index, key0, key1)
+            _quantize_columns(source, target, scales, choice, stochastic, index, key0, key1)
         else:
             height = 1 if blocks == ROWS else source.shape[0]
-            _quantize_blocks(source, target, height, scales, stochastic, index, key0, key1)
+            _quantize_blocks(source, target, height, scales, choice, stochastic, index, key0, key1)
 
 
 @_compile_parallel

@@ -42,11 +42,14 @@ class Rounding:
         tile: the elements that share a block scale: (1, 16) along each axis, or (16, 16), one result for both.
         rht: rotate blocks along the rows ("columns") first; those along a row never are.
         stochastic: round to one of the two neighbours by chance, so that the mean is exact; else to the nearest.
+        four_over_six: "mae" or "mse": each block takes the usual scale or 1.5 times it, whichever has the smaller mean
+            absolute or squared error; "" the usual one. Only to nearest.
     """
 
     tile: tuple[int, int] = (1, 16)
     rht: bool = False
     stochastic: bool = False
+    four_over_six: str = ""
 
     @property
     def of_rows(self) -> Rounding:
@@ -61,7 +64,8 @@ class Rounding:
     @property
     def name(self) -> str:
         """Such as "1x16 RHT stochastic"."""
-        return " ".join(["x".join(map(str, self.tile)), *["RHT"] * self.rht, *["stochastic"] * self.stochastic])
+        tile, chosen = "x".join(map(str, self.tile)), f"4over6 {self.four_over_six}" * bool(self.four_over_six)
+        return " ".join(filter(None, (tile, "RHT" * self.rht, "stochastic" * self.stochastic, chosen)))
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pretraining.numerics import four_over_six_triton as choice
 from pretraining.numerics import nvfp4_triton as kernels
 
 TYPES = {"x": "*bf16", "of_rows": "*bf16", "of_columns": "*bf16", "out": "*bf16", "amax": "*i32", "seed": "*i64"}
-TYPES |= {"scales": "*fp32", "scale_out": "*fp32"}
-ROUNDING = {"ROWS": True, "COLUMNS": True, "RHT": True, "FOLDED": False}
+TYPES |= {"scales": "*fp32", "scale_out": "*fp32", "row_scales": "*fp32", "column_scales": "*fp32"}
+TYPES |= {"chosen": "*fp32"}
+ROUNDING = {"ROWS": True, "COLUMNS": True, "RHT": True, "FOLDED": False, "CHOSEN": False}
+UNFUSED = {"enable_fp_fusion": False}
 MODES = {
     "maxima": (kernels._amax_kernel, {"ROTATED": True, "GROUPS": kernels.GROUPS}, {}),
     "nearest": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": False}, {"maxnreg": kernels.REGISTERS}),
     "stochastic": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": True}, {"maxnreg": kernels.REGISTERS}),
-    "tiles": (kernels._tiles_kernel, {"FOLDED": False}, {}),
+    "tiles": (kernels._tiles_kernel, {"FOLDED": False, "CHOSEN": False}, {}),
+    "choice": (choice._choose_kernel, {"BLOCKS": choice.ROTATED.value, "SQUARED": True}, UNFUSED),
+    "tile choice": (choice._choose_kernel, {"BLOCKS": choice.TILES.value, "SQUARED": True}, UNFUSED),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ELEMENTS = kernels.WIDTH * 16 // (kernels.WARPS * 32)  # a thread

@@ -9,7 +9,9 @@ from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import E2M1, RHT_SIGNS, random_hadamard_transform
 from pretraining.request.nvfp4_recipe import Rounding
 
-CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
+VECTORS = Path(__file__).parents[2] / "vectors"
+CASES = torch.load(VECTORS / "nvfp4_reference.pt")
+FOUR_OVER_SIX = torch.load(VECTORS / "nvfp4_four_over_six.pt")  # of Transformer Engine 2.20's reference, bound 256
 
 
 def quantize(x, generator=None, **how):
@@ -30,6 +32,28 @@ def test_equals_transformer_engine(case, side):
     assert torch.equal(bits(q.scales), case[f"{side}_scales"])
     assert torch.equal(q.amax, case[f"{side}_amax"])
     assert torch.equal(bits(q.dequantize()), bits(case[f"{side}_dequantized"]))
+
+
+@pytest.mark.parametrize("case", FOUR_OVER_SIX, ids=lambda case: f"{case['tile']}-{case['four_over_six']}")
+def test_four_over_six_equals_transformer_engine(case):
+    q = quantize(case["x"], tile=case["tile"], four_over_six=case["four_over_six"])
+    assert torch.equal(q.codes, case["codes"]) and torch.equal(bits(q.scales), case["scales"])
+    assert torch.equal(q.tensor_scale, case["amax"] / 1536)
+
+
+@pytest.mark.parametrize(("by", "power"), [("mae", 1), ("mse", 2)])
+def test_four_over_six_takes_the_better_of_two_scales_for_each_block(by, power):
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(6))
+    x[0, 0] = 24.0  # so that no block scale is small, and its own rounding decides little
+    error = (quantize(x, four_over_six=by).dequantize() - x).abs().pow(power).view(64, 16, 16).sum(-1)
+    errors = []
+    for most in (6, 4):
+        scales = (x.abs().view(64, 16, 16).amax(-1) / most * (1536 / 24)).to(torch.float8_e4m3fn).float()[..., None]
+        units = x.view(64, 16, 16) / (scales * 24 / 1536)
+        rounded = torch.tensor(E2M1)[(units.abs()[..., None] - torch.tensor(E2M1)).abs().argmin(-1)] * units.sign()
+        errors.append(((rounded - units) * scales * 24 / 1536).abs().pow(power).sum(-1))
+    assert (error <= torch.minimum(*errors) * 1.0001).all()
+    assert 0.2 < (errors[1] < errors[0]).float().mean() < 0.8
 
 
 @pytest.mark.parametrize("tile", [(1, 16), (16, 16)])
@@ -96,7 +120,13 @@ def test_two_d_tiles_are_symmetric():
 
 @pytest.mark.parametrize(
     ("shape", "kwargs", "message"),
-    [((4, 24), {}, r"divisible by 16, found 24"), ((4, 4, 16), {}, "matrix"), ((4, 16), {"tile": (2, 16)}, "tiles")],
+    [
+        ((4, 24), {}, r"divisible by 16, found 24"),
+        ((4, 4, 16), {}, "matrix"),
+        ((4, 16), {"tile": (2, 16)}, "tiles"),
+        ((4, 16), {"four_over_six": "max"}, "mae or mse .* 4over6 max"),
+        ((4, 16), {"four_over_six": "mse", "stochastic": True}, "to nearest, found 1x16 stochastic 4over6 mse"),
+    ],
 )
 def test_refuses(shape, kwargs, message):
     with pytest.raises(ValueError, match=message):

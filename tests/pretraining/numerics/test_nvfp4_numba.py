@@ -38,11 +38,13 @@ def assert_same(operand, reference, transposed=False):
 
 def check_everything(x):
     bf16 = x.bfloat16()
-    assert_same(quantize_rows(x), nvfp4.quantize(bf16))
-    assert_same(quantize_tiles(x), nvfp4.quantize(bf16, Rounding((16, 16))))
-    for rht in (False, True):
-        reference = nvfp4.quantize(padded(bf16).T.contiguous(), Rounding(rht=rht))
-        assert_same(quantize_columns(x, rht=rht), reference, transposed=True)
+    for by in ("", *nvfp4.ERRORS):
+        tiles, rows = Rounding((16, 16), four_over_six=by), Rounding(four_over_six=by)
+        assert_same(quantize(x, tiles), nvfp4.quantize(bf16, tiles))
+        assert_same(quantize(x, rows), nvfp4.quantize(bf16, rows))
+        for how in (rows, Rounding(rht=True, four_over_six=by)):
+            reference = nvfp4.quantize(padded(bf16).T.contiguous(), how)
+            assert_same(quantize(x, how, columns=True), reference, transposed=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])

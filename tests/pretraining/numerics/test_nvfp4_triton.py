@@ -81,6 +81,18 @@ def test_equals_the_specification(shape, kind, rht, folded):
     assert_equal(quantize_tiles(x, folded=folded), nvfp4.quantize(x, Rounding((16, 16)), folded=folded))
 
 
+@pytest.mark.parametrize("by", nvfp4.ERRORS)
+@pytest.mark.parametrize(("kind", "rht"), [("normal", True), ("wide", False)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_four_over_six_equals_the_specification(shape, kind, rht, by):
+    x = sample(shape, kind)
+    how, tiles = Rounding(rht=rht, four_over_six=by), Rounding((16, 16), four_over_six=by)
+    rows, columns = nvfp4_triton.quantize(x, how)
+    assert_equal(rows, nvfp4.quantize(x, how.of_rows))
+    assert_equal(columns, nvfp4.quantize(padded(x).T.contiguous(), how), transposed=True)
+    assert_equal(nvfp4_triton.quantize(x, tiles)[0], nvfp4.quantize(x, tiles))
+
+
 def test_a_block_scale_is_divided_by_six_exactly():
     # Every BF16 magnitude as the largest of a block; the kernel divides without a division.
     every = torch.arange(2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
@@ -176,8 +188,8 @@ def test_they_compile_for_gpus_that_are_not_here(environment, tmp_path):
         env=environment(TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    # Triton 3.7.1: 11.2, 40.6, 49.9 and 18.0 instructions an element. Other versions may need a few more.
-    most = {"maxima": 12.5, "nearest": 44.0, "stochastic": 54.0, "tiles": 20.0}
+    # Triton 3.7.1: 11.2, 40.6, 49.9, 18.0, 75.8 and 69.0 instructions an element. Other versions may need a few more.
+    most = {"maxima": 12.5, "nearest": 44.0, "stochastic": 54.0, "tiles": 20.0, "choice": 84.0, "tile choice": 76.0}
     rows = json.loads(ended.stdout)
     assert {row["mode"] for row in rows} == set(most)
     for row in rows:

@@ -1,0 +1,184 @@
+"""What NVFP4's Triton kernels are made of: rounding, block scales and random bits, in FP32 on vectors."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FOUR_OVER_SIX_MAX, FP32_MAX, RHT_SIGNS
+
+PHILOX_ROUNDS = 7  # the fewest that pass BigCrush (Salmon et al., table 2)
+
+LENGTH = tl.constexpr(BLOCK)
+_SIX = tl.constexpr(E2M1_MAX)
+_2688 = tl.constexpr(E2M1_MAX * E4M3_MAX)
+SCALED_MAX = tl.constexpr(E2M1_MAX * FOUR_OVER_SIX_MAX)
+_FP32_MAX = tl.constexpr(FP32_MAX)
+_NEGATIVE = tl.constexpr(RHT_SIGNS)
+_ROUNDS = tl.constexpr(PHILOX_ROUNDS)
+ALL_NAN = tl.constexpr(tl.PropagateNan.ALL)
+_EXPONENT = tl.constexpr(0x7F800000)
+_SIGN = tl.constexpr(-0x80000000)
+# Of each type its smallest normal number, and 1.5 * 2**23 times its spacing at 1.
+_E2M1_LEAST, _E2M1_SHIFT = tl.constexpr(1.0), tl.constexpr(1.5 * 2.0**22)
+_E2M1_RAISE = tl.constexpr(1.5 * 2.0**14)  # the same for a 256th of the spacing
+_E4M3_LEAST, _E4M3_SHIFT = tl.constexpr(2.0**-6), tl.constexpr(1.5 * 2.0**20)
+_BF16_LEAST, _BF16_SHIFT = tl.constexpr(2.0**-126), tl.constexpr(1.5 * 2.0**16)
+# A sixth in two parts. The first has 16 bits, so its product with a BF16 number is exact in FP32; and a sixth of a BF16
+# number never lies near the middle of two FP32 numbers, so the sum of both products is the quotient rounded once.
+_SIXTH = tl.constexpr(43690.0 / 2.0**18)
+_SIXTH_REST = tl.constexpr(1.0 / 6.0 - 43690.0 / 2.0**18)
+
+
+@triton.jit
+def row_address(matrix, number, width):
+    """The address of a row, the same for all threads."""
+    return matrix + number.to(tl.int64) * width
+
+
+@triton.jit
+def load_rows(x, first, height, width, columns):
+    """16 rows from row ``first``, each float32 of the shape of ``columns``; zeros outside the matrix."""
+    loaded = ()
+    for i in tl.static_range(LENGTH):
+        inside = (columns < width) & (first + i < height)
+        loaded += (tl.load(row_address(x, first + i, width) + columns, mask=inside, other=0.0).to(tl.float32),)
+    return loaded
+
+
+@triton.jit
+def rotate_rows(rows):
+    """The random Hadamard transform down 16 rows, times 4: ``nvfp4.random_hadamard_transform``'s butterfly."""
+    signed = ()
+    for i in tl.static_range(LENGTH):
+        signed += (rows[i] * _NEGATIVE[i],)
+    rows = signed
+    for bit in tl.static_range(4):
+        sums = ()
+        for i in tl.static_range(LENGTH):
+            sums += (rows[i ^ (1 << bit)] - rows[i] if (i >> bit) & 1 else rows[i] + rows[i ^ (1 << bit)],)
+        rows = sums
+    return rows
+
+
+@triton.jit
+def largest_of(rows):
+    """Elementwise largest magnitude of 16 rows; NaN where one is NaN."""
+    largest = tl.abs(rows[0])
+    for i in tl.static_range(1, LENGTH):
+        largest = tl.maximum(largest, tl.abs(rows[i]), propagate_nan=ALL_NAN)
+    return largest
+
+
+@triton.jit
+def tensor_scales(amax, FOUR_OVER_SIX: tl.constexpr):
+    """From the address of the largest magnitude's bits: ``encode``, its inverse, and the tensor scale."""
+    full: tl.constexpr = SCALED_MAX if FOUR_OVER_SIX else _2688
+    largest = tl.load(amax).to(tl.float32, bitcast=True)
+    encode = tl.minimum(tl.math.div_rn(full, largest), _FP32_MAX)
+    encode = tl.where(encode == 0.0, 1.0, encode)
+    return encode, tl.math.div_rn(1.0, encode), tl.math.div_rn(largest, full)
+
+
+_INTERPRETED = tl.constexpr(not isinstance(tensor_scales, triton.JITFunction))  # knows no PTX
+
+
+@triton.jit
+def power_of_two(x):
+    """The largest power of two up to |x|, or 0."""
+    return (x.to(tl.int32, bitcast=True) & _EXPONENT).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _round(x, power, shift):
+    """x to the nearest multiple of a spacing, ties to even: the sum has no bits below it.
+
+    The spacing is ``power * shift / (1.5 * 2**23)``, and |x| below ``2 * power``.
+    """
+    return (x + power * shift) - power * shift
+
+
+@triton.jit
+def to_bf16(x):
+    """The nearest BF16 number to a finite one, in FP32. Triton converts one number at a time, a slow instruction."""
+    if _INTERPRETED:  # where conversions round down
+        return _round(x, tl.maximum(power_of_two(x), _BF16_LEAST), _BF16_SHIFT)
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], tl.bfloat16, is_pure=True, pack=2
+    ).to(tl.float32)
+
+
+@triton.jit
+def inverse(x):
+    """1 / x, correctly rounded for 2**-126 <= x < 2**126.
+
+    A division has branches, which keep the compiler from working on rows side by side.
+    """
+    if _INTERPRETED:
+        return tl.math.div_rn(1.0, x)
+    near = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    # The instructions of rcp.rn's fast path: one step from a neighbour of 1 / x gives it exactly (Markstein, 1990), but
+    # from the lower one of a significand of all ones, which rcp.rn relies on never to come. NaN for x = 0.
+    return tl.math.fma(near, tl.math.fma(-x, near, 1.0), near)
+
+
+@triton.jit
+def block_scales(amax, encode, decode, FOLDED: tl.constexpr):
+    """The E4M3 scale of each block from its amax, a BF16 number, and what its elements are multiplied with.
+
+    The largest of all gives 448 but for a rounding, so that none needs to be clipped to it.
+    """
+    raw = amax * (encode * (1.0 / _SIX)) if FOLDED else divided_by_six(amax) * encode
+    scale = to_e4m3(raw)
+    return scale, element_multiplier(scale, decode)
+
+
+@triton.jit
+def divided_by_six(x):
+    """A BF16 number over six, rounded once."""
+    return x * _SIXTH + x * _SIXTH_REST
+
+
+@triton.jit
+def to_e4m3(x):
+    return _round(x, tl.maximum(power_of_two(x), _E4M3_LEAST), _E4M3_SHIFT)
+
+
+@triton.jit
+def element_multiplier(scale, decode):
+    """What the elements of a block are multiplied with, also of a block of zeros."""
+    lift = tl.where(decode < 1.0, 2.0**24, 1.0)  # to normal numbers, exactly
+    return tl.minimum(inverse(scale * decode * lift) * lift, _FP32_MAX)
+
+
+@triton.jit
+def to_e2m1(x, multiplier, byte, STOCHASTIC: tl.constexpr):
+    """E2M1 of x * multiplier clipped to [-6, 6].
+
+    Nearest, ties to even; or stochastic, by an integer uniform in 0 to 255: raised until 1/256 of a spacing is its last
+    bit, an element is added to, and what is below the spacing cut off. One on the grid stays there.
+    """
+    scaled = x * multiplier + 0.0  # -0.0 becomes 0.0, as in the specification's codes
+    magnitude = tl.minimum(tl.abs(scaled), _SIX)
+    power = tl.maximum(power_of_two(magnitude), _E2M1_LEAST)
+    if STOCHASTIC:
+        raised = (magnitude + power * _E2M1_RAISE).to(tl.int32, bitcast=True) + byte
+        rounded = (raised & -256).to(tl.float32, bitcast=True) - power * _E2M1_RAISE
+    else:
+        rounded = _round(magnitude, power, _E2M1_SHIFT)
+    return (rounded.to(tl.int32, bitcast=True) | (scaled.to(tl.int32, bitcast=True) & _SIGN)).to(
+        tl.float32, bitcast=True
+    )
+
+
+@triton.jit
+def byte_of(words, i: tl.constexpr):
+    """For row i of 16, from 4 words of random bits."""
+    return ((words[i >> 2] >> (i % 4 * 8)) & 0xFF).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def random_words(seed, stream, columns, group):
+    """Four 32-bit words for each column: a byte for each of 16 rows."""
+    zero = columns * 0
+    return tl.philox(tl.load(seed), columns, zero + group, zero + stream, zero, n_rounds=_ROUNDS)

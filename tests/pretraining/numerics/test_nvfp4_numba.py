@@ -60,7 +60,7 @@ def test_equals_transformer_engine(case):
 
 def test_equals_the_specification_for_any_shape_and_range():
     generator = torch.Generator().manual_seed(0)
-    for _ in range(60):
+    for _ in range(40):
         rows, blocks = (int(torch.randint(1, n, (), generator=generator)) for n in (70, 12))
         x = torch.randn(rows, 16 * blocks, generator=generator)
         x *= torch.exp(3 * torch.randn(x.shape, generator=generator))

@@ -81,10 +81,9 @@ def test_equals_the_specification(shape, kind, rht, folded):
     assert_equal(quantize_tiles(x, folded=folded), nvfp4.quantize(x, Rounding((16, 16)), folded=folded))
 
 
-@pytest.mark.parametrize("by", nvfp4.ERRORS)
-@pytest.mark.parametrize(("kind", "rht"), [("normal", True), ("wide", False)])
+@pytest.mark.parametrize(("by", "kind", "rht"), [("mae", "normal", True), ("mse", "wide", False)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_four_over_six_equals_the_specification(shape, kind, rht, by):
+def test_four_over_six_equals_the_specification(shape, by, kind, rht):
     x = sample(shape, kind)
     how, tiles = Rounding(rht=rht, four_over_six=by), Rounding((16, 16), four_over_six=by)
     rows, columns = nvfp4_triton.quantize(x, how)

@@ -45,7 +45,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     """Build the config, train, and leave peak memory and iteration count in `run`."""
     writers.check(chosen)
     if chosen.nvfp4:
-        nvfp4_recipe.use(chosen.nvfp4)
+        nvfp4_recipe.use(chosen.nvfp4, switches_at=chosen.switches_at, done=chosen.train_iters * (not chosen.trains))
     if not on_gpu:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(chosen.cache_dir / "numba"))  # beside the source may be read-only
         cpu.enable()

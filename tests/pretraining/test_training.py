@@ -309,6 +309,30 @@ def test_nvfp4_is_not_bf16_and_near_it(runs) -> None:
     assert gaps[0] < 0.05  # the same weights and the same text, rounded differently
 
 
+SWITCHES = {"from the start": "0", "at the end": "1.0", "in the middle": "0.5:forward"}
+
+
+@pytest.fixture(scope="session")
+def switched(train, runs) -> dict[str, Run]:
+    """NVFP4 with a late switch, and one that is added where the unbroken run has its checkpoint of iteration 6."""
+    more = {name: ("--nvfp4", f"switch={at}") for name, at in SWITCHES.items()}
+    more["added"] = ("--nvfp4", "switch=6", "--resume", str(runs["nvfp4"]), "--train-iters", "8")
+    with ThreadPoolExecutor(2) as pool:
+        folders = pool.map(lambda flags: train("nvfp4", *flags)[0], more.values())
+        return {name: run_folder.read_run(folder) for name, folder in zip(more, folders, strict=True)}
+
+
+def test_a_late_switch_is_nvfp4_before_it_and_bf16_after(runs, switched) -> None:
+    bf16, nvfp4 = (run_folder.read_run(runs[precision]) for precision in PRECISIONS)
+    assert losses(switched["from the start"]) == losses(bf16) and losses(switched["at the end"]) == losses(nvfp4)
+    middle = losses(switched["in the middle"])
+    assert middle[:3] == losses(nvfp4)[:3] and middle[3] not in (losses(nvfp4)[3], losses(bf16)[3])
+    assert switched["in the middle"].precision["switches_at"] == 3
+    assert switched["in the middle"].precision["ingredients"]["switch"] == "0.5:forward"
+    assert [line["iteration"] for line in switched["added"].train] == [7, 8]
+    assert switched["added"].precision["switches_at"] == 6
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_resumed_run_goes_on_exactly_where_the_other_was(runs, resumed, precision: str) -> None:
     """Weights, optimizer, sample order, learning rate and the seeds of stochastic rounding: all to the last digit."""

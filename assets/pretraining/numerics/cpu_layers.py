@@ -46,6 +46,9 @@ class Arithmetic(Protocol):
     Results are rounded to BF16. ``weight`` is whatever ``prepare`` made of the parameter.
     """
 
+    def now(self) -> Arithmetic:
+        """The one that computes at this iteration: itself, until a late switch."""
+
     def prepare(self, weight: Tensor) -> Any:
         """What the products need of the parameter; computed once an optimizer step."""
 
@@ -58,6 +61,10 @@ class Arithmetic(Protocol):
 
 class BF16:
     """BF16 operands and results, float32 sums."""
+
+    def now(self) -> Arithmetic:
+        """See ``Arithmetic``."""
+        return self
 
     def prepare(self, weight: Tensor) -> Tensor:
         """The weight rounded to BF16, in float32."""
@@ -85,6 +92,15 @@ class NVFP4:
         self.recipe = recipe or nvfp4_recipe.in_use()
         self._input, self._weight, self._gradient = map(self.recipe.rounding, nvfp4_recipe.TENSORS)
 
+    def now(self) -> Arithmetic:
+        """See ``Arithmetic``."""
+        switched = nvfp4_recipe.switched_to()
+        return self._switched[switched] if switched else self
+
+    @functools.cached_property
+    def _switched(self) -> dict[str, Arithmetic]:
+        return {"forward": ForwardInBF16(self.recipe), "bf16": BF16()}
+
     def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
         """The weight for fprop and for dgrad: one quantization with 16x16 tiles, two without."""
         rows = quantize(weight, self._weight)
@@ -111,6 +127,22 @@ class NVFP4:
         return dgrad, wgrad
 
 
+class ForwardInBF16(NVFP4):
+    """What a late switch of the forward pass leaves: gradients are computed in NVFP4."""
+
+    def now(self) -> Arithmetic:
+        """See ``Arithmetic``."""
+        return self
+
+    def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
+        """The weight in BF16 for fprop, and as NVFP4 has it for dgrad."""
+        return _in_bf16(weight), super().prepare(weight)[1]
+
+    def fprop(self, x: Tensor, weight: tuple[Operand, Operand]) -> Tensor:
+        """See ``Arithmetic``."""
+        return _product(_in_bf16(x), _transposed(weight[0]))
+
+
 def own_seed(drawn: int) -> int:
     """A seed below 2**62 of this process alone, from one that all of them drew.
 
@@ -126,6 +158,10 @@ def own_seed(drawn: int) -> int:
 def _product(a: Operand, b: Operand) -> Tensor:
     # The product of two float32 scales is exact as a Python float; round_bf16 takes it as a float32, rounded once.
     return round_bf16(a.values @ b.values, a.scale * b.scale, inplace=True)
+
+
+def _in_bf16(x: Tensor) -> Operand:
+    return Operand(round_bf16(x), 1.0)
 
 
 def _transposed(a: Operand) -> Operand:
@@ -158,14 +194,14 @@ class PreparedWeight:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[int, int, int] | None = None
+        self._key: tuple[Any, ...] | None = None
         self._prepared: Any = None
 
-    def get(self, weight: Tensor, prepare: Callable[[Tensor], Any]) -> Any:
-        """``prepare(weight)``, from memory if it still holds."""
-        key = (weight.data_ptr(), weight._version, _Steps.count)
+    def get(self, weight: Tensor, arithmetic: Arithmetic) -> Any:
+        """``arithmetic.prepare(weight)``, from memory if it still holds."""
+        key = (weight.data_ptr(), weight._version, _Steps.count, arithmetic)
         if key != self._key:
-            self._prepared, self._key = prepare(weight), key
+            self._prepared, self._key = arithmetic.prepare(weight), key
         return self._prepared
 
 
@@ -247,7 +283,8 @@ def linear(
         raise ValueError(f"Megatron-Core asks for what emulated layers do not do: {asked}")
     if allreduce_dgrad:
         tp_group = get_tensor_model_parallel_group_if_none(tp_group)
-    prepared = memory.get(weight, arithmetic.prepare)
+    arithmetic = arithmetic.now()
+    prepared = memory.get(weight, arithmetic)
     y = _Linear.apply(input, weight, bias, prepared, arithmetic, allreduce_dgrad, tp_group)
     # Viewed here and not in the function: Megatron's cross entropy works in place, which autograd forbids on a view
     # that a custom function made.

@@ -123,21 +123,32 @@ class EmulatedQuantizer(Quantizer):
             raise ValueError(
                 "emulated NVFP4 cannot skip the weights' quantization within a CUDA graph; turn graphs off"
             )
-        dst.rows, dst.columns = self._operands(src, dst.rows)
+        dst.rows, dst.columns = self._operands(src, dst.columns)
         return dst
 
     def _operands(self, tensor: Tensor, into: Operand | None) -> tuple[Operand | None, Operand | None]:
         x = tensor.detach().reshape(-1, tensor.shape[-1])
-        return quantize(
+        switched = nvfp4_recipe.switched_to()
+        # After a late switch an operand of the forward pass, a row, or all of them stay as they are.
+        as_it_is = Operand(x.bfloat16(), _one(x.device)) if switched else None
+        if switched == "bf16":
+            return as_it_is, as_it_is
+        rows, columns = quantize(
             x,
             self.how,
-            rows=self.rowwise_usage,
+            rows=self.rowwise_usage and (not switched or self.tensor == "grad_output"),
             columns=self.columnwise_usage,
             seed=_seed(x.device) if self.how.stochastic else None,
             stream=_rank(),
             folded=packages.folds_block_scale(),
             out=into,
         )
+        return (as_it_is if switched and self.tensor != "grad_output" else rows), columns
+
+
+@functools.cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones(1, device=device)
 
 
 def _seed(device: torch.device) -> Tensor:

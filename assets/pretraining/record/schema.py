@@ -63,6 +63,7 @@ NUMBER = Kind("a number", _is_number)
 WHOLE = Kind("a whole number", _is_whole)
 COUNT = Kind("a whole number from 0", lambda value: _is_whole(value) and value >= 0)
 PAIR = Kind("two whole numbers", lambda value: isinstance(value, list) and [*map(_is_whole, value)] == [True, True])
+CHOICE = Kind("true, false or a text", lambda value: isinstance(value, bool | str))
 ANY = Kind("anything", lambda value: True)
 NAME = Kind("a text or a whole number", lambda value: isinstance(value, str) or _is_whole(value))
 
@@ -83,7 +84,8 @@ ENVIRONMENT: Shape = {
         "emulator": _TEXT,
         "bf16_head_layers": _COUNT,
         "bf16_tail_layers": _COUNT,
-        "ingredients": {...: FLAG},
+        "ingredients": {...: CHOICE},
+        "switches_at": _COUNT,
     },
     "device": {"kind": TEXT, "name": TEXT, "capability": maybe(PAIR)},
     "tokens_per_step": _COUNT,

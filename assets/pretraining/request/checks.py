@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,18 @@ def emulator(args: argparse.Namespace, model: Model, precision: Precision) -> st
     return args.emulate
 
 
-def recipe(args: argparse.Namespace, precision: Precision, emulator: str | None) -> nvfp4_recipe.Nvfp4Recipe | None:
+def recipe(
+    args: argparse.Namespace, precision: Precision, emulator: str | None, *, native: bool
+) -> nvfp4_recipe.Nvfp4Recipe | None:
     """How NVFP4 trains: as asked for, else as the run that is resumed did; None in another precision.
 
     Args:
         args: merged, so that `nvfp4` says all that was asked for.
         precision, emulator: of the run.
+        native: Transformer Engine's own kernels compute it.
 
     Raises:
-        UsageError: words that the emulator does not know, or another recipe than the resumed run's.
+        UsageError: words that the emulator or the engine does not know, or another recipe than the resumed run's.
     """
     if not precision.fp4:
         return None
@@ -64,12 +68,54 @@ def recipe(args: argparse.Namespace, precision: Precision, emulator: str | None)
                 f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
             )
         found = nvfp4_recipe.Nvfp4Recipe(stochastic=False)
-    if past not in (None, found) and args.trains:
+    if native:
+        _require_native(found)
+    # Where it switches may change before it has, see `late_switch`.
+    if past and replace(past, switch=found.switch) != found and args.trains:
         raise UsageError(
             f"--resume {args.resume} was trained with {nvfp4_recipe.as_text(past.words())}, and this asks for "
             f"{nvfp4_recipe.as_text(found.words())}: leave --nvfp4 and the like out, or begin anew"
         )
     return found
+
+
+def _require_native(found: nvfp4_recipe.Nvfp4Recipe) -> None:
+    """Raise UsageError for what Transformer Engine's own kernels do not compute (read: 2.20)."""
+    if found.switch:
+        raise UsageError(f"switch={found.switch} is emulated only; add --emulate (EMULATE=1), or leave it out")
+    if found.four_over_six in ("all", "activations") and found.rht:
+        raise UsageError(
+            f"scale={found.words()['scale']}: Transformer Engine's kernels choose no scale of a tensor with a Hadamard "
+            "transform; scale=4over6:weights works, or rht=off beside it, or --emulate (EMULATE=1)"
+        )
+
+
+def late_switch(
+    found: nvfp4_recipe.Nvfp4Recipe | None, args: argparse.Namespace, iterations: int, past: int | None
+) -> int | None:
+    """How many iterations come before the late switch, None without one; of a run that trains nothing, as it was.
+
+    `past`: the iteration of the checkpoint that the run begins with.
+
+    Raises:
+        UsageError: the run ends before it, or the iterations up to that checkpoint were trained otherwise.
+    """
+    of_past = run_folder.read_facts(args.resume).precision if past and run_folder.holds_run(args.resume) else {}
+    before = of_past.get("switches_at")
+    if not args.trains or found is None:
+        return before
+    at = found.late_switch.first(iterations) if found.switch else None
+    if at is not None and at > iterations:
+        raise UsageError(
+            f"switch={found.switch} comes after the last of {iterations} iterations; lower it, or train longer"
+        )
+    then, now = (past if each is None else min(each, past) for each in (before, at)) if past else (0, 0)
+    if then != now:
+        raise UsageError(
+            f"--resume {args.resume} trained {then} of its {past} iterations in NVFP4, and switch="
+            f"{found.switch or 'never'} says {now}: write switch={before if then < past else f'{past} or later'}"
+        )
+    return at
 
 
 def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -> int | None:

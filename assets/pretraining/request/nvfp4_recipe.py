@@ -10,25 +10,71 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pretraining.errors import UsageError, unknown
 
 
-def _word(word: str, values: dict[str, Any], *, title: str, short: str = "", engine: str = "") -> Any:
-    """A field of the recipe, on as it is by default.
+def _word(
+    word: str,
+    values: dict[str, Any],
+    *,
+    title: str,
+    short: str = "",
+    engine: str = "",
+    says: tuple[str, ...] = ("0", "1"),
+) -> Any:
+    """A field of the recipe.
 
     Args:
         word: what it is called where it is written.
         values: as they are written, the default first.
-        title: of the ingredient, for people.
+        title: of the ingredient, for people; where a value is a word, that follows it.
         short: an environment variable that turns it on or off, 1 or 0: to the first value or the second.
-        engine: Transformer Engine's own, which turns it off where it is 1; read by its `NVFP4BlockScaling`.
+        engine: Transformer Engine's own, read by its `NVFP4BlockScaling`.
+        says: what that is set to for each of the values.
     """
     about = {"word": word, "values": values, "title": title, "short": short, "engine": engine}
+    about["says"] = dict(zip(values.values(), says, strict=False))
     return dataclasses.field(default=next(iter(values.values())), metadata=about)
+
+
+LATE_SWITCH = r"(\d{1,9}|[01]?\.\d{1,9}):(bf16|forward)"  # as it is recorded
+
+
+class LateSwitch(NamedTuple):
+    """From where on a training in NVFP4 goes on in BF16 (arXiv 2509.25149, appendix D).
+
+    Attributes:
+        at: a fraction of the iterations, or how many of them where it is an int.
+        to: "bf16", in both passes; or "forward", where gradients are still computed in NVFP4.
+    """
+
+    at: float | int
+    to: str
+
+    @classmethod
+    def read(cls, text: str) -> LateSwitch:
+        """From "0.82:forward" or "900", where ":bf16" is left out. Raises UsageError for anything else."""
+        at, _, to = text.partition(":")
+        if (to := to or "bf16") not in ("bf16", "forward"):
+            raise unknown("end of switch in --nvfp4", to, [f"switch={at}:bf16", f"switch={at}:forward"])
+        if not re.fullmatch(LATE_SWITCH, f"{at}:{to}", re.ASCII) or ("." in at and float(at) > 1):
+            raise UsageError(
+                f"switch={text} in --nvfp4: {at!r} is neither a fraction of the iterations, 0.0 to 1.0, nor a number "
+                "of them; write switch=0.82:forward, or switch=900"
+            )
+        return cls(float(at) if "." in at else int(at), to)
+
+    def __str__(self) -> str:
+        return f"{self.at}:{self.to}"
+
+    def first(self, iterations: int) -> int:
+        """How many of the iterations come before it."""
+        return round(self.at * iterations) if isinstance(self.at, float) else self.at
 
 
 TENSORS = ("input", "weight", "grad_output")  # of a linear layer, by Transformer Engine's names
@@ -77,6 +123,10 @@ class Nvfp4Recipe:
         stochastic: stochastic rounding of output gradients.
         two_d: 16x16 block scales for weights, one quantization for forward and backward; otherwise 1x16 along the
             contraction of each product, two unlike quantizations.
+        four_over_six: of which tensors each block chooses among two scales, see `Rounding`: "", "weights",
+            "activations" or "all"; never of gradients, as in Transformer Engine.
+        chosen_by: the error by which it does.
+        switch: as `LateSwitch.read` reads it, "" for never.
     """
 
     rht: bool = _word(
@@ -92,17 +142,35 @@ class Nvfp4Recipe:
         title="2D scaling", short="NVFP4_2D", engine="NVTE_NVFP4_DISABLE_2D_QUANTIZATION",
     )  # fmt: skip
 
+    four_over_six: str = _word(
+        "scale", {"6": "", "4over6": "all", "4over6:weights": "weights", "4over6:activations": "activations"},
+        title="four over six of", engine="NVTE_NVFP4_4OVER6", says=("none", "all", "weights", "activations"),
+    )  # fmt: skip
+    chosen_by: str = _word(
+        "error", {"mae": "mae", "mse": "mse"},
+        title="four over six by", engine="NVTE_NVFP4_4OVER6_ERR_MODE", says=("MAE", "MSE"),
+    )  # fmt: skip
+    switch: str = _word("switch", {"never": ""}, title="late switch at")
+
     def rounding(self, tensor: str) -> Rounding:
         """How one of TENSORS is quantized."""
+        chosen = self.four_over_six in ("all", "weights" if tensor == "weight" else "activations")
+        by = self.chosen_by if chosen and tensor != "grad_output" else ""
         if tensor == "weight":
-            return Rounding(tile=(16, 16) if self.two_d else (1, 16))
-        return Rounding(rht=self.rht, stochastic=self.stochastic and tensor == "grad_output")
+            return Rounding(tile=(16, 16) if self.two_d else (1, 16), four_over_six=by)
+        return Rounding(rht=self.rht, stochastic=self.stochastic and tensor == "grad_output", four_over_six=by)
+
+    @property
+    def late_switch(self) -> LateSwitch | None:
+        """Where it is, None for never."""
+        return LateSwitch.read(self.switch) if self.switch else None
 
     @classmethod
     def of(cls, words: Mapping[str, str]) -> Nvfp4Recipe:
         """The whole recipe but for these words, from `words_in`."""
-        chosen = {name: _VALUES[name][words[word]] for word, name in _FIELDS.items() if word in words}
-        return cls(**chosen)
+        return cls(
+            **{name: _VALUES[name].get(words[word], words[word]) for word, name in _FIELDS.items() if word in words}
+        )
 
     @classmethod
     def recorded(cls, ingredients: Mapping[str, Any]) -> Nvfp4Recipe:
@@ -110,14 +178,14 @@ class Nvfp4Recipe:
         return cls(**{name: value for name, value in ingredients.items() if name in _ABOUT})
 
     def words(self) -> dict[str, str]:
-        """Every word with its value."""
+        """The words of `facts` with their values."""
         said = {name: {value: text for text, value in values.items()} for name, values in _VALUES.items()}
-        return {word: said[name][getattr(self, name)] for word, name in _FIELDS.items()}
+        facts = self.facts()
+        return {word: said[name].get(facts[name], facts[name]) for word, name in _FIELDS.items() if name in facts}
 
     def changed(self) -> dict[str, str]:
         """The words that are not as in the whole recipe."""
-        whole = Nvfp4Recipe().words()
-        return {word: value for word, value in self.words().items() if value != whole[word]}
+        return {word: value for word, value in self.words().items() if value not in list(_VALUES[_FIELDS[word]])[:1]}
 
     def facts(self) -> dict[str, Any]:
         """For the record, by field: whether each ingredient is on, and any other value that is not the default."""
@@ -132,28 +200,30 @@ class Nvfp4Recipe:
 _ABOUT = {each.name: each.metadata for each in dataclasses.fields(Nvfp4Recipe)}
 _VALUES: dict[str, dict[str, Any]] = {name: about["values"] for name, about in _ABOUT.items()}
 _FIELDS: dict[str, str] = {about["word"]: name for name, about in _ABOUT.items()}
-# field: what the ingredient is called
-INGREDIENTS: dict[str, str] = {name: about["title"] for name, about in _ABOUT.items()}
+TITLES: dict[str, str] = {name: about["title"] for name, about in _ABOUT.items()}  # field: what it is called
+_DEFAULTS = {each.name: each.default for each in dataclasses.fields(Nvfp4Recipe)}
+# Those of the whole recipe, which are on or off; the other fields are what may be added to it.
+INGREDIENTS: dict[str, str] = {name: title for name, title in TITLES.items() if isinstance(_DEFAULTS[name], bool)}
 # short form in the environment: what it turns off
 SHORT: dict[str, str] = {about["short"]: about["title"] for about in _ABOUT.values() if about["short"]}
-_DEFAULTS = {each.name: each.default for each in dataclasses.fields(Nvfp4Recipe)}
 _ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["engine"]}  # variable: field
 # word: its values, the default first
 VALUES = {word: tuple(_VALUES[name]) for word, name in _FIELDS.items()}
+RECORDED = {name: tuple(values.values()) for name, values in _VALUES.items()}  # field: the values that `facts` may give
 # What can be said in place of the default.
-HELP = " ".join(f"{word}={values[1]}" for word, values in VALUES.items())
+HELP = " ".join(f"{word}={(*values, '0.82:forward')[1]}" for word, values in VALUES.items())
 
 
 def native_roundings() -> list[Rounding]:
     """All that Transformer Engine's own kernels do: by the whole recipe, and without each that it can leave out."""
-    recipes = [Nvfp4Recipe(), *(Nvfp4Recipe().without(name) for name in _ENGINE.values())]
+    recipes = [Nvfp4Recipe(), *(Nvfp4Recipe().without(name) for name in INGREDIENTS)]
     return list(dict.fromkeys(recipe.rounding(tensor) for recipe in recipes for tensor in TENSORS))
 
 
 def differs(ingredients: Mapping[str, Any]) -> str:
     """How the recipe of a record's `Nvfp4Recipe.facts` is not the whole one: "without 2D scaling"; "" where it is."""
-    off = " and ".join(INGREDIENTS.get(name, name) for name, on in ingredients.items() if not on)
-    others = [f"{INGREDIENTS.get(name, name)} {value}" for name, value in ingredients.items() if isinstance(value, str)]
+    off = " and ".join(TITLES.get(name, name) for name, on in ingredients.items() if not on)
+    others = [f"{TITLES.get(name, name)} {value}" for name, value in ingredients.items() if isinstance(value, str)]
     return ", ".join([f"without {off}"] * bool(off) + others)
 
 
@@ -169,7 +239,9 @@ def words_in(text: str) -> dict[str, str]:
         if word not in _FIELDS:
             raise unknown("word in --nvfp4", word, _FIELDS)
         values = _VALUES[_FIELDS[word]]
-        if not equals or value not in values:
+        if word == "switch" and equals and value not in values:
+            value = str(LateSwitch.read(value))
+        elif not equals or value not in values:
             raise unknown(f"value of {word} in --nvfp4", value, [f"{word}={each}" for each in values])
         if found.setdefault(word, value) != value:
             raise UsageError(f"--nvfp4 {text}: {word} has two values, {found[word]} and {value}; drop one")
@@ -183,7 +255,7 @@ def as_text(words: Mapping[str, str]) -> str:
 
 def in_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The words that short forms stand for, `NVFP4_RHT=0` and its kin. Raises UsageError for other values."""
-    return {_ABOUT[name]["word"]: list(_VALUES[name])[on == "0"] for name, (_, on) in _set_in(environment).items()}
+    return {_ABOUT[name]["word"]: value for name, (_, value) in _set_in(environment).items()}
 
 
 def short_forms(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -193,16 +265,21 @@ def short_forms(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _set_in(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """By field the variable that says something of it, and what: "1" on, "0" off. Ours goes before the engine's."""
+    """By field the variable that says something of it, and the value as it is written; ours before the engine's."""
     found = {}
     for name, about in _ABOUT.items():
-        short, engine = about["short"], about["engine"]
+        short, engine, values = about["short"], about["engine"], list(about["values"])
         if short in environment:
             if environment[short] not in ("0", "1"):
                 raise UsageError(f"{short} is {environment[short]!r}; set it to 1 (on, the default) or 0 (off)")
-            found[name] = (short, environment[short])
-        elif environment.get(engine) == "1":
-            found[name] = (engine, "0")
+            found[name] = (short, values[environment[short] == "0"])
+        elif engine in environment:
+            says = list(about["says"].values())
+            said = environment[engine].upper() if says[0].isupper() else environment[engine]
+            if said not in says:
+                raise UsageError(f"{engine} is {environment[engine]!r}; Transformer Engine takes {', '.join(says)}")
+            if said != says[0]:
+                found[name] = (engine, values[says.index(said)])
     return found
 
 
@@ -221,16 +298,33 @@ def engine_switches(environment: Mapping[str, str] = os.environ) -> tuple[str, .
 
 
 _in_use = Nvfp4Recipe()
+_switches_at: int | None = None  # iterations that come before the late switch
+_done = 0  # iterations
 
 
-def use(recipe: Nvfp4Recipe) -> None:
-    """Train by this recipe in this process, natively or emulated. Call before Transformer Engine is imported."""
-    global _in_use
-    _in_use = recipe
+def use(recipe: Nvfp4Recipe, *, switches_at: int | None = None, done: int = 0) -> None:
+    """Train by this recipe in this process, natively or emulated. Call before Transformer Engine is imported.
+
+    `switches_at`: how many iterations come before the late switch, `done` how many have.
+    """
+    global _in_use, _switches_at
+    _in_use, _switches_at = recipe, switches_at
     for variable, name in _ENGINE.items():
-        os.environ[variable] = "0" if getattr(recipe, name) else "1"
+        os.environ[variable] = _ABOUT[name]["says"][getattr(recipe, name)]
+    begin_iteration(done)
 
 
 def in_use() -> Nvfp4Recipe:
     """The recipe of this process: the whole one, unless `use` was called."""
     return _in_use
+
+
+def begin_iteration(done: int) -> None:
+    """Say at each iteration's start how many came before it."""
+    global _done
+    _done = done
+
+
+def switched_to() -> str:
+    """What is computed in BF16 now: "", "forward" or "bf16", which is all of it; see `LateSwitch`."""
+    return "" if _switches_at is None or _done < _switches_at else _in_use.late_switch.to

@@ -42,6 +42,7 @@ class Settings:
         emulate: on a GPU, which of `EMULATORS` computes NVFP4 without FP4 tensor cores, or None for these; the CPU
             runtime has its own.
         nvfp4: what of the NVFP4 recipe is on; None in another precision.
+        switches_at: how many iterations come before its late switch; None without one.
         engine_switches: Transformer Engine's variables that are set, see `nvfp4_recipe.engine_switches`.
         resume: the run folder whose checkpoint to continue from, or None.
         iteration: that checkpoint's, or None without any.
@@ -80,6 +81,7 @@ class Settings:
     save: int | None
     emulate: str | None
     nvfp4: nvfp4_recipe.Nvfp4Recipe | None
+    switches_at: int | None
     engine_switches: tuple[str, ...]
     resume: Path | None
     iteration: int | None
@@ -208,6 +210,7 @@ def resolve(
         **split,
         **_data(asked, model),
         **_leaves(asked, sizes["train_iters"], on_gpu=on_gpu),
+        switches_at=checks.late_switch(numerics["nvfp4"], asked, sizes["train_iters"], past["iteration"]),
         seed=flags.SEED if asked.seed is None else asked.seed,
         overrides=dict(sorted(asked.overrides.items())),
         config=asked.file,
@@ -239,7 +242,7 @@ def _numerics(asked: argparse.Namespace, model: Model, precision: Precision, *, 
         "bf16_head_layers": head,
         "bf16_tail_layers": tail,
         "emulate": emulator if on_gpu else None,
-        "nvfp4": checks.recipe(asked, precision, emulator if on_gpu else None),
+        "nvfp4": checks.recipe(asked, precision, emulator if on_gpu else None, native=on_gpu and not emulator),
         "tuned": checks.tuned(asked, model, on_gpu=on_gpu),
         "engine_switches": nvfp4_recipe.engine_switches(),
     }

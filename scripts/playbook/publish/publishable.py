@@ -24,7 +24,7 @@ from pretraining.inputs.finetuning import SCHEMES
 from pretraining.record import run_folder
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
-from pretraining.request.nvfp4_recipe import INGREDIENTS, SHORT, VALUES
+from pretraining.request.nvfp4_recipe import INGREDIENTS, LATE_SWITCH, RECORDED, SHORT, VALUES
 from pretraining.request.precisions import EMULATORS, PRECISIONS
 
 _LEFT_OUT = object()
@@ -114,7 +114,10 @@ _VERSION = form(r"\d+(\.\d+){0,2}((a|b|rc|\.?dev|\.?post)\d{1,8})?(\+(cpu|cu\d{2
 _MODEL, _PRECISION, _DATA = words(*MODELS), words(*PRECISIONS), form(r"mock|python-stdlib(-[\d.]+-[0-9a-f]{12})?")
 _WEIGHTS = form(r"hf:(meta-llama/(Meta-)?Llama|nvidia/N?emotron|Qwen/Qwen)[-\w.]{1,24}")
 _NUMBERS = "bf16_head_layers bf16_tail_layers global_batch_size micro_batch_size num_layers seed train_iters "
-_INGREDIENTS = dict.fromkeys(INGREDIENTS, number)
+_SWITCH = form(LATE_SWITCH)
+_WORDS = {word: words(*values) for word, values in VALUES.items()} | {"switch": _SWITCH}
+_INGREDIENTS = {name: number if name in INGREDIENTS else words(*values) for name, values in RECORDED.items()}
+_INGREDIENTS |= {"switch": _SWITCH}
 _PACKAGES = ("python", "torch", "triton", "transformers", "numpy", "numba")
 _MEGATRON = ("megatron-bridge", "megatron-core", "transformer-engine")
 _PARITY = (
@@ -147,7 +150,7 @@ FIELDS: dict[str, dict[str, Any]] = {
             "finetune": words(*SCHEMES),
             "runtime": words(*RUNTIMES),
             "split": [number],
-            "nvfp4": {word: words(*values) for word, values in VALUES.items()},
+            "nvfp4": _WORDS,
             "switches": dict.fromkeys(SHORT, words("0", "1")),  # of earlier records
         },
     },
@@ -174,6 +177,7 @@ FIELDS: dict[str, dict[str, Any]] = {
             "arithmetic": words("native", "emulated"),
             "emulator": words(*EMULATORS),
             "ingredients": _INGREDIENTS,
+            "switches_at": number,
         },
         "context": {
             **_numbers("gradient_accumulation_fusion save_interval"),

@@ -12,7 +12,7 @@ from playbook.compare.model import Comparison
 from playbook.report import wording
 from playbook.report.canvas import Runs
 from pretraining.record.run_folder import Run
-from pretraining.request.nvfp4_recipe import INGREDIENTS
+from pretraining.request.nvfp4_recipe import TITLES
 
 _GROUPS = ("Hardware", "Software", "Precision", "Work")
 _HARDWARE = ("host", "device", "processes")
@@ -87,7 +87,7 @@ def _leaves(group: str, name: str, value: Any) -> Iterator[tuple[str, str, str]]
     """A nested value as one fact for each leaf; nothing of None."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(group, INGREDIENTS.get(key, f"{name} {key}".strip()), inner)
+            yield from _leaves(group, TITLES.get(key, f"{name} {key}".strip()), inner)
     elif value is not None:
         is_size = name.endswith("_bytes") and isinstance(value, int | float)
         words = f"{value / 1e9:,.2f} GB" if is_size else _words(value)

@@ -21,6 +21,7 @@ from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
 from pretraining.request.nvfp4_recipe import Rounding
 
 DETERMINISTIC = Recipe(stochastic=False)
+CHOSEN = Recipe(stochastic=False, four_over_six="all", chosen_by="mse")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,11 +72,15 @@ def expected_products(x, weight, gradient, recipe):
     x, weight, gradient = (t.flatten(0, -2).bfloat16() for t in (x, weight.detach(), gradient))
     pad = (0, -x.shape[0] % 16)
     x_t, gradient_t = (torch.nn.functional.pad(t.T, pad).contiguous() for t in (x, gradient))
-    tiles = Rounding((16, 16) if recipe.two_d else (1, 16))
+    by = recipe.chosen_by if recipe.four_over_six else ""
+    rows, tiles = Rounding(four_over_six=by), Rounding((16, 16) if recipe.two_d else (1, 16), four_over_six=by)
     return (
-        multiply(nvfp4.quantize(x), nvfp4.quantize(weight, tiles)),
+        multiply(nvfp4.quantize(x, rows), nvfp4.quantize(weight, tiles)),
         multiply(nvfp4.quantize(gradient), nvfp4.quantize(weight.T.contiguous(), tiles)),
-        multiply(nvfp4.quantize(gradient_t, Rounding(rht=recipe.rht)), nvfp4.quantize(x_t, Rounding(rht=recipe.rht))),
+        multiply(
+            nvfp4.quantize(gradient_t, Rounding(rht=recipe.rht)),
+            nvfp4.quantize(x_t, Rounding(rht=recipe.rht, four_over_six=by)),
+        ),
     )
 
 
@@ -89,7 +94,9 @@ def assert_close_in_bf16(actual, expected):
 
 @pytest.mark.parametrize("cls", [ColumnParallelLinear, RowParallelLinear])
 @pytest.mark.parametrize("tokens", [(12, 4), (5, 7)])
-@pytest.mark.parametrize("recipe", [DETERMINISTIC, Recipe(False, False, True), Recipe(True, False, False)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [DETERMINISTIC, Recipe(False, False, True), Recipe(True, False, False), CHOSEN], ids=str
+)
 def test_nvfp4_products_are_the_specifications(cls, tokens, recipe):
     module = build(cls, NVFP4(recipe))
     x, gradient = tensors(tokens)
@@ -108,6 +115,22 @@ def test_each_ingredient_changes_only_its_products():
     (y, dx, dw), rht, stochastic = results.values()
     assert torch.equal(rht[0], y) and torch.equal(rht[1], dx) and not torch.equal(rht[2], dw)
     assert torch.equal(stochastic[0], y) and not torch.equal(stochastic[1], dx) and not torch.equal(stochastic[2], dw)
+
+
+def test_a_late_switch_computes_in_bf16_forward_or_all_of_it(monkeypatch):
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", Recipe(stochastic=False))
+    (x, gradient), module, bf16 = tensors(), build(arithmetic=NVFP4()), build(arithmetic=BF16())
+    with torch.no_grad():
+        bf16.weight.copy_(module.weight)
+    before, exact = forward_and_backward(module, x, gradient), forward_and_backward(bf16, x, gradient)
+    for switch, wanted in (("9:bf16", exact), ("9:forward", (exact[0], *before[1:]))):
+        monkeypatch.setattr(nvfp4_recipe, "_in_use", Recipe(stochastic=False, switch=switch))
+        monkeypatch.setattr(nvfp4_recipe, "_switches_at", 9)
+        for done, products in ((8, before), (9, wanted), (10, wanted)):
+            monkeypatch.setattr(nvfp4_recipe, "_done", done)
+            module.weight.grad = None
+            found = forward_and_backward(module, x, gradient)
+            assert all(map(torch.equal, found, products)), (switch, done)
 
 
 def test_stochastic_gradients_are_unbiased():

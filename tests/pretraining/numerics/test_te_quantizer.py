@@ -83,7 +83,7 @@ def linear(engine, x, weight, gradient, main_grad=None):
     return y, dx, dw
 
 
-@pytest.mark.parametrize("off", [{}, {"rht": False}, {"two_d": False}], ids=str)
+@pytest.mark.parametrize("off", [{}, {"rht": False}, {"two_d": False}, {"four_over_six": "all"}], ids=str)
 def test_products_are_the_cpu_runtimes(engine, off, monkeypatch):
     monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe(**off, stochastic=False))
     x, weight, gradient = tensors()
@@ -93,6 +93,28 @@ def test_products_are_the_cpu_runtimes(engine, off, monkeypatch):
     expected = arithmetic.fprop(x, prepared), dgrad(prepared), wgrad(x)
     for found, wanted in zip(linear(engine, x, weight, gradient), expected, strict=True):
         torch.testing.assert_close(found.float(), wanted, rtol=2**-7, atol=1e-5)  # sums in another order
+        assert (found.float() == wanted).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("to", ["forward", "bf16"])
+def test_a_late_switch_is_the_cpu_runtimes(engine, to, monkeypatch):
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe(stochastic=False, switch=f"3:{to}"))
+    monkeypatch.setattr(nvfp4_recipe, "_switches_at", 3)
+    x, weight, gradient = tensors()
+    quantizer = engine.recipe.quantizer_factory("linear_weight")
+    stored = quantizer(weight)
+    tiles = stored.columns.values.clone()
+    monkeypatch.setattr(nvfp4_recipe, "_done", 3)
+    kept = weight.clone()
+    quantizer.update_quantized(weight, stored)  # from the tiles of before, which are written into
+    assert torch.equal(stored.rows.values, kept) and torch.equal(weight, kept)
+    assert torch.equal(stored.columns.values, tiles if to == "forward" else kept)
+    arithmetic = NVFP4().now()
+    prepared = arithmetic.prepare(weight.float())
+    dgrad, wgrad = arithmetic.backward(gradient.float())
+    expected = arithmetic.fprop(x.float(), prepared), dgrad(prepared), wgrad(x.float())
+    for found, wanted in zip(linear(engine, x, weight, gradient), expected, strict=True):
+        torch.testing.assert_close(found.float(), wanted, rtol=2**-7, atol=1e-5)
         assert (found.float() == wanted).double().mean() > 0.99
 
 

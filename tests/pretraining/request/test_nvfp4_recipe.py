@@ -42,6 +42,12 @@ def refusal(*flags: str, on_gpu: bool = False) -> str:
         ("rht=off", Nvfp4Recipe(rht=False)),
         (" weights=1x16,  stochastic=off ", Nvfp4Recipe(stochastic=False, two_d=False)),
         ("rht=off rht=off", Nvfp4Recipe(rht=False)),
+        ("scale=4over6", Nvfp4Recipe(four_over_six="all")),
+        ("scale=4over6:weights error=mse rht=off", Nvfp4Recipe(rht=False, four_over_six="weights", chosen_by="mse")),
+        ("switch=0.75", Nvfp4Recipe(switch="0.75:bf16")),
+        ("switch=.5:forward", Nvfp4Recipe(switch="0.5:forward")),
+        ("switch=9:bf16", Nvfp4Recipe(switch="9:bf16")),
+        ("switch=never scale=6", Nvfp4Recipe()),
     ],
 )
 def test_words(words: str, recipe: Nvfp4Recipe) -> None:
@@ -62,10 +68,46 @@ def test_words(words: str, recipe: Nvfp4Recipe) -> None:
         ("weights=2d", "There are weights=16x16, weights=1x16."),
         ("RHT=off", "unknown word"),
         ("rht=off rht=on", "rht has two values, off and on; drop one"),
+        ("scale=4over5", "did you mean scale=4over6?"),
+        ("switch=0.5:fprop", "There are switch=0.5:bf16, switch=0.5:forward."),
+        ("switch=1.5", "'1.5' is neither a fraction of the iterations, 0.0 to 1.0, nor a number of them"),
+        ("switch=-1", "'-1' is neither"),
+        ("switch=nan", "'nan' is neither"),
+        ("switch=1e3", "'1e3' is neither"),
+        ("switch=", "'' is neither"),
+        ("switch=99999", "switch=99999:bf16 comes after the last of"),
     ],
 )
 def test_wrong_words(words: str, said: str) -> None:
     assert said in refusal("--nvfp4", words)
+
+
+def test_what_is_added_to_the_recipe_is_said() -> None:
+    added = Nvfp4Recipe(two_d=False, four_over_six="weights", switch="0.5:forward")
+    said = "without 2D scaling, four over six of weights, late switch at 0.5:forward"
+    assert nvfp4_recipe.differs(added.facts()) == said and nvfp4_recipe.differs(Nvfp4Recipe().facts()) == ""
+    assert added.rounding("weight").name == "1x16 4over6 mae" and added.rounding("input").name == "1x16 RHT"
+    whole = Nvfp4Recipe(four_over_six="all", chosen_by="mse")
+    assert [whole.rounding(each).four_over_six for each in nvfp4_recipe.TENSORS] == ["mse", "mse", ""]
+    facts = run_facts.describe_precision(resolve("--nvfp4", "switch=0.25", "--train-iters", "10"), on_gpu=False)
+    assert facts["switches_at"] == 2 and facts["ingredients"]["switch"] == "0.25:bf16"
+
+
+def test_what_the_engine_does_not_compute_is_refused_natively() -> None:
+    assert "emulated only; add --emulate" in refusal("--nvfp4", "switch=0.5", on_gpu=True)
+    assert "scale=4over6:weights works, or rht=off" in refusal("--nvfp4", "scale=4over6", on_gpu=True)
+    for words in ("scale=4over6:weights", "scale=4over6 rht=off"):
+        assert resolve("--nvfp4", words, on_gpu=True).nvfp4.four_over_six
+    emulated = resolve("--nvfp4", "scale=4over6 switch=0.5", "--emulate", on_gpu=True)
+    assert emulated.nvfp4 == Nvfp4Recipe(four_over_six="all", switch="0.5:bf16")
+
+
+def test_transformer_engines_variables_for_four_over_six(monkeypatch) -> None:
+    monkeypatch.setenv("NVTE_NVFP4_4OVER6", "weights")
+    monkeypatch.setenv("NVTE_NVFP4_4OVER6_ERR_MODE", "mse")
+    assert resolve().nvfp4 == Nvfp4Recipe(four_over_six="weights", chosen_by="mse")
+    monkeypatch.setenv("NVTE_NVFP4_4OVER6", "some")
+    assert "NVTE_NVFP4_4OVER6 is 'some'; Transformer Engine takes none, all, weights" in refusal()
 
 
 def test_the_whole_recipe_is_recorded_as_it_always_was() -> None:
@@ -145,6 +187,31 @@ def test_a_resumed_run_goes_on_as_it_began(past: Path, monkeypatch) -> None:
     assert "weights=1x16: leave --nvfp4 and the like out" in refusal(*given)
 
 
+@pytest.mark.parametrize(
+    ("before", "asked", "said"),
+    [
+        (None, "switch=4", ""),
+        (None, "switch=9", ""),
+        (None, "switch=3", "trained 4 of its 4 iterations in NVFP4, and switch=3:bf16 says 3: write switch=4 or later"),
+        (3, "switch=0.5", "trained 3 of its 4 iterations in NVFP4, and switch=0.5:bf16 says 4: write switch=3"),
+        (3, "switch=never", "switch=never says 4: write switch=3"),
+        (3, "switch=3:forward", ""),
+        (8, "", ""),
+    ],
+)
+def test_a_resumed_run_has_switched_when_it_had(tmp_path: Path, make_checkpoint, before, asked: str, said: str) -> None:
+    make_checkpoint(tmp_path, 4)
+    recipe = Nvfp4Recipe(switch="" if before is None else f"{before}:bf16")
+    about = {"name": "nvfp4", "arithmetic": "emulated", "ingredients": recipe.facts(), "switches_at": before}
+    run_folder.write_json(tmp_path / run_folder.ENVIRONMENT, {"schema": 1, "model": "tiny", "precision": about})
+    given = ("--resume", str(tmp_path), "--train-iters", "20", *(("--nvfp4", asked) if asked else ()))
+    if said:
+        assert said in refusal(*given)
+    else:
+        at = resolve(*given).switches_at
+        assert at == (before if not asked else int(asked.partition("=")[2].partition(":")[0]))
+
+
 def test_what_a_process_uses_and_transformer_engine_is_told(monkeypatch) -> None:
     monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe())
     monkeypatch.setattr(os, "environ", {"NVTE_NVFP4_DISABLE_2D_QUANTIZATION": "1"})
@@ -154,6 +221,8 @@ def test_what_a_process_uses_and_transformer_engine_is_told(monkeypatch) -> None
         "NVTE_NVFP4_DISABLE_RHT": "1",
         "NVTE_NVFP4_DISABLE_STOCHASTIC_ROUNDING": "0",
         "NVTE_NVFP4_DISABLE_2D_QUANTIZATION": "0",
+        "NVTE_NVFP4_4OVER6": "none",
+        "NVTE_NVFP4_4OVER6_ERR_MODE": "MAE",
     }
 
 
@@ -165,7 +234,7 @@ def test_other_switches_of_the_engine_are_facts_and_are_passed_on() -> None:
     assert nvfp4_recipe.passed_on(everything) == {**others, **recipe}
 
 
-A_WORD = '    scale: str = _word("scale", {"six": "six", "four": "four"}, title="block scale of", short="NVFP4_SIX")\n'
+A_WORD = '    toy: str = _word("toy", {"six": "six", "four": "four"}, title="toy of", short="NVFP4_SIX")\n'
 ITS_USE = """
 import sys, types
 name = "pretraining.request.nvfp4_recipe"
@@ -175,16 +244,16 @@ from playbook.cli.make import command
 from playbook.plan import place, plan
 from playbook.publish import publishable
 from pretraining.request import flags, settings
-args = flags.parser("x").parse_args(["--nvfp4", "scale=four"])
+args = flags.parser("x").parse_args(["--nvfp4", "toy=four"])
 chosen = settings.resolve(args, on_gpu=False, processes=1)
-assert chosen.nvfp4.scale == "four" and "rht=on stochastic=on weights=16x16 scale=four" in chosen.as_flags()
+assert chosen.nvfp4.toy == "four" and "rht=on stochastic=on weights=16x16 toy=four" in chosen.as_flags()
 assert settings.resolve(flags.parser("x").parse_args(chosen.as_flags()), on_gpu=False, processes=1) == chosen
-assert chosen.nvfp4.facts()["scale"] == "four" and "scale" in publishable._INGREDIENTS
+assert chosen.nvfp4.facts()["toy"] == "four" and "toy" in publishable._INGREDIENTS
 made = plan.make_plan(chosen, place.Place("cpu"), 1)
-assert made.choices["NVFP4 recipe"] == place.Choice("block scale of four", "asked for")
-assert made.request()["nvfp4"]["scale"] == "four" and "scale=four" in flags.parser("x").format_help()
+assert made.choices["NVFP4 recipe"] == place.Choice("toy of four", "asked for")
+assert made.request()["nvfp4"]["toy"] == "four" and "toy=four" in flags.parser("x").format_help()
 [work] = command.plan(["nvfp4"], {"NVFP4_SIX": "off"})
-assert work.environment == {"NVFP4_SIX": "0"} and recipe.in_environment(work.environment) == {"scale": "four"}
+assert work.environment == {"NVFP4_SIX": "0"} and recipe.in_environment(work.environment) == {"toy": "four"}
 """
 
 

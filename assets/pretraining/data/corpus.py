@@ -43,6 +43,15 @@ def identify_dataset(prefix: str) -> str:
     return f"{Path(prefix).name}-{size}-{digest.hexdigest()[:12]}"
 
 
+def index_folder(cache: Path, parsed: dict[str, blends.Blend]) -> Path:
+    """Where Megatron keeps which tokens make which sample of these datasets; their own folder may be read-only.
+
+    It knows an index again by the datasets' paths and the settings, and would go on with it where other tokens have
+    come under an old path: a folder for each content keeps that from happening.
+    """
+    return cache / "index" / hashlib.sha256(identify(parsed).encode()).hexdigest()[:12]
+
+
 def _samples(prefix: str, itemsize: int) -> list[bytes]:
     """Blocks of the .bin, evenly spaced and on whole items; all of it where it is up to 4 MiB."""
     size = Path(f"{prefix}.bin").stat().st_size

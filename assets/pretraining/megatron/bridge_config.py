@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pretraining.data import builtin_text
+from pretraining.data import builtin_text, corpus
 from pretraining.errors import UsageError
 from pretraining.inputs import finetuning
 from pretraining.megatron import compat, tuning, weights, writers
@@ -186,7 +186,7 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: builtin_text
     # Mock data is used exactly when both blends are None; any other field name would be silently ignored.
     dataset.blend = dataset.blend_per_split = None
     if settings.data != MOCK:
-        dataset.path_to_cache = str(settings.cache_dir / "index")  # the data's own folder may be read-only
+        dataset.path_to_cache = str(corpus.index_folder(settings.cache_dir, settings.blends))
     if settings.data == PYTHON_STDLIB:
         assert builtin is not None
         dataset.split = None

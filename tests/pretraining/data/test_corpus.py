@@ -59,6 +59,15 @@ def test_a_blend_is_named_by_its_datasets_and_weights(make_dataset, tmp_path: Pa
     assert corpus.identify(blends.parse(f"train={one} valid={two}")) == f"train={first} valid={second}"
 
 
+def test_other_tokens_under_an_old_path_get_another_index(make_dataset, tmp_path: Path) -> None:
+    """Megatron takes an index that is there by the path alone: it would fail, or train on cut documents."""
+    prefix = make_dataset(tmp_path / "corpus", tokens=1000, document=50)
+    first = corpus.index_folder(tmp_path, blends.parse(prefix))
+    assert first == corpus.index_folder(tmp_path, blends.parse(prefix)) and first.parent == tmp_path / "index"
+    make_dataset(tmp_path / "corpus", tokens=1100, document=55)
+    assert corpus.index_folder(tmp_path, blends.parse(prefix)) != first
+
+
 def test_words_that_the_model_has_not(chosen, make_dataset, tmp_path: Path) -> None:
     """Without a manifest the tokens tell: here those of the last document."""
     prefix = make_dataset(tmp_path / "corpus", tokens=1000)

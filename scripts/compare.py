@@ -23,7 +23,7 @@ if sys.version_info[:2] < setup.SUPPORTED[0]:
 from playbook import PROJECT, report
 from playbook.campaign import compare_job, reuse
 from playbook.cli import entry
-from playbook.compare import arms, projected, saved
+from playbook.compare import comparison, published, saved
 from playbook.record import loading
 from playbook.report import terminal
 from pretraining.errors import UsageError
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--save", action="store_true", help="the same into a new folder of " + RUNS)
     parser.add_argument(
-        *("--speed-up", "--speedup"), type=projected.speed_up, metavar="X", help="a speed-up, or published, to project"
+        *("--speed-up", "--speedup"), type=published.speed_up, metavar="X", help="a speed-up, or published, to project"
     )
     parser.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     parser.add_argument(
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if target and target.name == saved.FILE:
         report.check_target(target.parent)
     return compare_job.conclude(
-        arms.group(loading.load_all([loading.named(path) for path in given.runs])),
+        comparison.group(loading.load_all([loading.named(path) for path in given.runs])),
         given,
         target,
         reproduce=_command(given),

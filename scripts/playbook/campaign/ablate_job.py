@@ -13,7 +13,7 @@ from playbook.campaign import ablation, ablation_report, compare_job, reuse
 from playbook.campaign.ablation import BF16, WHOLE, Variant
 from playbook.campaign.gather import Turn, gather
 from playbook.common.tables import print_table
-from playbook.compare import paired, saved, timed
+from playbook.compare import model, saved, stats
 from playbook.launch import start
 from playbook.plan.place import Place
 from playbook.plan.plan import Plan
@@ -26,7 +26,7 @@ from pretraining.request import flags as training_flags
 from pretraining.request import nvfp4_recipe
 from pretraining.request.models import ABLATED_ON_GPU
 
-SEEDS = [training_flags.SEED + at for at in range(paired.FEWEST)]  # fewer judge nothing
+SEEDS = [training_flags.SEED + at for at in range(stats.FEWEST)]  # fewer judge nothing
 RESULTS = (Verdict.SUCCEEDED, Verdict.DIVERGED)  # the same seed diverges again: nothing is gained by training it twice
 MakePlan = Callable[[argparse.Namespace, str, Place], Plan]
 
@@ -59,7 +59,7 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     _refuse(args)
     seeds = SEEDS if args.seeds is None else reuse.seeds(args.seeds)
     steps = _steps(args, seeds, where, make_plan)
-    timed.check_long_enough(steps[0].plan.settings.train_iters)
+    model.check_long_enough(steps[0].plan.settings.train_iters)
     if args.dry_run:
         for step in steps:
             print(f"# {step.name}")

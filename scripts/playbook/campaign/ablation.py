@@ -1,7 +1,7 @@
 """What an ablation comes to: NVFP4's loss gap to BF16, whole and with one thing changed, for every seed.
 
 A gap is `make compare`'s, of two runs with one seed: the same weights to begin with, the same tokens in the same order.
-Variants are set apart by their differences within a seed, all of them together (`paired`).
+Variants are set apart by their differences within a seed, all of them together (`stats.among`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from playbook.campaign.ablation_file import KIND, SCHEMA
-from playbook.compare import loss_gap, paired, parity
+from playbook.compare import loss_gap, parity, stats
 from playbook.compare.figures import Measured, alike, measure
 from playbook.compare.stats import Figure
 from playbook.report.wording import joined
@@ -272,12 +272,12 @@ def _judged(rows: list[Row]) -> tuple[list[Row], float | None]:
     base, whole = (next(row for row in rows if row.name == each.name) for each in (BF16, WHOLE))
     seeds = len(base.runs)
     known = [row for row in rows if row is not base and len(row.gaps) == seeds]
-    if seeds < paired.FEWEST or whole not in known:
+    if seeds < stats.FEWEST or whole not in known:
         return [replace(row, **_unjudged(row)) for row in rows], None
     others = [row for row in known if row is not whole]
-    found = paired.among([[0.0] * seeds, whole.gaps, *(row.gaps for row in others)], (1, 0))
+    found = stats.among([[0.0] * seeds, whole.gaps, *(row.gaps for row in others)], (1, 0))
     low, high = found.differences.ends()
-    spread = paired.OVER_SEEDS.format(seeds)
+    spread = stats.OVER_SEEDS.format(seeds)
     placed: dict[str, dict[str, Any]] = {row.name: _unjudged(row) for row in rows if row not in known}
     arms = [base, whole, *others]
     for at, (reference, arm) in enumerate(found.pairs):
@@ -308,11 +308,11 @@ def power(whole: Sequence[Trained], arms: int) -> str:
         arms: how many there will be, BF16 among them.
     """
     values = [each.training_loss_gap.value for each in whole if each.training_loss_gap]
-    if len(values) < paired.FEWEST:
-        return f"{len(values)} seeds with a loss gap: no difference will be judged; SEEDS= with {paired.FEWEST} or more"
-    pilot = paired.over(values)
+    if len(values) < stats.FEWEST:
+        return f"{len(values)} seeds with a loss gap: no difference will be judged; SEEDS= with {stats.FEWEST} or more"
+    pilot = stats.over(values)
     planned = replace(pilot, freedom=(arms - 1) * pilot.freedom)
-    shown = float(paired.shown_among(planned, arms, len(values)))
+    shown = float(stats.shown_among(planned, arms, len(values)))
     return (
         f"{len(values)} seeds whose gaps spread like these show a variant's difference to the whole recipe over "
         f"{shown:.2g} % eight times in ten"
@@ -340,9 +340,9 @@ def _verdict(rows: list[Row], shown: float | None, *, mock: bool) -> str:
     seeds = max(len(row.runs) for row in rows)
     if shown is not None:
         said.append(f"{seeds} seeds that spread so show differences over {shown:.2g} % eight times in ten.")
-    elif seeds < paired.FEWEST:
+    elif seeds < stats.FEWEST:
         few = "one seed does" if seeds == 1 else "two seeds do"
-        said.append(f"Nothing is judged: {few} not tell how seeds differ; SEEDS= with {paired.FEWEST} or more does.")
+        said.append(f"Nothing is judged: {few} not tell how seeds differ; SEEDS= with {stats.FEWEST} or more does.")
     return " ".join(said)
 
 

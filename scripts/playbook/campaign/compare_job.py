@@ -14,7 +14,7 @@ from pathlib import Path
 from playbook import PROJECT, report
 from playbook.campaign import reuse
 from playbook.campaign.gather import Turn, gather
-from playbook.compare import arms, comparison, saved
+from playbook.compare import comparison, saved
 from playbook.plan import plan
 from playbook.record import loading
 from playbook.report import terminal
@@ -40,7 +40,8 @@ def compare(pairs: Sequence[Sequence[plan.Plan]], args: argparse.Namespace) -> i
     print()
     loaded = loading.load_all([run.folder for run in runs])
     groups = [
-        arms.in_order([run for run, (_, arm) in zip(loaded, order, strict=True) if arm == wanted]) for wanted in (0, 1)
+        comparison.in_order([run for run, (_, arm) in zip(loaded, order, strict=True) if arm == wanted])
+        for wanted in (0, 1)
     ]
     return conclude(
         groups,
@@ -84,7 +85,7 @@ def conclude(
         return 1
     written: list[Path] = []
     if target and target.name == saved.FILE:
-        written = report.write(result, dict(zip(arms.names(len(groups)), groups, strict=True)), target.parent)[:2]
+        written = report.write(result, dict(zip(comparison.names(len(groups)), groups, strict=True)), target.parent)[:2]
     elif target:
         written = [saved.write(result, target)]
     settled()

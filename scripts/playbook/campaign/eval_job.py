@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from playbook.campaign import sequences
 from playbook.common.tables import print_table
-from playbook.compare import sequences
 from playbook.launch.start import exit_code, ready, train
 from playbook.plan import earlier_run
 from playbook.plan.place import Place

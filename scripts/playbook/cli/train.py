@@ -9,7 +9,7 @@ from pathlib import Path
 from playbook import PROJECT
 from playbook.campaign import reuse
 from playbook.cli import catalogue, configs, selfcheck
-from playbook.compare import projected, timed
+from playbook.compare import model, published
 from playbook.launch.progress import shown
 from playbook.launch.start import container_of, exit_code, find_place, new_folder, prepare, ready, train
 from playbook.plan import earlier_run, place, plan
@@ -52,7 +52,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--force", action="store_true", help="compare runs that did not do the same work")
     flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
     flags.add_argument(
-        "--speed-up", type=projected.speed_up, metavar="X", help="of a comparison: one to project, or published"
+        "--speed-up", type=published.speed_up, metavar="X", help="of a comparison: one to project, or published"
     )
     flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     flags.add_argument("--runs", type=Path, default=PROJECT / training_flags.RUNS, help="where run folders go")
@@ -180,7 +180,7 @@ def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place
         for seed in dict.fromkeys(seeds)
     }
     planned = [made[seed] for seed in seeds]
-    timed.check_long_enough(planned[0][-1].settings.train_iters)
+    model.check_long_enough(planned[0][-1].settings.train_iters)
     if args.dry_run:
         for each in planned[:1] if args.seeds is None else planned:
             for job in dict(zip(precisions, each, strict=True)).values():

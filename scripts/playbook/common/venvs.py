@@ -35,7 +35,7 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 # name: (folder, requirements files in order, what to say while it takes its time)
 ENVIRONMENTS = {
-    "host": ("host", ("host.txt",), "the launcher's packages, 0.4 GB"),
+    "host": ("host", ("host.txt",), "the launcher's packages, 0.2 GB"),
     "cpu": ("cpu", ("cpu.txt", "megatron.txt"), "PyTorch and Megatron-Bridge for the CPU, a minute or two"),
     "cluster": ("cluster", ("cluster.txt",), "NeMo-Run and its packages, half a gigabyte, a minute or two"),
     "test": ("cpu", ("cpu.txt", "megatron.txt", "host.txt", "dev.txt"), "the CPU runtime and the test tools"),

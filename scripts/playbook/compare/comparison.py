@@ -5,16 +5,16 @@ A run is a run folder or a raw log. The result is a `model.Comparison`.
 
 from __future__ import annotations
 
+import json
 import math
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from playbook.compare import arms, conclusions, equal_loss, loss_gap, parity, speedup
-from playbook.compare.arms import make_arm
-from playbook.compare.figures import Measured, alike, measure, of_contrast
-from playbook.compare.model import Arm, Comparison, Contrast, Difference
-from playbook.compare.projected import SpeedUp
+from playbook.compare import equal_loss, loss_gap, parity, published, speedup
+from playbook.compare.figures import Measured, alike, measure, of_arm, of_contrast, peak
+from playbook.compare.model import UNKNOWN, Arm, Comparison, Contrast, Difference
 from playbook.compare.stats import Figure
 from pretraining.errors import UsageError
 from pretraining.record.run_folder import Peak, Run, utc_now
@@ -39,7 +39,7 @@ def compare(
     force: bool = False,
     reproduce: str = "",
     loss_margin: float | None = None,
-    speed_up: SpeedUp | None = None,
+    speed_up: published.SpeedUp | None = None,
 ) -> Comparison:
     """Compare configurations.
 
@@ -55,10 +55,7 @@ def compare(
         NotComparable: without `force`, where anything is in the way; with it, where one has no iteration at all.
         UsageError: no arm is called `baseline`.
     """
-    runs_alike = iter(alike([measure(run) for runs in groups for run in runs]))
-    measured = {
-        name: [next(runs_alike) for _ in runs] for name, runs in zip(arms.names(len(groups)), groups, strict=True)
-    }
+    measured = _measured(groups)
     called = {
         f"{name}{index}" if len(runs) > 1 else name: run
         for name, runs in measured.items()
@@ -71,31 +68,115 @@ def compare(
     if empty := [found for found in void if found.name == parity.NO_ITERATIONS]:
         raise NotComparable(empty)
     not_known = [name for name in parity.MUST_BE_KNOWN if name in unchecked]
-    doubt = conclusions.work(void, not_known)
+    doubt = parity.work(void, not_known)
     everything = list(called.values())
     built = [make_arm(name, runs) for name, runs in measured.items()]
     base = _baseline(built, baseline)
     contrasts = _contrasts(built, base, measured, None if doubt else loss_margin, judged=not doubt)
-    if not (doubt or loss_gap.on_mock(everything)):
-        contrasts = [_with_equal_loss(each, built, base, measured, speed_up) for each in contrasts]
-    scope, mock = loss_gap.scope(everything), loss_gap.on_mock(everything)
+    mock = loss_gap.on_mock(everything)
+    if not (doubt or mock):
+        for at, each in enumerate(contrasts):
+            arm = next(arm for arm in built if arm.name == each.candidate)
+            runs = measured[arm.name], measured[base.name]
+            contrasts[at] = replace(each, equal_loss=equal_loss.between((arm, base), *runs, each.step_time, speed_up))
     return Comparison(
         created=utc_now(),
         forced=bool(void),
-        verdict=conclusions.verdict(built, contrasts, base, doubt=doubt, mock=mock, losses=not not_known),
+        verdict=_verdict(built, contrasts, base, doubt=doubt, mock=mock, losses=not not_known),
         arms=built,
         baseline=base.name,
         contrasts=contrasts,
-        scope=scope,
+        scope=loss_gap.scope(everything),
         bigram_entropy=_bigram_entropy(everything),
         differences=differences,
         unchecked=unchecked,
         not_known=not_known,
         doubt=doubt,
         warnings=_warnings(built, called, [name for name in unchecked if name not in not_known]),
-        bands=conclusions.against_published(built, contrasts, base),
+        bands=published.against_published(built, contrasts, base),
         reproduce=reproduce,
     )
+
+
+def group(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of one configuration together, as repeats or with other seeds, in the order in which they started.
+
+    Two runs are two arms, whatever they are, and so are runs that are all of one configuration: somebody wants to know
+    whether they differ.
+    """
+    by_configuration: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps([run.precision, {**run.parity, "seed": None}], sort_keys=True, default=str)
+        by_configuration.setdefault(key, []).append(run)
+    if len(runs) == 2 or len(by_configuration) == 1:
+        return [[run] for run in runs]
+    return [in_order(repeats) for repeats in by_configuration.values()]
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """As they started, which is how repeats are paired; those that do not tell as they were given."""
+    if not all(run.environment.get("started") for run in runs):
+        return list(runs)
+    return sorted(runs, key=lambda run: (run.environment["started"], run.folder.name))
+
+
+def names(count: int) -> list[str]:
+    """ "A", "B" and so on. Raises UsageError beyond "Z"."""
+    if count > len(string.ascii_uppercase):
+        raise UsageError(f"{count} configurations are more than one table can hold; compare at most 26")
+    return list(string.ascii_uppercase[:count])
+
+
+def make_arm(name: str, runs: list[Measured]) -> Arm:
+    """The arm of one configuration."""
+    precision, results = runs[0].run.precision, [run.result for run in runs]
+    figures, found = of_arm(results), peak(runs[0].run)
+    return Arm(
+        name=name,
+        precision=precision.get("name", UNKNOWN),
+        arithmetic=precision.get("arithmetic", "native"),
+        emulator=precision.get("emulator") or "",
+        bf16_head_layers=precision.get("bf16_head_layers"),
+        bf16_tail_layers=precision.get("bf16_tail_layers"),
+        ingredients=precision.get("ingredients") or {},
+        runs=results,
+        mfu_peak=found[1] if found and figures["mfu"] else "",
+        peak_memory_kind=runs[0].memory_kind or next(iter(runs[0].memory), ""),
+        figures=figures,
+    )
+
+
+def _verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, doubt: str, mock: bool, losses: bool) -> str:
+    """What the comparison comes to.
+
+    Args:
+        doubt: what `parity.work` says, which comes first.
+        mock: whether the data is, whose losses are no part of it.
+        losses: whether the losses are of the same tokens, as far as the runs tell.
+    """
+    by_name = {arm.name: arm for arm in arms}
+    losses = losses and not mock
+    said = [part for each in contrasts for part in _of_contrast(each, by_name[each.candidate], base, losses=losses)]
+    if mock and any(arm.training_loss for arm in arms):
+        said.append("The data is mock: its losses say nothing about accuracy.")
+    return " ".join(filter(None, [doubt, *said]))
+
+
+def _of_contrast(contrast: Contrast, arm: Arm, base: Arm, *, losses: bool) -> list[str]:
+    said = []
+    if contrast.step_time:
+        said.append(speedup.verdict(contrast.step_time, arm, base))
+    elif labels := [*arm.unusable, *base.unusable]:
+        said.append(f"Nothing is said of the speed of {arm.name}: step times of {', '.join(labels)} are unusable.")
+    if contrast.loss and losses:
+        said.append(contrast.loss)
+    return said
+
+
+def _measured(groups: Sequence[Sequence[Run]]) -> dict[str, list[Measured]]:
+    """The runs of each arm by its name, made alike."""
+    found = iter(alike([measure(run) for runs in groups for run in runs]))
+    return {name: [next(found) for _ in runs] for name, runs in zip(names(len(groups)), groups, strict=True)}
 
 
 def _baseline(built: list[Arm], wanted: str) -> Arm:
@@ -137,19 +218,11 @@ def _contrasts(
                 gap_iterations=loss_gap.iterations_of(runs[0], base_runs[0]) if gap else 0,
                 loss_differs=differs,
                 loss_within_margin=bool(over.within(margin)) if over and margin is not None else None,
-                loss=conclusions.loss(gap, arm, base, differs=differs, margin=margin) if gap else "",
+                loss=loss_gap.verdict(gap, arm, base, differs=differs, margin=margin) if gap else "",
                 published_gap=loss_gap.published_gaps(runs[0], base_runs[0]) if gap or validation else "",
             )
         )
     return contrasts
-
-
-def _with_equal_loss(
-    contrast: Contrast, built: list[Arm], base: Arm, measured: dict[str, list[Measured]], speed_up: SpeedUp | None
-) -> Contrast:
-    arm = next(each for each in built if each.name == contrast.candidate)
-    runs = measured[arm.name], measured[base.name]
-    return replace(contrast, equal_loss=equal_loss.between((arm, base), *runs, contrast.step_time, speed_up))
 
 
 def _bigram_entropy(runs: list[Measured]) -> Figure | None:

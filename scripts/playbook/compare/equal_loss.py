@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from playbook.compare import loss_gap, paired
+from playbook.compare import loss_gap, stats
 from playbook.compare.figures import Measured
 from playbook.compare.model import Arm, EqualLoss, Ratio
-from playbook.compare.projected import SpeedUp
+from playbook.compare.published import SpeedUp
 from playbook.compare.stats import Figure
 
 FEWEST = 10  # losses in a window: with fewer there is no smoothed loss; two windows make a curve
@@ -106,11 +106,11 @@ def _attempt(
 def _figure(logs: np.ndarray) -> Figure | None:
     if not len(logs):
         return None
-    if len(logs) < paired.FEWEST:
+    if len(logs) < stats.FEWEST:
         return Figure(math.exp(logs.mean()), "x", count=len(logs))
-    found = paired.over(logs)
+    found = stats.over(logs)
     return Figure(
-        math.exp(found.value), "x", *map(math.exp, found.ends()), paired.OVER_SEEDS.format(len(logs)), len(logs)
+        math.exp(found.value), "x", *map(math.exp, found.ends()), stats.OVER_SEEDS.format(len(logs)), len(logs)
     )
 
 

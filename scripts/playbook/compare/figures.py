@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from playbook.common import gpu_table
-from playbook.compare import soundness, stats, timed, timing
-from playbook.compare.model import Arm, RunResult
+from playbook.compare import soundness, stats
+from playbook.compare.model import Arm, RunResult, Window, timing_window
 from playbook.compare.stats import Figure
 from playbook.record import flops, sampled
 from playbook.record.columns import Lines
@@ -37,7 +37,7 @@ class Measured:
 
     run: Run
     lines: Lines
-    window: timed.Window
+    window: Window
     every: int = 0
     memory: dict[str, float] = field(default_factory=dict)
     memory_kind: str = ""
@@ -50,7 +50,7 @@ class Measured:
     @cached_property
     def first(self) -> int:
         """The index of the first timed line."""
-        return stats.first_timed(self.paired, self.window)
+        return stats.first_timed(self.paired, self.window.first)
 
     @cached_property
     def timed(self) -> Lines:
@@ -73,7 +73,7 @@ class Measured:
     @cached_property
     def energy(self) -> tuple[float, float] | None:
         """Joules and seconds of the timed iterations, see `sampled.energy`."""
-        return sampled.energy(self.run, self.lines, stats.first_timed(self.lines, self.window))
+        return sampled.energy(self.run, self.lines, stats.first_timed(self.lines, self.window.first))
 
     @cached_property
     def result(self) -> RunResult:
@@ -109,7 +109,7 @@ def measure(run: Run) -> Measured:
     """Find what is timed of a run."""
     lines = Lines.of(run.train)
     start = run.parity.get("start_iteration") or 0
-    return Measured(run, lines, timed.timing_window(start, lines.last or start), memory=sampled.peaks(run))
+    return Measured(run, lines, timing_window(start, lines.last or start), memory=sampled.peaks(run))
 
 
 def alike(runs: Sequence[Measured]) -> list[Measured]:
@@ -206,7 +206,7 @@ def _result(of: Measured) -> RunResult:
         device=(run.environment.get("device") or {}).get("kind", ""),
         iterations=of.window.last - (run.parity.get("start_iteration") or 0),
         timed=of.window,
-        step_times=timing.distribution(of.times) if len(of.times) else None,
+        step_times=soundness.distribution(of.times) if len(of.times) else None,
         validated_at=validated and validated["iteration"],
         memory={kind: Figure(size, "GB") for kind, size in of.memory.items()},
         warnings=_warnings(of),
@@ -262,12 +262,12 @@ def _peak_memory(of: Measured) -> Figure | None:
 def _energy_per_step(of: Measured) -> Figure | None:
     if of.energy is None:
         return None
-    steps = len(of.lines) - stats.first_timed(of.lines, of.window)
+    steps = len(of.lines) - stats.first_timed(of.lines, of.window.first)
     return Figure(of.energy[0] / steps, "", count=steps)
 
 
 def _joules_per_token(of: Measured) -> Figure | None:
-    timed = of.lines[stats.first_timed(of.lines, of.window) :]
+    timed = of.lines[stats.first_timed(of.lines, of.window.first) :]
     tokens = float(of.tokens_of(timed).sum())
     return Figure(of.energy[0] / tokens, "", count=len(timed)) if of.energy and of.energy[0] and tokens else None
 
@@ -361,10 +361,10 @@ def _warnings(of: Measured) -> list[str]:
         said.append(f"{bad} step times are zero, negative or infinite and were left out: the record or log is damaged")
     if not len(of.times):
         return said
-    said += timing.warnings(of.times)
+    said += soundness.of_times(of.times)
     log = of.run.folder / LOG
     if not (of.is_log or of.every) and log.is_file():
         printed_at, printed = printed_times(log)
-        if differs := timing.disagreement(of.timed.iterations, of.times, printed_at, printed):
+        if differs := soundness.disagreement(of.timed.iterations, of.times, printed_at, printed):
             said.append(differs)
     return said

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from playbook import PROJECT
-from playbook.compare import model, paired, saved, timing
+from playbook.compare import model, saved, stats
 from playbook.compare.parity import ABSENT
 from playbook.compare.saved import FILE
 from pretraining.errors import UsageError, unknown
@@ -177,7 +177,7 @@ def _same_work(old: OfArm, new: OfArm) -> None:
 
 def _is_unusable(arm: OfArm) -> bool:
     spread = [(of.third_quartile - of.first_quartile, of.median) for run in arm.runs if (of := run.step_times)]
-    return any(quartiles > timing.UNUSABLE * median for quartiles, median in spread)
+    return any(quartiles > model.UNUSABLE * median for quartiles, median in spread)
 
 
 def _check(arm: OfArm, name: str, kind: str, old: Value, new: Value, tolerance: float, *, usable: bool) -> Check:
@@ -198,17 +198,17 @@ def _losses(old: OfArm, new: OfArm, tolerance: float) -> list[Check]:
         then, today = (_by_seed(arm, field) for arm in (old, new))
         if not any(then.values()):
             continue
-        if None in then or set(then) != set(today) or len(then) < paired.FEWEST:
+        if None in then or set(then) != set(today) or len(then) < stats.FEWEST:
             said = [" ".join(sorted(map(str, each))) for each in (then, today)]
             raise UsageError(
-                f"TOLERANCE loss={tolerance:g}: a loss is held over the same {paired.FEWEST} seeds or more, and "
+                f"TOLERANCE loss={tolerance:g}: a loss is held over the same {stats.FEWEST} seeds or more, and "
                 f"{label} has seeds {said[0]} then and {said[1]} now: make compare SEEDS="
             )
         if not all((*then.values(), *today.values())):
             raise UsageError(
                 f"the baseline's {label} has a {name}, and the comparison held against it none, or not all"
             )
-        changes = paired.over([100 * (today[seed] / then[seed] - 1) for seed in then])
+        changes = stats.over([100 * (today[seed] / then[seed] - 1) for seed in then])
         low, high = map(float, changes.ends())
         before, now = (sum(each.values()) / len(each) for each in (then, today))
         of = (f"{old.name}: {label}", name, LOSS, "nats")
@@ -301,7 +301,7 @@ def _show(checks: list[Check], baseline: Path, current: Path) -> None:
         return
     print(f"{len(left)} of {len(checks)} figures left their tolerance.")
     if any(not each.usable for each in left):
-        print(f"Unusable: step times spread over {timing.UNUSABLE:.0%} of their median, and say nothing of speed;")
+        print(f"Unusable: step times spread over {model.UNUSABLE:.0%} of their median, and say nothing of speed;")
         print("find what else uses the machine (nvidia-smi, top), then make compare FRESH=1.")
     left = [each for each in left if each.usable]
     if any(not each.better for each in left):

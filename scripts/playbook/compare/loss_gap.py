@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from playbook.compare import paired, published, stats
+from playbook.compare import published, stats
 from playbook.compare.figures import Measured
+from playbook.compare.model import Arm
 from playbook.compare.stats import Figure
 
 SCALE_TOKENS = 1e11  # below a tenth of the smallest published training, a gap says nothing about convergence
@@ -33,11 +34,11 @@ class Gap:
     repeats: tuple[float, float] | None = None
 
     @property
-    def over_seeds(self) -> paired.Difference | None:
+    def over_seeds(self) -> stats.Difference | None:
         """Their mean with its error; None of too few seeds to judge."""
-        if None in self.by_seed or len(self.by_seed) < paired.FEWEST:
+        if None in self.by_seed or len(self.by_seed) < stats.FEWEST:
             return None
-        return paired.over(list(self.by_seed.values()))
+        return stats.over(list(self.by_seed.values()))
 
     @property
     def figure(self) -> Figure:
@@ -46,14 +47,14 @@ class Gap:
         if found is None:
             return Figure(float(np.mean(list(self.by_seed.values()))), "%", spread=self.unjudged, count=count)
         low, high = found.ends()
-        return Figure(float(found.value), "%", float(low), float(high), paired.OVER_SEEDS.format(count), count)
+        return Figure(float(found.value), "%", float(low), float(high), stats.OVER_SEEDS.format(count), count)
 
     @property
     def unjudged(self) -> str:
         """Why nothing can be said of it but the number; "" where something can."""
         if None in self.by_seed:
             return "no verdict: which seed is not known, or not the same"
-        if len(self.by_seed) >= paired.FEWEST:
+        if len(self.by_seed) >= stats.FEWEST:
             return ""
         seeds = "one seed" if len(self.by_seed) == 1 else f"{len(self.by_seed)} seeds"
         return f"no verdict: {seeds}, how seeds differ is unknown"
@@ -74,7 +75,7 @@ def validation(new: Sequence[Measured], base: Sequence[Measured]) -> Gap | None:
 def called(found: Sequence[Gap | None]) -> list[bool | None]:
     """Which of several gaps to one baseline are differences, by Holm's correction; None where nothing judges."""
     judged = [gap.over_seeds if gap else None for gap in found]
-    known = iter(paired.holm([each.p for each in judged if each]) if any(judged) else [])
+    known = iter(stats.holm([each.p for each in judged if each]) if any(judged) else [])
     return [bool(next(known)) if each else None for each in judged]
 
 
@@ -195,3 +196,30 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{letter}"
     return f"{number:g}"
+
+
+def verdict(gap: Gap, arm: Arm, base: Arm, *, differs: bool | None, margin: float | None) -> str:
+    """What a gap in training loss shows, and what would show more.
+
+    Args:
+        differs: whether it is a difference; None where nothing judges it.
+        margin: the smallest difference that matters, per cent, where one was asked for.
+    """
+    new, old = (arm.name, base.name) if arm.label == base.label else (arm.called, base.called)
+    figure, over = gap.figure, gap.over_seeds
+    if differs is None or over is None:
+        said = f"The training loss of {new} lies {figure.value:+.2f} % from {old}, {gap.unjudged or 'no verdict'}"
+        if gap.repeats:
+            said += f" (repeats of one seed, {gap.repeats[0]:+.2f} to {gap.repeats[1]:+.2f} %, show what last bits do)"
+        return said + ("; SEEDS='1 2 3' judges it." if gap.unjudged else ".")
+    if differs:
+        said = f"The training loss of {new} lies {figure.value:+.2f} % from {old} {stats.between(figure)}."
+    else:
+        shown = f"{figure.count} seeds that spread so show {over.smallest_shown():.2g} % eight times in ten"
+        said = f"No difference in training loss is shown between {new} and {old}: {figure.value:+.2f} % "
+        said += f"{stats.between(figure)}; {shown}."
+    if margin is None:
+        return said
+    low, high = over.ends(2 * stats.LEVEL)
+    equal = "They are equal" if over.within(margin) else "They are not shown to be equal"
+    return f"{said} {equal} within {margin:g} % (two one-sided tests; 90 % interval {low:+.2f} to {high:+.2f})."

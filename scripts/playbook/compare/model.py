@@ -1,6 +1,7 @@
-"""What a comparison comes to: plain dataclasses that become `comparison.json` as they are.
+"""What a comparison comes to: plain dataclasses that become `comparison.json`.
 
-Nothing is computed here. `playbook.compare.comparison` fills them in; `playbook.report` renders them.
+`playbook.compare.comparison` fills them in; `playbook.report` renders them. Only the standard library: a dry run asks,
+too, which iterations would be timed.
 
 A comparison has two or more *arms*. An arm is one configuration, such as BF16, with one *run* for each repeat. One arm
 is the baseline, and every other is set against it in a *contrast*.
@@ -11,14 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pretraining.errors import UsageError
 from pretraining.request import nvfp4_recipe
 
 if TYPE_CHECKING:
     from playbook.compare.stats import Figure
-    from playbook.compare.timed import Window
 
 SCHEMA = 2  # 1 had two sides of one run each
 UNKNOWN = "unknown precision"  # of a raw log that does not tell
+WARMUP = 20  # iterations 20 to the end are timed, as in the playbook's published figures
+FEWEST_TIMED = 5  # iterations; fewer have no quartiles worth the name
+UNUSABLE = 0.25  # interquartile range over median of step times that allow no statement of speed
 KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
 
 
@@ -26,6 +30,39 @@ def label(precision: str, arithmetic: str, emulator: str = "") -> str:
     """The precision as a person says it: "nvfp4", "nvfp4, emulated", "nvfp4, triton-emulated"."""
     emulated = f"{emulator}-emulated" if emulator else "emulated"
     return f"{precision}, {emulated}" if arithmetic == "emulated" else precision
+
+
+@dataclass(frozen=True)
+class Window:
+    """The iterations that are timed, both ends included; `first` > `last` where there are none."""
+
+    first: int
+    last: int
+    reason: str
+
+
+def timing_window(start: int, last: int) -> Window:
+    """The iterations to time of a training that began after iteration `start` and got to `last`.
+
+    Iterations 20 to the end; of a run too short for that, its second half. Never the first one, which pays for
+    compilation, allocation and autotuning. Evaluations and checkpoints lie between two steps, in a record's step times
+    as in those that Megatron prints.
+    """
+    done = last - start
+    half = done // 2 + 1
+    first = max(2, min(WARMUP, half))
+    reason = "iterations 20 to the end" if first == WARMUP else "the second half, as the run is short"
+    return Window(start + first, last, reason)
+
+
+def check_long_enough(iterations: int) -> None:
+    """Raise UsageError before two trainings whose comparison would be refused for too few timed iterations."""
+    window = timing_window(0, iterations)
+    if window.last - window.first + 1 < FEWEST_TIMED:
+        raise UsageError(
+            f"ITERS={iterations} leaves fewer than {FEWEST_TIMED} iterations to time, the second half of "
+            f"the run: compare over at least {2 * FEWEST_TIMED}"
+        )
 
 
 @dataclass(frozen=True)
@@ -137,6 +174,17 @@ class Arm(Figured):
     def computes_natively(self) -> bool:
         """Whether its FLOP/s say anything of a GPU."""
         return self.arithmetic == "native" and self.runs[0].device != "cpu"
+
+    @property
+    def called(self) -> str:
+        """Its label in a sentence: "NVFP4, emulated"."""
+        return self.label.replace(self.precision, self.precision.upper(), 1)
+
+    @property
+    def unusable(self) -> list[str]:
+        """The labels of its runs whose step times spread too far for any statement of speed."""
+        runs = [(self.run_label(at), run.step_times) for at, run in enumerate(self.runs)]
+        return [label for label, times in runs if times and times.spread > UNUSABLE]
 
     def run_label(self, index: int) -> str:
         """What one of its runs is called: "B", or "B2" where there are several."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from playbook.compare import soundness
-from playbook.compare.model import Difference
-from playbook.compare.timed import FEWEST_TIMED
+from playbook.compare.model import FEWEST_TIMED, Difference
 from pretraining.record.run_folder import Verdict
 from pretraining.request.precisions import PRECISIONS
 
@@ -236,3 +235,24 @@ def _batches(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
         return []
     said = (f"{size[other[0]]:g} at iteration {a.paired.iterations[at_a[other[0]]]:.0f}" for size in sizes)
     return [Difference("batch as it grows", *said, SAME_SETTINGS, of)]
+
+
+def work(void: list[Difference], not_known: list[str]) -> str:
+    """Whether the runs did the same work, "" where they did.
+
+    Args:
+        void: what differs, which only a forced comparison has.
+        not_known: the facts of `MUST_BE_KNOWN` that were not checked.
+    """
+    said = []
+    if any(each.name != SETTINGS for each in void):
+        said.append("Forced: these runs did not do the same work.")
+    elif void:
+        said.append("Forced: whether these runs did the same work is not known.")
+    elif not_known:
+        said.append("Whether these runs did the same work is not known.")
+    if not_known:
+        everything = any(NO_SIZE in (each.a, each.b) for each in void if each.name == SETTINGS)
+        names = ", ".join(not_known)
+        said.append(f"Not checked: all settings ({names})." if everything else f"Not checked: {names}.")
+    return " ".join(said)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import tomllib
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from playbook.common import gpu_table
+from playbook.compare.model import Arm, Contrast
 
+PUBLISHED = "published"
 HELD, DECAYED = "a held rate", "a finished decay"  # positions in a schedule, as the data say them
 DATA = Path(__file__).with_suffix(".toml")
 
@@ -54,3 +59,72 @@ def outside(value: float, limits: list[float], kind: str) -> tuple[str, str]:
     if value > limits[1]:
         return "above", _data()["usually"][f"{kind}_high"]
     return "inside", ""
+
+
+def against_published(arms: list[Arm], contrasts: list[Contrast], baseline: Arm) -> list[str]:
+    """A sentence for each figure that has a published band, then their sources.
+
+    None for emulated arms or unknown hardware.
+    """
+    said: list[str] = []
+    sources: dict[str, None] = {}
+    for arm in arms:
+        entry = band(arm.runs[0].facts)
+        limits = entry and entry["tflops"].get(arm.precision)
+        if limits and arm.model_tflops_per_gpu and arm.computes_natively and not arm.unusable:
+            value = arm.model_tflops_per_gpu.value
+            said.append(_sentence(f"{arm.name}: {value:,.0f} MODEL_TFLOP/s/GPU", value, limits, "tflops"))
+            sources[f"{entry['name']}: {entry['source']}"] = None
+    for contrast in contrasts:
+        arm = next(arm for arm in arms if arm.name == contrast.candidate)
+        entry = band(arm.runs[0].facts)
+        is_speed_up = contrast.step_time is not None and contrast.step_time.what == "speed-up"
+        if entry and is_speed_up and (arm.precision, baseline.precision) == ("nvfp4", "bf16"):
+            value = contrast.step_time.figure.value
+            said.append(
+                _sentence(f"{arm.name} over {baseline.name}: {value:.2f}x", value, entry["speed_up"], "speed_up")
+            )
+            sources[f"{entry['name']}: {entry['source']}"] = None
+    return [*said, *sources]
+
+
+def _sentence(figure: str, value: float, limits: list[float], kind: str) -> str:
+    where, why = outside(value, limits, kind)
+    said = f"{figure}, {where} the published {limits[0]:,.4g} to {limits[1]:,.4g}"
+    return f"{said}; usually {why}." if why else f"{said}."
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """What `SPEEDUP=` gives.
+
+    Attributes:
+        source: in words, "given" or what published it.
+        typed: as it was given.
+    """
+
+    value: float
+    source: str
+    typed: str
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is that of the playbook's source, NVFP4's over BF16, and of no other pair."""
+        return self.typed == PUBLISHED
+
+
+def speed_up(text: str) -> SpeedUp:
+    """The speed-up that `--speed-up` names. Raises ArgumentTypeError where it is none."""
+    if text.strip().lower() == PUBLISHED:
+        return SpeedUp(
+            9.05 / 5.39,
+            "published: 9.05 s over 5.39 s a step, Llama 3 8B on one GB300, NVIDIA's DGX Station playbook",
+            PUBLISHED,
+        )
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is needed, such as 1.68, or {PUBLISHED}")
+    return SpeedUp(value, "given", text)

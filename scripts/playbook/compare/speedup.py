@@ -1,28 +1,39 @@
-"""Step times of two arms against each other: the ratio, its interval, and whether that is a difference."""
+"""Step times of two arms against each other: the ratio, its 95 % interval, and whether that is a difference.
+
+Two sources of chance make two runs differ. Runs differ from each other (clocks, temperature, where memory lies), which
+only repeats can show; and iterations differ within a run, and are not independent: a slow one follows a slow one.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 
-from playbook.compare import intervals, timing
+from playbook.compare import soundness, stats
 from playbook.compare.figures import Measured
-from playbook.compare.intervals import Interval
 from playbook.compare.model import UNKNOWN, Arm, Ratio
-from playbook.compare.stats import Figure
+from playbook.compare.stats import Figure, Interval
 
 # Relative. Two runs of the same differ by some tenths of a per cent; half of one is no reason to choose.
 SMALLEST = 0.005
 # Without enough repeats how runs differ is not seen at all. 2 % is four times what well-kept GPUs show; on a machine
 # whose iterations differ by more, its runs do too.
 SMALLEST_WITHIN = 0.02
+DRAWS = 2000
+SEED = 20250929  # the same data give the same interval
+OVER_REPEATS = "95 % t-interval over {} repeats"
+MOST_BLOCKS = 1000  # more change nothing but the time it takes
+NORMAL = NormalDist().inv_cdf(1 - stats.LEVEL / 2)
+FEWEST_ITERATIONS = 5  # fewer cannot be cut into blocks
 
 
 def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Measured]) -> Ratio | None:
     """How the step times compare; None where an arm has none, or some that are unusable."""
-    if not (new.step_time and base.step_time) or unusable(new, base):
+    if not (new.step_time and base.step_time) or new.unusable or base.unusable:
         return None
     emulated = "emulated" in (new.arithmetic, base.arithmetic)
     same = new.precision == base.precision and new.arithmetic == base.arithmetic
@@ -52,12 +63,6 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
     return replace(found, what=kind, sentence=sentence)
 
 
-def unusable(*arms: Arm) -> list[str]:
-    """The labels of the runs whose step times spread too far for any statement of speed."""
-    runs = [(arm.run_label(at), run.step_times) for arm in arms for at, run in enumerate(arm.runs)]
-    return [label for label, times in runs if times and times.spread > timing.UNUSABLE]
-
-
 def measure(top: list[Measured], bottom: list[Measured]) -> Ratio:
     """The ratio of two configurations' step times, of whatever they are, and whether it is a difference."""
     figure, smallest, shown = _figure(top, bottom)
@@ -75,18 +80,18 @@ def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float,
     """
     tops, bottoms = ([run.times for run in runs] for runs in (top, bottom))
     medians = [[float(np.median(times)) for times in arm] for arm in (tops, bottoms)]
-    within = intervals.ratio_within_runs(tops, bottoms)
+    within = ratio_within_runs(tops, bottoms)
     repeats = min(len(top), len(bottom))
-    if repeats >= intervals.FEWEST_REPEATS:
-        over = intervals.ratio_over_repeats(*medians)
+    if repeats >= stats.FEWEST:
+        over = ratio_over_repeats(*medians)
         found = Interval(*(math.exp(each) for each in (over.value, *over.ends())))
         smallest = max(SMALLEST, math.sqrt(within.high / within.low) - 1 if within else 0.0)
         shown = math.expm1(over.smallest_shown(least=math.log1p(smallest)))
-        return _with(found, intervals.OVER_REPEATS.format(repeats), repeats), smallest, shown
-    smallest = max(SMALLEST_WITHIN, *(timing.distribution(times).spread for times in (*tops, *bottoms)))
+        return _with(found, OVER_REPEATS.format(repeats), repeats), smallest, shown
+    smallest = max(SMALLEST_WITHIN, *(soundness.distribution(times).spread for times in (*tops, *bottoms)))
     if within is None:
         return Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x"), smallest, None
-    spread = intervals.within(max(len(top), len(bottom)))
+    spread = within_runs(max(len(top), len(bottom)))
     return _with(within, spread, min(map(len, (*tops, *bottoms)))), smallest, None
 
 
@@ -99,3 +104,156 @@ def _differs(figure: Figure, smallest: float) -> bool | None:
     if figure.low is None or figure.high is None:
         return None
     return not figure.low <= 1 <= figure.high and abs(math.log(figure.value)) > math.log1p(smallest)
+
+
+def verdict(ratio: Ratio, arm: Arm, base: Arm) -> str:
+    """What it comes to, in a sentence."""
+    pair = f"{arm.name} ({arm.label}) and {base.name} ({base.label})"
+    interval = stats.between(ratio.figure)
+    repeats = min(len(arm.runs), len(base.runs))
+    more = "" if repeats >= stats.FEWEST else f"; {_few(repeats)}"
+    if ratio.what == "step-time ratio":
+        if ratio.differs:
+            return f"A difference in speed: {arm.name} takes {ratio.sentence} {interval}{more}."
+        ends = [end for end in (ratio.figure.low, ratio.figure.high) if end is not None]
+        least = f"above {100 * max([ratio.smallest, *(abs(end - 1) for end in ends)]):.1f} %"
+        more += _power(ratio, repeats)
+        return f"No difference in speed {least}: {arm.name} takes {ratio.sentence} {interval}{more}."
+    if ratio.what == "cost of emulation":
+        took, _, remark = ratio.sentence.partition("; ")
+        return f"{arm.name} ({arm.label}) takes {took} {interval}; {remark}."
+    if ratio.differs and ratio.what == "speed ratio":
+        return f"{arm.name} is {ratio.sentence} {interval}{more}."
+    if not ratio.differs:
+        more += _power(ratio, repeats)
+        return f"No difference in speed is shown between {pair}: {ratio.sentence} {interval}{more}."
+    return f"{arm.called} is {_faster(ratio.figure.value)} {base.called} {interval}{more}."
+
+
+def _few(repeats: int) -> str:
+    """What so few repeats are, and what to do about it."""
+    are = "one run" if repeats == 1 else "two runs"
+    return f"{are} cannot tell how runs differ: REPEAT={stats.FEWEST}"
+
+
+def _power(ratio: Ratio, repeats: int) -> str:
+    """How large a difference such repeats would have shown; "" of too few to know."""
+    if ratio.shown is None:
+        return ""
+    return f"; {repeats} repeats that spread so show {100 * ratio.shown:.2g} % eight times in ten"
+
+
+def _faster(value: float) -> str:
+    return f"{value:.2f} times as fast as" if value >= 1 else f"slower, at {value:.2f} of the speed of"
+
+
+def within_runs(repeats: int) -> str:
+    """What an interval is called that sees how iterations differ, and not how runs do."""
+    runs = "this run" if repeats == 1 else "these runs"
+    return f"95 % interval within {runs} only, block bootstrap over iterations"
+
+
+def ratio_over_repeats(top: Sequence[float], bottom: Sequence[float]) -> stats.Difference:
+    """The logarithm of the ratio of two configurations' step times, from the medians of their repeats; all positive.
+
+    As many of each, in the order in which they ran: by the pairs' ratios, so that what both runs of a pair share (a
+    warm room) does not widen it. Otherwise Welch's.
+    """
+    a, b = np.log(top), np.log(bottom)
+    if len(a) == len(b):
+        return stats.over(a - b)
+    parts = [values.var(ddof=1) / len(values) for values in (a, b)]
+    spread = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
+    freedom = sum(parts) ** 2 / spread if spread else len(a) + len(b) - 2.0
+    return stats.Difference(a.mean() - b.mean(), math.sqrt(sum(parts)), freedom)
+
+
+def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -> Interval | None:
+    """The ratio of two configurations' median step times, as far as iterations within these runs can tell.
+
+    Args:
+        top, bottom: for each run its step times in order, all positive.
+
+    Returns:
+        The ratio of the geometric means of the runs' medians with a block bootstrap over iterations; None where a
+        run has too few of them.
+    """
+    if min(map(len, (*top, *bottom))) < FEWEST_ITERATIONS:
+        return None
+    generator = np.random.default_rng(SEED)
+    middle = _mean_log_median(top) - _mean_log_median(bottom)
+    series, draws = len(top) + len(bottom), np.zeros(DRAWS)
+    for runs, sign in ((top, 1), (bottom, -1)):
+        for times in runs:
+            draws += sign * _median_draws(times, generator, series) / len(runs)
+    low, high = np.quantile(draws, [stats.LEVEL / 2, 1 - stats.LEVEL / 2])
+    return Interval(math.exp(middle), math.exp(middle + min(low, 0.0)), math.exp(middle + max(high, 0.0)))
+
+
+def lasting(values: np.ndarray) -> float:
+    """How many iterations a deviation lasts: 0 where each is independent of the one before.
+
+    The sum of the autocovariances, each times its lag, over their sum, up to the lag from which they are not told from
+    zero and with the flat-topped weights of Politis and White (2004).
+    """
+    count = len(values)
+    centred = values - values.mean()
+    longest = min(count // 4, 2 * math.ceil(math.sqrt(math.log10(count)) * 10))
+    covariance = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
+    if covariance[0] == 0:
+        return 0.0
+    correlated = np.abs(covariance[1:] / covariance[0]) > 2 * math.sqrt(math.log10(count) / count)
+    lags = min(longest, 2 * (int(np.flatnonzero(correlated)[-1]) + 1 if correlated.any() else 1))
+    lag = np.arange(lags + 1)
+    weighted = np.clip(2 * (1 - lag / lags), 0, 1) * np.where(lag == 0, 1, 2) * covariance[: lags + 1]
+    total = float(weighted.sum())
+    return max(0.0, float(weighted @ lag) / total) if total > 0 else 0.0
+
+
+def block_length(count: int, lasts: float) -> int:
+    """How many neighbouring iterations to keep together, of `count` whose deviations last `lasts` iterations.
+
+    Three times what Politis and White find for blocks of one length: they want the least error of a variance, and an
+    interval that holds wants less bias. Never less than the cube root of the count, because a short series hides its
+    memory.
+    """
+    least = math.ceil(max(count ** (1 / 3), count / MOST_BLOCKS))
+    automatic = math.ceil(3 * (1.5 * lasts**2 * count) ** (1 / 3))
+    return max(1, min(max(least, automatic), count // 4))
+
+
+def _mean_log_median(runs: Sequence[np.ndarray]) -> float:
+    return float(np.mean([math.log(np.median(times)) for times in runs]))
+
+
+def _median_draws(times: np.ndarray, generator: np.random.Generator, series: int) -> np.ndarray:
+    """Resampled deviations of the logarithm of the median, [DRAWS].
+
+    The share of iterations above the median is resampled in blocks, and the quantile function turns it into time
+    (Woodruff 1952): to first order the same as resampling the median itself, in a thousandth of the time for a
+    million iterations, and steadier, because outliers count no more than others.
+    """
+    middle = np.median(times)
+    above = np.sign(times - middle) / 2
+    share = 0.5 + _mean_draws(above - above.mean(), generator, series)
+    return np.log(np.quantile(times, np.clip(share, 0, 1))) - math.log(middle)
+
+
+def _mean_draws(deviations: np.ndarray, generator: np.random.Generator, series: int = 1) -> np.ndarray:
+    """Resampled means of a centred series in moving blocks, [DRAWS], spread as Student's t of as many blocks is.
+
+    Args:
+        series: how many series of about as many blocks the interval will rest on.
+    """
+    count, lasts = len(deviations), lasting(deviations)
+    length = block_length(count, lasts)
+    sums = np.concatenate([[0.0], np.cumsum(deviations)])
+    block_means = (sums[length:] - sums[:-length]) / length
+    blocks = max(2, count // length)
+    draws = np.empty(DRAWS)
+    for start in range(0, DRAWS, 100):  # a million iterations have many blocks
+        chosen = generator.integers(0, len(block_means), (100, blocks))
+        draws[start : start + 100] = block_means[chosen].mean(axis=1)
+    few_blocks = float(stats.quantile(series * (blocks - 1.0), 1 - stats.LEVEL / 2)) / NORMAL
+    cut_apart = math.sqrt(1 + lasts / length)  # the covariance between blocks, which resampling loses
+    return (draws - block_means.mean()) * few_blocks * cut_apart

@@ -34,7 +34,7 @@ from playbook.campaign import ablation, ablation_file
 from playbook.campaign.ablation import Ablation
 from playbook.common import file_sets
 from playbook.common.failures import Failure
-from playbook.compare import arms, comparison, saved
+from playbook.compare import comparison, saved
 from playbook.compare.model import Arm, Comparison
 from playbook.publish import publishable
 from playbook.record import loading
@@ -89,7 +89,7 @@ def read(folder: Path) -> Published:
     found = [path for path in sorted(folder.iterdir()) if path.is_dir() and run_folder.holds_run(path)]
     if not found:
         raise UsageError(f"{folder} holds no run; `make results ADD=... TO={folder.name}` puts some there")
-    runs = arms.in_order(loading.load_all(found))
+    runs = comparison.in_order(loading.load_all(found))
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).exists() else {}
     groups, result = _result(runs, about)
     return Published(folder.name, runs, groups, result, about.get("command", ""))
@@ -103,8 +103,8 @@ def _result(runs: Sequence[Run], about: dict[str, Any]) -> tuple[dict[str, list[
     succeeded = [run for run in runs if run.verdict is Verdict.SUCCEEDED]
     if len(succeeded) < 2:
         return {}, None
-    groups = arms.group(succeeded)
-    named = dict(zip(arms.names(len(groups)), groups, strict=True))
+    groups = comparison.group(succeeded)
+    named = dict(zip(comparison.names(len(groups)), groups, strict=True))
     result = comparison.compare(groups, reproduce=command)
 
     def moved(arm: Arm) -> Arm:
@@ -265,14 +265,14 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=project / RESULTS) as beside:
         there = [path for path in folder.glob("*/") if run_folder.holds_run(path)]
         copies = []
-        for at, run in enumerate(arms.in_order(loading.load_all(paths))):
+        for at, run in enumerate(comparison.in_order(loading.load_all(paths))):
             if run.verdict is Verdict.INCOMPLETE:
                 raise UsageError(f"{run.folder} has no outcome: it still runs, or its end was not seen")
             copy = Path(beside) / str(at)
             publishable.copy_run(run.folder, copy)
             if not any(_same(copy, other) for other in (*there, *copies)):
                 copies.append(copy)
-        _result(arms.in_order(loading.load_all([*there, *copies])), about)
+        _result(comparison.in_order(loading.load_all([*there, *copies])), about)
         folder.mkdir(exist_ok=True)
         added = [copy.rename(_free(folder, loading.load(copy))) for copy in copies]
         if about and not (folder / ABOUT).exists():

@@ -89,7 +89,7 @@ def version_in(root: Path, environment: str, module: str) -> str | None:
 
 
 def test_made_once_and_brought_up_to_date(set_up, root: Path) -> None:
-    assert set_up("host") == f"Setting up .venv/host-{VERSION}: the launcher's packages, 0.4 GB ...\n"
+    assert set_up("host") == f"Setting up .venv/host-{VERSION}: the launcher's packages, 0.2 GB ...\n"
     assert version_in(root, "host", "pkg_host") == "1.0"
     began = time.monotonic()
     assert set_up("host") == ""
@@ -344,7 +344,7 @@ def test_what_was_deleted_is_made_anew(set_up, root: Path, lost: str) -> None:
 def test_progress_is_a_line_now_and_then(set_up) -> None:
     often = "environments.SAY_EVERY_SECONDS = 0.2\n"
     first, *said = set_up("host", often).splitlines()
-    assert "0.4 GB" in first and said and all(re.match(r" +\d+ s  \S", line) for line in said)
+    assert "0.2 GB" in first and said and all(re.match(r" +\d+ s  \S", line) for line in said)
 
 
 def test_on_a_terminal_progress_is_a_line_that_moves(command, root: Path) -> None:

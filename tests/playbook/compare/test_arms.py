@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from playbook.common import gpu_table
-from playbook.compare import arms, comparison
+from playbook.compare import comparison
 from playbook.compare.comparison import NotComparable
 from playbook.compare.model import Comparison
 from playbook.record import loading
@@ -21,7 +21,7 @@ LLAMA_8B = {"num_layers": 32, "hidden_size": 4096, "sequence_length": 4096, "glo
 
 
 def compare(*paths: Path, **more) -> Comparison:
-    return comparison.compare(arms.group(loading.load_all(paths)), **more)
+    return comparison.compare(comparison.group(loading.load_all(paths)), **more)
 
 
 def printed(result: Comparison) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from playbook.compare import comparison, equal_loss, projected
-from playbook.compare.arms import make_arm
+from playbook.compare import comparison, equal_loss, published
+from playbook.compare.comparison import make_arm
 from playbook.compare.figures import Measured, measure
 from playbook.compare.model import EqualLoss, Ratio
 from playbook.compare.stats import Figure
@@ -73,7 +73,7 @@ def pairs(ratio: float, *, seeds: int = 1, count: int = 4000, noise: float = 0.0
 
 def between(new, base, ratio: Ratio | None = None, given: str = "") -> EqualLoss:
     arms = tuple(make_arm(name, runs) for name, runs in (("B", new), ("A", base)))
-    return equal_loss.between(arms, new, base, ratio, projected.speed_up(given) if given else None)
+    return equal_loss.between(arms, new, base, ratio, published.speed_up(given) if given else None)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.9])
@@ -227,4 +227,4 @@ def test_a_million_iterations_take_a_second_or_two() -> None:
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "fast", ""])
 def test_a_speed_up_that_is_none(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"a number above 0 is needed, such as 1.68, or published"):
-        projected.speed_up(text)
+        published.speed_up(text)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.signal import lfilter
 
-from playbook.compare import intervals, speedup
+from playbook.compare import speedup, stats
 from playbook.compare.figures import Measured
-from playbook.compare.timed import Window
+from playbook.compare.model import Window
 from playbook.record.columns import Lines
 from pretraining.record.run_folder import Run
 
@@ -35,7 +34,9 @@ def step_times(generator: np.random.Generator, *shape: int, correlation: float) 
     little over 1 and the same for every run, so that it cancels in a ratio.
     """
     shocks = generator.normal(scale=NOISE * np.sqrt(1 - correlation**2), size=(*shape[:-1], shape[-1] + SETTLE))
-    times = np.exp(lfilter([1.0], [1.0, -correlation], shocks, axis=-1)[..., SETTLE:])
+    for at in range(1, shocks.shape[-1] if correlation else 0):
+        shocks[..., at] += correlation * shocks[..., at - 1]
+    times = np.exp(shocks[..., SETTLE:])
     slow = 1 + generator.exponential(0.5, shape)
     return np.where(generator.random(shape) < OUTLIERS, times * slow, times)
 
@@ -46,14 +47,14 @@ def runs(generator: np.random.Generator, *shape: int, correlation: float = 0.5) 
     return step_times(generator, *shape, correlation=correlation) * speed[..., None]
 
 
-def covered(found: intervals.Interval, truth: float) -> bool:
+def covered(found: stats.Interval, truth: float) -> bool:
     return found.low <= truth <= found.high
 
 
 @pytest.mark.parametrize("repeats", [3, 5])
 def test_the_interval_over_repeats_holds_the_ratio_of_true_medians(repeats: int) -> None:
     medians = np.median(runs(np.random.default_rng(7), TRIALS, 2, repeats, STEPS), axis=-1)
-    found = [intervals.ratio_over_repeats(TRUTH * trial[0], trial[1]) for trial in medians]
+    found = [speedup.ratio_over_repeats(TRUTH * trial[0], trial[1]) for trial in medians]
     share = np.mean([low <= math.log(TRUTH) <= high for low, high in (each.ends() for each in found)])
     assert 0.93 <= share <= 0.97, share
 
@@ -61,7 +62,7 @@ def test_the_interval_over_repeats_holds_the_ratio_of_true_medians(repeats: int)
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 def test_the_interval_within_a_run_holds_the_ratio_of_these_runs(correlation: float) -> None:
     times = step_times(np.random.default_rng(11), TRIALS, 2, 200, correlation=correlation)
-    found = [intervals.ratio_within_runs([TRUTH * trial[0]], [trial[1]]) for trial in times]
+    found = [speedup.ratio_within_runs([TRUTH * trial[0]], [trial[1]]) for trial in times]
     share = np.mean([covered(each, TRUTH) for each in found])
     assert 0.93 <= share <= 0.97, share
 
@@ -88,7 +89,7 @@ def test_a_real_difference_is_called_one() -> None:
 
 
 def test_the_interval_over_repeats_is_student_s() -> None:
-    found = intervals.ratio_over_repeats([1.0, 1.1, 1.2], [1.0, 1.0, 1.0])
+    found = speedup.ratio_over_repeats([1.0, 1.1, 1.2], [1.0, 1.0, 1.0])
     logs = np.log([1.0, 1.1, 1.2])
     half = 4.302653 * logs.std(ddof=1) / math.sqrt(3)  # t of 2 degrees of freedom, 97.5 %
     assert found.value == pytest.approx(logs.mean())
@@ -97,13 +98,13 @@ def test_the_interval_over_repeats_is_student_s() -> None:
 
 def test_what_a_pair_shares_does_not_widen_the_interval() -> None:
     warm = np.array([1.0, 1.5, 2.0])
-    found = intervals.ratio_over_repeats(1.68 * warm, warm)
+    found = speedup.ratio_over_repeats(1.68 * warm, warm)
     assert np.exp(found.ends()) == pytest.approx((1.68, 1.68))
 
 
 def test_unequal_numbers_of_repeats_are_welch_s() -> None:
     a, b = [1.00, 1.02, 1.01, 1.03], [0.60, 0.61, 0.62]
-    found = intervals.ratio_over_repeats(a, b)
+    found = speedup.ratio_over_repeats(a, b)
     logs = np.log(a), np.log(b)
     error = math.sqrt(sum(each.var(ddof=1) / len(each) for each in logs))
     assert found.value == pytest.approx(logs[0].mean() - logs[1].mean())
@@ -113,23 +114,23 @@ def test_unequal_numbers_of_repeats_are_welch_s() -> None:
 def test_correlated_iterations_are_kept_together() -> None:
     generator = np.random.default_rng(3)
     lasts = [
-        np.mean([intervals.lasting(np.sign(each - 1)) for each in step_times(generator, 30, 1000, correlation=rho)])
+        np.mean([speedup.lasting(np.sign(each - 1)) for each in step_times(generator, 30, 1000, correlation=rho)])
         for rho in (0.0, 0.5, 0.9)
     ]
     assert lasts[0] < 0.5 < lasts[1] < lasts[2]
-    lengths = [intervals.block_length(1000, each) for each in lasts]
+    lengths = [speedup.block_length(1000, each) for each in lasts]
     assert 10 <= lengths[0] < lengths[1] < lengths[2] <= 250
 
 
 def test_too_few_values_have_no_interval() -> None:
-    assert intervals.ratio_within_runs([np.ones(50)], [np.ones(4)]) is None
+    assert speedup.ratio_within_runs([np.ones(50)], [np.ones(4)]) is None
 
 
 def test_equal_values_have_an_interval_of_no_width() -> None:
-    assert intervals.ratio_within_runs([np.full(50, 2.0)], [np.ones(50)]) == intervals.Interval(2.0, 2.0, 2.0)
+    assert speedup.ratio_within_runs([np.full(50, 2.0)], [np.ones(50)]) == stats.Interval(2.0, 2.0, 2.0)
 
 
 def test_a_million_iterations_take_no_time() -> None:
     times = step_times(np.random.default_rng(5), 2, 1_000_000, correlation=0.5)
-    found = intervals.ratio_within_runs([times[0]], [times[1]])
+    found = speedup.ratio_within_runs([times[0]], [times[1]])
     assert 1.0 < found.high / found.low < 1.001

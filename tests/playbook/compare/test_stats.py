@@ -2,7 +2,7 @@ import statistics
 
 import pytest
 
-from playbook.compare import stats, timed
+from playbook.compare import model, stats
 from playbook.record.columns import Lines
 
 
@@ -19,7 +19,7 @@ from playbook.record.columns import Lines
     ],
 )
 def test_the_window_is_20_to_the_end_or_the_second_half(start: int, last: int, window: tuple[int, int]) -> None:
-    found = timed.timing_window(start, last)
+    found = model.timing_window(start, last)
     assert (found.first, found.last) == window
 
 
@@ -29,14 +29,14 @@ def at(*iterations: int) -> Lines:
 
 @pytest.mark.parametrize("last", range(0, 60))
 def test_the_first_iteration_is_never_timed(last: int) -> None:
-    window = timed.timing_window(0, last)
+    window = model.timing_window(0, last)
     assert window.first > 1
-    assert stats.first_timed(at(*range(1, last + 1)), window) >= 1
+    assert stats.first_timed(at(*range(1, last + 1)), window.first) >= 1
 
 
 def test_a_first_line_that_contains_iteration_1_is_not_timed() -> None:
-    assert stats.first_timed(at(10, 20, 30, 40), timed.timing_window(0, 40)) == 1
-    assert stats.first_timed(at(20), timed.timing_window(0, 20)) == 1  # beyond the end: none is
+    assert stats.first_timed(at(10, 20, 30, 40), model.timing_window(0, 40).first) == 1
+    assert stats.first_timed(at(20), model.timing_window(0, 20).first) == 1  # beyond the end: none is
 
 
 def test_quartiles_are_interpolated() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from playbook.compare import paired
-from playbook.compare.intervals import Interval
+from playbook.compare import stats
+from playbook.compare.stats import Interval
 from pretraining.errors import UsageError
 from pretraining.record import run_folder, schema
 from pretraining.record.run_folder import Run
@@ -119,7 +119,7 @@ def difference(new: Mapping[str, float], base: Mapping[str, float]) -> Differenc
     values = np.array([new[name] - base[name] for name in base if name in new])
     if len(values) < FEWEST:
         return Difference(Interval(float(values.mean()), math.nan, math.nan), len(values))
-    found = paired.over(values)
+    found = stats.over(values)
     return Difference(Interval(float(found.value), *map(float, found.ends())), len(values))
 
 

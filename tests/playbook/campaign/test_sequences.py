@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from playbook.compare import sequences
+from playbook.campaign import sequences
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Run

@@ -81,7 +81,7 @@ def main() -> int:
     """Start this node's processes and wait for them. Returns the exit code."""
     first, processes, flags = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     slurm = {name: os.environ[f"SLURM_{name}"] for name in ("JOB_ID", "NNODES", "NODEID")}
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     folder = attempt_folder(first, restarts)
     where = f"node {slurm['NODEID']} ({os.environ.get('SLURMD_NODENAME', '?')})"
     try:

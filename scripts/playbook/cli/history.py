@@ -58,6 +58,8 @@ def entries(runs: Path) -> list[Entry]:
             if run_folder.holds_run(folder) or (folder / run_folder.PLAN).exists():
                 found.append(_entry(folder))
         except (UsageError, OSError) as error:
+            if not folder.is_dir():  # removed meanwhile
+                continue
             written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(folder.stat().st_mtime))
             found.append(Entry(folder.name, str(folder.absolute()), written, "", "", "", UNREADABLE, str(error)))
     return sorted(found, key=lambda entry: (entry.started, entry.name), reverse=True)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -146,7 +147,7 @@ def nemo(job: dict[str, Any], what: str, meanwhile: Callable[[], None] = lambda:
     except KeyboardInterrupt:
         said, errors = process.communicate()
         if what == "submit" and (number := _answer(said).get("job")):
-            slurm.run("scancel", number, check=False)
+            _cancel(number)
         raise
     answer = _answer(said) if process.returncode == 0 else {}
     if not answer or (what == "submit" and not answer["job"]):
@@ -205,10 +206,20 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
         return submitted
     except BaseException:
         if number:
-            slurm.run("scancel", number, check=False)
+            _cancel(number)
         for path in ours:
             _take_back(path)
         raise
+
+
+def _cancel(number: str) -> None:
+    """Take a job back; where Slurm does not, say which one is left."""
+    try:
+        slurm.run("scancel", number)
+    except ClusterError as error:
+        print(
+            f"job {number} may still start: scancel {number} ends it, which failed just now: {error}", file=sys.stderr
+        )
 
 
 def _take_back(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from playbook.cluster import config, follow, submission
-from playbook.cluster.slurm import explain
+from playbook.cluster.slurm import ClusterError, explain
 from pretraining.errors import UsageError
 from pretraining.request import flags as training_flags
 
@@ -166,6 +166,15 @@ def test_only_states_that_are_ends_are_ends(tmp_path: Path, state: str, over: bo
     follow.settle(job)
     assert job.over is over
     assert (tmp_path / "outcome.json").exists() is (over and state != "UNKNOWN")
+
+
+def test_a_job_that_cannot_be_taken_back_is_named(monkeypatch, capsys) -> None:
+    def refuses(*words: str, check: bool = True) -> None:
+        raise ClusterError("scancel did not answer within 60 s; try again")
+
+    monkeypatch.setattr(submission.slurm, "run", refuses)
+    submission._cancel("17")
+    assert "job 17 may still start: scancel 17 ends it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{", '{"job": "7"}', '{"job": 7, "submitted": "2026", "folder": "x"}', "[]"])

@@ -125,6 +125,10 @@ class ContainerProcess:
                         "the next make command then records how the run ended",
                     )
                     break
+            except Exception as error:  # of an answer that is none: the container stays, and may train on
+                cause = f"the Docker engine's answer is not understood ({error!r}): `make attach` tries again"
+                self._end = End(1, Verdict.INCOMPLETE, cause)
+                break
         self._over.set()
 
     def _watch_engine(self) -> None:

@@ -9,14 +9,18 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import docker
 import pytest
 
 from playbook.launch.container import engine, engine_address, prepare, spec
+from playbook.launch.container.container_process import ContainerProcess
 from playbook.launch.container.engine import EngineError
+from playbook.launch.watch import see_the_end
 from playbook.plan import place
 from playbook.plan.place import EngineKind
+from pretraining.record.run_folder import Verdict
 
 _spec = importlib.util.spec_from_file_location("recorded_engine", Path(__file__).parents[2] / "recorded_engine.py")
 recorded = importlib.util.module_from_spec(_spec)
@@ -221,3 +225,15 @@ def test_an_engine_that_would_keep_the_folders_from_training_is_asked_not_to(kin
     assert {name: host[name] for name in ("UsernsMode", "SecurityOpt") if host.get(name)} == sent
     words = " ".join(asked.docker_run())
     assert typed in words and ("--userns" in words, "--security-opt" in words) == (kind.remaps, kind.selinux)
+
+
+def test_an_answer_that_is_none_ends_the_watching_and_leaves_the_container(tmp_path: Path) -> None:
+    """A launcher whose waiting thread died would wait for ever; a record would let the container be removed."""
+    removed = []
+    api = SimpleNamespace(wait=lambda *_, **__: {}, remove_container=lambda *asked, **_: removed.append(asked))
+    started = ContainerProcess(SimpleNamespace(api=api), "c0ffee", iter(()))
+    assert started._over.wait(timeout=10)
+    end = started.poll()
+    assert end.verdict is Verdict.INCOMPLETE and "make attach" in end.cause
+    started.close(recorded=see_the_end(tmp_path, end))
+    assert not removed and not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from playbook.record import megatron_log
 from playbook.record.megatron_log import CHUNK, NotAMegatronLog, read_log
 from pretraining.record.run_folder import Run, Verdict
 
@@ -255,6 +256,15 @@ def test_further_fields_are_no_hindrance(read) -> None:
     )
     plain, more = read(START + step(1) + END), read(START + step(1, extra=extra) + END)
     assert more.train == plain.train
+
+
+def test_iterations_with_further_fields_are_read_many_at_once(read, monkeypatch) -> None:
+    """Line by line a million of them took three minutes."""
+    one_by_one = []
+    monkeypatch.setattr(megatron_log._Reader, "_other", lambda self, line: one_by_one.append(line))
+    extra = " throughput per GPU (TFLOP/s/GPU): 499.8 |"
+    run = read("".join(step(number, extra=extra) for number in range(1, 9)) + step(9, loss=None) + step(10, loss="NAN"))
+    assert (len(run.train), one_by_one) == (10, [])
 
 
 def test_a_grad_norm_that_is_nan_is_none(read) -> None:

@@ -86,7 +86,7 @@ _ALL = (
     ),
     _count("BF16_TAIL", "--bf16-tail-layers", "last layers kept in BF16", "nvfp4: an eighth, at least 1", least=0),
     _count("BF16_HEAD", "--bf16-head-layers", "first layers kept in BF16", "nvfp4: 0", least=0),
-    Option("NVFP4", "--nvfp4", "WORDS", f"less than the whole recipe: '{HELP}'"),
+    Option("NVFP4", "--nvfp4", "WORDS", f"another recipe than the whole one: '{HELP}'"),
     *(Option(name, "", "0", f"NVFP4 without {what}", kind=INGREDIENT) for name, what in SHORT.items()),
     _switch("TUNED", "--tuned", "CUDA graphs and fewer checks, on a GPU; compares with tuned runs only"),
     _count("TP", "--tensor-parallel", "tensor parallel; auto: the smallest split that fits", "the recipe's",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
+from pretraining.request.flags import asked_precision
+from pretraining.request.precisions import PRECISIONS
 
 # flag: the fact of `environment.json` that it was
 FACTS = {
@@ -50,14 +52,22 @@ def like_run(args: argparse.Namespace, folder: Path) -> None:
         asked = "RESUME" if _trains(args) else "RUNS" if getattr(args, "checkpoints", None) else "RUN"
         raise UsageError(f"{asked}={folder}: {error}; make history lists the runs") from error
     args.resume = folder
-    args.precision = args.precision or (run.precision.get("name", "bf16") if not _trains(args) else None)
     there = {flag: run.parity.get(fact) for flag, fact in FACTS.items()}
     there["data"] = run.plan.get("request", {}).get("data")
-    if run.precision.get("name") == args.precision:
+    trained = run.precision.get("name", "bf16")
+    if not _trains(args):
+        args.precision = asked_precision(args) or trained
+    named = asked_precision(args) or (args.job if _job(args) in PRECISIONS else "nvfp4")
+    if named == trained:
         there |= {side: run.precision.get(side) for side in ("bf16_head_layers", "bf16_tail_layers")}
     there = {flag: value for flag, value in there.items() if value is not None and getattr(args, flag) is None}
     vars(args).update(there, of_run=tuple(there))
 
 
+def _job(args: argparse.Namespace) -> str:
+    """What the launcher was asked to do; what is submitted to a cluster trains."""
+    return getattr(args, "job", "train")
+
+
 def _trains(args: argparse.Namespace) -> bool:
-    return args.job not in ("eval", "export")
+    return _job(args) not in ("eval", "export")

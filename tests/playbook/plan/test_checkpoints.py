@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from playbook.cli import train
+from playbook.cli import cluster, train
 from playbook.plan import earlier_run
 from playbook.plan.place import Choice, Place
 from pretraining.errors import UsageError
@@ -32,7 +32,6 @@ def parsed(runs: Path, job: str, *flags: str):
 
 def test_it_continues_as_it_was(runs: Path) -> None:
     args = parsed(runs, "nvfp4", "--seq-length", "32")
-    args.precision = "nvfp4"
     earlier_run.like_run(args, earlier_run.folder_of("first", runs))
     assert (args.model, args.data, args.seq_length) == ("small", "/corpus/mine", 32)
     assert (args.global_batch_size, args.micro_batch_size, args.bf16_tail_layers) == (8, 4, 2)
@@ -42,7 +41,6 @@ def test_it_continues_as_it_was(runs: Path) -> None:
 def test_the_plan_says_what_is_as_it_was(runs: Path, make_checkpoint) -> None:
     make_checkpoint(runs / "first", 6)
     args = parsed(runs, "nvfp4", "--data", "mock", "train.global_batch_size=4", "--micro-batch-size", "2")
-    args.precision = "nvfp4"
     earlier_run.like_run(args, runs / "first")
     choices = train._plan(args, "nvfp4", Place("cpu")).choices
     as_there = "as in the run that it begins with"
@@ -52,7 +50,33 @@ def test_the_plan_says_what_is_as_it_was(runs: Path, make_checkpoint) -> None:
     assert choices["data"].reason == "asked for" and choices["iterations"].reason == "small's default"
 
 
-@pytest.mark.parametrize(("asked", "precision", "tail"), [((), "nvfp4", 2), (("--precision", "bf16"), "bf16", None)])
+@pytest.mark.parametrize(
+    ("job", "flags", "tail"),
+    [
+        ("nvfp4", (), 2),
+        ("bf16", (), None),
+        ("train", (), 2),
+        ("train", ("--precision", "fp8"), None),
+        ("train", ("--disable-fp4",), None),
+        ("nvfp4", ("--bf16-tail-layers", "1"), 1),
+    ],
+)
+def test_layers_stay_in_bf16_where_the_precision_stays(runs: Path, job: str, flags: tuple[str, ...], tail) -> None:
+    args = parsed(runs, job, *flags)
+    earlier_run.like_run(args, runs / "first")
+    assert args.bf16_tail_layers == tail
+
+
+def test_a_submitted_training_continues_as_well(runs: Path) -> None:
+    args = cluster.parser().parse_args(["submit"])
+    earlier_run.like_run(args, runs / "first")
+    assert (args.model, args.bf16_tail_layers, args.resume) == ("small", 2, runs / "first")
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "tail"),
+    [((), "nvfp4", 2), (("--precision", "bf16"), "bf16", None), (("--disable-fp4",), "bf16", None)],
+)
 def test_an_evaluation_is_in_either_precision(runs: Path, asked: tuple[str, ...], precision: str, tail) -> None:
     args = parsed(runs, "eval", "--run", str(runs / "first"), *asked)
     earlier_run.of_run(args)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from playbook import PROJECT
 from playbook.common.tables import print_table
-from playbook.compare import soundness
+from playbook.compare import model, soundness
 from playbook.compare.figures import measure, of_run
 from playbook.record import loading
 from pretraining.errors import UsageError
@@ -29,7 +29,7 @@ class Entry:
     Attributes:
         started: UTC.
         verdict: "unreadable" where the folder is damaged, "running" while its lock is held; `cause` then says more.
-        iterations, of: done and wanted.
+        iterations, of: done and wanted, with those of the run that it goes on from.
         step_time: s, the median of the timed iterations; None of a profiled run, where it is no measurement.
         loss: nats a token, the mean of the last tenth.
     """
@@ -84,7 +84,7 @@ def _entry(folder: Path) -> Entry:
         model=run.environment.get("model") or request.get("model") or "",
         verdict=verdict,
         cause=cause,
-        iterations=measured.window.last - (run.parity.get("start_iteration") or 0),
+        iterations=measured.window.last,
         of=run.parity.get("train_iters") or request.get("train_iters"),
         step_time=None if profiled else step_time,
         tokens_per_second=None if profiled else rate,
@@ -116,7 +116,8 @@ def _show(found: list[Entry]) -> None:
         done = f"{entry.iterations}/{entry.of}" if entry.of is not None else "-"
         step = "profiled" if entry.profiled else _seconds(entry.step_time)
         loss = f"{entry.loss:.4f}" if entry.loss is not None else "-"
-        rows.append([entry.name, entry.precision or "-", entry.verdict, done, step, loss])
+        precision = model.label(entry.precision, entry.arithmetic) or "-"
+        rows.append([entry.name, precision, entry.verdict, done, step, loss])
     styles = ["" if entry.verdict == run_folder.Verdict.SUCCEEDED else "yellow" for entry in found]
     print_table(rows, left=3, styles=styles)
     for entry in found:

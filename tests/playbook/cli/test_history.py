@@ -44,6 +44,14 @@ def test_a_profiled_run_has_no_step_time(make_run, capsys) -> None:
     assert (entry["profiled"], entry["step_time"], entry["tokens_per_second"]) == (True, None, None)
 
 
+def test_an_emulation_is_called_one_and_a_resumed_run_counts_whole(make_run, capsys) -> None:
+    facts = {"start_iteration": 19, "train_iters": 40}
+    folder = make_run("nvfp4", arithmetic="emulated", iterations=40, parity=facts)
+    assert "nvfp4, emulated succeeded 40/40" in " ".join(listed(capsys, folder.parent).split())
+    (entry,) = json.loads(listed(capsys, folder.parent, "--json"))
+    assert (entry["precision"], entry["arithmetic"], entry["iterations"]) == ("nvfp4", "emulated", 40)
+
+
 def test_a_damaged_run_is_listed(make_run, capsys) -> None:
     folder = make_run("bf16")
     (folder / "environment.json").write_text("{")

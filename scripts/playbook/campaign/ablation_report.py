@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from playbook.campaign.ablation_file import FILE, KIND, MARKDOWN, PICTURE
 from playbook.common import file_sets
 from playbook.report import svg, wording
 from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, numbers, single
-from playbook.report.export import as_table, escaped
+from playbook.report.export import as_table, escaped, on_one_line, wrapped
 from pretraining.record.run_folder import write_json
 
 TITLE = "Training loss gap to BF16 with the same seed, per cent"
@@ -54,24 +55,42 @@ def as_markdown(of: Ablation) -> str:
     runs += [
         [row.name, str(each.seed), each.run, each.verdict, each.git_commit[:12]] for row in of.rows for each in row.runs
     ]
-    parts = [f"<!-- {of.kind} -->\n# Ablation of NVFP4: {escaped(of.model)}", f"**{escaped(of.verdict)}**"]
-    parts += [escaped(ablation.about(of)), as_table(*split(ablation.table(of, everything=True)))]
-    parts.append(HOW)
-    parts += [f"- {escaped(problem)}" for problem in ablation.problems(of)]
-    parts += [f"![Loss gap to BF16]({PICTURE})", escaped(of.scope)]
-    parts += [escaped(wording.sentence(of.published))] if of.published else []
     versions = ", ".join(f"{name} {version}" for name, version in of.versions.items() if version)
-    parts += ["## Runs", escaped(versions), as_table(*split(runs))]
     pair = [next((each.run for each in row.runs), "") for row in of.rows[:2]]
-    parts.append(f'Any two of them compare: `make compare RUNS="{" ".join(pair)}"`.')
-    if of.reproduce:
-        parts += ["## Reproduce", f"    {of.reproduce}"]
+    parts = [
+        f"<!-- {of.kind} -->\n# Ablation of NVFP4: {escaped(of.model)}",
+        section(of, escaped(f"{ablation.about(of)}."), [(TITLE, PICTURE)]),
+        "## Runs",
+        escaped(versions),
+        _as_table(runs),
+        f'Any two of them compare: `make compare RUNS="{" ".join(pair)}"`.',
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def split(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The header, and what is below it."""
-    return rows[0], rows[1:]
+def section(of: Ablation, what: str, pictures: Sequence[tuple[str, str]]) -> str:
+    """The ablation for a page, without a heading.
+
+    Args:
+        what: was trained, in Markdown.
+        pictures: title and path of each, the path relative to the page.
+    """
+    parts = [
+        wrapped(what),
+        wrapped(f"**{escaped(of.verdict)}**"),
+        _as_table(ablation.table(of, everything=True)),
+        wrapped(HOW),
+        *(f"- {escaped(problem)}" for problem in ablation.problems(of)),
+        *(wrapped(escaped(wording.sentence(each))) for each in (of.scope, of.published) if each),
+        *(f"![{escaped(name)}]({path})" for name, path in pictures),
+    ]
+    if of.reproduce:
+        parts += ["To repeat it:", f"    {on_one_line(of.reproduce)}"]
+    return "\n\n".join(parts)
+
+
+def _as_table(rows: list[list[str]]) -> str:
+    return as_table(rows[0], rows[1:])
 
 
 def picture(of: Ablation) -> Canvas:

@@ -164,8 +164,16 @@ def of_run(run: Measured, names: Collection[str] = ()) -> dict[str, Figure | Non
 
 
 def of_arm(runs: Sequence[RunResult]) -> dict[str, Figure | None]:
-    """All figures of an arm: the one run's, or of several the median, from the lowest to the highest."""
-    return {metric.name: _middle([run.figures[metric.name] for run in runs]) for metric in METRICS}
+    """All figures of an arm: the one run's, or of several the middle, from the lowest to the highest.
+
+    That is the median, and of losses the mean, as their gaps over seeds are means: a table of medians can lie the other
+    way round.
+    """
+    middles = {NATS: np.mean}
+    return {
+        metric.name: _middle([run.figures[metric.name] for run in runs], middle=middles.get(metric.unit, np.median))
+        for metric in METRICS
+    }
 
 
 def of_contrast(arm: Arm, base: Arm) -> dict[str, Figure | None]:
@@ -185,13 +193,15 @@ def _against(metric: Metric, arm: Arm, base: Arm) -> Figure | None:
     return _middle([Figure(new.value - old.value, metric.unit) for new, old in found], "pairs")
 
 
-def _middle(figures: Sequence[Figure | None], of: str = "runs") -> Figure | None:
-    """The one figure; of several, their median, from the lowest to the highest. None where one is not known."""
+def _middle(
+    figures: Sequence[Figure | None], of: str = "runs", *, middle: Callable[[list[float]], Any] = np.median
+) -> Figure | None:
+    """The one figure; of several, their middle, from the lowest to the highest. None where one is not known."""
     if not all(figures) or len(figures) == 1:
         return figures[0] if all(figures) else None
     values = [figure.value for figure in figures]
     spread = f"range of {len(values)} {of}"
-    return Figure(float(np.median(values)), figures[0].unit, min(values), max(values), spread, len(values))
+    return Figure(float(middle(values)), figures[0].unit, min(values), max(values), spread, len(values))
 
 
 def _result(of: Measured) -> RunResult:

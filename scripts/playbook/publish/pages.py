@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -40,17 +39,17 @@ def section(comparison: Comparison, runs: Runs, *, records: str, pictures: Seque
     timed = dict.fromkeys(f"{run.timed.first} to {run.timed.last}" for arm in comparison.arms for run in arm.runs)
     counts = ", ".join(f"{arm.name} {len(arm.runs)}" for arm in comparison.arms)
     parts = [
-        _wrapped(
+        export.wrapped(
             f"{export.escaped(machine(everything))}. {export.escaped(work(everything))}; timed: iterations "
             f"{joined(list(timed))}; runs: {counts}. Records: `{records}`."
         ),
-        _wrapped(f"**{export.escaped(comparison.verdict)}**"),
+        export.wrapped(f"**{export.escaped(comparison.verdict)}**"),
         export.figures(comparison, wording.allocator_rows(comparison)),
         *map(export.escaped, wording.mfu_peaks(comparison)),
     ]
     for contrast in comparison.contrasts:
         parts += [f"{export.against(comparison, contrast)}:", *export.contrasted(contrast)]
-    parts += [_wrapped(export.escaped(wording.sentence(each))) for each in (comparison.scope, *comparison.bands)]
+    parts += [export.wrapped(export.escaped(wording.sentence(each))) for each in (comparison.scope, *comparison.bands)]
     if warnings := wording.warnings(comparison):
         parts.append("\n".join(f"- {export.escaped(warning)}" for warning in warnings))
     parts += [f"![{export.escaped(name)}]({path})" for name, path in pictures]
@@ -61,19 +60,8 @@ def section(comparison: Comparison, runs: Runs, *, records: str, pictures: Seque
 
 def ablated(of: Ablation, runs: Sequence[Run], *, records: str, pictures: Sequence[tuple[str, str]]) -> str:
     """An ablation for a page, without a heading; arguments as of `section`."""
-    what = f"{machine(runs)}. {ablation.about(of)}"
-    parts = [
-        _wrapped(f"{export.escaped(what)}. Records: `{records}`."),
-        _wrapped(f"**{export.escaped(of.verdict)}**"),
-        export.as_table(*ablation_report.split(ablation.table(of, everything=True))),
-        _wrapped(ablation_report.HOW),
-        *(f"- {export.escaped(problem)}" for problem in ablation.problems(of)),
-        *(_wrapped(export.escaped(wording.sentence(each))) for each in (of.scope, of.published) if each),
-        *(f"![{export.escaped(name)}]({path})" for name, path in pictures),
-    ]
-    if of.reproduce:
-        parts += ["To repeat it:", f"    {export.on_one_line(of.reproduce)}"]
-    return "\n\n".join(parts)
+    what = export.escaped(f"{machine(runs)}. {ablation.about(of)}")
+    return ablation_report.section(of, f"{what}. Records: `{records}`.", pictures)
 
 
 def profiled(run: Run, *, records: str, command: str) -> str:
@@ -85,17 +73,13 @@ def profiled(run: Run, *, records: str, command: str) -> str:
     found = breakdown.load(run.folder)
     titles = ["where the time goes", "ms a step", "%", "calls", "most of it"]
     parts = [
-        _wrapped(f"{export.escaped(machine([run]))}. {export.escaped(work([run]))}. Records: `{records}`."),
+        export.wrapped(f"{export.escaped(machine([run]))}. {export.escaped(work([run]))}. Records: `{records}`."),
         export.as_table(titles, breakdown.table(found)),
-        _wrapped(breakdown.beside(run, found)),
+        export.wrapped(breakdown.beside(run, found)),
     ]
     if command:
         parts += ["To repeat it:", f"    {command}"]
     return "\n\n".join(parts)
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | Ablation | None, str]]) -> str:

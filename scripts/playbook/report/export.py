@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
@@ -137,6 +138,11 @@ def as_table(header: Sequence[object], rows: Sequence[Sequence[object]], *, left
 def escaped(value: object) -> str:
     """As it is, nothing of it Markdown or HTML, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", on_one_line(value))
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def on_one_line(value: object) -> str:

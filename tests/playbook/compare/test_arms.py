@@ -325,3 +325,16 @@ def test_the_record_is_held_against_what_megatron_printed(make_run) -> None:
         (path / "train.log").write_text("".join(lines))
     (warning,) = wording.run_warnings(compare(*paths).arms)
     assert warning.startswith("B: Megatron printed 50.0% more time a step than the record has")
+
+
+def test_the_losses_of_several_seeds_lie_as_their_gap_does(make_run) -> None:
+    losses = {"bf16": (1.0, 2.0, 3.0), "nvfp4": (1.1, 1.9, 3.3)}
+    paths = [
+        make_run(name, name=f"{name}-{seed}", loss=loss, parity={"seed": seed})
+        for name, each in losses.items()
+        for seed, loss in enumerate(each)
+    ]
+    result = compare(*paths)
+    base, arm = (each.training_loss.value for each in result.arms)
+    assert arm / base == pytest.approx(1.05)  # of their medians 0.95
+    assert result.contrasts[0].training_loss_gap.value == pytest.approx(5.0)

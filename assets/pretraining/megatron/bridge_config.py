@@ -1,7 +1,6 @@
-"""From settings to a Megatron-Bridge config: the recipe, then what differs from it.
+"""From settings to a Megatron-Bridge config: the recipe, then this run's sizes, optimizer, precision, data and folder.
 
-Sizes, optimizer, schedule, precision, data and folder; a default that depends on the model stands in
-`request/models.py`.
+A default that depends on the model stands in `request/models.py`.
 """
 
 from __future__ import annotations

@@ -29,8 +29,11 @@ class EnvironmentFile:
 
     Args:
         folder: the run folder.
+        settings: the resolved command line.
+        on_gpu: whether training runs on a GPU.
+        processes: the world size.
+        builtin: the built-in text where the run uses it.
         writes: whether this process is rank 0.
-        Others: of `describe`.
     """
 
     def __init__(
@@ -44,7 +47,26 @@ class EnvironmentFile:
         writes: bool,
     ) -> None:
         self._path, self._settings, self._builtin, self._writes = folder, settings, builtin, writes
-        self._known = describe(settings, on_gpu=on_gpu, processes=processes, builtin=builtin)
+        self._known = {
+            "kind": run_folder.KIND,
+            "schema": run_folder.SCHEMA,
+            "started": run_folder.utc_now(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "model": settings.model.name,
+            "precision": describe_precision(settings, on_gpu=on_gpu),
+            "versions": {"python": platform.python_version(), **packages.installed()},
+            "device": describe_device(on_gpu),
+            "mock_data": settings.data == MOCK,
+            "tokens_per_step": settings.tokens_per_step,
+            "processes": processes,
+            "resumed_from": str(settings.resume) if settings.resume else None,
+            "weights_from": settings.weights,
+            "finetuned": settings.finetune,
+            "trained": settings.trains,
+            **({"profiled": settings.profiled} if settings.profile else {}),
+            **({"text": {"bigram_entropy": builtin.bigram_entropy, "tokens": builtin.tokens}} if builtin else {}),
+        }
         self._write()
 
     def complete(self, context: CallbackContext, sampling: dict[str, Any], changed: dict[str, Any]) -> None:
@@ -69,37 +91,6 @@ class EnvironmentFile:
     def _write(self) -> None:
         if self._writes:
             run_folder.write_json(self._path / run_folder.ENVIRONMENT, self._known)
-
-
-def describe(settings: Settings, *, on_gpu: bool, processes: int, builtin: builtin_text.Text | None) -> dict[str, Any]:
-    """What is known before the model exists: versions, device, precision, process.
-
-    Args:
-        settings: the resolved command line.
-        on_gpu: whether training runs on a GPU.
-        processes: the world size.
-        builtin: the built-in text where the run uses it.
-    """
-    return {
-        "kind": run_folder.KIND,
-        "schema": run_folder.SCHEMA,
-        "started": run_folder.utc_now(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "model": settings.model.name,
-        "precision": describe_precision(settings, on_gpu=on_gpu),
-        "versions": {"python": platform.python_version(), **packages.installed()},
-        "device": describe_device(on_gpu),
-        "mock_data": settings.data == MOCK,
-        "tokens_per_step": settings.tokens_per_step,
-        "processes": processes,
-        "resumed_from": str(settings.resume) if settings.resume else None,
-        "weights_from": settings.weights,
-        "finetuned": settings.finetune,
-        "trained": settings.trains,
-        **({"profiled": settings.profiled} if settings.profile else {}),
-        **({"text": {"bigram_entropy": builtin.bigram_entropy, "tokens": builtin.tokens}} if builtin else {}),
-    }
 
 
 def describe_precision(settings: Settings, *, on_gpu: bool) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 Between the first iteration and the last, SIGTERM and the first Ctrl-C let the iteration finish, and Megatron-Bridge
 saves and ends the process on all ranks together (its `exit_signal_handler`). A second Ctrl-C ends at once, as any
-signal does before and after.
+signal does before and after. The launcher imports this for its constants: what is heavy is imported late.
 """
 
 from __future__ import annotations
 
-import multiprocessing.popen_fork
-import multiprocessing.util
 import os
 import signal
 import sys
@@ -16,8 +14,6 @@ import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-
-from pretraining.megatron import compat
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
@@ -48,6 +44,8 @@ class SaveFirst:
 
     def begin(self, context: CallbackContext) -> None:
         """Take the signals over; call when the model and its checkpoint are loaded."""
+        from pretraining.megatron import compat
+
         at_once = signal.getsignal(signal.SIGINT)
         if callable(at_once):
             self._at_once = at_once
@@ -94,6 +92,9 @@ def outlive_signals() -> None:
     before it ends. A signal mask survives exec, as `multiprocessing.resource_tracker`, which does the same for itself,
     relies on. `Process.terminate`, with which pools and data loaders end theirs, sends SIGTERM, so it becomes `kill`.
     """
+    import multiprocessing.popen_fork
+    import multiprocessing.util
+
     os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO))
     multiprocessing.popen_fork.Popen.terminate = multiprocessing.popen_fork.Popen.kill  # spawn's inherits it
     spawn = multiprocessing.util.spawnv_passfds

@@ -64,9 +64,9 @@ def quantize(
         how: of tiles, one result is both. The sums of the Hadamard transform are divided by 4 at the end, so that
             numbers over 2e37 count as infinite.
         rows, columns: which of the two to make; the other is None.
-        seed: int64 of shape (1,) on x's device, for stochastic rounding, of rows and columns independently. A
-            probability is exact to 2**-9: 8 random bits an element, as many as Blackwell's own conversion takes (PTX
-            ISA, cvt.rs: 32 bits for 4 numbers).
+        seed: of stochastic rounding, int64 of shape (1,) on x's device. Rows and columns round independently, with
+            probabilities exact to 2**-9: 8 random bits an element, as many as Blackwell's conversion takes (PTX ISA,
+            cvt.rs: 32 bits for 4 numbers).
         stream: numbers independent sequences of one seed, such as the ranks of a training.
         folded: see ``nvfp4.quantize``.
         out: an earlier result of tiles for the same shape, to write into.
@@ -80,15 +80,16 @@ def quantize(
     if how.is_own_transpose:
         return (tiles := _tiles(x, how, folded, out)), tiles
     height, width = x.shape
-    groups = triton.cdiv(height, BLOCK)
-    strips = triton.cdiv(width, WIDTH)
+    groups, strips = triton.cdiv(height, BLOCK), triton.cdiv(width, WIDTH)
     amax = _amax(x, columns=columns, rht=how.rht)
     scales = torch.empty(2, dtype=torch.float32, device=x.device)
-    of_rows = torch.empty(x.shape if rows else 0, dtype=torch.bfloat16, device=x.device)
-    of_columns = torch.empty((groups * BLOCK, width) if columns else 0, dtype=torch.bfloat16, device=x.device)
+    of_rows = x.new_empty(x.shape if rows else 0)
+    of_columns = x.new_empty((groups * BLOCK, width) if columns else 0)
     row_scales = choose(x, amax, ROWS, how) if rows else amax
     column_scales = choose(x, amax[1:], ROTATED if how.rht else COLUMNS, how) if columns else amax
     if groups and strips:
+        options = {"ROWS": rows, "COLUMNS": columns, "RHT": how.rht, "STOCHASTIC": how.stochastic, "FOLDED": folded}
+        options |= {"CHOSEN": bool(how.four_over_six), "WIDTH": WIDTH, "num_warps": WARPS, "maxnreg": REGISTERS}
         _quantize_kernel[(groups, strips)](
             x,
             of_rows,
@@ -101,15 +102,7 @@ def quantize(
             stream,
             height,
             width,
-            ROWS=rows,
-            COLUMNS=columns,
-            RHT=how.rht,
-            STOCHASTIC=how.stochastic,
-            FOLDED=folded,
-            CHOSEN=bool(how.four_over_six),
-            WIDTH=WIDTH,
-            num_warps=WARPS,
-            maxnreg=REGISTERS,
+            **options,
         )
     return Operand(of_rows, scales[:1]) if rows else None, Operand(of_columns, scales[1:]) if columns else None
 

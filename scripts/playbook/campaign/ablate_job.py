@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from playbook.campaign import ablation, ablation_report, compare_job, reuse
@@ -16,7 +15,7 @@ from playbook.common.tables import print_table
 from playbook.compare import model, saved, stats
 from playbook.launch import start
 from playbook.plan.place import Place
-from playbook.plan.plan import Plan
+from playbook.plan.plan import Plan, planned
 from playbook.record import loading
 from playbook.report import wording
 from pretraining.errors import UsageError
@@ -28,7 +27,6 @@ from pretraining.request.models import ABLATED_ON_GPU
 
 SEEDS = [training_flags.SEED + at for at in range(stats.FEWEST)]  # fewer judge nothing
 RESULTS = (Verdict.SUCCEEDED, Verdict.DIVERGED)  # the same seed diverges again: nothing is gained by training it twice
-MakePlan = Callable[[argparse.Namespace, str, Place], Plan]
 
 
 class Step(NamedTuple):
@@ -44,13 +42,11 @@ class Step(NamedTuple):
         return f"{self.variant.name}, seed {self.seed}"
 
 
-def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry: Callable[[Plan, Path], None]) -> int:
+def ablate(args: argparse.Namespace, where: Place) -> int:
     """Do the job. Returns the exit code: 1 where a run failed; a run that diverged is a result.
 
     Args:
         where: from `place.choose`.
-        make_plan: of a command line, a precision and a place.
-        show_dry: prints a plan and its command.
 
     Raises:
         UsageError: flags that the ablation sets itself, seeds that are none, too few iterations.
@@ -58,12 +54,12 @@ def ablate(args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry
     """
     _refuse(args)
     seeds = SEEDS if args.seeds is None else reuse.seeds(args.seeds)
-    steps = _steps(args, seeds, where, make_plan)
+    steps = _steps(args, seeds, where)
     model.check_long_enough(steps[0].plan.settings.train_iters)
     if args.dry_run:
         for step in steps:
             print(f"# {step.name}")
-            show_dry(step.plan, args.runs)
+            start.show_dry(step.plan, args.runs)
         return 0
     where = start.ready(where, args.runs)
     steps = [step._replace(plan=step.plan.at(where)) for step in steps]
@@ -135,14 +131,14 @@ def _refuse(args: argparse.Namespace) -> None:
         )
 
 
-def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place, make_plan: MakePlan) -> list[Step]:
+def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place) -> list[Step]:
     """Every run in its order: BF16 and the whole recipe with every seed first, then one variant after another."""
     defaulted = training_flags.merged(args).model is None and where.runtime != "cpu"
 
     def step(variant: Variant, seed: int) -> Step:
         own = {"seed": seed, "bf16_tail_layers": variant.tail} | ({"model": ABLATED_ON_GPU} if defaulted else {})
         own["nvfp4"] = variant.nvfp4
-        job = make_plan(argparse.Namespace(**{**vars(args), **own}), variant.precision, where)
+        job = planned(argparse.Namespace(**{**vars(args), **own}), variant.precision, where)
         if defaulted:
             job.choices["model"] = replace(job.choices["model"], reason="make ablate's default with a GPU")
         return Step(variant, seed, job)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from pathlib import Path
 
 from playbook.campaign import sequences
 from playbook.common.tables import print_table
-from playbook.launch.start import exit_code, ready, train
+from playbook.launch.start import exit_code, ready, show_dry, train
 from playbook.plan import earlier_run
 from playbook.plan.place import Place
-from playbook.plan.plan import Plan
+from playbook.plan.plan import planned
 from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.inputs import manifest
@@ -19,8 +17,6 @@ from pretraining.record import run_folder
 from pretraining.record.run_folder import Run
 from pretraining.request import blends
 from pretraining.request.models import MOCK, PYTHON_STDLIB
-
-MakePlan = Callable[[argparse.Namespace, str, Place], Plan]
 
 
 def of_runs(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
@@ -71,23 +67,19 @@ def _tokenizer(data: str | None) -> str:
     return " and ".join(sorted(found))
 
 
-def evaluate(
-    args: argparse.Namespace, where: Place, make_plan: MakePlan, show_dry: Callable[[Plan, Path], None]
-) -> int:
+def evaluate(args: argparse.Namespace, where: Place) -> int:
     """Do the job. Returns the exit code.
 
     Args:
         args: with the runs in `checkpoints`, and a precision.
         where: from `start.find_place`.
-        make_plan: of a command line, a precision and a place.
-        show_dry: prints a plan and its command.
 
     Raises:
         UsageError: as `of_runs`; or the evaluators turned out to differ, or what they read.
         NotStarted, OSError, KeyboardInterrupt: as `launch.start.train`.
     """
     asked = of_runs(args)
-    plans = {called: make_plan(each, each.precision, where) for called, each in asked.items()}
+    plans = {called: planned(each, each.precision, where) for called, each in asked.items()}
     if args.dry_run:
         for plan in plans.values():
             show_dry(plan, args.runs)

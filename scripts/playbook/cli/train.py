@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from playbook import PROJECT
@@ -11,14 +10,13 @@ from playbook.campaign import reuse
 from playbook.cli import catalogue, configs, selfcheck
 from playbook.compare import model, published
 from playbook.launch.progress import shown
-from playbook.launch.start import container_of, exit_code, find_place, new_folder, prepare, ready, train
+from playbook.launch.start import container_of, exit_code, find_place, new_folder, ready, show_dry, train
 from playbook.plan import earlier_run, place, plan
 from playbook.plan.place import Place, Wanted
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import flags as training_flags
-from pretraining.request import settings
 from pretraining.request.precisions import find_precision
 
 JOBS = (
@@ -87,11 +85,11 @@ def run(arguments: list[str] | None = None) -> int:
     if _evaluates_several(args):
         from playbook.campaign import eval_job  # whose libraries take a second to import
 
-        return eval_job.evaluate(args, where, _plan, _show_dry)
+        return eval_job.evaluate(args, where)
     if args.job == "ablate":
         from playbook.campaign import ablate_job  # whose libraries take a second to import
 
-        return ablate_job.ablate(args, where, _plan, _show_dry)
+        return ablate_job.ablate(args, where)
     if args.job == "compare":
         return _compare(args, precisions, where)
     return _one_run(args, precisions[0], where)
@@ -140,9 +138,9 @@ def _fill_in(args: argparse.Namespace) -> None:
 
 def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
     """Train, evaluate or export once. Returns the exit code."""
-    job = _plan(args, precision, where)
+    job = plan.planned(args, precision, where)
     if args.dry_run:
-        _show_dry(job, args.runs)
+        show_dry(job, args.runs)
         return 0
     ended = train(job.at(ready(where, args.runs)), args.runs)
     if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
@@ -176,7 +174,7 @@ def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place
             )
 
     made = {
-        seed: [_plan(argparse.Namespace(**{**vars(args), "seed": seed}), each, where) for each in precisions]
+        seed: [plan.planned(argparse.Namespace(**{**vars(args), "seed": seed}), each, where) for each in precisions]
         for seed in dict.fromkeys(seeds)
     }
     planned = [made[seed] for seed in seeds]
@@ -184,7 +182,7 @@ def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place
     if args.dry_run:
         for each in planned[:1] if args.seeds is None else planned:
             for job in dict(zip(precisions, each, strict=True)).values():
-                _show_dry(job, args.runs)
+                show_dry(job, args.runs)
         return 0
     from playbook.campaign import compare_job  # whose libraries take a second to import
 
@@ -243,7 +241,7 @@ def _shell(args: argparse.Namespace, where: Place) -> int:
         raise UsageError(f"make shell opens a container, and this job's runtime is {where.runtime}: RUNTIME=container")
     if not args.dry_run:
         where = ready(where, args.runs, alone=False)
-    job = _plan(args, "bf16", where)
+    job = plan.planned(args, "bf16", where)
     folder = job.settings.run_dir or new_folder(args.runs, job.settings)
     asked = foreground.shell(container_of(job, folder, []))
     if args.dry_run:
@@ -262,29 +260,3 @@ def wanted(args: argparse.Namespace) -> Wanted:
         processes=args.nproc,
         dry_run=args.dry_run,
     )
-
-
-def _plan(args: argparse.Namespace, precision: str, where: Place) -> plan.Plan:
-    emulate = args.emulate if precision == "nvfp4" else None  # of a comparison, one side alone
-    recipe = args.nvfp4 if precision == "nvfp4" else None
-    own = {"precision": precision, "disable_fp4": False, "emulate": emulate, "nvfp4": recipe}
-    room = where.gpu and where.gpu.memory
-    if args.auto_split and room is None:
-        raise UsageError("TP=auto needs a GPU whose memory is known; give TP= and PP= as numbers")
-    chosen = settings.resolve(
-        argparse.Namespace(**{**vars(args), **own}),
-        on_gpu=where.runtime != "cpu",
-        processes=args.nproc,
-        gpu_bytes=room if args.auto_split else None,
-    )
-    return plan.make_plan(chosen, where, args.nproc)
-
-
-def _show_dry(job: plan.Plan, runs: Path) -> None:
-    """The plan as comments, and the command: what is printed is a shell script."""
-    chosen = job.settings
-    folder = chosen.run_dir or new_folder(runs, chosen)
-    prepared = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
-    print(f"# {chosen.precision.name}, not started")
-    plan.show(job, folder, margin="#   ")
-    print(f"{prepared.typed}\n", flush=True)

@@ -152,6 +152,15 @@ def train(job: plan.Plan, runs: Path) -> Run:
         return launch(lambda: prepared.start(held.run), folder, progress)
 
 
+def show_dry(job: plan.Plan, runs: Path) -> None:
+    """Print the plan as comments, and the command that would start it: a shell script."""
+    folder = job.settings.run_dir or new_folder(runs, job.settings)
+    prepared = prepare(job, folder, replace(job.settings, run_dir=None).as_flags())
+    print(f"# {job.settings.precision.name}, not started")
+    plan.show(job, folder, margin="#   ")
+    print(f"{prepared.typed}\n", flush=True)
+
+
 def new_folder(runs: Path, chosen: settings.Settings) -> Path:
     """The path of a folder for a new run; it does not exist yet."""
     while True:

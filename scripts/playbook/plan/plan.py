@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,12 +13,14 @@ from playbook import PROJECT
 from playbook.common.venvs import fingerprint
 from playbook.plan.place import Choice, Place
 from playbook.plan.place import show as show_choices
+from pretraining.errors import UsageError
 from pretraining.inputs import finetuning, plugin_file
 from pretraining.record import run_folder
 from pretraining.request import blends, config_file, nvfp4_recipe
 from pretraining.request.flags import ASKED, OF_RUN
 from pretraining.request.parallel import NO_CONTEXT_PARALLEL
-from pretraining.request.settings import Settings
+from pretraining.request.precisions import find_precision
+from pretraining.request.settings import Settings, resolve
 from pretraining.run import signals
 
 KEPT = ("bf16_head_layers", "bf16_tail_layers")
@@ -114,6 +117,27 @@ class Plan:
         elif self.place.runtime == "cluster" and self.place.image:
             written["image"] = {"name": self.place.image}  # the nodes pull it, and tell no digest
         return written
+
+
+def planned(args: argparse.Namespace, precision: str, where: Place) -> Plan:
+    """The plan of a launcher's command line in one precision; what changes NVFP4 is left out of any other.
+
+    Raises:
+        UsageError: as `settings.resolve`; or TP=auto, and the GPU's memory is not known.
+    """
+    own = {"precision": precision, "disable_fp4": False}
+    if not find_precision(precision).fp4:  # of a comparison, one side alone
+        own |= {"emulate": None, "nvfp4": None}
+    room = where.gpu and where.gpu.memory
+    if args.auto_split and room is None:
+        raise UsageError("TP=auto needs a GPU whose memory is known; give TP= and PP= as numbers")
+    chosen = resolve(
+        argparse.Namespace(**{**vars(args), **own}),
+        on_gpu=where.runtime != "cpu",
+        processes=args.nproc,
+        gpu_bytes=room if args.auto_split else None,
+    )
+    return make_plan(chosen, where, args.nproc)
 
 
 def make_plan(settings: Settings, place: Place, processes: int) -> Plan:

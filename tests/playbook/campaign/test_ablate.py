@@ -158,7 +158,7 @@ def test_on_a_gpu_it_takes_its_own_model_unless_told_otherwise() -> None:
 
     def steps_of(*flags: str) -> list[ablate_job.Step]:
         args = train.parser("x").parse_args(["--emulate", *flags])
-        return ablate_job._steps(args, [1, 2], where, train._plan)
+        return ablate_job._steps(args, [1, 2], where)
 
     steps = steps_of()
     assert len(steps) == 14 and {each.plan.settings.model.name for each in steps} == {"llama-120m"}

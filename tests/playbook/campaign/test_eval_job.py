@@ -128,10 +128,8 @@ def test_the_differences_are_said_with_their_intervals(make, tmp_path: Path, mon
     monkeypatch.setattr(eval_job, "train", train_one)
     where = SimpleNamespace(runtime="cpu")
 
-    def plan(each, precision, where):
-        return SimpleNamespace(at=lambda where: each)
-
-    assert eval_job.evaluate(args, where, plan, lambda job, runs: None) == 0
+    monkeypatch.setattr(eval_job, "planned", lambda each, *_: SimpleNamespace(at=lambda where: each))
+    assert eval_job.evaluate(args, where) == 0
     said = capsys.readouterr().out
     assert "In bf16, nats a token:" in said
     assert (

@@ -3,6 +3,7 @@
 import pytest
 
 from playbook.cli import train
+from playbook.plan import plan
 from playbook.plan.gpus import Gpu
 from playbook.plan.place import Place
 from pretraining.errors import UsageError
@@ -11,7 +12,7 @@ from pretraining.errors import UsageError
 def planned(*flags: str, memory: int | None = 80 * 10**9):
     args = train.parser("x").parse_args(["--auto-split", *flags])
     where = Place("container", gpu=Gpu(0, "GPU-0", "NVIDIA H100", (9, 0), memory))
-    return train._plan(args, "bf16", where)
+    return plan.planned(args, "bf16", where)
 
 
 def test_the_smallest_split_that_fits_and_why() -> None:

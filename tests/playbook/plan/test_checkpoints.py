@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from playbook.cli import cluster, train
-from playbook.plan import earlier_run
+from playbook.plan import earlier_run, plan
 from playbook.plan.place import Choice, Place
 from pretraining.errors import UsageError
 
@@ -42,7 +42,7 @@ def test_the_plan_says_what_is_as_it_was(runs: Path, make_checkpoint) -> None:
     make_checkpoint(runs / "first", 6)
     args = parsed(runs, "nvfp4", "--data", "mock", "train.global_batch_size=4", "--micro-batch-size", "2")
     earlier_run.like_run(args, runs / "first")
-    choices = train._plan(args, "nvfp4", Place("cpu")).choices
+    choices = plan.planned(args, "nvfp4", Place("cpu")).choices
     as_there = "as in the run that it begins with"
     assert choices["model"] == Choice("small", as_there)
     assert choices["kept in BF16"] == Choice("first 0 and last 2 of 8 layers", as_there)

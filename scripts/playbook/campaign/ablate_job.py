@@ -103,7 +103,7 @@ def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.
 def show(outcome: ablation.Ablation) -> None:
     """Print the table and what it comes to."""
     print(f"\n{ablation.about(outcome)}\n")
-    print_table(ablation.table(outcome), left=1)
+    print_table(ablation_report.table(outcome), left=1)
     print()
     for sentence in filter(None, (outcome.verdict, *ablation.problems(outcome), outcome.scope, outcome.published)):
         print(textwrap.fill(wording.sentence(sentence), 120))

@@ -326,9 +326,9 @@ def _verdict(rows: list[Row], shown: float | None, *, mock: bool) -> str:
     others = [row for row in rows if row.to_whole]
     said = []
     if whole.gap:
-        said.append(f"The whole recipe lies {_with_ends(whole.gap)} from BF16: {whole.to_bf16}.")
+        said.append(f"The whole recipe lies {with_ends(whole.gap)} from BF16: {whole.to_bf16}.")
     for where in (ABOVE, BELOW):
-        named = [f"{row.name} ({_with_ends(row.from_whole)})" for row in others if row.to_whole == where]
+        named = [f"{row.name} ({with_ends(row.from_whole)})" for row in others if row.to_whole == where]
         if named:
             said.append(f"{where.capitalize()} the whole recipe: {joined(named)}.")
     if alike := [row.name for row in others if row.to_whole == ALIKE]:
@@ -346,38 +346,12 @@ def _verdict(rows: list[Row], shown: float | None, *, mock: bool) -> str:
     return " ".join(said)
 
 
-def _with_ends(figure: Figure | None) -> str:
+def with_ends(figure: Figure | None) -> str:
     """A gap with its interval, where it has one."""
     if figure is None:
         return ""
     ends = "" if figure.low is None else f" ({figure.low:+.2f} to {figure.high:+.2f})"
     return f"{figure.value:+.2f} %{ends}"
-
-
-def table(of: Ablation, *, everything: bool = False) -> list[list[str]]:
-    """The header, then a row a variant; of several seeds the figures stand in their order.
-
-    Args:
-        everything: with the losses and the validation, which no terminal is wide enough for.
-    """
-    rows = [["", "tail", "gap, %", "to BF16", "to the whole recipe"]]
-    more = [["training loss", "validation gap, %"]]
-    for row in of.rows:
-        tail = "all" if row.bf16_tail_layers is None else str(row.bf16_tail_layers)
-        own = _each(row, "training_loss_gap", "+.2f") if row.to_bf16 else ""
-        to_whole = f"{_with_ends(row.from_whole)} {row.to_whole}".strip()
-        rows.append([row.name, tail, own, f"{_with_ends(row.gap)} {row.to_bf16}".strip(), to_whole])
-        more.append([_each(row, "training_loss", ".4f"), _each(row, "validation_loss_gap", "+.2f") if own else ""])
-    return [[*one, *(other if everything else ())] for one, other in zip(rows, more, strict=True)]
-
-
-def _each(row: Row, name: str, form: str) -> str:
-    """One figure of each run; a dash, and in place of its gap how it ended, of a run without."""
-    values: list[Figure | None] = [getattr(each, name) for each in row.runs]
-    return ", ".join(
-        f"{figure.value:{form}}" if figure else run.verdict if name == "training_loss_gap" and run.problem else "-"
-        for run, figure in zip(row.runs, values, strict=True)
-    )
 
 
 def problems(of: Ablation) -> list[str]:

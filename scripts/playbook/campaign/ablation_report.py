@@ -78,7 +78,7 @@ def section(of: Ablation, what: str, pictures: Sequence[tuple[str, str]]) -> str
     parts = [
         wrapped(what),
         wrapped(f"**{escaped(of.verdict)}**"),
-        _as_table(ablation.table(of, everything=True)),
+        _as_table(table(of, everything=True)),
         wrapped(HOW),
         *(f"- {escaped(problem)}" for problem in ablation.problems(of)),
         *(wrapped(escaped(wording.sentence(each))) for each in (of.scope, of.published) if each),
@@ -87,6 +87,32 @@ def section(of: Ablation, what: str, pictures: Sequence[tuple[str, str]]) -> str
     if of.reproduce:
         parts += ["To repeat it:", f"    {on_one_line(of.reproduce)}"]
     return "\n\n".join(parts)
+
+
+def table(of: Ablation, *, everything: bool = False) -> list[list[str]]:
+    """The header, then a row a variant; of several seeds the figures stand in their order.
+
+    Args:
+        everything: with the losses and the validation, which no terminal is wide enough for.
+    """
+    rows = [["", "tail", "gap, %", "to BF16", "to the whole recipe"]]
+    more = [["training loss", "validation gap, %"]]
+    for row in of.rows:
+        tail = "all" if row.bf16_tail_layers is None else str(row.bf16_tail_layers)
+        own = _each(row, "training_loss_gap", "+.2f") if row.to_bf16 else ""
+        to_whole = f"{ablation.with_ends(row.from_whole)} {row.to_whole}".strip()
+        rows.append([row.name, tail, own, f"{ablation.with_ends(row.gap)} {row.to_bf16}".strip(), to_whole])
+        more.append([_each(row, "training_loss", ".4f"), _each(row, "validation_loss_gap", "+.2f") if own else ""])
+    return [[*one, *(other if everything else ())] for one, other in zip(rows, more, strict=True)]
+
+
+def _each(row: ablation.Row, name: str, form: str) -> str:
+    """One figure of each run; a dash, and in place of its gap how it ended, of a run without."""
+    values = [getattr(each, name) for each in row.runs]
+    return ", ".join(
+        f"{figure.value:{form}}" if figure else run.verdict if name == "training_loss_gap" and run.problem else "-"
+        for run, figure in zip(row.runs, values, strict=True)
+    )
 
 
 def _as_table(rows: list[list[str]]) -> str:

@@ -274,6 +274,6 @@ def test_what_it_leaves(ablated, tmp_path: Path) -> None:
 
 
 def _printed(of: ablation.Ablation) -> list[str]:
-    cells = ablation.table(of)
+    cells = ablation_report.table(of)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]

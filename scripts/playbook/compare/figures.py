@@ -19,6 +19,7 @@ from playbook.record.columns import Lines
 from playbook.record.megatron_log import printed_times
 from pretraining.record.run_folder import LOG, Peak, Run
 
+OTHERS = 1.0  # GB of a GPU that a desktop or a context takes beside the training
 # Which peak memory to compare, where all runs have it: what must fit comes first.
 MEMORY_KINDS = (Peak.USED, Peak.HELD, Peak.RESERVED, Peak.ALLOCATED, Peak.RESIDENT_OF_ALL, Peak.RESIDENT)
 
@@ -70,9 +71,17 @@ class Measured:
         """The median step of the window, seconds, with its quartiles; None where none was timed."""
         return stats.median_figure(self.times) if len(self.times) else None
 
+    @property
+    def shared(self) -> float:
+        """Memory of the GPU that others used beside the training, GB; 0 where it was the training's own."""
+        others = self.memory.get(Peak.USED, 0.0) - self.memory.get(Peak.HELD, math.inf)
+        return others if others > OTHERS else 0.0
+
     @cached_property
     def energy(self) -> tuple[float, float] | None:
-        """Joules and seconds of the timed iterations, see `sampled.energy`."""
+        """Joules and seconds of the timed iterations, see `sampled.energy`; None of a GPU that others used too."""
+        if self.shared:
+            return None
         return sampled.energy(self.run, self.lines, stats.first_timed(self.lines, self.window.first))
 
     @cached_property
@@ -115,6 +124,8 @@ def measure(run: Run) -> Measured:
 def alike(runs: Sequence[Measured]) -> list[Measured]:
     """The runs with one kind of peak memory, where they have one in common, and each line of as many iterations."""
     shared = [kind for kind in runs[0].memory if all(kind in run.memory for run in runs)]
+    if Peak.HELD in shared and any(run.shared for run in runs):
+        shared.remove(Peak.USED)
     kind = next((kind for wanted in MEMORY_KINDS for kind in shared if kind.startswith(wanted)), (shared or [""])[0])
     return [replace(run, memory_kind=kind) for run in over_alike(runs)]
 
@@ -254,7 +265,7 @@ def _tflops(of: Measured) -> Figure | None:
 
 def _mfu(of: Measured) -> Figure | None:
     found = peak(of.run)
-    return _scaled(_tflops(of), 100 / found[0]) if found else None
+    return _scaled(_tflops(of), 100 / found[0]) if found and not of.shared else None
 
 
 def _scaled(figure: Figure | None, by: float) -> Figure | None:
@@ -365,6 +376,11 @@ def _warnings(of: Measured) -> list[str]:
         f"the record contradicts itself: {name}: {what}"
         for name, what in soundness.contradictions(of.run, of.lines).items()
     ]
+    if of.shared:
+        said.append(
+            f"others used {of.shared:.1f} GB of its GPU: step times are no measurement, and power and MFU are not "
+            "the training's; end other work on the GPU (nvidia-smi)"
+        )
     if of.every:
         said.append(f"compared by means over {of.every} iterations, as the lines of another log are")
     if bad := soundness.impossible_times(of.lines):

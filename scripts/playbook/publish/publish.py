@@ -46,7 +46,8 @@ from pretraining.record.run_folder import Run, Verdict
 RESULTS = Path("assets/results")
 ABOUT = "about.json"
 PICTURES = "pictures"
-SHOWN = ("speed", "step-times", "loss")  # of the report's pictures, those that the pages show
+# Of the report's pictures, those that the pages show.
+SHOWN = ("speed", "speed-up", "cost-of-emulation", "step-times", "loss")
 ALL = "all"  # the list of all comparisons, as a mark names it
 _MARK = re.compile(r"^<!-- results: ", re.MULTILINE)
 _MARKED = re.compile(rf"({_MARK.pattern}(\S+) -->\n).*?^(<!-- end of results -->)$", re.DOTALL | re.MULTILINE)

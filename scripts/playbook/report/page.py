@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,15 @@ from markupsafe import Markup
 
 from playbook.compare.model import Arm, Comparison, RunResult
 from playbook.compare.stats import Figure
-from playbook.report import page_facts, wording
+from playbook.report import wording
 from playbook.report.canvas import Runs, looks
 from playbook.report.svg import VARIABLES
+from pretraining.record.run_folder import Run
+from pretraining.request.nvfp4_recipe import TITLES
 
 HERE = Path(__file__).parent
+_GROUPS = ("Hardware", "Software", "Precision", "Work")
+_HARDWARE = ("host", "device", "processes")
 GROUPS = (
     ("Loss", ("loss", "loss-gap")),
     ("Step times", ("step-times", "step-trace")),
@@ -52,7 +57,7 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         beside: the names of the files with the same data.
     """
     page = _template().render(
-        folderless=page_facts.folderless,
+        folderless=folderless,
         result=comparison,
         title=title(comparison),
         model=_model(runs),
@@ -67,9 +72,10 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         rows=wording.rows(comparison),
         peaks=wording.mfu_peaks(comparison),
         warnings=wording.warnings(comparison),
-        runs=list(_runs(comparison.arms)),
-        environment=page_facts.table(comparison, runs),
-        commands=page_facts.commands(comparison, runs),
+        leading=[name for name in drawings if not any(name in drawn for _, drawn in GROUPS)],
+        runs=_runs(comparison.arms, runs),
+        environment=environment(comparison, runs),
+        commands=commands(comparison, runs),
         beside=beside,
         void=[found for found in comparison.differences if found.void],
     )
@@ -87,10 +93,14 @@ def _model(runs: Runs) -> str:
     return ", ".join(filter(None, models))
 
 
-def _runs(arms: list[Arm]) -> Iterator[tuple[str, RunResult, StepTimes | None]]:
-    for arm in arms:
-        for index, run in enumerate(arm.runs):
-            yield arm.run_label(index), run, _step_times(run)
+def _runs(arms: list[Arm], runs: Runs) -> list[tuple[str, RunResult, StepTimes | None, str]]:
+    """Every run with what it is called, its step times and when it started, in turn where all tell that."""
+    found = [
+        (arm.run_label(index), result, _step_times(result), str(run.environment.get("started") or ""))
+        for arm in arms
+        for index, (result, run) in enumerate(zip(arm.runs, runs[arm.name], strict=True))
+    ]
+    return sorted(found, key=lambda each: each[3]) if all(started for *_, started in found) else found
 
 
 def _step_times(run: RunResult) -> StepTimes | None:
@@ -103,12 +113,100 @@ def _step_times(run: RunResult) -> StepTimes | None:
 
 @cache
 def _template() -> Any:
-    environment = Environment(
+    jinja = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html.j2")
+    return jinja.get_template("page.html.j2")
 
 
 @cache
 def _css() -> str:
     return (HERE / "page.css").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the table: what each arm has, in words; runs of an arm that differ stand behind one another."""
+
+    name: str
+    values: list[str]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether all arms have the same."""
+        return len(set(self.values)) == 1
+
+
+def environment(comparison: Comparison, runs: Runs) -> dict[str, list[Fact]]:
+    """The facts by group; a group that nothing is known of is left out."""
+    found: dict[str, dict[str, list[str]]] = {group: {} for group in _GROUPS}
+    for at, arm in enumerate(comparison.arms):
+        for run in runs[arm.name]:
+            for group, name, value in _facts(run):
+                cells = found[group].setdefault(name, [""] * len(comparison.arms))
+                if value not in cells[at].split(" / "):
+                    cells[at] = f"{cells[at]} / {value}" if cells[at] else value
+    groups = {
+        group: [Fact(name, [cell or wording.NO_FIGURE for cell in cells]) for name, cells in facts.items()]
+        for group, facts in found.items()
+    }
+    return {group: facts for group, facts in groups.items() if facts}
+
+
+def commands(comparison: Comparison, runs: Runs) -> list[tuple[str, str]]:
+    """What the first run of each arm was started with, where its plan says so."""
+    found = []
+    for arm in comparison.arms:
+        words = runs[arm.name][0].plan.get("command")
+        if isinstance(words, list) and words:
+            found.append((wording.name(arm), shlex.join(folderless(str(word)) for word in words)))
+    return found
+
+
+def folderless(text: str) -> str:
+    """A path, alone or after = or a comma, by its last part: the page is sent to others, and folders name people."""
+    return re.sub(r"(?:(?<=^)|(?<=[=,]))/(?:[^/=,]+/)*(?=[^/=,])", "", text.rstrip("/"))
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Group, name and value of all that a record says."""
+    recorded, plan = run.environment, run.plan
+    for name in _HARDWARE:
+        yield from _leaves("Hardware", name, recorded.get(name))
+    yield from _leaves("Software", "", recorded.get("versions"))
+    yield from _leaves("Software", "image", plan.get("image"))
+    yield from _leaves("Software", "git commit of the playbook", plan.get("git_commit"))
+    yield from _leaves("Precision", "", run.precision)
+    shown = {
+        *_HARDWARE,
+        *(recorded.get("device") or {}),
+        *(name.replace("-", "_") for name in recorded.get("versions") or {}),
+    }
+    for name, value in run.parity.items():
+        if name not in shown:
+            yield from _leaves("Work", name, value)
+    for name in ("tokens_per_step", "flops_per_token", "mock_data", "weights_from", "finetuned", "resumed_from"):
+        yield from _leaves("Work", name, recorded.get(name))
+
+
+def _leaves(group: str, name: str, value: Any) -> Iterator[tuple[str, str, str]]:
+    """A nested value as one fact for each leaf; nothing of None."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(group, TITLES.get(key, f"{name} {key}".strip()), inner)
+    elif value is not None:
+        is_size = name.endswith("_bytes") and isinstance(value, int | float)
+        words = f"{value / 1e9:,.2f} GB" if is_size else _words(value)
+        yield group, name.removesuffix("_bytes").replace("_", " "), words
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int | float):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_words, value))
+    return folderless(str(value))

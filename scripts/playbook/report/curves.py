@@ -1,10 +1,11 @@
-"""Plots of the step times: how they are spread, and in which order they came."""
+"""Plots of how a run went: its step times, how they are spread and in which order they came, its memory and power."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from playbook.compare.figures import measure
 from playbook.compare.model import Comparison
@@ -19,10 +20,12 @@ from playbook.report.canvas import (
     panels,
     raw,
     same_axis_where_near,
+    single,
     time_unit,
 )
 from playbook.report.series import Array
 from playbook.report.svg import BAND, INK
+from pretraining.record.run_folder import Run
 
 NARROWEST, WIDEST = 0.03, 0.5  # of the median, on either side: what a trace shows at least and at most
 MEDIANS = 100  # of a trace that is too long to draw
@@ -39,7 +42,7 @@ def distribution(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> 
     canvas, axes = panels(title, [look for look, _ in timed], height=84, below=30)
     said, beyond = [], 0
     for panel, (look, steps) in zip(axes, timed, strict=True):
-        middle = float(np.median(steps))
+        middle = look.arm.step_time.value
         scale, unit = time_unit(middle)
         found = series.histogram(steps)
         panel.stairs(found.counts, found.edges * scale, fill=True, color=look.colour, alpha=0.3)
@@ -48,7 +51,9 @@ def distribution(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> 
         panel.set_ylim(0, found.counts.max() * 1.1)
         numbers(panel.xaxis, 5)
         numbers(panel.yaxis, 3)
-        text = f"median {wording.number(middle * scale)} {unit} of {len(steps):,} steps"
+        several = len(look.arm.runs)
+        of = f" of {several} runs" if several > 1 else ""
+        text = f"median{of} {wording.number(middle * scale)} {unit}, {len(steps):,} steps"
         panel_title(panel, look, text)
         said.append(f"{look.label}: {text}")
         beyond += found.below + found.above
@@ -68,8 +73,8 @@ def trace(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | 
     canvas, axes = panels(title, [look for look, _ in timed], height=84, below=30)
     lowest, highest = _range([steps / np.median(steps) for _, steps in timed])
     said, above, is_thinned = [], 0, False
-    for panel, (look, steps) in zip(axes, timed, strict=True):
-        middle = float(np.median(steps))
+    for panel, (look, _) in zip(axes, timed, strict=True):
+        middle = look.arm.step_time.value
         scale, unit = time_unit(middle)
         bottom, top = lowest * middle * scale, highest * middle * scale
         for run, result in zip(runs[look.arm.name], look.arm.runs, strict=True):
@@ -103,7 +108,7 @@ def trace(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | 
 def _timed(runs: Runs, looks: Sequence[Look]) -> list[tuple[Look, Array]]:
     """The timed steps of all runs of each arm that has any, seconds."""
     found = [(look, np.concatenate([measure(run).times for run in runs[look.arm.name]])) for look in looks]
-    return [(look, steps) for look, steps in found if len(steps)]
+    return [(look, steps) for look, steps in found if len(steps) and look.arm.step_time]
 
 
 def _range(relative: Sequence[Array]) -> tuple[float, float]:
@@ -112,3 +117,69 @@ def _range(relative: Sequence[Array]) -> tuple[float, float]:
     room = 0.08 * (min(highest, 1 + WIDEST) - max(lowest, 1 - WIDEST))
     lowest, highest = min(lowest - room, 1 - NARROWEST), max(highest + room, 1 + NARROWEST)
     return max(lowest, 1 - WIDEST), min(highest, 1 + WIDEST)
+
+
+def memory(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:
+    """Memory over time, of the device or of the training's processes."""
+    drawn = [run for look in looks for run in runs[look.arm.name] if len(series.memory(run)[0])]
+    of = {series.is_of_device(run) for run in drawn}
+    what = "the device used" if of == {True} else "the training's processes used" if of == {False} else "used"
+
+    def gigabytes(run: Run) -> tuple[Array, Array]:
+        seconds, used = series.memory(run)
+        return seconds, used / 1e9
+
+    caption = "Largest of each second; every run from when its sampling began."
+    return _over_time("memory", f"Memory {what}, GB", gigabytes, runs, looks, caption)
+
+
+def power(_comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:
+    """Power over time, of all devices of a run together."""
+    return _over_time(
+        "power", "Power, W", series.power, runs, looks, "Mean of each second, all GPUs of the run together."
+    )
+
+
+def _over_time(
+    name: str,
+    title: str,
+    sampled: Callable[[Run], tuple[Array, Array]],
+    runs: Runs,
+    looks: Sequence[Look],
+    caption: str,
+) -> Plot | None:
+    drawn = [(look, *sampled(run)) for look in looks for run in runs[look.arm.name]]
+    drawn = [(look, x, y) for look, x, y in drawn if np.isfinite(y).any()]
+    if not drawn:
+        return None
+    shown = list({look.arm.name: look for look, _, _ in drawn}.values())
+    canvas, axes = single(title, height=230, legend=shown)
+    scale, unit = _clock(max(float(x[-1]) for _, x, _ in drawn))
+    peaks: dict[str, float] = {}
+    is_thinned = False
+    for look, x, y in reversed(drawn):  # the dashed baseline on top
+        is_thinned |= _profile(axes, x * scale, y, look)
+        peaks[look.label] = max(peaks.get(look.label, 0.0), float(np.nanmax(y)))
+    axes.set_ylim(0, max(peaks.values()) * 1.08 or 1)
+    axes.set_xlabel(unit)
+    numbers(axes.xaxis, 5)
+    numbers(axes.yaxis, 5)
+    said = "; ".join(f"{label}: at most {peak:.1f}" for label, peak in sorted(peaks.items()))
+    extremes = " Area: smallest and largest under each pixel." if is_thinned else ""
+    return Plot(name, canvas, title, said, caption + extremes)
+
+
+def _profile(axes: Axes, x: Array, y: Array, look: Look) -> bool:
+    """The line in the arm's dashes, or the extremes of one that is too long. Returns whether it was the latter."""
+    if len(x) > 2 * series.PIXELS:
+        return raw(axes, x, y, look, faint=False)
+    axes.plot(x, y, color=look.colour, linestyle=look.dashes, linewidth=1.4)
+    return False
+
+
+def _clock(seconds: float) -> tuple[float, str]:
+    """What to multiply seconds by for a time of that length, and the unit."""
+    for size, unit in ((7200, "hours"), (180, "minutes")):
+        if seconds >= size:
+            return (1 / 3600 if unit == "hours" else 1 / 60), unit
+    return 1, "seconds"

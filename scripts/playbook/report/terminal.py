@@ -186,7 +186,8 @@ def _two_arms(comparison: Comparison, *, stacked: bool = False) -> Table:
 
     for each in wording.settings(arms):
         cells = [_cell(cell) for cell in each.cells]
-        row(each.brief, [cell.replace(", ", ",\n") if cell.startswith("without") else cell for cell in cells])
+        broken = [cell.replace(", ", ",\n").replace(" and ", "\nand ") for cell in cells]
+        row(each.brief, broken if each.brief == "NVFP4 recipe" else cells)
     row("iterations timed", [_timed(arm) for arm in arms])
     for each in wording.rows(comparison):
         if each.unit:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from playbook import report
-from playbook.report import canvas
+from playbook.report import canvas, plots
 from playbook.report import page as page_module
 
 LARGEST = 3_000_000  # bytes, whatever the length of the runs
@@ -213,3 +213,40 @@ def test_the_users_own_matplotlib_settings_do_not_matter(
 )
 def test_a_page_that_is_sent_names_no_folder(text: str, expected: str) -> None:
     assert page_module.folderless(text) == expected
+
+
+def test_a_cost_and_a_speed_up_have_axes_of_their_own() -> None:
+    bf16, fp8 = (cases.make_run(name, 1.6, seed=seed) for seed, name in enumerate(("bf16", "fp8")))
+    nvfp4 = cases.make_run("nvfp4", 1.7, seed=3)
+    nvfp4.environment["precision"]["arithmetic"] = "emulated"
+    result, _ = cases.compared([bf16], [nvfp4], [fp8], reproduce="")
+    drawn = {plot.name: plot.title for plot in plots.speed(result, canvas.looks(result))}
+    assert drawn == {"speed": "Cost of emulation against A bf16", "speed-up": "Speed-up against A bf16"}
+
+
+def test_the_sections_lead_from_the_verdict_to_the_environment(written: Callable[[str], Path]) -> None:
+    text, _ = page(written("cpu"))
+    order = ['class="verdict', "What it rests on</h2>", "Figures</h2>", "Loss</h2>", "Environment</h2>"]
+    assert [text.index(each) for each in order] == sorted(text.index(each) for each in order)
+
+
+def test_the_axis_of_a_gap_is_that_of_its_last_part() -> None:
+    (bf16,), (nvfp4,) = cases.on_cpu()[1].values()
+    nvfp4.train.column("loss")[:5] *= 6  # a gap of 500 % at first
+    result, runs = cases.compared([bf16], [nvfp4], reproduce="")
+    plot = plots.loss_gap(result, runs, canvas.looks(result))
+    low, high = plot.canvas.axes[0].get_ylim()
+    assert -5 < low < 0 < high < 5 and "the first iterations lie beyond it" in plot.caption
+
+
+def test_on_a_shared_gpu_the_memory_is_the_training_s_and_nothing_of_the_card_is_told() -> None:
+    alone, beside = (cases.make_run(name, 9.0, seed=seed) for seed, name in enumerate(("bf16", "nvfp4")))
+    for line in beside.samples:
+        if line["device"] == 0:
+            line["used_bytes"] += 50e9
+    result, _ = cases.compared([alone], [beside], reproduce="")
+    a, b = result.arms
+    assert {a.peak_memory_kind, b.peak_memory_kind} == {"device used by the training"}
+    assert b.peak_memory.value == pytest.approx(207.2, abs=0.1)
+    assert a.mfu and a.energy_per_step and not (b.mfu or b.energy_per_step or b.joules_per_token or b.mean_power)
+    assert any("others used 50.6 GB of its GPU" in said for said in b.runs[0].warnings)

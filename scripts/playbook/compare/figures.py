@@ -19,7 +19,7 @@ from playbook.record.columns import Lines
 from playbook.record.megatron_log import printed_times
 from pretraining.record.run_folder import LOG, Peak, Run
 
-OTHERS = 1.0  # GB of a GPU that a desktop or a context takes beside the training
+OTHERS = 2.0  # GB of a GPU that a desktop or a context takes beside the training
 # Which peak memory to compare, where all runs have it: what must fit comes first.
 MEMORY_KINDS = (Peak.USED, Peak.HELD, Peak.RESERVED, Peak.ALLOCATED, Peak.RESIDENT_OF_ALL, Peak.RESIDENT)
 

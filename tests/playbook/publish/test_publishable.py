@@ -173,6 +173,7 @@ def test_no_mark_is_in_a_command(mark: str) -> None:
         f"make bf16 DATA={quoted}", f"make bf16 ARGS={quoted}", f"make bf16 {quoted}", f"make {quoted}", mark,
         f"make bf16 {quoted}=1", f"make bf16 MODEL={quoted}", f"make bf16 ITERS={quoted}",
         f"make bf16 ARGS='--data {mark}'", f"make bf16 ARGS='optimizer.lr={mark}'", f"make bf16 # {mark}",
+        f"make compare SEEDS={quoted}",
     ):  # fmt: skip
         assert publishable.command(typed) == ""
 
@@ -181,6 +182,8 @@ def test_no_mark_is_in_a_command(mark: str) -> None:
     "typed",
     [
         "make compare REPEAT='3'",
+        "make compare SEEDS='1 2 3' LOSS_MARGIN=0.5 SPEEDUP=1.68",
+        "make ablate SEEDS='1, 2, 3' ITERS=110",
         'make bf16 RUNTIME=container MODEL=llama3-8b GBS=16 MBS=4 SEQ=4096 ITERS=20 ARGS="--num-layers 8"',
         'make nvfp4 EMULATE=1 NPROC=2 TP=2 DATA=mock ARGS="--num-layers 4 model.sequence_parallel=true"',
         "make ablate RUNTIME=local EMULATE=reference ITERS=110",

@@ -139,7 +139,7 @@ def test_a_preempted_job_starts_again_and_resumes(head, until, make_dataset) -> 
 
 def test_data_that_a_node_does_not_see(head, until, make_dataset, tmp_path: Path) -> None:
     prefix = make_dataset(tmp_path / "corpus", tokens=20_000)
-    folder = head.submit("blind", "--data", prefix, sbatch={"begin": "now+2"})
+    folder = head.submit("blind", "--data", prefix, sbatch={"begin": "now+10"})
     Path(f"{prefix}.idx").unlink()
     until(lambda: (folder / run_folder.OUTCOME).exists())
     run = run_folder.read_run(folder)

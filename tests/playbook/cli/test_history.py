@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,3 +82,14 @@ def test_a_run_is_running_while_its_lock_is_held(make_run, capsys) -> None:
         fcntl.flock(file, fcntl.LOCK_SH)
         assert listed() == ("running", f"in use by process {process.number} (training)")
     assert listed()[0] == "incomplete"
+
+
+def test_a_run_that_is_removed_while_it_is_read_is_none(make_run, monkeypatch) -> None:
+    gone = make_run("bf16", name="gone")
+
+    def read(folder: Path) -> None:
+        shutil.rmtree(folder)
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(history, "_entry", read)
+    assert history.entries(gone.parent) == []

@@ -15,11 +15,14 @@ common      what all of them use
 Schemas, model defaults and tables stand once, in `assets/pretraining`; importing this package makes them importable.
 """
 
+import os
 import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 ASSETS = PROJECT / "assets"
 
+if os.path.expanduser("~") == "~":  # a user whom this machine does not know, as in many a container
+    os.environ["HOME"] = str(PROJECT / ".cache" / "container")
 if str(ASSETS) not in sys.path:
     sys.path.insert(0, str(ASSETS))

@@ -7,6 +7,7 @@ is missing stays random, one that is too many is left, and of the config only th
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,7 @@ def source(given: str) -> str:
         UsageError: neither `hf:NAME` nor a folder with a config.json.
     """
     name = given.removeprefix(SCHEME)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # which leaves ~NAME of no user as it is
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UsageError(f"--from {given}: {folder} has no config.json, so it is no Hugging Face model")

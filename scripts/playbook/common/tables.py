@@ -1,21 +1,22 @@
-"""Tables for a terminal."""
+"""Tables for a terminal. Rich is imported late: a dry run, which prints none, has the standard library alone."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _TRAILING = re.compile(r" +((?:\x1b\[[\d;]*m)*)$", re.MULTILINE)
 
 
 def empty_table() -> Table:
     """A table without columns, as all of this project look."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     return Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
 
 
@@ -27,6 +28,10 @@ def print_table(rows: Sequence[Sequence[str]], *, left: int, styles: Sequence[st
         left: how many columns are flush left; the others are flush right.
         styles: of the other rows, as Rich calls them; none for plain ones.
     """
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.text import Text
+
     table = empty_table()
     table.padding = (0, 1, 0, 0)
     titles, *others = rows

@@ -386,3 +386,8 @@ def test_the_headers_are_what_the_library_reads(tmp_path: Path) -> None:
     content = (tmp_path / "model.safetensors").read_bytes()
     assert content[found["b"].begin : found["b"].end] == bytes(28)
     assert content[found["c"].begin : found["c"].end] == struct.pack("<f", 2.0)
+
+
+def test_a_home_of_nobody_is_no_folder() -> None:
+    with pytest.raises(UsageError, match="~nosuch/x"):
+        pretrained.source("~nosuch/x")

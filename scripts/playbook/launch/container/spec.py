@@ -270,7 +270,7 @@ def huggingface_caches() -> dict[str, Path]:
     caches = {"HF_HOME": Path(os.environ.get("HF_HOME") or cache / "huggingface")}
     if hub := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         caches["HF_HUB_CACHE"] = Path(hub)
-    return {name: path.expanduser().resolve() for name, path in caches.items()}
+    return {name: Path(os.path.expanduser(path)).resolve() for name, path in caches.items()}
 
 
 def huggingface_folders(*names: str) -> list[Path]:

@@ -244,6 +244,24 @@ def test_without_gpu_or_engine_a_dry_run_is_still_a_script(tmp_path) -> None:
     assert subprocess.run(["sh", "-n"], input=shown.stdout, text=True).returncode == 0
 
 
+NOBODY = """
+import pwd
+def unknown(number): raise KeyError(number)
+pwd.getpwuid = unknown
+from playbook.launch.container import spec
+print(spec.huggingface_caches()["HF_HOME"])
+"""
+
+
+def test_a_user_without_a_home_is_served_too() -> None:
+    paths = os.pathsep.join([str(PROJECT / "assets"), str(PROJECT / "scripts")])
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "HF_HOME", "XDG_CACHE_HOME")}
+    words = [sys.executable, "-c", NOBODY]
+    shown = subprocess.run(words, env=kept | {"PYTHONPATH": paths}, text=True, capture_output=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    assert "/container/.cache/huggingface" in shown.stdout
+
+
 def test_a_dry_run_on_the_cpu_prints_the_command(tmp_path) -> None:
     shown = dry_run("bf16", "--runtime", "cpu", "--runs", str(tmp_path / "runs"))
     assert shown.returncode == 0, shown.stderr

@@ -9,7 +9,6 @@ import json
 import math
 import string
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from playbook.compare import equal_loss, loss_gap, parity, published, speedup
@@ -72,13 +71,8 @@ def compare(
     everything = list(called.values())
     built = [make_arm(name, runs) for name, runs in measured.items()]
     base = _baseline(built, baseline)
-    contrasts = _contrasts(built, base, measured, None if doubt else loss_margin, judged=not doubt)
+    contrasts = _contrasts(built, base, measured, loss_margin, speed_up, judged=not doubt)
     mock = loss_gap.on_mock(everything)
-    if not (doubt or mock):
-        for at, each in enumerate(contrasts):
-            arm = next(arm for arm in built if arm.name == each.candidate)
-            runs = measured[arm.name], measured[base.name]
-            contrasts[at] = replace(each, equal_loss=equal_loss.between((arm, base), *runs, each.step_time, speed_up))
     return Comparison(
         created=utc_now(),
         forced=bool(void),
@@ -196,10 +190,13 @@ def _baseline(built: list[Arm], wanted: str) -> Arm:
 
 
 def _contrasts(
-    built: list[Arm], base: Arm, measured: dict[str, list[Measured]], margin: float | None, *, judged: bool
-) -> list[Contrast]:
+    built: list[Arm], base: Arm, measured: dict[str, list[Measured]], margin: float | None,
+    speed_up: published.SpeedUp | None, *, judged: bool,
+) -> list[Contrast]:  # fmt: skip
     """Every other arm against the baseline; `judged` is whether their losses may be, which did the same work."""
     others = [arm for arm in built if arm is not base]
+    margin = margin if judged else None
+    curves = judged and not loss_gap.on_mock([run for runs in measured.values() for run in runs])
     found = [loss_gap.training(measured[arm.name], measured[base.name]) for arm in others]
     called = loss_gap.called(found) if judged else [None] * len(found)
     contrasts = []
@@ -207,10 +204,11 @@ def _contrasts(
         runs, base_runs = measured[arm.name], measured[base.name]
         validation = loss_gap.validation(runs, base_runs)
         over = gap.over_seeds if gap and judged else None
+        ratio = speedup.step_time(arm, base, runs, base_runs)
         contrasts.append(
             Contrast(
                 candidate=arm.name,
-                step_time=speedup.step_time(arm, base, runs, base_runs),
+                step_time=ratio,
                 figures=of_contrast(arm, base),
                 training_loss_gap=gap and gap.figure,
                 validation_loss_gap=validation and validation.figure,
@@ -220,6 +218,7 @@ def _contrasts(
                 loss_within_margin=bool(over.within(margin)) if over and margin is not None else None,
                 loss=loss_gap.verdict(gap, arm, base, differs=differs, margin=margin) if gap else "",
                 published_gap=loss_gap.published_gaps(runs[0], base_runs[0]) if gap or validation else "",
+                equal_loss=equal_loss.between((arm, base), runs, base_runs, ratio, speed_up) if curves else None,
             )
         )
     return contrasts

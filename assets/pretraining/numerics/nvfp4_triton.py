@@ -187,9 +187,9 @@ def _quantize_kernel(
             byte = tl.reshape(byte_of(words, i), [WIDTH // LENGTH, LENGTH]) if STOCHASTIC else 0
             if CHOSEN:
                 scale = load_scales(row_scales, first + i, height, width // LENGTH, WIDTH // LENGTH)
-                multiplier = element_multiplier(scale, decode)
             else:
-                scale, multiplier = block_scales(tl.max(tl.abs(blocks), axis=1), encode, decode, FOLDED)
+                scale = block_scales(tl.max(tl.abs(blocks), axis=1), encode, FOLDED)
+            multiplier = element_multiplier(scale, decode)
             values = to_e2m1(blocks, multiplier[:, None], byte, STOCHASTIC) * scale[:, None]
             to = row_address(of_rows, first + i, width) + columns
             tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))
@@ -206,10 +206,9 @@ def _quantize_kernel(
         unit: tl.constexpr = 0.25 if RHT else 1.0  # of the rows, which are four times the orthonormal transform
         if CHOSEN:
             scale = load_scales(column_scales, group, tl.num_programs(0), width, WIDTH)
-            multiplier = element_multiplier(scale, decode)
         else:
-            scale, multiplier = block_scales(largest_of(rows) * unit, encode, decode, FOLDED)
-        multiplier *= unit
+            scale = block_scales(largest_of(rows) * unit, encode, FOLDED)
+        multiplier = element_multiplier(scale, decode) * unit
         for i in tl.static_range(LENGTH):
             # The bits of the row 8 further: each of the two results has bits of its own for each element, and the same
             # element is rounded independently in both, for half the random bits.
@@ -231,10 +230,9 @@ def _tiles_kernel(
         tl.store(scale_out, tensor_scale)
     if CHOSEN:
         scale = load_scales(chosen, tl.program_id(0), tl.num_programs(0), width // LENGTH, WIDTH // LENGTH)
-        multiplier = element_multiplier(scale, decode)
     else:
-        tiles = tl.max(tl.reshape(largest_of(rows), [WIDTH // LENGTH, LENGTH]), axis=1)
-        scale, multiplier = block_scales(tiles, encode, decode, FOLDED)
+        scale = block_scales(tl.max(tl.reshape(largest_of(rows), [WIDTH // LENGTH, LENGTH]), axis=1), encode, FOLDED)
+    multiplier = element_multiplier(scale, decode)
     for i in tl.static_range(LENGTH):
         blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])
         values = to_e2m1(blocks, multiplier[:, None], 0, False) * scale[:, None]

@@ -123,14 +123,12 @@ def inverse(x):
 
 
 @triton.jit
-def block_scales(amax, encode, decode, FOLDED: tl.constexpr):
-    """The E4M3 scale of each block from its amax, a BF16 number, and what its elements are multiplied with.
+def block_scales(amax, encode, FOLDED: tl.constexpr):
+    """The E4M3 scale of each block from its amax, a BF16 number.
 
     The largest of all gives 448 but for a rounding, so that none needs to be clipped to it.
     """
-    raw = amax * (encode * (1.0 / _SIX)) if FOLDED else divided_by_six(amax) * encode
-    scale = to_e4m3(raw)
-    return scale, element_multiplier(scale, decode)
+    return to_e4m3(amax * (encode * (1.0 / _SIX)) if FOLDED else divided_by_six(amax) * encode)
 
 
 @triton.jit

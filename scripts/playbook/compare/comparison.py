@@ -55,11 +55,7 @@ def compare(
         UsageError: no arm is called `baseline`.
     """
     measured = _measured(groups)
-    called = {
-        f"{name}{index}" if len(runs) > 1 else name: run
-        for name, runs in measured.items()
-        for index, run in enumerate(runs, 1)
-    }
+    called = _called(measured)
     differences, unchecked = parity.check(called)
     void = [found for found in differences if found.void]
     if void and not force:
@@ -90,6 +86,15 @@ def compare(
         bands=published.against_published(built, contrasts, base),
         reproduce=reproduce,
     )
+
+
+def _called(groups: dict[str, list[Measured]]) -> dict[str, Measured]:
+    """Each run by its arm's name, with its number where the arm has several."""
+    return {
+        f"{name}{index}" if len(runs) > 1 else name: run
+        for name, runs in groups.items()
+        for index, run in enumerate(runs, 1)
+    }
 
 
 def group(runs: Sequence[Run]) -> list[list[Run]]:

@@ -220,7 +220,8 @@ def _digits(figure: Figure) -> int:
     cent and GB; anything else four significant ones."""
     if figure.unit in ("x", "%", "GB"):
         width = 0.0 if figure.low is None or figure.high is None else figure.high - figure.low
-        return min(4, max(2, math.ceil(-math.log10(width)))) if width > 0 else 2
+        least = 3 if figure.unit == "x" and width < 0.05 else 2  # as `stats.between` says it in a sentence
+        return min(4, max(least, math.ceil(-math.log10(width)))) if width > 0 else 2
     if figure.unit.startswith("nats"):
         return LOSS_DIGITS
     return _significant(figure.value)

@@ -34,6 +34,9 @@ def engine_release() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", installed().get("transformer-engine", ""))[:2])
 
 
+FOUR_OVER_SIX = (2, 18)  # the first release known to have `NVTE_NVFP4_4OVER6`; an older one ignores it
+
+
 @functools.cache
 def folds_block_scale() -> bool:
     """Whether Transformer Engine computes a block's scale as amax * (encode / 6), which it does from 2.14."""

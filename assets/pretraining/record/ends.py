@@ -76,7 +76,7 @@ _CANCELLED = r"(?:STEP|JOB) \S+ ON \S+ CANCELLED|Force Terminated job|TERM_OWNER
 _HUNG = "Watchdog caught collective operation timeout"
 _HOST = "the host ran out of memory (not the GPU's)"
 _CHILD = "a training process failed; its own error is not in the log"
-_LOWER, _LONGER = "lower MBS or free some; more with sbatch: {mem: }", "raise time in cluster.yaml, or let it restart"
+_LOWER, _LONGER = "lower MBS or free some", "raise time in cluster.yaml, or let it restart"
 _EXITING = r"\[(exiting program{}[^]]*)"
 _OF, _BY, _NO = Verdict.FAILED, Verdict.INTERRUPTED, Verdict.INCOMPLETE
 

@@ -68,6 +68,8 @@ def recipe(
                 f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
             )
         found = nvfp4_recipe.Nvfp4Recipe(stochastic=False)
+    if found.chosen_by != nvfp4_recipe.Nvfp4Recipe.chosen_by and not found.four_over_six:
+        raise UsageError(f"error={found.chosen_by} is how scale=4over6 chooses; write both, or leave it out")
     if native:
         _require_native(found)
     # Where it switches may change before it has, see `late_switch`.
@@ -102,18 +104,22 @@ def late_switch(
     """
     of_past = run_folder.read_facts(args.resume).precision if past and run_folder.holds_run(args.resume) else {}
     before = of_past.get("switches_at")
-    if not args.trains or found is None:
-        return before
+    if found is None:
+        return None
+    if not args.trains:
+        return before if found.switch else None
     at = found.late_switch.first(iterations) if found.switch else None
     if at is not None and at > iterations:
         raise UsageError(
             f"switch={found.switch} comes after the last of {iterations} iterations; lower it, or train longer"
         )
     then, now = (past if each is None else min(each, past) for each in (before, at)) if past else (0, 0)
-    if then != now:
+    to = nvfp4_recipe.Nvfp4Recipe.recorded(of_past["ingredients"]).late_switch.to if past and then < past else None
+    if then != now or (to and to != found.late_switch.to):
         raise UsageError(
-            f"--resume {args.resume} trained {then} of its {past} iterations in NVFP4, and switch="
-            f"{found.switch or 'never'} says {now}: write switch={before if then < past else f'{past} or later'}"
+            f"--resume {args.resume} trained {then} of its {past} iterations in NVFP4"
+            f"{f' and the others by {before}:{to}' if to else ''}, and switch={found.switch or 'never'} says "
+            f"otherwise: write switch={f'{before}:{to}' if to else f'{past} or later'}"
         )
     return at
 

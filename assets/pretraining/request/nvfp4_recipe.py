@@ -70,7 +70,8 @@ class LateSwitch(NamedTuple):
         return cls(float(at) if "." in at else int(at), to)
 
     def __str__(self) -> str:
-        return f"{self.at}:{self.to}"
+        at = f"{self.at:.9f}".rstrip("0") if isinstance(self.at, float) else str(self.at)
+        return f"{at}{'0' * at.endswith('.')}:{self.to}"
 
     def first(self, iterations: int) -> int:
         """How many of the iterations come before it."""
@@ -177,10 +178,10 @@ class Nvfp4Recipe:
         """What `facts` gave; what an older record does not name was as it is by default."""
         return cls(**{name: value for name, value in ingredients.items() if name in _ABOUT})
 
-    def words(self) -> dict[str, str]:
-        """The words of `facts` with their values."""
+    def words(self, *, every: bool = False) -> dict[str, str]:
+        """The words of `facts` with their values; or every word, which leaves nothing to what is said elsewhere."""
         said = {name: {value: text for text, value in values.items()} for name, values in _VALUES.items()}
-        facts = self.facts()
+        facts = dataclasses.asdict(self) if every else self.facts()
         return {word: said[name].get(facts[name], facts[name]) for word, name in _FIELDS.items() if name in facts}
 
     def changed(self) -> dict[str, str]:
@@ -215,7 +216,7 @@ HELP = " ".join(f"{word}={(*values, '0.82:forward')[1]}" for word, values in VAL
 
 
 def native_roundings() -> list[Rounding]:
-    """All that Transformer Engine's own kernels do: by the whole recipe, and without each that it can leave out."""
+    """What Transformer Engine's own kernels do by the whole recipe, and without each ingredient of it."""
     recipes = [Nvfp4Recipe(), *(Nvfp4Recipe().without(name) for name in INGREDIENTS)]
     return list(dict.fromkeys(recipe.rounding(tensor) for recipe in recipes for tensor in TENSORS))
 
@@ -281,6 +282,11 @@ def _set_in(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
             if said != says[0]:
                 found[name] = (engine, values[says.index(said)])
     return found
+
+
+def is_variable(name: str) -> bool:
+    """Whether an environment variable says something of the recipe."""
+    return name in SHORT or name in _ENGINE
 
 
 def passed_on(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

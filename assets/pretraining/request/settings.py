@@ -24,7 +24,7 @@ from pretraining.request.precisions import Precision, default_tail, find_precisi
 
 _NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
 _SWITCHES = ("evaluate", "tuned", "tensorboard")
-_NO_FLAG = ("blends", "engine_switches", "overrides", "left", "why", *_SWITCHES)
+_NO_FLAG = ("blends", "engine_switches", "overrides", "left", "switches_at", "why", *_SWITCHES)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Settings:
         said |= {
             "model": self.model.name,
             "precision": self.precision.name,
-            "nvfp4": self.nvfp4 and nvfp4_recipe.as_text(self.nvfp4.words()),
+            "nvfp4": self.nvfp4 and nvfp4_recipe.as_text(self.nvfp4.words(every=True)),
             "save": self.save or 0,
             "config": self.config and self.config.path,
         }

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pretraining import packages
 from pretraining.errors import FULL_DISK, Diverged, EndedEarly, UsageError
 from pretraining.megatron.plugin import located
 from pretraining.record import ends, lock, run_folder
@@ -108,7 +109,7 @@ def has_gpu() -> bool:
 
 
 def check_capability(chosen: Settings) -> None:
-    """Raise UsageError where this GPU has no tensor cores for the precision, before Megatron is imported."""
+    """Raise UsageError where this GPU or engine has no kernels for the precision, before Megatron is imported."""
     import torch
 
     capability = torch.cuda.get_device_capability()
@@ -118,6 +119,13 @@ def check_capability(chosen: Settings) -> None:
         raise UsageError(
             f"{chosen.precision.name} needs {chosen.precision.needs}; this is {torch.cuda.get_device_name()} with "
             f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
+        )
+    chooses = chosen.nvfp4 and chosen.nvfp4.four_over_six and not chosen.emulate
+    if chooses and packages.engine_release() < packages.FOUR_OVER_SIX:
+        raise UsageError(
+            f"scale={chosen.nvfp4.words()['scale']} needs Transformer Engine {packages.FOUR_OVER_SIX[0]}."
+            f"{packages.FOUR_OVER_SIX[1]}, and {packages.installed().get('transformer-engine', 'none')} is here, which "
+            "would ignore it; --emulate (EMULATE=1) needs no such kernels"
         )
 
 

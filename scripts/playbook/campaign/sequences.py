@@ -70,9 +70,9 @@ def check_evaluators(runs: Mapping[str, Run]) -> None:
     """
     for name, way_out in EVALUATOR.items():
         refuse_unequal(name, {called: run.parity.get(name) for called, run in runs.items()}, way_out)
-    for name in ("name", "arithmetic"):
+    for name in ("name", "arithmetic", "ingredients", "switches_at"):
         refuse_unequal(f"precision ({name})", {called: run.precision.get(name) for called, run in runs.items()},
-                       "PRECISION=")  # fmt: skip
+                       "PRECISION=bf16")  # fmt: skip
 
 
 def refuse_unequal(what: str, values: Mapping[str, object], way_out: str) -> None:

@@ -110,7 +110,7 @@ def _check(cluster: Cluster, path: Path) -> None:
     for name in cluster.environment or {}:
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
             raise UsageError(f"{path}: environment name {name!r}; use capitals, which is all that NeMo-Run exports")
-        if nvfp4_recipe.in_environment({name: "1"}):
+        if nvfp4_recipe.is_variable(name):
             raise UsageError(f"{path}: {name} is NVFP4's recipe, and a job gets that by flag: make submit NVFP4=...")
         if re.search(r"TOKEN|PASSWORD|SECRET|API_KEY", name):
             raise UsageError(

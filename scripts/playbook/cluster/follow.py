@@ -111,7 +111,8 @@ def settle(job: Job) -> None:
     folder = attempt(job)
     end = ends.BY_STATE[job.state]
     code = 130 if end.verdict is Verdict.INTERRUPTED else 1
-    cause = f"{end.told} (job {job.number}, {job.state})"
+    more = "; more with sbatch: {mem: }" if end.verdict is Verdict.OUT_OF_MEMORY else ""
+    cause = f"{end.told}{more} (job {job.number}, {job.state})"
     run_folder.write_outcome(folder, end.verdict, cause=cause, exit_code=code)
 
 

@@ -204,6 +204,7 @@ def _contrasts(
     curves = judged and not loss_gap.on_mock([run for runs in measured.values() for run in runs])
     found = [loss_gap.training(measured[arm.name], measured[base.name]) for arm in others]
     called = loss_gap.called(found) if judged else [None] * len(found)
+    tests = sum(each is not None for each in called)
     contrasts = []
     for arm, gap, differs in zip(others, found, called, strict=True):
         runs, base_runs = measured[arm.name], measured[base.name]
@@ -221,7 +222,7 @@ def _contrasts(
                 gap_iterations=loss_gap.iterations_of(runs[0], base_runs[0]) if gap else 0,
                 loss_differs=differs,
                 loss_within_margin=bool(over.within(margin)) if over and margin is not None else None,
-                loss=loss_gap.verdict(gap, arm, base, differs=differs, margin=margin) if gap else "",
+                loss=loss_gap.verdict(gap, arm, base, differs=differs, tests=tests, margin=margin) if gap else "",
                 published_gap=loss_gap.published_gaps(runs[0], base_runs[0]) if gap or validation else "",
                 equal_loss=equal_loss.between((arm, base), runs, base_runs, ratio, speed_up) if curves else None,
             )

@@ -58,7 +58,7 @@ class OfArm(msgspec.Struct):
     arithmetic: str
     bf16_head_layers: int | None
     bf16_tail_layers: int | None
-    ingredients: dict[str, bool]
+    ingredients: dict[str, bool | str]
     runs: Annotated[list[OfRun], msgspec.Meta(min_length=1)]
     step_time: Value | None
     peak_memory: Value | None

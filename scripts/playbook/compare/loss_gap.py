@@ -198,11 +198,12 @@ def _short(number: float) -> str:
     return f"{number:g}"
 
 
-def verdict(gap: Gap, arm: Arm, base: Arm, *, differs: bool | None, margin: float | None) -> str:
+def verdict(gap: Gap, arm: Arm, base: Arm, *, differs: bool | None, tests: int, margin: float | None) -> str:
     """What a gap in training loss shows, and what would show more.
 
     Args:
         differs: whether it is a difference; None where nothing judges it.
+        tests: how many gaps were judged at once.
         margin: the smallest difference that matters, per cent, where one was asked for.
     """
     new, old = (arm.name, base.name) if arm.label == base.label else (arm.called, base.called)
@@ -215,7 +216,7 @@ def verdict(gap: Gap, arm: Arm, base: Arm, *, differs: bool | None, margin: floa
     if differs:
         said = f"The training loss of {new} lies {figure.value:+.2f} % from {old} {stats.between(figure)}."
     else:
-        shown = f"{figure.count} seeds that spread so show {over.smallest_shown():.2g} % eight times in ten"
+        shown = f"{figure.count} seeds that spread so show {over.smallest_shown(tests):.2g} % eight times in ten"
         said = f"No difference in training loss is shown between {new} and {old}: {figure.value:+.2f} % "
         said += f"{stats.between(figure)}; {shown}."
     if margin is None:

@@ -145,7 +145,7 @@ class Arm(Figured):
         name: "A", "B", ... in the order given.
         arithmetic: "native" or "emulated".
         emulator: which one on a GPU; "" on the CPU, which has its own, of a raw log, and where it is native.
-        ingredients: of the NVFP4 recipe, whether each is on; empty where not known or another precision.
+        ingredients: of the NVFP4 recipe, as `Nvfp4Recipe.facts` has them; empty where not known or another precision.
         runs: in the order in which they ran.
     """
 
@@ -155,7 +155,7 @@ class Arm(Figured):
     emulator: str
     bf16_head_layers: int | None
     bf16_tail_layers: int | None
-    ingredients: dict[str, bool]
+    ingredients: dict[str, bool | str]
     runs: list[RunResult]
     mfu_peak: str  # which peak of which precision, and its source; "" where there is no figure
     peak_memory_kind: str

@@ -170,7 +170,8 @@ def show(training: Training, what: str, tokens: float, chosen: list[tuple[str, s
     _columns([(name, f"{seconds / step:6.1%}  {seconds:.3g} s") for name, seconds in parts.items() if seconds], 24)
     print("How far to trust it:")
     known = len(published_runs.held_out())
-    print(f"  {known} published runs that it was not fitted on: half lie within {half:.0%}, nine of ten {most:.0%}")
+    half, most = (math.ceil(100 * each) for each in (half, most))
+    print(f"  {known} published runs that it was not fitted on: half lie within {half} %, nine of ten within {most} %")
     like = published_runs.nearest(training)
     print(f"  the nearest, {like.source}: {like.name}: {like.tflops:.0f} TFLOP/s a GPU, estimated {like.error():+.0%}")
     for words in unlike:

@@ -43,7 +43,8 @@ _FIELDS = {
     "skipped": rb"number of skipped iterations",
     "nan_iterations": rb"number of nan iterations",
 }
-_OTHER_FIELD = rb"[^|\n:\[0-9]++:[^|\n\[]*+\|"  # what is glued to a line has a bracket or a digit before a colon
+# A number under any label, or a text; what is glued to a line has a bracket or a digit before its colon, and no number.
+_OTHER_FIELD = rb"[^|\n:]++: *+[-+.0-9Ee]++ *+\||[^|\n:\[0-9]++:[^|\n\[]*+\|"
 _ITERATION_LINE = (
     rb"(?:\[[0-9 :.-]++\] )?iteration ++([0-9]++)/ *+([0-9]++) *+\|(?: *+(?:"
     + b"|".join(label + _NUMBER for label in _FIELDS.values())

@@ -84,6 +84,10 @@ def test_an_unequal_evaluator_is_refused(fact: str, value, way_out: str) -> None
 def test_another_precision_is_refused() -> None:
     with pytest.raises(UsageError, match=r"precision \(name\) differs: bf16 for a, nvfp4 for b"):
         sequences.check_evaluators({"a": run(), "b": run("nvfp4")})
+    whole, switched = run("nvfp4"), run("nvfp4")
+    switched.environment["precision"] = switched.precision | {"switches_at": 3}
+    with pytest.raises(UsageError, match=r"precision \(switches at\) differs: None for a, 3 for b .*PRECISION=bf16"):
+        sequences.check_evaluators({"a": whole, "b": switched})
 
 
 def test_other_sequences_are_refused() -> None:

@@ -35,7 +35,10 @@ def test_a_job_gets_the_recipe_by_flag_and_transformer_engines_variables(tmp_pat
     cluster = config.Cluster(runs=str(tmp_path), gpus=8, environment={"NVTE_FUSED_ATTN": "1", "MINE": "2"})
     planned = submission.planned(args, cluster)
     job = submission.job_of(planned, cluster, 1, 1)
-    assert job["flags"][job["flags"].index("--nvfp4") + 1] == "rht=off stochastic=on weights=1x16"
+    assert (
+        job["flags"][job["flags"].index("--nvfp4") + 1]
+        == "rht=off stochastic=on weights=1x16 scale=6 error=mae switch=never"
+    )
     assert job["environment"].items() >= {"NVTE_FUSED_ATTN": "0", "NVTE_NVFP4_DISABLE_RHT": "1", "MINE": "2"}.items()
     assert "hf_secret" not in str(job)
 

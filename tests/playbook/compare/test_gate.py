@@ -176,6 +176,10 @@ def test_an_emulator_is_not_held_against_another(compared, capsys) -> None:
         )
     )  # fmt: skip
     assert said(capsys, triton, "--current", again)[0] == 0
+    chosen = compared(
+        "chosen", environment={"precision": facts | {"ingredients": {"rht": True, "four_over_six": "all"}}}
+    )
+    assert said(capsys, chosen, "--current", chosen)[0] == 0
     for other, label in ((reference, "reference-emulated"), (unknown, "emulated")):
         assert said(capsys, triton, "--current", other) == (
             2,

@@ -57,6 +57,16 @@ def test_a_real_log_gives_every_iteration() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "field", ["mtp_1 loss: 1.5E+00 |", "memory [GB]: 12.5 |", "loss (2nd): -3 |", "note: as it was |"]
+)
+def test_what_comes_after_a_further_field_is_read(read, field: str) -> None:
+    text = "".join(step(number, extra=f" {field}").replace("skipped iterations:   0", "skipped iterations:   3")
+                   for number in range(1, 5))  # fmt: skip
+    for line in read(START + text + END).train:
+        assert (line["grad_norm"], line["skipped"], line["global_batch_size"]) == (6.896, 3, 16)
+
+
 def test_a_real_log_gives_the_settings() -> None:
     assert read_log(FP8).parity == {
         "num_layers": 8,

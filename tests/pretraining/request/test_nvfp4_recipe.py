@@ -47,12 +47,15 @@ def refusal(*flags: str, on_gpu: bool = False) -> str:
         ("switch=0.75", Nvfp4Recipe(switch="0.75:bf16")),
         ("switch=.5:forward", Nvfp4Recipe(switch="0.5:forward")),
         ("switch=9:bf16", Nvfp4Recipe(switch="9:bf16")),
+        ("switch=0.00001", Nvfp4Recipe(switch="0.00001:bf16")),
+        ("switch=1.0", Nvfp4Recipe(switch="1.0:bf16")),
         ("switch=never scale=6", Nvfp4Recipe()),
     ],
 )
 def test_words(words: str, recipe: Nvfp4Recipe) -> None:
     assert resolve("--nvfp4", words).nvfp4 == recipe
     assert Nvfp4Recipe.of(recipe.words()) == Nvfp4Recipe.of(recipe.changed()) == recipe
+    assert Nvfp4Recipe.of(nvfp4_recipe.words_in(nvfp4_recipe.as_text(recipe.words(every=True)))) == recipe
     assert Nvfp4Recipe.recorded(recipe.facts()) == recipe
     assert nvfp4_recipe.words_in(nvfp4_recipe.as_text(recipe.words())) == recipe.words()
 
@@ -76,6 +79,7 @@ def test_words(words: str, recipe: Nvfp4Recipe) -> None:
         ("switch=1e3", "'1e3' is neither"),
         ("switch=", "'' is neither"),
         ("switch=99999", "switch=99999:bf16 comes after the last of"),
+        ("error=mse", "error=mse is how scale=4over6 chooses; write both, or leave it out"),
     ],
 )
 def test_wrong_words(words: str, said: str) -> None:
@@ -152,7 +156,12 @@ def test_flags_say_all_of_it_whatever_is_set_where_they_are_parsed(monkeypatch) 
     chosen = resolve("--nvfp4", "stochastic=off")
     monkeypatch.setenv("NVFP4_RHT", "0")
     monkeypatch.setenv("NVTE_NVFP4_DISABLE_2D_QUANTIZATION", "1")
+    monkeypatch.setenv("NVTE_NVFP4_4OVER6", "all")
     assert resolve(*chosen.as_flags()) == chosen
+    whole = resolve("--nvfp4", "rht=on weights=16x16 scale=6")
+    assert whole.nvfp4 == Nvfp4Recipe() and resolve(*whole.as_flags()) == whole
+    switched = resolve("--nvfp4", "switch=0.5", "--train-iters", "8")
+    assert switched.switches_at == 4 and resolve(*switched.as_flags()) == switched
 
 
 def test_a_config_file_restores_it_word_by_word(tmp_path: Path, monkeypatch) -> None:
@@ -192,10 +201,19 @@ def test_a_resumed_run_goes_on_as_it_began(past: Path, monkeypatch) -> None:
     [
         (None, "switch=4", ""),
         (None, "switch=9", ""),
-        (None, "switch=3", "trained 4 of its 4 iterations in NVFP4, and switch=3:bf16 says 3: write switch=4 or later"),
-        (3, "switch=0.5", "trained 3 of its 4 iterations in NVFP4, and switch=0.5:bf16 says 4: write switch=3"),
-        (3, "switch=never", "switch=never says 4: write switch=3"),
-        (3, "switch=3:forward", ""),
+        (
+            None,
+            "switch=3",
+            "trained 4 of its 4 iterations in NVFP4, and switch=3:bf16 says otherwise: write switch=4 or",
+        ),
+        (
+            3,
+            "switch=0.5",
+            "3 of its 4 iterations in NVFP4 and the others by 3:bf16, and switch=0.5:bf16 says otherwise",
+        ),
+        (3, "switch=never", "switch=never says otherwise: write switch=3:bf16"),
+        (3, "switch=3:forward", "switch=3:forward says otherwise: write switch=3:bf16"),
+        (3, "switch=3", ""),
         (8, "", ""),
     ],
 )
@@ -210,6 +228,16 @@ def test_a_resumed_run_has_switched_when_it_had(tmp_path: Path, make_checkpoint,
     else:
         at = resolve(*given).switches_at
         assert at == (before if not asked else int(asked.partition("=")[2].partition(":")[0]))
+
+
+def test_a_switched_run_is_evaluated_as_it_trained_or_as_asked(tmp_path: Path, make_checkpoint) -> None:
+    make_checkpoint(tmp_path, 4)
+    about = {"name": "nvfp4", "ingredients": Nvfp4Recipe(switch="3:bf16").facts(), "switches_at": 3}
+    run_folder.write_json(tmp_path / run_folder.ENVIRONMENT, {"schema": 1, "model": "tiny", "precision": about})
+    given = ("--resume", str(tmp_path), "--evaluate")
+    assert resolve(*given).switches_at == 3
+    assert resolve(*given, "--nvfp4", "switch=never").switches_at is None
+    assert resolve(*given, "--precision", "bf16").switches_at is None
 
 
 def test_what_a_process_uses_and_transformer_engine_is_told(monkeypatch) -> None:
@@ -246,7 +274,8 @@ from playbook.publish import publishable
 from pretraining.request import flags, settings
 args = flags.parser("x").parse_args(["--nvfp4", "toy=four"])
 chosen = settings.resolve(args, on_gpu=False, processes=1)
-assert chosen.nvfp4.toy == "four" and "rht=on stochastic=on weights=16x16 toy=four" in chosen.as_flags()
+said = "rht=on stochastic=on weights=16x16 scale=6 error=mae switch=never toy=four"
+assert chosen.nvfp4.toy == "four" and said in chosen.as_flags()
 assert settings.resolve(flags.parser("x").parse_args(chosen.as_flags()), on_gpu=False, processes=1) == chosen
 assert chosen.nvfp4.facts()["toy"] == "four" and "toy" in publishable._INGREDIENTS
 made = plan.make_plan(chosen, place.Place("cpu"), 1)

@@ -450,6 +450,7 @@ def test_an_earlier_checkpoint(make_checkpoint, tmp_path: Path) -> None:
         ("--train-iters", "7", "--warmup-iters", "0", "--global-batch-size", "12", "--micro-batch-size", "3"),
         ("--model", "small", "--seed", "9", "--save", "5", "--run-dir", "with space/run", "--cache-dir", "c"),
         ("--data", "mock", "--seq-length", "64"),
+        ("--nvfp4", "rht=off scale=4over6:weights error=mse"),
         ("--tensorboard", "--wandb-project", "p", "--mlflow-experiment", "e"),
     ],
 )

@@ -152,6 +152,12 @@ def _amax_kernel(
         tl.atomic_max(amax + 1, tl.max(largest.to(tl.int32, bitcast=True)), sem="relaxed")
 
 
+@triton.jit
+def _scales(largest, encode, chosen, COUNT: tl.constexpr, FOLDED: tl.constexpr, CHOSEN: tl.constexpr):
+    """Of blocks from their largest magnitudes; or those that four over six chose, what ``load_scales`` is asked for."""
+    return load_scales(*chosen, COUNT) if CHOSEN else block_scales(largest, encode, FOLDED)
+
+
 @triton.jit(do_not_specialize=["stream"])
 def _quantize_kernel(
     x,
@@ -185,10 +191,9 @@ def _quantize_kernel(
         for i in tl.static_range(LENGTH):
             blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])
             byte = tl.reshape(byte_of(words, i), [WIDTH // LENGTH, LENGTH]) if STOCHASTIC else 0
-            if CHOSEN:
-                scale = load_scales(row_scales, first + i, height, width // LENGTH, WIDTH // LENGTH)
-            else:
-                scale = block_scales(tl.max(tl.abs(blocks), axis=1), encode, FOLDED)
+            largest = tl.max(tl.abs(blocks), axis=1)
+            chosen = row_scales, first + i, height, width // LENGTH
+            scale = _scales(largest, encode, chosen, WIDTH // LENGTH, FOLDED, CHOSEN)
             multiplier = element_multiplier(scale, decode)
             values = to_e2m1(blocks, multiplier[:, None], byte, STOCHASTIC) * scale[:, None]
             to = row_address(of_rows, first + i, width) + columns
@@ -204,10 +209,8 @@ def _quantize_kernel(
                 rounded += (to_bf16(rows[i]),)
             rows = rounded
         unit: tl.constexpr = 0.25 if RHT else 1.0  # of the rows, which are four times the orthonormal transform
-        if CHOSEN:
-            scale = load_scales(column_scales, group, tl.num_programs(0), width, WIDTH)
-        else:
-            scale = block_scales(largest_of(rows) * unit, encode, FOLDED)
+        chosen = column_scales, group, tl.num_programs(0), width
+        scale = _scales(largest_of(rows) * unit, encode, chosen, WIDTH, FOLDED, CHOSEN)
         multiplier = element_multiplier(scale, decode) * unit
         for i in tl.static_range(LENGTH):
             # The bits of the row 8 further: each of the two results has bits of its own for each element, and the same
@@ -220,7 +223,7 @@ def _quantize_kernel(
 
 @triton.jit
 def _tiles_kernel(
-    x, out, amax, scale_out, chosen, height, width, FOLDED: tl.constexpr, CHOSEN: tl.constexpr, WIDTH: tl.constexpr
+    x, out, amax, scale_out, tile_scales, height, width, FOLDED: tl.constexpr, CHOSEN: tl.constexpr, WIDTH: tl.constexpr
 ):  # one program: 16 rows, WIDTH columns
     first = tl.program_id(0) * LENGTH
     columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -228,10 +231,9 @@ def _tiles_kernel(
     encode, decode, tensor_scale = tensor_scales(amax, CHOSEN)
     if tl.program_id(0) + tl.program_id(1) == 0:
         tl.store(scale_out, tensor_scale)
-    if CHOSEN:
-        scale = load_scales(chosen, tl.program_id(0), tl.num_programs(0), width // LENGTH, WIDTH // LENGTH)
-    else:
-        scale = block_scales(tl.max(tl.reshape(largest_of(rows), [WIDTH // LENGTH, LENGTH]), axis=1), encode, FOLDED)
+    largest = tl.max(tl.reshape(largest_of(rows), [WIDTH // LENGTH, LENGTH]), axis=1)
+    chosen = tile_scales, tl.program_id(0), tl.num_programs(0), width // LENGTH
+    scale = _scales(largest, encode, chosen, WIDTH // LENGTH, FOLDED, CHOSEN)
     multiplier = element_multiplier(scale, decode)
     for i in tl.static_range(LENGTH):
         blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])

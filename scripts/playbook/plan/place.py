@@ -1,4 +1,4 @@
-"""Where a job runs: the runtime, its GPU and its image, each with the reason it was chosen.
+"""Where a job runs: the runtime and its GPU, each with the reason it was chosen. (The image: `launch/container`.)
 
 `RUNTIME=auto` never falls back to the CPU where an NVIDIA GPU is: what keeps that GPU from being used is then an error
 with its remedy. Nothing is asked of a container's engine: `launch.start.find_place` does.

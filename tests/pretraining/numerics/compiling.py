@@ -17,13 +17,19 @@ from pretraining.numerics import nvfp4_triton as kernels
 
 TYPES = {"x": "*bf16", "of_rows": "*bf16", "of_columns": "*bf16", "out": "*bf16", "amax": "*i32", "seed": "*i64"}
 TYPES |= {"scales": "*fp32", "scale_out": "*fp32", "row_scales": "*fp32", "column_scales": "*fp32"}
-TYPES |= {"chosen": "*fp32"}
+TYPES |= {"tile_scales": "*fp32"}
 ROUNDING = {"ROWS": True, "COLUMNS": True, "RHT": True, "FOLDED": False, "CHOSEN": False}
 UNFUSED = {"enable_fp_fusion": False}
+REGISTERS = {"maxnreg": kernels.REGISTERS}
 MODES = {
     "maxima": (kernels._amax_kernel, {"ROTATED": True, "GROUPS": kernels.GROUPS}, {}),
-    "nearest": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": False}, {"maxnreg": kernels.REGISTERS}),
-    "stochastic": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": True}, {"maxnreg": kernels.REGISTERS}),
+    "nearest": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": False}, REGISTERS),
+    "chosen": (
+        kernels._quantize_kernel,
+        ROUNDING | {"STOCHASTIC": False, "CHOSEN": True},
+        {"maxnreg": kernels.REGISTERS},
+    ),
+    "stochastic": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": True}, REGISTERS),
     "tiles": (kernels._tiles_kernel, {"FOLDED": False, "CHOSEN": False}, {}),
     "choice": (choice._choose_kernel, {"BLOCKS": choice.ROTATED.value, "SQUARED": True}, UNFUSED),
     "tile choice": (choice._choose_kernel, {"BLOCKS": choice.TILES.value, "SQUARED": True}, UNFUSED),

@@ -1,4 +1,4 @@
-"""The container runtime: NVIDIA's NeMo image, by the Docker SDK.
+"""The container runtime: NVIDIA's NeMo image, whose tag stands here, by the Docker SDK.
 
 May import what `launch` may.
 """

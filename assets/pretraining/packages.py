@@ -37,6 +37,11 @@ def engine_release() -> tuple[int, ...]:
 FOUR_OVER_SIX = (2, 18)  # the first release known to have `NVTE_NVFP4_4OVER6`; an older one ignores it
 
 
+def has_four_over_six() -> bool:
+    """Whether Transformer Engine's own kernels choose among two scales of a block."""
+    return engine_release() >= FOUR_OVER_SIX
+
+
 @functools.cache
 def folds_block_scale() -> bool:
     """Whether Transformer Engine computes a block's scale as amax * (encode / 6), which it does from 2.14."""

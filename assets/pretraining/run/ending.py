@@ -121,7 +121,7 @@ def check_capability(chosen: Settings) -> None:
             f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
         )
     chooses = chosen.nvfp4 and chosen.nvfp4.four_over_six and not chosen.emulate
-    if chooses and packages.engine_release() < packages.FOUR_OVER_SIX:
+    if chooses and not packages.has_four_over_six():
         raise UsageError(
             f"scale={chosen.nvfp4.words()['scale']} needs Transformer Engine {packages.FOUR_OVER_SIX[0]}."
             f"{packages.FOUR_OVER_SIX[1]}, and {packages.installed().get('transformer-engine', 'none')} is here, which "

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.request import config_file, nvfp4_recipe, settings
 from pretraining.request import flags as training_flags
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe
-from pretraining.run import run_facts
+from pretraining.run import ending, run_facts
 
 WHOLE = {"rht": "on", "stochastic": "on", "weights": "16x16"}
 
@@ -104,6 +105,19 @@ def test_what_the_engine_does_not_compute_is_refused_natively() -> None:
         assert resolve("--nvfp4", words, on_gpu=True).nvfp4.four_over_six
     emulated = resolve("--nvfp4", "scale=4over6 switch=0.5", "--emulate", on_gpu=True)
     assert emulated.nvfp4 == Nvfp4Recipe(four_over_six="all", switch="0.5:bf16")
+
+
+@pytest.mark.parametrize(("release", "refused"), [("2.14.1", True), ("2.18.0", False), ("2.20.2", False)])
+def test_an_engine_that_would_ignore_four_over_six_is_refused(release: str, refused: bool, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (10, 3))
+    monkeypatch.setattr(packages, "installed", lambda: {"transformer-engine": release})
+    ending.check_capability(resolve("--nvfp4", "rht=off", on_gpu=True))
+    ending.check_capability(resolve("--nvfp4", "scale=4over6", "--emulate", on_gpu=True))
+    chosen = resolve("--nvfp4", "scale=4over6:weights", on_gpu=True)
+    if not refused:
+        return ending.check_capability(chosen)
+    with pytest.raises(UsageError, match=r"scale=4over6:weights needs Transformer Engine 2\.18, and 2\.14\.1 is here"):
+        ending.check_capability(chosen)
 
 
 def test_transformer_engines_variables_for_four_over_six(monkeypatch) -> None:

@@ -15,6 +15,8 @@ from pretraining.numerics.nvfp4 import BLOCK
 from pretraining.numerics.rounding_triton import (
     LENGTH,
     SCALED_MAX,
+    WARPS,
+    WIDTH,
     divided_by_six,
     element_multiplier,
     largest_of,
@@ -28,7 +30,6 @@ from pretraining.numerics.rounding_triton import (
 )
 from pretraining.request.nvfp4_recipe import Rounding
 
-WIDTH, WARPS = 512, 4  # columns a program, as in `nvfp4_triton`
 ROWS, COLUMNS, ROTATED, TILES = (tl.constexpr(each) for each in range(4))  # where the elements of a block lie
 
 

@@ -53,7 +53,7 @@ class Operand(NamedTuple):
     Attributes:
         values: code value times block scale, exact in BF16, in the layout of the source; float32 on a CPU, bfloat16 on
             a GPU.
-        scale: the FP32 tensor scale, amax / 2688: a number on a CPU, of shape (1,) on a GPU.
+        scale: the FP32 tensor scale, see ``QuantizedMatrix.tensor_scale``: a number on a CPU, of shape (1,) on a GPU.
     """
 
     values: torch.Tensor

@@ -25,6 +25,8 @@ from pretraining.numerics.nvfp4 import BLOCK, NEAREST, Operand, require_matrix, 
 from pretraining.numerics.rounding_triton import (
     ALL_NAN,
     LENGTH,
+    WARPS,
+    WIDTH,
     block_scales,
     byte_of,
     element_multiplier,
@@ -39,8 +41,6 @@ from pretraining.numerics.rounding_triton import (
 )
 from pretraining.request.nvfp4_recipe import Rounding
 
-# Columns a program and warps: each thread holds 4 columns of 16 rows.
-WIDTH, WARPS = 512, 4
 REGISTERS = 168  # a thread at most, for 12 warps a multiprocessor; stochastic rounding would take more, and leave 8
 GROUPS = 2  # of 16 rows, that a program of the amax kernel reads: with more, a narrow matrix has too few programs
 

@@ -7,6 +7,8 @@ import triton.language as tl
 
 from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FOUR_OVER_SIX_MAX, FP32_MAX, RHT_SIGNS
 
+# Columns a program and warps: each thread holds 4 columns of 16 rows.
+WIDTH, WARPS = 512, 4
 PHILOX_ROUNDS = 7  # the fewest that pass BigCrush (Salmon et al., table 2)
 
 LENGTH = tl.constexpr(BLOCK)

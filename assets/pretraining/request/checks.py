@@ -57,7 +57,7 @@ def recipe(
     """
     if not precision.fp4:
         return None
-    facts = run_folder.read_facts(args.resume).precision if args.resume and run_folder.holds_run(args.resume) else {}
+    facts = _past_precision(args)
     past = nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
     found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **args.nvfp4})
     if emulator == "reference":
@@ -81,6 +81,11 @@ def recipe(
     return found
 
 
+def _past_precision(args: argparse.Namespace) -> dict[str, Any]:
+    """The record's facts of precision of the run that is resumed; {} where there is none."""
+    return run_folder.read_facts(args.resume).precision if args.resume and run_folder.holds_run(args.resume) else {}
+
+
 def _require_native(found: nvfp4_recipe.Nvfp4Recipe) -> None:
     """Raise UsageError for what Transformer Engine's own kernels do not compute (read: 2.20)."""
     if found.switch:
@@ -102,10 +107,10 @@ def late_switch(
     Raises:
         UsageError: the run ends before it, or the iterations up to that checkpoint were trained otherwise.
     """
-    of_past = run_folder.read_facts(args.resume).precision if past and run_folder.holds_run(args.resume) else {}
-    before = of_past.get("switches_at")
     if found is None:
         return None
+    of_past = _past_precision(args)
+    before = of_past.get("switches_at")
     if not args.trains:
         return before if found.switch else None
     at = found.late_switch.first(iterations) if found.switch else None

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as in pretrain_llama.py
 
 from pretraining.console import outlive_readers
-from pretraining.data import OUT_OF_MEMORY, sources, tokenizers, worker
+from pretraining.data import OUT_OF_MEMORY, bpe, sources, tokenizers, worker
 from pretraining.data.build import Build, State, plan_of
 from pretraining.data.sources import Piece
 from pretraining.errors import UsageError
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     flags = _Parser(prog="prepare_data.py", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
     add = flags.add_argument
     add("--input", required=True, metavar="FILES", help="a file or glob pattern, or several separated by spaces")
-    add("--tokenizer", required=True, help="a Hugging Face tokenizer's name or folder, or bytes")
+    add("--tokenizer", required=True, help="a Hugging Face tokenizer's name or folder, bytes, or bpe:SIZE")
     add("--out", required=True, type=Path, metavar="PREFIX", help="of the dataset, without .bin and .idx")
     add("--field", default="text", help="the field of a JSON line or column of a Parquet file (default text)")
     add("--format", choices=("jsonl", "text", "parquet"), help="of all files (default: by content and endings)")
@@ -116,10 +116,15 @@ def prepare(args: argparse.Namespace) -> Manifest | None:
     if prefix.suffix in (".bin", ".idx"):
         prefix = prefix.with_suffix("")
     name = str(Path(args.tokenizer).absolute()) if os.path.isdir(args.tokenizer) else args.tokenizer
+    words = bpe.size_of(args.tokenizer)
+    if words:
+        name = str(prefix.with_name(f"{prefix.name}-tokenizer"))
     with Build(prefix, plan_of(inputs, name, args.field)) as build:
         if build.finish_interrupted():
             return None
         try:
+            if words:
+                bpe.train(words, inputs, args.field, Path(name))
             vocabulary = tokenizers.prepare(name, build.tokenizer_file)
             build.open(vocabulary.dtype)
             _tokenize(build, worker.Task(name, build.tokenizer_file, vocabulary, args.field), inputs, args)

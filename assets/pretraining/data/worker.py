@@ -72,7 +72,7 @@ def work(chunk: list[Piece]) -> Result:
     for piece in chunk:
         bad: list[Bad] = []
         lines = 0
-        for number, text in _documents(piece):
+        for number, text in documents(piece, _task.field, as_bytes=_task.tokenizer == tokenizers.BYTES):
             lines = number
             if isinstance(text, Bad):
                 bad.append(text)
@@ -104,27 +104,29 @@ def _utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _documents(piece: Piece) -> Iterator[tuple[int, str | bytes | Bad | None]]:
-    """Each document of a piece with the number of its line; None for a blank line."""
+def documents(
+    piece: Piece, text_field: str, *, as_bytes: bool = False
+) -> Iterator[tuple[int, str | bytes | Bad | None]]:
+    """Each document of a piece with the number of its line; None for a blank line; plain text as bytes if asked."""
     if piece.source.kind == "parquet":
         assert isinstance(piece.content, list)
         for number, text in enumerate(piece.content, 1):
             yield number, text if isinstance(text, str) else Bad(number, f"no text but {type(text).__name__}")
     elif piece.source.kind == "text":
-        yield from _of_text(piece.lines())
+        yield from _of_text(piece.lines(), as_bytes)
     else:
         content = piece.lines()
         for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], 1):
-            yield number, _of_json(number, line)
+            yield number, _of_json(number, line, text_field)
 
 
-def _of_text(content: bytes) -> Iterator[tuple[int, str | bytes | Bad]]:
+def _of_text(content: bytes, as_bytes: bool) -> Iterator[tuple[int, str | bytes | Bad]]:
     """A piece of plain text is one document; its number is that of its last line."""
     content = content.removeprefix(codecs.BOM_UTF8)
     if not content:
         return
     count = content.count(b"\n") + (not content.endswith(b"\n"))
-    if _task.tokenizer == tokenizers.BYTES:
+    if as_bytes:
         yield count, content
         return
     try:
@@ -133,10 +135,10 @@ def _of_text(content: bytes) -> Iterator[tuple[int, str | bytes | Bad]]:
         yield count, Bad(content.count(b"\n", 0, error.start) + 1, f"not UTF-8 ({error.reason})")
 
 
-def _of_json(number: int, line: bytes) -> str | Bad | None:
+def _of_json(number: int, line: bytes, text_field: str) -> str | Bad | None:
     if json_lines.is_blank(line):
         return None
     try:
-        return json_lines.texts(line, _task.field)[0]
+        return json_lines.texts(line, text_field)[0]
     except ValueError as error:
         return Bad(number, str(error))

@@ -24,6 +24,7 @@ _FAST, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 _FILES = (_FAST, _CONFIG, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # The token that ends a document, where only its name says so; a chat model's end of a turn comes after these.
 _ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[EOS]", "<end>")
+END = _ENDS[0]  # of a tokenizer that is made here
 
 
 def check(folder: Path, flag: str, most: int | None = None) -> None:
@@ -83,10 +84,20 @@ def save(tokenizer: str, folder: Path) -> None:
         UsageError: it cannot be had.
     """
     if tokenizer == BYTES:
-        (folder / _FAST).write_text(json.dumps(_of_bytes(), indent=1) + "\n", encoding="utf-8")
-        _write_config(folder, _ENDS[0])
+        write(folder, json.dumps(_of_bytes(), indent=1) + "\n")
         return
     load(tokenizer).save_pretrained(folder)
+
+
+def write(folder: Path, fast: str) -> None:
+    """Write a tokenizer that was made here, which ends documents with END, into an existing folder.
+
+    Args:
+        folder: to write to.
+        fast: the text of its `tokenizer.json`.
+    """
+    (folder / _FAST).write_text(fast, encoding="utf-8")
+    _write_config(folder, END)
 
 
 def load(tokenizer: str) -> PreTrainedTokenizerBase:
@@ -142,7 +153,7 @@ def _of_bytes() -> dict[str, Any]:
     end = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
-        "added_tokens": [{"id": 256, "content": _ENDS[0], **end, "special": True}],
+        "added_tokens": [{"id": 256, "content": END, **end, "special": True}],
         "pre_tokenizer": level,
         "decoder": level,
         "model": {"type": "BPE", "vocab": {letters[byte]: byte for byte in range(256)}, "merges": []},

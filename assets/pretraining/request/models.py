@@ -138,6 +138,17 @@ MODELS: dict[str, Model] = {
             **_ON_BYTES,
             learning_rate=(6e-4, 6e-5),
         ),
+        # For studies on text of one's own: `make data TOKENIZER=bpe:16384` makes what it reads. 105M tokens.
+        Model(
+            "llama-110m",
+            "llama32_1b_pretrain_config",
+            train_iters=800,
+            warmup_iters=80,
+            global_batch_size=128,
+            micro_batch_size=32,
+            sequence_length=1024,
+            learning_rate=(6e-4, 6e-5),
+        ),
     )
 }
 

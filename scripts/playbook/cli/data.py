@@ -15,7 +15,7 @@ from playbook.launch import local
 from playbook.launch.container.folders import behind_links
 from playbook.plan import gpus, local_python, place
 from playbook.plan.place import Place
-from pretraining.data import OUT_OF_MEMORY, sources
+from pretraining.data import OUT_OF_MEMORY, bpe, sources
 from pretraining.errors import UsageError
 
 SCRIPT = ASSETS / "prepare_data.py"
@@ -40,6 +40,7 @@ def run(arguments: list[str] | None = None) -> int:
             "name the text and its tokenizer: make data INPUT='corpus/*.jsonl' TOKENIZER=bytes, or a Hugging Face "
             "tokenizer by name or folder"
         )
+    bpe.size_of(args.tokenizer)  # a size that is none, before anything is set up
     out = (args.out or Path("data") / _name(args.input, args.tokenizer)).absolute()
     wanted = ["--input", args.input, "--tokenizer", args.tokenizer, "--out", str(out), *others]
     found = gpus.read()  # one that does not answer matters to nobody here
@@ -60,7 +61,7 @@ def _name(patterns: str, tokenizer: str) -> str:
     first = Path(sources.words(patterns)[0])
     is_pattern = glob.has_magic(first.name) and not first.exists()
     stem = first.parent.absolute().name if is_pattern else first.name.split(".")[0]
-    return f"{stem}-{Path(tokenizer).name}"
+    return f"{stem}-{Path(tokenizer).name.replace(':', '-')}"  # a path with a colon is no mount of an engine
 
 
 def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> int:
@@ -80,7 +81,7 @@ def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> int
             *(spec.Folder(each) for path in reads for each in _folders(path.absolute())),
         ],
         workdir=Path.cwd(),
-        hub=[args.tokenizer],
+        hub=[] if bpe.size_of(args.tokenizer) else [args.tokenizer],
         secrets=spec.given((*spec.SECRETS, *spec.NETWORK)),
     )
     return foreground.run(asked, "make data", ", or RUNTIME=cpu")

@@ -130,7 +130,7 @@ _ALL = (
     Option("LOSS_MARGIN", "--loss-margin", "PERCENT", "the smallest difference in loss that matters", kind=AMOUNT),
     Option("RUN", "--run", "NAME", "the run that is meant: its folder, or that folder's name"),
     Option("INPUT", "--input", "FILES", "files or patterns of JSONL, text or Parquet, .gz and .zst too"),
-    Option("TOKENIZER", "--tokenizer", "NAME", "of data: bytes, or Hugging Face's by name or folder; else FROM's"),
+    Option("TOKENIZER", "--tokenizer", "NAME", "of data: bytes, bpe:SIZE or one of Hugging Face; else FROM's"),
     Option("OUT", "--out", "PATH", "what data or export writes", "data: data/NAME-TOKENIZER"),
     Option("FIELD", "--field", "NAME", "of the text in JSON or Parquet", "text"),
     _switch("SKIP_BAD", "--skip-bad", "leave out lines that cannot be read, instead of failing"),

@@ -14,6 +14,7 @@ from pretraining.record import checkpoint, run_folder
 from pretraining.request import blends, footprint, nvfp4_recipe, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
 from pretraining.request.precisions import PRECISIONS, Precision
+from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 
 def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
@@ -43,17 +44,27 @@ def emulator(args: argparse.Namespace, model: Model, precision: Precision) -> st
 
 
 def recipe(
-    args: argparse.Namespace, precision: Precision, emulator: str | None, *, native: bool
+    args: argparse.Namespace,
+    model: Model,
+    precision: Precision,
+    emulator: str | None,
+    *,
+    native: bool,
+    layers: int,
+    ends: tuple[int, int],
 ) -> nvfp4_recipe.Nvfp4Recipe | None:
     """How NVFP4 trains: as asked for, else as the run that is resumed did; None in another precision.
 
     Args:
         args: merged, so that `nvfp4` says all that was asked for.
-        precision, emulator: of the run.
+        model, precision, emulator: of the run.
         native: Transformer Engine's own kernels compute it.
+        layers: of the model.
+        ends: how many of the first and of the last of them are in BF16.
 
     Raises:
-        UsageError: words that the emulator or the engine does not know, or another recipe than the resumed run's.
+        UsageError: words that the emulator, the engine or the model does not know, or another recipe than the resumed
+            run's.
     """
     if not precision.fp4:
         return None
@@ -61,15 +72,23 @@ def recipe(
     past = nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
     found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **args.nvfp4})
     if emulator == "reference":
-        others = [word for word in found.changed() if word != "stochastic"]
+        others = [word for word in found.changed() if word not in ("stochastic", "bf16")]
         if others:
             raise UsageError(
                 f"--emulate reference rounds to nearest and knows no other change of the recipe: leave "
                 f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
             )
-        found = nvfp4_recipe.Nvfp4Recipe(stochastic=False)
+        found = nvfp4_recipe.Nvfp4Recipe(stochastic=False, in_bf16=found.in_bf16)
     if found.chosen_by != nvfp4_recipe.Nvfp4Recipe.chosen_by and not found.four_over_six:
         raise UsageError(f"error={found.chosen_by} is how scale=4over6 chooses; write both, or leave it out")
+    if found.in_bf16:
+        if footprint.shape_of(model.hf_config).experts:
+            raise UsageError(
+                f"bf16={found.in_bf16} in --nvfp4: not every layer of {model.name} has {', '.join(PROJECTIONS)}; leave "
+                "it out, or keep whole layers in BF16 (--bf16-head-layers, --bf16-tail-layers)"
+            )
+        kept = found.kept_in_bf16.of(layers, range(ends[0], layers - ends[1]))
+        found = replace(found, in_bf16=str(kept))
     if native:
         _require_native(found)
     # Where it switches may change before it has, see `late_switch`.

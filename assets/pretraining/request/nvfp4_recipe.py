@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pretraining.errors import UsageError, unknown
+from pretraining.request.recipe.kept_in_bf16 import EXAMPLE, KeptInBf16
 
 
 def _word(
@@ -26,6 +27,8 @@ def _word(
     short: str = "",
     engine: str = "",
     says: tuple[str, ...] = ("0", "1"),
+    read: Callable[[str], Any] | None = None,
+    example: str = "",
 ) -> Any:
     """A field of the recipe.
 
@@ -36,13 +39,16 @@ def _word(
         short: an environment variable that turns it on or off, 1 or 0: to the first value or the second.
         engine: Transformer Engine's own, read by its `NVFP4BlockScaling`.
         says: what that is set to for each of the values.
+        read: what takes any other value; as text it is the value's one spelling. It raises UsageError for a wrong one.
+        example: of what it takes.
     """
     about = {"word": word, "values": values, "title": title, "short": short, "engine": engine}
+    about |= {"read": read, "example": example or list(values)[1]}
     about["says"] = dict(zip(values.values(), says, strict=False))
     return dataclasses.field(default=next(iter(values.values())), metadata=about)
 
 
-LATE_SWITCH = r"(\d{1,9}|[01]?\.\d{1,9}):(bf16|forward)"  # as it is recorded
+_LATE_SWITCH = r"(\d{1,9}|[01]?\.\d{1,9}):(bf16|forward)"
 
 
 class LateSwitch(NamedTuple):
@@ -62,7 +68,7 @@ class LateSwitch(NamedTuple):
         at, _, to = text.partition(":")
         if (to := to or "bf16") not in ("bf16", "forward"):
             raise unknown("end of switch in --nvfp4", to, [f"switch={at}:bf16", f"switch={at}:forward"])
-        if not re.fullmatch(LATE_SWITCH, f"{at}:{to}", re.ASCII) or ("." in at and float(at) > 1):
+        if not re.fullmatch(_LATE_SWITCH, f"{at}:{to}", re.ASCII) or ("." in at and float(at) > 1):
             raise UsageError(
                 f"switch={text} in --nvfp4: {at!r} is neither a fraction of the iterations, 0.0 to 1.0, nor a number "
                 "of them; write switch=0.82:forward, or switch=900"
@@ -128,6 +134,7 @@ class Nvfp4Recipe:
             "activations" or "all"; never of gradients, as in Transformer Engine.
         chosen_by: the error by which it does.
         switch: as `LateSwitch.read` reads it, "" for never.
+        in_bf16: as `KeptInBf16.read` reads it, "" for no layer but those at the ends.
     """
 
     rht: bool = _word(
@@ -151,7 +158,10 @@ class Nvfp4Recipe:
         "error", {"mae": "mae", "mse": "mse"},
         title="four over six by", engine="NVTE_NVFP4_4OVER6_ERR_MODE", says=("MAE", "MSE"),
     )  # fmt: skip
-    switch: str = _word("switch", {"never": ""}, title="late switch at")
+    switch: str = _word(
+        "switch", {"never": ""}, title="late switch at", read=LateSwitch.read, example="0.82:forward"
+    )  # fmt: skip
+    in_bf16: str = _word("bf16", {"none": ""}, title="in BF16", read=KeptInBf16.read, example=EXAMPLE)
 
     def rounding(self, tensor: str) -> Rounding:
         """How one of TENSORS is quantized."""
@@ -165,6 +175,11 @@ class Nvfp4Recipe:
     def late_switch(self) -> LateSwitch | None:
         """Where it is, None for never."""
         return LateSwitch.read(self.switch) if self.switch else None
+
+    @property
+    def kept_in_bf16(self) -> KeptInBf16 | None:
+        """What is, None for no layer but those at the ends."""
+        return KeptInBf16.read(self.in_bf16) if self.in_bf16 else None
 
     @classmethod
     def of(cls, words: Mapping[str, str]) -> Nvfp4Recipe:
@@ -208,11 +223,9 @@ INGREDIENTS: dict[str, str] = {name: title for name, title in TITLES.items() if 
 # short form in the environment: what it turns off
 SHORT: dict[str, str] = {about["short"]: about["title"] for about in _ABOUT.values() if about["short"]}
 _ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["engine"]}  # variable: field
-# word: its values, the default first
-VALUES = {word: tuple(_VALUES[name]) for word, name in _FIELDS.items()}
-RECORDED = {name: tuple(values.values()) for name, values in _VALUES.items()}  # field: the values that `facts` may give
+WORDS = tuple(_FIELDS)
 # What can be said in place of the default.
-HELP = " ".join(f"{word}={(*values, '0.82:forward')[1]}" for word, values in VALUES.items())
+HELP = " ".join(f"{about['word']}={about['example']}" for about in _ABOUT.values())
 
 
 def native_roundings() -> list[Rounding]:
@@ -229,24 +242,36 @@ def differs(ingredients: Mapping[str, Any]) -> str:
 
 
 def words_in(text: str) -> dict[str, str]:
-    """Words and their values, as in "rht=off weights=1x16", between them blanks or commas.
+    """Words and their values, as in "rht=off weights=1x16 bf16=qkv,proj", between them blanks or commas.
 
     Raises:
         UsageError: a word or value that is none, with the nearest that is; or a word twice.
     """
     found: dict[str, str] = {}
-    for part in text.replace(",", " ").split():
+    told = re.sub(r"\s*,\s*", ",", text).strip(", \t\n")
+    for part in re.split(r"\s+|,(?=[^\s,=]*=)", told) if told else ():  # a comma may also be within a value
         word, equals, value = part.partition("=")
         if word not in _FIELDS:
             raise unknown("word in --nvfp4", word, _FIELDS)
-        values = _VALUES[_FIELDS[word]]
-        if word == "switch" and equals and value not in values:
-            value = str(LateSwitch.read(value))
+        values, read = _VALUES[_FIELDS[word]], _ABOUT[_FIELDS[word]]["read"]
+        if equals and read and value not in values:
+            value = str(read(value))
         elif not equals or value not in values:
             raise unknown(f"value of {word} in --nvfp4", value, [f"{word}={each}" for each in values])
         if found.setdefault(word, value) != value:
             raise UsageError(f"--nvfp4 {text}: {word} has two values, {found[word]} and {value}; drop one")
     return found
+
+
+def is_spelled(name: str, value: str) -> bool:
+    """Whether a record may hold this value of a word or a field: one of its own, or one that is read as it is."""
+    about = _ABOUT[_FIELDS.get(name, name)]
+    if value in about["values"] or value in about["values"].values():
+        return True
+    try:
+        return about["read"] is not None and str(about["read"](value)) == value
+    except UsageError:
+        return False
 
 
 def as_text(words: Mapping[str, str]) -> str:

@@ -237,12 +237,21 @@ def _numerics(asked: argparse.Namespace, model: Model, precision: Precision, *, 
             f"{head} first and {tail} last layers in BF16 leave none of {model.name}'s {layers} layers in "
             f"{precision.name}; lower --bf16-head-layers or --bf16-tail-layers"
         )
+    recipe = checks.recipe(
+        asked,
+        model,
+        precision,
+        emulator if on_gpu else None,
+        native=on_gpu and not emulator,
+        layers=layers,
+        ends=(head, tail),
+    )
     return {
         "num_layers": layers,
         "bf16_head_layers": head,
         "bf16_tail_layers": tail,
         "emulate": emulator if on_gpu else None,
-        "nvfp4": checks.recipe(asked, precision, emulator if on_gpu else None, native=on_gpu and not emulator),
+        "nvfp4": recipe,
         "tuned": checks.tuned(asked, model, on_gpu=on_gpu),
         "engine_switches": nvfp4_recipe.engine_switches(),
     }

@@ -169,6 +169,7 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
         choices["layers"] = Choice(settings.num_layers, f"{who}; {model.name} has {model.num_layers}")
     if precision.quantized:
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
+        speed_only &= not (settings.nvfp4 and settings.nvfp4.in_bf16)
         default = f"the default for {precision.name}"
         choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, default, *KEPT)
     if settings.nvfp4 and (how := nvfp4_recipe.differs(settings.nvfp4.facts())):

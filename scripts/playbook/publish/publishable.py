@@ -24,7 +24,7 @@ from pretraining.inputs.finetuning import SCHEMES
 from pretraining.record import run_folder
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
-from pretraining.request.nvfp4_recipe import INGREDIENTS, LATE_SWITCH, RECORDED, SHORT, VALUES
+from pretraining.request.nvfp4_recipe import INGREDIENTS, SHORT, TITLES, WORDS, is_spelled
 from pretraining.request.precisions import EMULATORS, PRECISIONS
 
 _LEFT_OUT = object()
@@ -47,6 +47,11 @@ def form(pattern: str) -> Callable[[Any], Any]:
 def words(*known: str) -> Callable[[Any], Any]:
     """Any of these texts; numbers too."""
     return lambda value: value if value in known or isinstance(value, int | float) else _unlisted(value)
+
+
+def _of_recipe(name: str) -> Callable[[Any], Any]:
+    """The values of a word or a field of the NVFP4 recipe."""
+    return lambda value: value if is_spelled(name, str(value)) else _unlisted(value)
 
 
 def _unlisted(value: Any) -> str:
@@ -114,10 +119,8 @@ _VERSION = form(r"\d+(\.\d+){0,2}((a|b|rc|\.?dev|\.?post)\d{1,8})?(\+(cpu|cu\d{2
 _MODEL, _PRECISION, _DATA = words(*MODELS), words(*PRECISIONS), form(r"mock|python-stdlib(-[\d.]+-[0-9a-f]{12})?")
 _WEIGHTS = form(r"hf:(meta-llama/(Meta-)?Llama|nvidia/N?emotron|Qwen/Qwen)[-\w.]{1,24}")
 _NUMBERS = "bf16_head_layers bf16_tail_layers global_batch_size micro_batch_size num_layers seed train_iters "
-_SWITCH = form(LATE_SWITCH)
-_WORDS = {word: words(*values) for word, values in VALUES.items()} | {"switch": _SWITCH}
-_INGREDIENTS = {name: number if name in INGREDIENTS else words(*values) for name, values in RECORDED.items()}
-_INGREDIENTS |= {"switch": _SWITCH}
+_WORDS = {word: _of_recipe(word) for word in WORDS}
+_INGREDIENTS = {name: number if name in INGREDIENTS else _of_recipe(name) for name in TITLES}
 _PACKAGES = ("python", "torch", "triton", "transformers", "numpy", "numba")
 _MEGATRON = ("megatron-bridge", "megatron-core", "transformer-engine")
 _PARITY = (

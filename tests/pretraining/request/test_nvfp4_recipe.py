@@ -50,7 +50,11 @@ def refusal(*flags: str, on_gpu: bool = False) -> str:
         ("switch=9:bf16", Nvfp4Recipe(switch="9:bf16")),
         ("switch=0.00001", Nvfp4Recipe(switch="0.00001:bf16")),
         ("switch=1.0", Nvfp4Recipe(switch="1.0:bf16")),
-        ("switch=never scale=6", Nvfp4Recipe()),
+        ("switch=never scale=6 bf16=none", Nvfp4Recipe()),
+        ("bf16=proj,qkv", Nvfp4Recipe(in_bf16="qkv,proj")),
+        ("rht=off , bf16=qkv, fc2:1,scale=4over6,", Nvfp4Recipe(rht=False, four_over_six="all", in_bf16="qkv,fc2:1")),
+        ("bf16=layers:0,2", Nvfp4Recipe(in_bf16="layers:0,2")),
+        ("bf16=fc2:0-3", Nvfp4Recipe(in_bf16="fc2")),  # of tiny's four layers
     ],
 )
 def test_words(words: str, recipe: Nvfp4Recipe) -> None:
@@ -80,6 +84,13 @@ def test_words(words: str, recipe: Nvfp4Recipe) -> None:
         ("switch=1e3", "'1e3' is neither"),
         ("switch=", "'' is neither"),
         ("switch=99999", "switch=99999:bf16 comes after the last of"),
+        ("bf16=layers:0-2", "leaves nothing in NVFP4, which is --precision bf16"),  # the last is in BF16 anyway
+        ("bf16=qkv,proj,fc1,fc2", "leaves nothing in NVFP4"),
+        ("bf16=fc2:9", "bf16=fc2:9 in --nvfp4 names layer 9; the model has 4, 0 to 3"),
+        ("bf16=", "unknown product in bf16= of --nvfp4 '': There are qkv, proj, fc1, fc2, layers:0,1."),
+        ("bf16", "unknown value of bf16 in --nvfp4 ''"),
+        ("bf16=qkv,rht", "unknown product in bf16= of --nvfp4 'rht'"),
+        ("bf16=qkv bf16=fc1", "bf16 has two values, qkv and fc1; drop one"),
         ("error=mse", "error=mse is how scale=4over6 chooses; write both, or leave it out"),
     ],
 )
@@ -96,6 +107,23 @@ def test_what_is_added_to_the_recipe_is_said() -> None:
     assert [whole.rounding(each).four_over_six for each in nvfp4_recipe.TENSORS] == ["mse", "mse", ""]
     facts = run_facts.describe_precision(resolve("--nvfp4", "switch=0.25", "--train-iters", "10"), on_gpu=False)
     assert facts["switches_at"] == 2 and facts["ingredients"]["switch"] == "0.25:bf16"
+
+
+def test_what_is_kept_in_bf16_is_said_and_goes_with_the_other_layers(make_checkpoint, tmp_path: Path) -> None:
+    chosen = resolve("--nvfp4", "bf16=layers:1,fc1", "--bf16-tail-layers", "0", "--bf16-head-layers", "1")
+    assert nvfp4_recipe.differs(chosen.nvfp4.facts()) == "in BF16 fc1,layers:1"
+    assert resolve(*chosen.as_flags()) == chosen
+    facts = run_facts.describe_precision(chosen, on_gpu=False)
+    assert facts["ingredients"]["in_bf16"] == "fc1,layers:1" and facts["bf16_head_layers"] == 1
+    make_checkpoint(tmp_path, 2)
+    run_folder.write_json(tmp_path / run_folder.ENVIRONMENT, {"schema": 1, "model": "tiny", "precision": facts})
+    given = ("--resume", str(tmp_path))
+    assert resolve(*given).nvfp4 == resolve(*given, "--nvfp4", "bf16=fc1:0-3,layers:1").nvfp4 == chosen.nvfp4
+    assert "bf16=fc1,layers:1, and this asks for" in refusal(*given, "--nvfp4", "bf16=fc1")
+    reference = resolve("--model", "tiny", "--emulate", "reference", "--nvfp4", "bf16=qkv", on_gpu=True)
+    assert reference.nvfp4 == Nvfp4Recipe(stochastic=False, in_bf16="qkv")
+    said = refusal("--model", "nemotron3-nano", "--nvfp4", "bf16=qkv", on_gpu=True)
+    assert "not every layer of nemotron3-nano has qkv, proj, fc1, fc2" in said
 
 
 def test_what_the_engine_does_not_compute_is_refused_natively() -> None:
@@ -288,7 +316,7 @@ from playbook.publish import publishable
 from pretraining.request import flags, settings
 args = flags.parser("x").parse_args(["--nvfp4", "toy=four"])
 chosen = settings.resolve(args, on_gpu=False, processes=1)
-said = "rht=on stochastic=on weights=16x16 scale=6 error=mae switch=never toy=four"
+said = "rht=on stochastic=on weights=16x16 scale=6 error=mae switch=never bf16=none toy=four"
 assert chosen.nvfp4.toy == "four" and said in chosen.as_flags()
 assert settings.resolve(flags.parser("x").parse_args(chosen.as_flags()), on_gpu=False, processes=1) == chosen
 assert chosen.nvfp4.facts()["toy"] == "four" and "toy" in publishable._INGREDIENTS

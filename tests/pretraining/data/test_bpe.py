@@ -11,7 +11,7 @@ from pretraining.data import bpe, sources
 from pretraining.inputs import manifest
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rk", "st", "lé", "m_", "}")]
-TEXT = "".join(f"{' ' * (n % 5)}{WORDS[n % 97]} {WORDS[n * n % 360]}();\n" for n in range(4000))
+TEXT = "".join(f"{' ' * (n % 5)}{WORDS[n % 359]}_{n % 37} {WORDS[n * n % 360]}();\n" for n in range(4000))
 
 
 def prepare(text: Path, tokenizer: str, out: Path) -> manifest.Manifest | None:

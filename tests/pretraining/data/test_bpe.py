@@ -33,7 +33,7 @@ def test_it_is_trained_and_taken_for_other_text(text: Path, tmp_path: Path) -> N
     assert written.tokens < len(TEXT) / 2
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.eos_token_id == written.end_of_document == tokenizer.get_vocab()["<|end_of_text|>"]
-    unseen = "Ωmega\t{ never seen }\x00 ' s"
+    unseen = "Ωmega\t{ never seen } ' s"
     assert tokenizer.decode(tokenizer(unseen)["input_ids"]) == unseen
     other = tmp_path / "other.txt"
     other.write_text(unseen)

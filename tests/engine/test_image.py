@@ -38,10 +38,13 @@ def test_a_missing_image_is_pulled_and_its_digest_recorded(station, registry_bes
     station.api.remove_image(NAME)
     code, printed = station.run(tag=NAME)
     assert f"Pulling {NAME}" in printed
-    assert code == 1 and "python" in station.outcome()["cause"]  # it holds no Python: a failed start, told as such
-    digest = json.loads((station.folder() / "plan.json").read_text())["image"]["digest"]
-    assert station.api.inspect_image(NAME)["RepoDigests"] == [f"{NAME.rpartition(':')[0]}@{digest}"]
-    assert station.containers() == []
+    assert code == 1 and f"{NAME} is no NeMo image: it has no Python on its PATH" in printed and "TAG=26.04" in printed
+    assert not station.runs.exists() and station.containers() == []
+    _, digest = station.api.inspect_image(NAME)["RepoDigests"][0].split("@")
+    _, printed = station.run("doctor", "--json", tag=NAME)
+    checks = {each["name"]: each for each in json.loads(printed)["checks"]}
+    assert digest[:19] in checks["image"]["found"]
+    assert "is no NeMo image" in checks["inside the image"]["found"]
 
 
 def test_a_tag_the_registry_does_not_have(station, registry_beside) -> None:

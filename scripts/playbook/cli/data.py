@@ -31,6 +31,7 @@ def run(arguments: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog="run.py data", add_help=False, allow_abbrev=False)
     flags.add_argument("--runtime", default="auto")
     flags.add_argument("--tag")
+    flags.add_argument("--container-user", default="")
     flags.add_argument("--input", default="")
     flags.add_argument("--tokenizer", default="")
     flags.add_argument("--out", type=Path)
@@ -45,7 +46,7 @@ def run(arguments: list[str] | None = None) -> int:
     wanted = ["--input", args.input, "--tokenizer", args.tokenizer, "--out", str(out), *others]
     found = gpus.read()  # one that does not answer matters to nobody here
     runtime = place.runtime_of(args.runtime, found if found.gpus else gpus.Inventory()).value
-    place.check_of_use(runtime, tag=args.tag)
+    place.check_of_use(runtime, tag=args.tag, user=args.container_user)
     if runtime == "container":
         code = _in_container(wanted, args, out)
     else:
@@ -66,14 +67,18 @@ def _name(patterns: str, tokenizer: str) -> str:
 
 def _in_container(wanted: list[str], args: argparse.Namespace, out: Path) -> int:
     """Input, tokenizer and output are mounted where they lie. Returns the script's exit code."""
-    from playbook.launch.container import engine, foreground, image, spec
+    from playbook.launch.container import engine, foreground, image, prepare, spec, user
 
     connected = engine.connect()
-    found = image.ensure(connected, image.named(args.tag))
+    user.take_back_all(connected)
+    where = Place("container", engine=connected.kind, image=image.named(args.tag), container_user=args.container_user)
+    where = prepare.entered(where, connected)
+    if reason := where.choices.get("user"):
+        place.show({"user": reason})
     reads = [Path(file) for word in sources.words(args.input) for file in sources.matching(word) or [word]]
     reads += [Path(args.tokenizer)] if os.path.isdir(args.tokenizer) else []
     asked = spec.inside(
-        Place("container", engine=connected.kind, image=found.name, found=found),
+        where,
         ["python", str(SCRIPT), *wanted],
         cache=PROJECT / ".cache",
         folders=[

@@ -1,6 +1,7 @@
 """Whether a job would work on this machine, before it is started: GPU, driver, engine, image, memory, disk and so on.
 
-One check a line, the remedy under each cross. Nothing is changed, pulled or started. A check that the chosen job does
+One check a line, the remedy under each cross. Nothing is changed or pulled, and nothing started but a look into the
+image, of a second, where it is here. A check that the chosen job does
 not need, as of what would only be slow, is shown and decides nothing.
 """
 
@@ -21,13 +22,13 @@ from urllib.parse import urlsplit
 from playbook import PROJECT
 from playbook.cli import train
 from playbook.common.venvs import python_of
-from playbook.launch.container import engine, image
+from playbook.launch.container import engine, image, user
 from playbook.launch.container.engine import Engine
 from playbook.launch.container.spec import PROXIES, given, huggingface_caches
 from playbook.launch.container.underway import in_containers, in_processes
 from playbook.plan import gpus, hub, local_python, place
 from playbook.plan.gpus import Inventory
-from playbook.plan.place import Wanted
+from playbook.plan.place import Image, Wanted
 from pretraining.errors import UsageError
 from pretraining.request import footprint, settings
 from pretraining.request.precisions import Precision, find_precision
@@ -161,7 +162,7 @@ def _engine_checks(wanted: Wanted, inventory: Inventory, precision: Precision) -
     yield Check("memory for containers", None, f"{connected.memory / 1e9:.0f} GB of the machine's")
     if connected.kind.rootless:  # one that runs as root may raise this limit for a container
         yield _locked_memory(needed=True)
-    yield from _image_checks(connected, image.named(wanted.tag), inventory)
+    yield from _image_checks(connected, wanted, inventory)
     yield from _container_checks(connected, inventory, wanted, precision)
 
 
@@ -172,7 +173,8 @@ def _locked_memory(*, needed: bool) -> Check:
     return Check("locked memory", ok, "unlimited" if ok else f"at most {limit / 1e9:.2f} GB", remedy, needed)
 
 
-def _image_checks(connected: Engine, name: str, inventory: Inventory) -> Iterator[Check]:
+def _image_checks(connected: Engine, wanted: Wanted, inventory: Inventory) -> Iterator[Check]:
+    name = image.named(wanted.tag)
     try:
         found = image.find(connected, name)
         if not found:
@@ -192,6 +194,24 @@ def _image_checks(connected: Engine, name: str, inventory: Inventory) -> Iterato
         said = f"it is made for CUDA {found.cuda}, the driver serves up to {inventory.cuda}"
         remedy = "update the NVIDIA driver; an older one works only with the compatibility libraries in the image"
         yield Check("driver for the image", ok, said, remedy, needed=False)
+    yield from _look_into(connected, found, wanted.container_user)
+
+
+def _look_into(connected: Engine, found: Image, asked: str) -> Iterator[Check]:
+    """What trains in the image, and who: the check that every start of a container makes."""
+    try:
+        inside = user.check(connected, found)
+    except engine.EngineError as error:
+        yield Check("inside the image", False, error.cause, error.remedy)
+        return
+    yield Check("inside the image", True, str(inside))
+    if not inside.closed:
+        yield Check("user in the container", True, f"{asked or 'me'}: all of it can be read")
+        return
+    said = f"{inside.closed} of the image is closed to you"
+    if asked != "me":
+        said += ": root works inside, and files are handed to you at the end"
+    yield Check("user in the container", asked != "me", said, user.REMEDY)
 
 
 def _container_checks(connected: Engine, inventory: Inventory, wanted: Wanted, precision: Precision) -> Iterator[Check]:
@@ -333,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = train.wanted(args)
     inventory = gpus.read()
     runtime = place.runtime_of(wanted.runtime, inventory).value
-    place.check_of_use(runtime, tag=args.tag, gpu=args.gpu)
+    place.check_of_use(runtime, tag=args.tag, gpu=args.gpu, user=args.container_user)
     chosen = settings.resolve(args, on_gpu=runtime != "cpu", processes=args.nproc)
     precision = find_precision(args.precision or "nvfp4")
     return report(list(examine(wanted, precision, chosen, runtime, inventory, args.runs)), as_json=args.json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from playbook import ASSETS, PROJECT
@@ -56,7 +57,7 @@ def _place(wanted: Wanted) -> Place:
             f"Transformer Engine's native NVFP4 kernels need {precision.needs}.\n  found: {listed}\n{ELSEWHERE}"
         )
     runtime = "container" if wanted.dry_run and wanted.runtime == "auto" and not found.gpus else wanted.runtime
-    return start.find_place(Wanted(runtime, wanted.gpu, wanted.tag, dry_run=wanted.dry_run), precision)
+    return start.find_place(replace(wanted, runtime=runtime, emulate=False, processes=1), precision)
 
 
 def _in_container(words: list[str], where: Place, folder: Path, args: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--runtime", default="auto", help=", ".join(place.RUNTIMES))
     flags.add_argument("--gpu", help="index or UUID of the GPU (default: the largest that can)")
     flags.add_argument("--tag", help="tag of the NeMo image, or a whole image name")
+    flags.add_argument("--container-user", default="", metavar="WHO", help="me or root: who works in a container")
     flags.add_argument("--dry-run", action="store_true", help="print the commands that would train, start nothing")
     flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
     flags.add_argument("--auto-split", action="store_true", help="the smallest tensor and pipeline sizes that fit")
@@ -256,6 +257,7 @@ def wanted(args: argparse.Namespace) -> Wanted:
         runtime=args.runtime,
         gpu=args.gpu,
         tag=args.tag,
+        container_user=args.container_user,
         emulate=bool(args.emulate),
         processes=args.nproc,
         dry_run=args.dry_run,

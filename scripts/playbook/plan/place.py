@@ -17,6 +17,7 @@ from pretraining.errors import UsageError
 from pretraining.request.precisions import Precision
 
 RUNTIMES = ("auto", "container", "local", "cpu")
+CONTAINER_USERS = ("me", "root")
 WIDEST_VALUE = 46  # a longer one pushes its reason out of line
 
 
@@ -78,6 +79,7 @@ class Place:
         engine: a container's; the usual one where a dry run finds none.
         image: name and tag of a container's image.
         found: that image, once it is on the engine.
+        container_user: who works in a container: one of `CONTAINER_USERS`, "" where the image decides.
         choices: what to print and store.
     """
 
@@ -87,6 +89,7 @@ class Place:
     engine: EngineKind = EngineKind()
     image: str = ""
     found: Image | None = None
+    container_user: str = ""
     choices: dict[str, Choice] = field(default_factory=dict)
 
     @property
@@ -102,12 +105,14 @@ class Wanted:
     Attributes:
         gpu: index or UUID.
         tag: of NeMo's image, or a whole image name.
+        container_user: one of `CONTAINER_USERS`.
         dry_run: nothing will be started.
     """
 
     runtime: str = "auto"
     gpu: str | None = None
     tag: str | None = None
+    container_user: str = ""
     emulate: bool = False
     processes: int = 1
     dry_run: bool = False
@@ -145,7 +150,7 @@ def choose(wanted: Wanted, *precisions: Precision) -> Place:
     """
     inventory = gpus.read() if wanted.runtime != "cpu" else gpus.Inventory()
     runtime = runtime_of(wanted.runtime, inventory, refuse=True)
-    check_of_use(runtime.value, tag=wanted.tag, gpu=wanted.gpu)
+    check_of_use(runtime.value, tag=wanted.tag, gpu=wanted.gpu, user=wanted.container_user)
     place = Place(runtime.value, choices={"runtime": runtime})
     if place.runtime == "cpu":
         return place
@@ -154,8 +159,12 @@ def choose(wanted: Wanted, *precisions: Precision) -> Place:
     return _on_gpu(place, inventory, wanted, precisions)
 
 
-def check_of_use(runtime: str, *, tag: str | None, gpu: str | None = None) -> None:
-    """Raise UsageError for a GPU or an image that a runtime has no use for."""
+def check_of_use(runtime: str, *, tag: str | None, gpu: str | None = None, user: str = "") -> None:
+    """Raise UsageError for a GPU, an image or a user that there is not, or that a runtime has no use for."""
+    if user and user not in CONTAINER_USERS:
+        raise UsageError(f"CONTAINER_USER={user} is not one of {', '.join(CONTAINER_USERS)}")
+    if user and runtime != "container":
+        raise UsageError(f"CONTAINER_USER={user} is for a container, and the runtime here is {runtime}; leave it out")
     if gpu and runtime == "cpu":
         raise UsageError(f"GPU={gpu}: the CPU runtime uses no GPU; leave it out, or name another RUNTIME=")
     if tag and runtime != "container":

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from playbook.plan.place import RUNTIMES
+from playbook.plan.place import CONTAINER_USERS, RUNTIMES
 from playbook.profile.breakdown import IDLE, OUTSIDE
 from playbook.profile.kernels import Kind
 from pretraining.errors import UsageError
@@ -313,6 +313,7 @@ _VARIABLES = {
     **dict.fromkeys(("PRECISION", "A", "B"), _any(PRECISIONS)),
     "MODEL": _any(MODELS),
     "RUNTIME": _any(RUNTIMES),
+    "CONTAINER_USER": _any(CONTAINER_USERS),
     "EMULATE": _any(("1", *EMULATORS)),
     "DATA": _any(("mock", "python-stdlib")),
 }

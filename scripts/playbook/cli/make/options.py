@@ -108,6 +108,10 @@ _ALL = (
     Option("RUNTIME", "--runtime", "WHERE", "container, local or cpu", "a container where a GPU is, else cpu"),
     Option("GPU", "--gpu", "WHICH", "index or UUID", "the largest that trains in the precision"),
     Option("TAG", "--tag", "NAME", "of the NeMo image, or a whole image name", DEFAULT_TAG),
+    Option(
+        *("CONTAINER_USER", "--container-user", "WHO", "me or root: who works in the container"),
+        "you; root where the image is closed to you",
+    ),
     _count("NPROC", "--nproc", "processes, one a GPU; of submit on each machine", "1"),
     _count("NODES", "--nodes", "machines of a submitted run", "1"),
     Option("CLUSTER", "--cluster", "FILE", "where to submit", "cluster.yaml"),

@@ -19,7 +19,7 @@ _CODE = ("CONFIG", "PLUGIN", "ARGS")
 _WRITERS = ("TENSORBOARD", "WANDB", "MLFLOW")
 _TRAINING = (*_SIZES, *_RECIPE, *_SPLIT, *_CODE, "SAVE", "FROM", *_WRITERS)
 _BF16 = tuple(name for name in _TRAINING if name not in _QUANTIZED)
-_WHERE = ("RUNTIME", "GPU", "TAG", "NPROC", "DRY_RUN")
+_WHERE = ("RUNTIME", "GPU", "TAG", "CONTAINER_USER", "NPROC", "DRY_RUN")
 _RESUME = ("RESUME", "ITERATION")
 _OF_RUN = ("RUN", "ITERATION", "DATA", "GBS", "MBS", "SEQ", *_RECIPE, *_SPLIT, *_CODE, *_WHERE)
 
@@ -100,7 +100,8 @@ _NO_PLACE = {"TP=auto": "it looks at no GPU: give TP= and PP= as numbers"}
 
 _ALL = (
     _run("doctor", WORKS, "whether training would work here, and what to do where not",
-         "JSON", "PRECISION", *_TRAINING, "RUNTIME", "GPU", "TAG", "NPROC", common=True, without=_NO_PLACE),
+         "JSON", "PRECISION", *_TRAINING, "RUNTIME", "GPU", "TAG", "CONTAINER_USER",
+         "NPROC", common=True, without=_NO_PLACE),
     _run("models", WORKS, "what can be trained: parameters, FLOPs, memory", "MODEL", "MBS", "SEQ", "NPROC"),
     _run("precisions", WORKS, "what it can be trained in: preset, GPUs, BF16 layers"),
     _run("estimate", WORKS, "memory a GPU, step time, days and energy on hardware that is not here",
@@ -110,7 +111,7 @@ _ALL = (
     _run("show-config", WORKS, "the config that would train, as YAML for CONFIG=",
          "PRECISION", *_TRAINING, "RUNTIME", "NPROC", without=_NO_PLACE),
     _run("selfcheck", WORKS, "a GPU's own NVFP4 against this project's, bit by bit; a file to send",
-         "RUNTIME", "GPU", "TAG", "DRY_RUN"),
+         "RUNTIME", "GPU", "TAG", "CONTAINER_USER", "DRY_RUN"),
     _run("compare", TRAIN, "BF16 and NVFP4, and then the comparison", "PRECISION", "A", "B", "BASE", "SPEEDUP",
          "REPEAT", "SEEDS", "LOSS_MARGIN", "FRESH", "FORCE", *_TRAINING, *_WHERE, common=True,
          instead={"RUNS": _THESE}, again=True),
@@ -127,7 +128,7 @@ _ALL = (
          "BASELINE", "CURRENT", "TOLERANCE"),
     _run("results", LOOK, "rebuild the published tables and pictures; ADD= TO=: publish runs", "ADD", "TO"),
     _run("data", OWN, "tokenize your own text", "INPUT", "TOKENIZER", "OUT", "FIELD", "SKIP_BAD", "RUNTIME", "TAG",
-         "ARGS", common=True),
+         "CONTAINER_USER", "ARGS", common=True),
     _run("sft", OWN, "fine-tune weights on instructions",
          "TOKENIZER", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("lora", OWN, "the same through adapters",

@@ -16,6 +16,7 @@ import requests
 
 from playbook.launch.container.engine import APIError, DockerException, Engine, NotFound, explain
 from playbook.launch.container.spec import LABEL, Container, written_folders
+from playbook.launch.container.user import take_back
 from playbook.launch.watch import End, NotStarted
 from pretraining.record import ends
 from pretraining.record.run_folder import Verdict
@@ -95,7 +96,7 @@ class ContainerProcess:
         """Remove the container once its end is recorded; else it stays, and the next make command records it."""
         if recorded:
             with contextlib.suppress(*_LOST):
-                self._engine.api.remove_container(self._identity, force=True, v=True)
+                take_back(self._engine, self._identity)
 
     def _signal(self, name: str) -> None:
         self._asked_to_end = True

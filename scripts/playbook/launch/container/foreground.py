@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 
 from playbook.launch import local
-from playbook.launch.container import spec
+from playbook.launch.container import engine, spec, user
 from playbook.launch.container.engine import EngineError
 from playbook.launch.container.spec import Container
 
@@ -36,6 +36,8 @@ def run(container: Container, job: str, otherwise: str = "") -> int:
     try:
         return local.in_foreground(container.in_foreground())
     finally:
+        if container.owner:
+            user.take_back_all(engine.connect())
         for path in reversed(made):
             with contextlib.suppress(OSError):  # it has something in it
                 path.rmdir()

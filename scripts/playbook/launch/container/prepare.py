@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from playbook.launch.container import engine, image, underway
-from playbook.launch.container.engine import EngineError
+from playbook.launch.container import engine, image, underway, user
+from playbook.launch.container.engine import Engine, EngineError
 from playbook.plan.place import Choice, Place, Wanted, show
 
 
@@ -19,7 +19,9 @@ def on_engine(place: Place, wanted: Wanted) -> Place:
     """
     name = image.named(wanted.tag)
     choices = {**place.choices, "image": Choice(name, "asked for" if wanted.tag else "the default")}
-    place = replace(place, image=name, choices=choices)
+    if wanted.container_user:
+        choices["user"] = Choice(wanted.container_user, "asked for")
+    place = replace(place, image=name, choices=choices, container_user=wanted.container_user)
     try:
         connected = engine.connect()
     except EngineError:
@@ -58,9 +60,27 @@ def ready(place: Place, runs: Path, *, alone: bool = True) -> Place:
             print(f"{each} still trains on another GPU: `make attach` follows it, `make stop` ends it", flush=True)
     if image.find(connected, place.image) is None:  # before minutes of a pull: what it is for
         show(place.choices)
-    found = image.ensure(connected, place.image)
+    place = entered(place, connected)
+    found = place.found
     before = image.earlier_digest(runs, place.image)
     reason = place.choices["image"].reason
     if before and before[1] != found.digest:
         reason += f"; another image than in run {before[0]}: then {before[1][:19]}, now {found.digest[:19]}"
-    return replace(place, found=found, choices={**place.choices, "image": Choice(place.image, reason)})
+    return replace(place, choices={**place.choices, "image": Choice(place.image, reason)})
+
+
+def entered(place: Place, connected: Engine) -> Place:
+    """A container's place with its image on the engine, and who works in it.
+
+    Raises:
+        EngineError: the image cannot be pulled, is none to train in, or is closed to the user that was asked for.
+    """
+    found = image.ensure(connected, place.image)
+    closed = user.check(connected, found).closed
+    if closed and place.container_user == "me":
+        raise EngineError(f"{closed} of {found.name} is closed to you", user.REMEDY)
+    choices, who = place.choices, place.container_user or ("root" if closed else "me")
+    if closed and not place.container_user:
+        reason = f"{closed} of the image is closed to you; files are handed to you at the end"
+        choices = {**choices, "user": Choice(who, reason)}
+    return replace(place, found=found, container_user=who, choices=choices)

@@ -66,6 +66,7 @@ class Container:
         secrets: names of variables whose values come from the caller's environment.
         gpu: UUIDs with commas between them, PLACEHOLDER, or None for a container without one.
         engine: what of the engine changes how it is asked.
+        as_root: root works inside, and not the caller, to whom a label then has its files handed.
     """
 
     image: str
@@ -78,11 +79,23 @@ class Container:
     gpu: str | None
     engine: EngineKind = field(default_factory=EngineKind)
     labels: dict[str, str] = field(default_factory=dict)
+    as_root: bool = False
 
     @property
     def user(self) -> str:
-        """Who works inside, so that files are the caller's: of a rootless engine root is the caller."""
-        return "0:0" if self.engine.rootless else f"{os.getuid()}:{os.getgid()}"
+        """Who works inside: the caller, so that files are the caller's."""
+        return "0:0" if self.as_root else caller(self.engine)
+
+    @property
+    def owner(self) -> str:
+        """Whom files have to be handed to at the end; "" where they are the caller's already."""
+        return "" if self.user == caller(self.engine) else caller(self.engine)
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        """With those by which `user.take_back` knows what it has to do."""
+        more = {f"{LABEL}.owner": self.owner, f"{LABEL}.project": str(PROJECT)} if self.owner else {}
+        return {**self.labels, **more}
 
     @property
     def _security(self) -> list[str]:
@@ -109,7 +122,7 @@ class Container:
             "environment": {**self.environment, **{name: os.environ[name] for name in self.secrets}},
             "user": self.user,
             "working_dir": self.workdir,
-            "labels": self.labels,
+            "labels": self.all_labels,
             "host_config": host,
         }
 
@@ -143,13 +156,18 @@ class Container:
             words += ["-e", f"{name}={value}"]
         for name in self.secrets:
             words += ["-e", name]
-        for name, value in self.labels.items():
+        for name, value in self.all_labels.items():
             words += ["--label", f"{name}={value}"]
         return [*words, "--entrypoint", self.command[0], self.image, *self.command[1:]]
 
     def in_foreground(self) -> list[str]:
-        """The `docker run` command for this terminal, which leaves no container behind."""
-        return self.docker_run("--rm", "-it" if sys.stdin.isatty() else "-i")
+        """The `docker run` command for this terminal, whose container stays only where files are to be handed."""
+        return self.docker_run(*([] if self.owner else ["--rm"]), "-it" if sys.stdin.isatty() else "-i")
+
+
+def caller(engine: EngineKind) -> str:
+    """The user and group of this process as an engine numbers them: of a rootless one root is the caller."""
+    return "0:0" if engine.rootless else f"{os.getuid()}:{os.getgid()}"
 
 
 def pasteable(words: list[str]) -> str:
@@ -204,6 +222,7 @@ def inside(
         folders=checked([*of_all, *folders]),
         workdir=str(workdir),
         engine=place.engine,
+        as_root=place.container_user == "root",
         **given,
     )
 
@@ -289,7 +308,7 @@ def user_environment(cache: Path, image_path: str) -> dict[str, str]:
     """What a user without a passwd entry lacks, the image's own Python first, and the switches that are set."""
     home = cache / "container"
     return {
-        "PATH": f"/opt/venv/bin:{image_path or IMAGE_PATH}".replace("/opt/venv/bin:/opt/venv/bin:", "/opt/venv/bin:"),
+        "PATH": path_of(image_path),
         "HOME": str(home),
         "USER": os.environ.get("USER") or "trainer",
         **{name: str(path) for name, path in huggingface_caches().items()},
@@ -300,6 +319,11 @@ def user_environment(cache: Path, image_path: str) -> dict[str, str]:
         **{name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ},
         **nvfp4_recipe.passed_on(),
     }
+
+
+def path_of(image_path: str) -> str:
+    """The PATH inside: the image's, with the Python of NeMo's first."""
+    return f"/opt/venv/bin:{image_path or IMAGE_PATH}".replace("/opt/venv/bin:/opt/venv/bin:", "/opt/venv/bin:")
 
 
 def written_folders(container: Container) -> list[Path]:

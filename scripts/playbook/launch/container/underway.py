@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from playbook import PROJECT
-from playbook.launch.container import engine
+from playbook.launch.container import engine, user
 from playbook.launch.container.container_process import ContainerProcess, how_it_ended
 from playbook.launch.container.engine import Engine, EngineError, NotFound
 from playbook.launch.container.spec import LABEL
@@ -91,6 +91,7 @@ def in_containers(connected: Engine) -> list[Underway]:
 
 def settle(connected: Engine) -> list[Underway]:
     """Record the ends that no launcher saw, and remove those containers. Returns the runs that are still there."""
+    user.take_back_all(connected)
     left = []
     for each in in_containers(connected):
         if each.running or not each.own or each.launcher is not None or not _record_end(connected, each):
@@ -107,7 +108,7 @@ def _record_end(connected: Engine, ended: Underway) -> bool:
                 print(f"{ended}: its end cannot be written into {ended.folder}; is the disk full?", flush=True)
                 return False
             print(f"run {ended.folder.name} ended while nobody watched: {_verdict(ended.folder)}", flush=True)
-        connected.api.remove_container(ended.container, force=True, v=True)
+        user.take_back(connected, ended.container)
     return True
 
 

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Run as root inside an image by the launcher, beside trainings: who can train in it, and whose its files are.
+
+    container_user.py check UID:GID                  one line of JSON, see `check`
+    container_user.py hand UID:GID SINCE FOLDER...   give that user what root made below these folders
+
+Only the standard library, because nothing is known of the image yet. Other lines may come before the answer: an image
+may greet whoever starts its Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+MODULES = ("torch", "megatron.core", "megatron.bridge")
+PACKAGES = ("megatron-bridge", "megatron-core", "transformer-engine", "torch")
+SLACK_SECONDS = 60  # between this machine's clock and a file server's
+
+
+def look() -> dict[str, object]:
+    """What the present user finds.
+
+    Returns:
+        modules: where each lies; "" for one that is not there.
+        versions: of the packages.
+        closed: the first file of theirs that cannot be read, else "".
+    """
+    modules = {name: _place(name) for name in MODULES}
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(Exception):  # of a damaged record too: the module is what counts
+            versions[name] = importlib.metadata.version(name)
+    return {"modules": modules, "versions": versions, "closed": next(_closed_files(modules), "")}
+
+
+def _place(name: str) -> str:
+    with contextlib.suppress(Exception):  # a parent that is missing, or fails: either way it cannot be imported
+        spec = importlib.util.find_spec(name)
+        return spec.origin or next(iter(spec.submodule_search_locations), "")
+    return ""
+
+
+def _closed_files(modules: dict[str, str]) -> Iterator[str]:
+    """Of Megatron, which lies in folders that somebody made by hand, every file; of torch the first."""
+    for name, place in modules.items():
+        if place and not os.access(place, os.R_OK):
+            yield place
+        elif place and name != "torch":
+            folder = os.path.dirname(place) if os.path.isfile(place) else place
+            for at, folders, files in os.walk(folder):
+                yield from (f"{at}/{each}" for each in folders if not os.access(f"{at}/{each}", os.R_OK | os.X_OK))
+                yield from (f"{at}/{each}" for each in files if not os.access(f"{at}/{each}", os.R_OK))
+
+
+def check(user: int, group: int) -> dict[str, object]:
+    """What root finds, and what keeps the user from finding the same.
+
+    Returns:
+        as `look`, and
+        python: the interpreter.
+        closed: what the user may not read or pass, with its mode; "" where all is open.
+    """
+    own = look()
+    closed = "" if user == os.getuid() else _closed_to(user, group, own["modules"])
+    return {**own, "python": sys.executable, "closed": closed and _named(closed, user, group)}
+
+
+def _closed_to(user: int, group: int, modules: dict[str, str]) -> str:
+    words = [sys.executable, __file__, "look"]
+    try:
+        ended = subprocess.run(words, user=user, group=group, extra_groups=[], capture_output=True, text=True)
+        theirs = json.loads(ended.stdout.splitlines()[-1])
+    except OSError:
+        return sys.executable
+    except (ValueError, IndexError):  # it starts, and does not come to the script
+        return os.path.join(sysconfig.get_path("stdlib"), "encodings", "__init__.py")
+    missing = [place for name, place in modules.items() if place and not theirs["modules"][name]]
+    return theirs["closed"] or next(iter(missing), "")
+
+
+def _named(path: str, user: int, group: int) -> str:
+    """The first on the way to a path that the user may not read or pass: it, its mode and its owner."""
+    os.setgroups([])
+    os.setegid(group)
+    os.seteuid(user)
+    try:
+        for each in _way(path):
+            wanted = os.X_OK if os.path.isdir(each) else os.R_OK
+            if not os.path.islink(each) and not os.access(each, wanted, effective_ids=True):
+                path = each
+                break
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+    found = os.stat(path)
+    return f"{path} (mode {found.st_mode & 0o7777:04o}, of user {found.st_uid}, group {found.st_gid})"
+
+
+def _way(path: str) -> Iterator[str]:
+    """Every folder on the way to a file, then the file, and the same again wherever links lead."""
+    while True:
+        yield from map(str, [*reversed(Path(path).parents), path])
+        if not os.path.islink(path):
+            break
+        path = os.path.normpath(os.path.join(os.path.realpath(os.path.dirname(path)), os.readlink(path)))
+    real = os.path.realpath(path)
+    yield from map(str, [*reversed(Path(real).parents), real])
+
+
+def hand(user: int, group: int, since: float, folders: list[str]) -> dict[str, object]:
+    """Give the user what is root's below the folders and was made or written since then; nobody else's.
+
+    Args:
+        since: seconds of Unix time.
+
+    Returns:
+        handed: how many.
+        failed: the first that could not be, with its error; else "".
+    """
+    handed, failed = 0, ""
+    for folder in folders:
+        for at, inner, files in os.walk(folder):
+            for path in (f"{at}/{name}" for name in (*inner, *files)):
+                try:
+                    found = os.lstat(path)
+                    if found.st_uid == 0 and found.st_ctime >= since - SLACK_SECONDS:
+                        os.chown(path, user, group if found.st_gid == 0 else -1, follow_symlinks=False)
+                        handed += 1
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    failed = failed or f"{path}: {error.strerror}"
+    return {"handed": handed, "failed": failed}
+
+
+def main(arguments: list[str]) -> dict[str, object]:
+    """Do what the first word says."""
+    if arguments[0] == "look":
+        return look()
+    user, group = map(int, arguments[1].split(":"))
+    if arguments[0] == "check":
+        return check(user, group)
+    return hand(user, group, float(arguments[2]), arguments[3:])
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:])))

@@ -1,0 +1,134 @@
+"""Who works in a container: the caller, or root where the image is closed to anybody else.
+
+Root's files are handed to the caller when the container has ended: by its launcher, or by the next command that starts
+or looks for one. assets/container_user.py does what has to be done inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from playbook import ASSETS, PROJECT
+from playbook.launch.container import DEFAULT_TAG, spec
+from playbook.launch.container.engine import APIError, DockerException, Engine, EngineError, NotFound, explain
+from playbook.launch.container.spec import Container, Folder
+from playbook.plan.place import Image
+
+SCRIPT = str(ASSETS / "container_user.py")
+ANOTHER = f"name NVIDIA's NeMo image or one that is built on it: TAG={DEFAULT_TAG}"
+_LOST = (requests.RequestException, DockerException, OSError)
+
+
+REMEDY = "CONTAINER_USER=root, or leave CONTAINER_USER out"
+
+
+class _NoAnswer(EngineError):
+    """There is no Python in the image that would answer."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an image has.
+
+    Attributes:
+        versions: by package.
+        closed: what the caller may not read in it, with its mode; "" where everything can be read.
+    """
+
+    versions: dict[str, str]
+    closed: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items()) or "no package that is known"
+
+
+def check(engine: Engine, image: Image) -> Found:
+    """Look into an image, from inside.
+
+    Raises:
+        EngineError: no training can start in it: it has no Python, or no Megatron-Bridge where that looks.
+    """
+    try:
+        answer = _inside(engine, image.name, image.path, ["check", spec.caller(engine.kind)])
+    except _NoAnswer as error:
+        raise EngineError(f"{image.name} is no NeMo image: {error.cause}", ANOTHER) from error
+    found = Found(answer["versions"], answer["closed"])
+    if missing := [name for name, place in answer["modules"].items() if not place]:
+        cause = f"{image.name} has no {' and no '.join(missing)} where its Python ({answer['python']}) looks"
+        raise EngineError(f"{cause}; found: {found}", ANOTHER)
+    return found
+
+
+def take_back(engine: Engine, identity: str) -> None:
+    """Hand root's files of an ended container to the caller, where it was root's, and remove it.
+
+    Raises:
+        requests.RequestException, DockerException: the engine is away; the container stays.
+    """
+    container = engine.api.inspect_container(identity)
+    owner = (container["Config"]["Labels"] or {}).get(f"{spec.LABEL}.owner")
+    folders = sorted(each["Source"] for each in container["Mounts"] if each["RW"] and os.path.isdir(each["Source"]))
+    if owner and folders:
+        # The engine writes nanoseconds, which Python 3.11 cuts.
+        since = datetime.fromisoformat(container["Created"]).timestamp()
+        mounts = tuple(Folder(Path(each), True) for each in folders)
+        path = dict(pair.partition("=")[::2] for pair in container["Config"]["Env"]).get("PATH", "")
+        try:
+            failed = _inside(engine, container["Image"], path, ["hand", owner, str(since), *folders], mounts)["failed"]
+        except EngineError as error:
+            failed = error.cause
+        if failed:
+            by_hand = f"sudo chown -R {owner} {' '.join(folders)}"
+            print(f"files that were made as root could not be handed to you ({failed}): {by_hand}", flush=True)
+    engine.api.remove_container(identity, force=True, v=True)
+
+
+def take_back_all(engine: Engine) -> None:
+    """The same for ended containers in the foreground of a terminal, whose command was killed."""
+    wanted = [f"{spec.LABEL}.owner", f"{spec.LABEL}.project={PROJECT}"]
+    for each in engine.api.containers(all=True, filters={"label": wanted, "status": ["exited", "dead"]}):
+        if spec.LABEL not in each["Labels"]:  # a run's has an end to record first
+            with contextlib.suppress(NotFound):
+                take_back(engine, each["Id"])
+
+
+def _inside(engine: Engine, image: str, path: str, words: list[str], folders: tuple[Folder, ...] = ()) -> Any:
+    """The answer of assets/container_user.py inside an image. Raises EngineError where there is none."""
+    asked = Container(
+        image=image,
+        name=None,
+        command=["python", SCRIPT, *words],
+        environment={"PATH": spec.path_of(path), "PYTHONDONTWRITEBYTECODE": "1"},
+        secrets=(),
+        folders=(Folder(ASSETS), *folders),
+        workdir="/",
+        gpu=None,
+        engine=engine.kind,
+        as_root=True,
+    )
+    arguments = asked.create_arguments(engine.api)
+    arguments["host_config"] |= {"AutoRemove": True, "Init": False, "NetworkMode": "none"}
+    identity, said = "", []
+    try:
+        identity = engine.api.create_container(**arguments)["Id"]
+        output = engine.api.attach(identity, stream=True)
+        engine.api.start(identity)
+        said = b"".join(output).decode("utf-8", errors="replace").splitlines()
+        return json.loads(next(line for line in reversed(said) if line.startswith("{")))
+    except (StopIteration, ValueError) as error:
+        raise _NoAnswer(f"its Python says {said[-1] if said else 'nothing'!r}") from error
+    except _LOST as error:
+        if isinstance(error, APIError) and 'exec: "python"' in str(error.explanation):
+            raise _NoAnswer(f"it has no Python on its PATH ({asked.environment['PATH']})") from error
+        raise EngineError(explain(error, image=image)) from error
+    finally:
+        with contextlib.suppress(*_LOST):  # it is gone by itself where it ended
+            engine.api.remove_container(identity, force=True, v=True)

@@ -38,6 +38,8 @@ def arithmetics() -> dict[str, Any]:
         "--precision nvfp4 --bf16-head-layers 1 --bf16-tail-layers 2",
         "--precision nvfp4 --bf16-tail-layers 0",
         "--precision nvfp4 --model small",
+        "--precision nvfp4 --nvfp4 bf16=layers:0,2",
+        "--precision nvfp4 --nvfp4 bf16=qkv,fc2:1 --bf16-head-layers 1 --bf16-tail-layers 0",
     ):
         model = built(resolved("--data", "mock", *flags.split())[1])
         answer[flags] = {

@@ -14,7 +14,7 @@ import torch
 from pretraining.data import builtin_text, corpus
 from pretraining.errors import UsageError
 from pretraining.inputs import finetuning
-from pretraining.megatron import compat, tuning, weights, writers
+from pretraining.megatron import compat, linear_layers, tuning, weights, writers
 from pretraining.record import run_folder
 from pretraining.request import blends, parallel
 from pretraining.request.models import MOCK, PYTHON_STDLIB, Model
@@ -48,6 +48,9 @@ def build_config(settings: Settings, run_dir: Path, builtin: builtin_text.Text |
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = compat.quantizer_factory(settings.emulate)
         compat.keep_bf16_weights(config.mixed_precision)
+    if settings.nvfp4 and settings.nvfp4.in_bf16:
+        compat.keep_bf16_weights(config.mixed_precision)
+        linear_layers.keep(config, settings.nvfp4.kept_in_bf16)
     if settings.tuned:
         _tune(config)
     _set_data(config, settings, builtin)

@@ -129,7 +129,10 @@ def set_cuda_graphs(config: ConfigContainer) -> None:
 
 
 def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
-    """No FP4 parameter gather, which is on from 0.4.2: a custom quantizer would make the primary weights."""
+    """No FP4 parameter gather, which is on from 0.4.2.
+
+    A custom quantizer would make the primary weights, and a product that is kept in BF16 would read those in FP4.
+    """
     if hasattr(preset, "fp4_param_gather"):
         preset.fp4_param_gather = False
 

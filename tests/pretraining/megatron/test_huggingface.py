@@ -61,6 +61,9 @@ def test_weights_come_back_bit_for_bit(megatron, answer: str) -> None:
     assert megatron(answer)["came back"] == {"tensors": True, "logits": True}
 
 
+KEPT = "--precision nvfp4 --nvfp4 bf16=qkv,fc2:1 --bf16-head-layers 1 --bf16-tail-layers 0"
+
+
 def quantized(found: dict[str, str]) -> set[int]:
     return {int(name.split(".")[2]) for name, arithmetic in found.items() if arithmetic == "NVFP4"}
 
@@ -73,6 +76,13 @@ def test_which_layers_are_in_nvfp4(megatron) -> None:
         "--precision nvfp4 --bf16-head-layers 1 --bf16-tail-layers 2": {1},
         "--precision nvfp4 --bf16-tail-layers 0": {0, 1, 2, 3},
         "--precision nvfp4 --model small": set(range(7)),
+        "--precision nvfp4 --nvfp4 bf16=layers:0,2": {1},
+        KEPT: {1, 2, 3},
+    }
+    assert {tuple(name.split(".")[2::2]) for name, arithmetic in found[KEPT].items() if arithmetic == "NVFP4"} == {
+        *((number, part) for number in "123" for part in ("linear_proj", "linear_fc1")),
+        ("2", "linear_fc2"),
+        ("3", "linear_fc2"),
     }
 
 
@@ -89,7 +99,7 @@ def test_every_linear_layer_has_an_arithmetic(megatron) -> None:
         }, flags
         for number in range(count):
             here = {each for name, each in layers.items() if name.startswith(f"decoder.layers.{number}.")}
-            assert len(here) == 1, (flags, number)  # a layer is in one precision as a whole
+            assert len(here) == 1 or flags == KEPT, (flags, number)  # a layer is in one precision as a whole
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,10 @@
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -20,18 +17,10 @@ from pretraining.request import nvfp4_recipe
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
 from pretraining.request.nvfp4_recipe import Rounding
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 DETERMINISTIC = Recipe(stochastic=False)
 CHOSEN = Recipe(stochastic=False, four_over_six="all", chosen_by="mse")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_process():
-    with tempfile.NamedTemporaryFile() as rendezvous:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous.name}", rank=0, world_size=1)
-        parallel_state.initialize_model_parallel()
-        yield
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
 
 
 def config(**kwargs):

@@ -45,6 +45,12 @@ def configure(config):
 
     if os.environ["RANK"] == "{rank}":
         DotProductAttention.forward = forward
+    config.model.register_pre_wrap_hook(number)
+
+def number(chunks):
+    from pretraining.megatron.linear_layers import linear_layers
+    print("LAYERS", os.environ["RANK"], *sorted({{number for number, _, _ in linear_layers(chunks)}}), flush=True)
+    return chunks
 """
 DYING = """
 import os
@@ -113,6 +119,9 @@ def test_a_model_over_two_processes_one_of_them_slow(one, start, on_two, tmp_pat
     two = run_folder.read_run(folder)
     check_the_same_work(two, one)
     assert two.parity[f"{kind}_parallel"] == 2
+    numbers = {line.split()[1]: line.split()[2:] for line in ended.stdout.splitlines() if line.startswith("LAYERS")}
+    whole = [*"0123"]
+    assert numbers == ({"0": whole, "1": whole} if kind == "tensor" else {"0": whole[:2], "1": whole[2:]})
     slowest = two.outcome["slowest_rank"]
     assert slowest["rank"] == slow and slowest["measure"] == "attention" and slowest["attention_s"] > 0.01
     assert run_folder.slowest_rank_sentence(slowest) in ended.stdout

@@ -333,6 +333,41 @@ def test_a_late_switch_is_nvfp4_before_it_and_bf16_after(runs, switched) -> None
     assert switched["added"].precision["switches_at"] == 6
 
 
+ALL_IN_BF16 = """
+def configure(config):
+    from pretraining.megatron import linear_layers
+    from pretraining.request.recipe.kept_in_bf16 import KeptInBf16
+    linear_layers.keep(config, KeptInBf16.read("qkv,proj,fc1,fc2"))
+"""
+
+
+@pytest.fixture(scope="session")
+def kept(train, tmp_path_factory) -> dict[str, Run]:
+    """NVFP4 with products in BF16: the last layer's, those of two layers more, and by a plugin all of them."""
+    plugin = tmp_path_factory.mktemp("kept") / "all_in_bf16.py"
+    plugin.write_text(ALL_IN_BF16)
+    flags = {
+        "the last": ("--nvfp4", "bf16=layers:3", "--bf16-tail-layers", "0"),
+        "all but one": ("--nvfp4", "bf16=qkv:0,1,proj:0-1,fc1:1,0,fc2:0,1"),
+        "all": ("--plugin", str(plugin)),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        folders = pool.map(lambda given: train("nvfp4", *given)[0], flags.values())
+        return {name: run_folder.read_run(folder) for name, folder in zip(flags, folders, strict=True)}
+
+
+def test_products_that_are_kept_in_bf16(runs, kept) -> None:
+    bf16, nvfp4 = (run_folder.read_run(runs[precision]) for precision in PRECISIONS)
+    assert losses(kept["the last"]) == losses(nvfp4), "what is kept there without being asked for"
+    assert losses(kept["all"]) == losses(bf16)
+    near, far = (
+        [abs(a - b) for a, b in zip(losses(run), losses(bf16), strict=True)] for run in (kept["all but one"], nvfp4)
+    )
+    assert all(near) and sum(near) < sum(far)
+    assert kept["all but one"].precision["ingredients"]["in_bf16"] == "layers:0,1"
+    assert kept["all but one"].precision["bf16_tail_layers"] == 1
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_resumed_run_goes_on_exactly_where_the_other_was(runs, resumed, precision: str) -> None:
     """Weights, optimizer, sample order, learning rate and the seeds of stochastic rounding: all to the last digit."""

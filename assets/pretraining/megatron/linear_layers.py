@@ -1,6 +1,6 @@
 """The linear layers of a model that Megatron built, and what keeps some of them in BF16.
 
-Natively and emulated on a GPU it is Megatron-Core's own override of one module's precision, `quant_recipe` from 0.16 on.
+On a GPU, native or emulated, it is Megatron-Core's own override of a module's precision, its `quant_recipe` since 0.16.
 That chooses by a module's path, in which layers are counted from 0 in each pipeline stage; here it is given by the
 layer's number in the whole model. On the CPU the module computes in BF16 arithmetic instead.
 """

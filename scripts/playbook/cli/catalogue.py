@@ -9,6 +9,7 @@ from pretraining.errors import UsageError
 from pretraining.request import footprint, parallel
 from pretraining.request.models import MODELS, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision
+from pretraining.request.recipe.kept_in_bf16 import EXAMPLE
 
 GB = 1e9
 
@@ -67,7 +68,8 @@ def precisions() -> int:
         )
     print_table(rows, left=len(rows[0]))
     print(
-        "\nBF16_HEAD= and BF16_TAIL= keep other numbers of layers in BF16, in every precision but bf16.\n"
+        "\nBF16_HEAD= and BF16_TAIL= keep other numbers of layers in BF16, in every precision but bf16,\n"
+        f'and NVFP4="bf16={EXAMPLE}" single products of nvfp4.\n'
         f"Without a GPU {' and '.join(name for name, row in PRECISIONS.items() if row.on_cpu)} train, with exact "
         "arithmetic; on another GPU nvfp4 does with EMULATE=1."
     )

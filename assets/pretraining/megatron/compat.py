@@ -310,9 +310,14 @@ def add_adapters_to_local_layers() -> None:
     utils.HAVE_TE = False
 
 
+def is_emulated(layer: Module) -> bool:
+    """Whether `numerics/cpu_layers.py` has replaced its method of Megatron-Core's."""
+    return "_forward_impl" in vars(layer)
+
+
 def emulated_layers(model: Module) -> list[Module]:
-    """Those whose method of Megatron-Core's `numerics/cpu_layers.py` has replaced."""
-    return [each for each in model.modules() if "_forward_impl" in vars(each)]
+    """All that are."""
+    return [each for each in model.modules() if is_emulated(each)]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pretraining.megatron import compat
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS, KeptInBf16
 
 if TYPE_CHECKING:
@@ -47,11 +48,11 @@ def _in_bf16(chunks: list[Module], *, kept: KeptInBf16) -> list[Module]:
 
 
 def _set_bf16(module: Any) -> None:
-    if hasattr(module, "finish_init"):
-        from megatron.core.quantization.quant_config import MatchContext, QuantizationConfig
-
-        module.finish_init(QuantizationConfig(_BF16, match_input=MatchContext("", None), config_key="bf16"))
-    else:
+    if compat.is_emulated(module):  # the CPU's
         from pretraining.numerics.cpu_layers import BF16, set_arithmetic
 
         set_arithmetic(module, BF16())
+    else:
+        from megatron.core.quantization.quant_config import MatchContext, QuantizationConfig
+
+        module.finish_init(QuantizationConfig(_BF16, match_input=MatchContext("", None), config_key="bf16"))

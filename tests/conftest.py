@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,6 +180,20 @@ def make(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """Megatron's process groups for layers that are built in the test's own process."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    with tempfile.NamedTemporaryFile() as rendezvous:
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous.name}", rank=0, world_size=1)
+        parallel_state.initialize_model_parallel()
+        yield
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

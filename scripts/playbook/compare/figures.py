@@ -367,7 +367,7 @@ def peak(run: Run) -> tuple[float, str] | None:
 def _warnings(of: Measured) -> list[str]:
     said = soundness.warnings(of.run, of.lines)
     precision = of.run.precision
-    kept = precision.get("bf16_tail_layers") != 0 or precision.get("ingredients", {}).get("in_bf16")
+    kept = precision.get("bf16_tail_layers") != 0 or (precision.get("ingredients") or {}).get("in_bf16")
     if precision.get("name") == "nvfp4" and not kept:
         said.append(
             "no layer in BF16: training may diverge; it did in arXiv 2509.25149 (section 4.1, its size not said), and "

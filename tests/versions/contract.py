@@ -22,6 +22,7 @@ from pretraining.megatron import cpu
 
 cpu.enable()
 
+import torch
 from megatron.bridge.training.config import ConfigContainer, runtime_config_update
 
 from pretraining.megatron import changes, compat
@@ -169,6 +170,28 @@ OVERRIDES = ("optimizer.lr=1e-4", "model.attention_backend=flash", "model.recomp
              "optimizer.exp_avg_dtype=bf16", "comm_overlap.tp_comm_overlap=true")  # fmt: skip
 
 
+def kept_in_bf16() -> dict[str, Any]:
+    """How Megatron-Core reads what its layers are told, and how weights are gathered then."""
+    from megatron.core.extensions import transformer_engine
+
+    _, config, _ = built("--model", "llama31-8b", "--nvfp4", "bf16=qkv,layers:0")
+    told = []
+    chunk = torch.nn.Module()
+    chunk.decoder, layer = torch.nn.Module(), torch.nn.Module()
+    layer.linear_fc1, layer.layer_number = torch.nn.Module(), 1
+    layer.linear_fc1.finish_init = told.append
+    chunk.decoder.layers = torch.nn.ModuleList([layer])
+    config.model.pre_wrap_hook([chunk])
+    read = transformer_engine.TEQuantizationParams.parse_from_config(told[0])
+    return {
+        "quantized": [
+            transformer_engine._get_should_context_be_quantized_params(read, training, True)
+            for training in (True, False)
+        ],
+        "gather": compat.gathered_in(config),
+    }
+
+
 def saved() -> dict[str, Any]:
     """A config with overrides, saved and taken back: what the overrides came to, and whether both are the same."""
     path = Path(sys.argv[1]).with_name("saved.yaml")
@@ -184,7 +207,7 @@ def saved() -> dict[str, Any]:
 def main() -> None:
     """Write the answers."""
     answers: dict[str, Any] = {"versions": packages.installed(), "import_seconds": time.process_time()}
-    for question in (every_config, words, gathers, tuned, saved):
+    for question in (every_config, words, gathers, tuned, kept_in_bf16, saved):
         try:
             answers[question.__name__] = question()
         except Exception:

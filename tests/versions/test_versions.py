@@ -62,6 +62,10 @@ def test_the_tuned_preset_is_one_graph_an_iteration(answers) -> None:
     assert found["tail"] == 4  # tuned for speed, and still the recipe
 
 
+def test_a_product_that_is_kept_in_bf16_is_so_in_megatron_core(answers) -> None:
+    assert answers["kept_in_bf16"] == {"quantized": [False, False], "gather": None}
+
+
 def test_a_saved_config_with_overrides_is_taken_back(answers) -> None:
     assert answers["saved"]["same"]
     found = answers["saved"]["facts"]["overrides"]

@@ -1,16 +1,19 @@
-"""`make ablate`: one model in BF16 and in NVFP4, whole and with one thing changed, with several seeds."""
+"""`make ablate`: one model in BF16 and in NVFP4, by the whole recipe and by variants of it, with several seeds."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
-from playbook.campaign import ablation, ablation_report, compare_job, reuse
-from playbook.campaign.ablation import BF16, WHOLE, Variant
+from playbook.campaign import ablation, ablation_report, compare_job, reuse, variants
 from playbook.campaign.gather import Turn, gather
+from playbook.campaign.variants import BF16, WHOLE, Variant
 from playbook.common.tables import print_table
 from playbook.compare import model, saved, stats
 from playbook.launch import start
@@ -57,6 +60,7 @@ def ablate(args: argparse.Namespace, where: Place) -> int:
     steps = _steps(args, seeds, where)
     model.check_long_enough(steps[0].plan.settings.train_iters)
     if args.dry_run:
+        print(f"# {_how_many(steps)}")
         for step in steps:
             print(f"# {step.name}")
             start.show_dry(step.plan, args.runs)
@@ -81,6 +85,9 @@ def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.
     again = "the same command, without FRESH=1," if args.fresh else "the same command"
     turns = [Turn(step.name, step.plan) for step in steps]
     study, code = ablation.Study(), 0
+    missing = [request for request, run in zip(requests, past, strict=True) if run is None]
+    long = _how_long(missing, args)
+    print("\n".join(filter(None, (_how_many(steps), long))), flush=True)
     for step, (run, ended) in zip(steps, gather(turns, past, args.runs, results=RESULTS, again=again), strict=True):
         if run.verdict not in RESULTS:
             code = 1
@@ -95,14 +102,31 @@ def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.
         elif result.problem:
             code = code or int(result.verdict == Verdict.SUCCEEDED)
             print(f"  no loss gap: {result.problem}", flush=True)
+        if step is steps[1] and missing and not long:  # one of each precision tells
+            print(_how_long([request for request in missing if request not in requests[:2]], args), flush=True)
         if step is steps[2 * len({each.seed for each in steps}) - 1]:
             print(ablation.power(study.found[WHOLE], len({each.variant for each in steps})), flush=True)
     return study, code
 
 
+def _how_many(steps: Sequence[Step]) -> str:
+    tried = list(dict.fromkeys(step.variant.name for step in steps))
+    seeds = len(steps) // len(tried)
+    return f"{len(steps)} runs: {wording.joined(tried)}, each with {seeds} seed{'s' * (seeds > 1)}"
+
+
+def _how_long(missing: Sequence[reuse.Request], args: argparse.Namespace) -> str:
+    """What is to be said of the time that these trainings take; "" where no run tells."""
+    seconds = reuse.seconds(missing, args.runs)
+    if not seconds:
+        return ""
+    long = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{max(1, round(seconds / 60))} min"
+    return f"{len(missing)} to train, about {long} by runs of this size that ended"
+
+
 def show(outcome: ablation.Ablation) -> None:
     """Print the table and what it comes to."""
-    print(f"\n{ablation.about(outcome)}\n")
+    print(f"\n{textwrap.fill(ablation.about(outcome), 120)}\n")
     print_table(ablation_report.table(outcome), left=1)
     print()
     for sentence in filter(None, (outcome.verdict, *ablation.problems(outcome), outcome.scope, outcome.published)):
@@ -114,7 +138,7 @@ def _refuse(args: argparse.Namespace) -> None:
     ours = {
         "--seed": (args.seed is not None, "SEEDS= names the seeds"),
         "--precision": (args.precision is not None or args.disable_fp4, "it trains in BF16 and in NVFP4"),
-        "BF16_TAIL": (args.bf16_tail_layers is not None, "it tries 0, 1 and 2 and the recipe's own"),
+        "BF16_TAIL": (args.bf16_tail_layers is not None, "VARIANTS='tail=0' tries none"),
         "EMULATE=reference": (args.emulate == "reference", "that emulator has no ingredient to switch off"),
         "--resume": (args.resume is not None, "every run begins with its seed"),
         "--run-dir": (args.run_dir is not None, "every run gets a folder of its own"),
@@ -124,10 +148,10 @@ def _refuse(args: argparse.Namespace) -> None:
         if given:
             raise UsageError(f"make ablate takes no {name}: {why}")
     asked = nvfp4_recipe.Nvfp4Recipe.of(training_flags.merged(args).nvfp4)
-    if changed := asked.changed():
+    if changed := nvfp4_recipe.as_text(asked.changed()):
         raise UsageError(
-            f"make ablate takes each ingredient away by itself; leave {nvfp4_recipe.as_text(changed)} out "
-            f"({' '.join(nvfp4_recipe.short_forms().values()) or '--nvfp4, or the config file'})"
+            f"make ablate changes the recipe itself: VARIANTS='{changed}' tries this beside the whole one; leave "
+            f"{' '.join(nvfp4_recipe.short_forms().values()) or '--nvfp4, or what the config file says,'} out"
         )
 
 
@@ -136,8 +160,8 @@ def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place) -> list
     defaulted = training_flags.merged(args).model is None and where.runtime != "cpu"
 
     def step(variant: Variant, seed: int) -> Step:
-        own = {"seed": seed, "bf16_tail_layers": variant.tail} | ({"model": ABLATED_ON_GPU} if defaulted else {})
-        own["nvfp4"] = variant.nvfp4
+        own = {"seed": seed, "nvfp4": variant.recipe or None, "bf16_tail_layers": variant.tail}
+        own |= {"model": ABLATED_ON_GPU} if defaulted else {}
         job = planned(argparse.Namespace(**{**vars(args), **own}), variant.precision, where)
         if defaulted:
             job.choices["model"] = replace(job.choices["model"], reason="make ablate's default with a GPU")
@@ -145,5 +169,41 @@ def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place) -> list
 
     first = [step(variant, seed) for seed in seeds for variant in (BF16, WHOLE)]
     chosen = first[1].plan.settings
-    others = ablation.variants(chosen.num_layers, chosen.bf16_head_layers, chosen.bf16_tail_layers)[2:]
-    return [*first, *(step(variant, seed) for variant in others for seed in seeds)]
+    if args.variants is None:
+        tried = variants.default(chosen.num_layers, chosen.bf16_head_layers, chosen.bf16_tail_layers)
+        tried = [variant for variant in tried if _is_possible(variant, partial(step, seed=seeds[0]))]
+    else:
+        tried = variants.read_all(args.variants)
+    others = [step(variant, seed) for variant in tried for seed in seeds]
+    _refuse_equal([first[1], *others[:: len(seeds)]])
+    return [*first, *others]
+
+
+def _is_possible(variant: Variant, step: Callable[[Variant], Step]) -> bool:
+    """Whether one of the default set is for this place; tell why not where it is one that not every engine has."""
+    try:
+        step(variant)
+    except UsageError as error:
+        if variant.name not in variants.REMEDIES:
+            raise
+        print(f"{variant.name} is left out: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _refuse_equal(steps: Sequence[Step]) -> None:
+    """Raise UsageError where two variants do the same work here, whatever their words.
+
+    Args:
+        steps: one of each, with one seed, the whole recipe's first.
+    """
+    done: dict[str, str] = {}
+    for step in steps:
+        settings, request = step.plan.settings, step.plan.request()
+        words, at = dict(request["nvfp4"]), settings.switches_at
+        _, _, to = words.pop("switch", "").partition(":")
+        switch = [at, to] if at is not None and at < settings.train_iters else None
+        work = json.dumps({**request, "nvfp4": words, "switch": switch}, sort_keys=True, default=str)
+        if other := done.get(work):
+            raise UsageError(f"VARIANTS: {step.variant.name} trains as {other} does here; leave one out")
+        done[work] = step.variant.name

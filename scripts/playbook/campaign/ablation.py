@@ -13,58 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from playbook.campaign import variants
 from playbook.campaign.ablation_file import KIND, SCHEMA
-from playbook.compare import loss_gap, parity, stats
+from playbook.campaign.variants import BF16, WHOLE, Variant
+from playbook.compare import comparison, loss_gap, parity, stats
 from playbook.compare.figures import Measured, alike, measure
 from playbook.compare.stats import Figure
 from playbook.report.wording import joined
 from pretraining.record.run_folder import Run, Verdict
-from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, as_text
+from pretraining.request.nvfp4_recipe import Nvfp4Recipe
+from pretraining.request.precisions import default_tail, find_precision
 
 ALIKE, ABOVE, BELOW = "not told apart", "above", "below"
 NOT_JUDGED = "not judged"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train.
-
-    Attributes:
-        without: the ingredient that is switched off, a name of `nvfp4_recipe.INGREDIENTS`; "" for none.
-        tail: last layers in BF16, None for as many as the recipe keeps.
-    """
-
-    precision: str
-    without: str = ""
-    tail: int | None = None
-
-    @property
-    def nvfp4(self) -> str | None:
-        """The words of its recipe; None for the whole one."""
-        return as_text(Nvfp4Recipe().without(self.without).changed()) if self.without else None
-
-    @property
-    def name(self) -> str:
-        """As the table calls it."""
-        if self.precision == "bf16":
-            return "BF16"
-        if self.without:
-            return f"without {INGREDIENTS[self.without]}"
-        return "whole recipe" if self.tail is None else f"last {self.tail} in BF16"
-
-
-BF16, WHOLE = Variant("bf16"), Variant("nvfp4")
-
-
-def variants(layers: int, head: int, tail: int) -> list[Variant]:
-    """All of them, BF16 and the whole recipe first, then what is said to matter most.
-
-    Args:
-        layers: of the model.
-        head, tail: how many the recipe keeps in BF16 at its start and end; that tail is the whole recipe's.
-    """
-    tails = [Variant("nvfp4", tail=other) for other in (0, 1, 2) if other != tail and head + other < layers]
-    return [BF16, WHOLE, *tails[:1], *(Variant("nvfp4", without=each) for each in INGREDIENTS), *tails[1:]]
 
 
 @dataclass(frozen=True)
@@ -131,6 +92,7 @@ class Row:
     """One variant and its seeds.
 
     Attributes:
+        recipe: as `Variant.recipe`.
         bf16_tail_layers: last layers in BF16, None of BF16 itself.
         gap: the mean of its seeds' training loss gaps, with a t-interval where they are judged; None without any.
         from_whole: the same of its differences to the whole recipe with the same seed, per cent of BF16's loss; None
@@ -140,7 +102,7 @@ class Row:
     """
 
     name: str
-    without: str
+    recipe: str
     bf16_tail_layers: int | None
     runs: list[Trained]
     gap: Figure | None = None
@@ -212,7 +174,11 @@ class Study:
 
     def result(self, *, created: str, reproduce: str = "") -> Ablation:
         """The variants set against BF16 and against the whole recipe, both of which are there."""
-        rows, shown = _judged([_row(variant, runs, self._tail) for variant, runs in self.found.items()])
+        at = {seed: at for at, seed in enumerate(self._bases)}  # which is how seeds are paired
+        found = {
+            variant: sorted(runs, key=lambda run: at.get(run.seed, len(at))) for variant, runs in self.found.items()
+        }
+        rows, shown = _judged([_row(variant, runs, self._tail) for variant, runs in found.items()])
         base = next(iter(self._bases.values()))
         facts = base.run.environment
         return Ablation(
@@ -237,34 +203,31 @@ class Study:
 
 def of_runs(runs: Sequence[Run], *, created: str, reproduce: str) -> Ablation:
     """The ablation that these runs are, by what their own records say of them."""
-    recipe = [run for run in runs if run.precision.get("name") == "nvfp4"]
-    keep = [run.precision.get("bf16_tail_layers", 0) for run in recipe if _without(run)]
-    tail = keep[0] if keep else 0
-    sizes = recipe[0].parity.get("num_layers", 0), recipe[0].precision.get("bf16_head_layers") or 0
-    order = variants(*sizes, tail)
+    runs = comparison.in_order(runs)
+    found = [_variant(run) for run in runs]
+    wholes = [each.tail for each in found if each.precision == "nvfp4" and not each.recipe]
+    usual = default_tail(find_precision("nvfp4"), next(run.parity.get("num_layers", 0) for run in runs))
+    tail = usual if usual in wholes else wholes[0]
+    found = [replace(each, tail=None) if each.tail == tail else each for each in found]
     study = Study()
-    for at, _, run in sorted((order.index(_variant(run, tail)), at, run) for at, run in enumerate(runs)):
-        study.add(order[at], run)
+    for variant, run in sorted(zip(found, runs, strict=True), key=lambda pair: (pair[0] != BF16, pair[0] != WHOLE)):
+        study.add(variant, run)
     return study.result(created=created, reproduce=reproduce)
 
 
-def _variant(run: Run, tail: int) -> Variant:
+def _variant(run: Run) -> Variant:
+    """What a run trained, its last layers in BF16 named."""
     if run.precision.get("name") != "nvfp4":
         return BF16
-    without, kept = _without(run), run.precision.get("bf16_tail_layers", 0)
-    return Variant("nvfp4", without=without, tail=None if without or kept == tail else kept)
-
-
-def _without(run: Run) -> str:
-    """The ingredient that a run goes without; "" for none."""
-    return next((name for name, on in run.precision.get("ingredients", {}).items() if not on), "")
+    recipe = Nvfp4Recipe.recorded(run.precision.get("ingredients", {}))
+    return variants.of(recipe, run.precision.get("bf16_tail_layers", 0))
 
 
 def _row(variant: Variant, runs: Sequence[Trained], tail: int) -> Row:
     values = [each.training_loss_gap.value for each in runs if each.training_loss_gap]
     kept = None if variant == BF16 else tail if variant.tail is None else variant.tail
     gap = Figure(float(np.mean(values)), "%", spread=NOT_JUDGED, count=len(values)) if values else None
-    return Row(variant.name, variant.without, kept, list(runs), gap)
+    return Row(variant.name, variant.recipe, kept, list(runs), gap)
 
 
 def _judged(rows: list[Row]) -> tuple[list[Row], float | None]:
@@ -357,7 +320,7 @@ def with_ends(figure: Figure | None) -> str:
 def problems(of: Ablation) -> list[str]:
     """The runs without a gap, each with why; and whether all are of one state of the code."""
     runs = [(row, each) for row in of.rows for each in row.runs]
-    said = [f"{row.name}, seed {each.seed}: {each.problem}" for row, each in runs if each.problem]
+    said = [f"seed {each.seed} of {row.name}: {each.problem}" for row, each in runs if each.problem]
     states = Counter(each.code for _, each in runs if each.code)
     if len(states) > 1:
         said.append(

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 FILE, MARKDOWN, PICTURE = "ablation.json", "ablation.md", "ablation.png"
 KIND = "nvfp4-playbook-ablation"
-SCHEMA = 1
+SCHEMA = 2  # 1 had one ingredient that a row was without, in place of its recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,6 +28,7 @@ HOW = (
     "is above or below where closed testing of all these differences together calls it so: in one of twenty studies "
     "chance makes any such call. With fewer than three seeds nothing is judged."
 )
+NAME = 28  # characters of a name on a terminal's line
 LEGEND = 18  # points
 ROW = 40
 WHISKER = 0.09
@@ -93,17 +95,22 @@ def table(of: Ablation, *, everything: bool = False) -> list[list[str]]:
     """The header, then a row a variant; of several seeds the figures stand in their order.
 
     Args:
-        everything: with the losses and the validation, which no terminal is wide enough for.
+        everything: with each seed's figures; else they are left out where the seeds are judged, and names are broken:
+            no terminal is wide enough.
     """
-    rows = [["", "tail", "gap, %", "to BF16", "to the whole recipe"]]
-    more = [["training loss", "validation gap, %"]]
+    each = everything or of.shown is None
+    rows = [
+        ["", "tail", *["gap, %"] * each, "to BF16", "to whole", *["training loss", "validation gap, %"] * everything]
+    ]
     for row in of.rows:
         tail = "all" if row.bf16_tail_layers is None else str(row.bf16_tail_layers)
-        own = _each(row, "training_loss_gap", "+.2f") if row.to_bf16 else ""
-        to_whole = f"{ablation.with_ends(row.from_whole)} {row.to_whole}".strip()
-        rows.append([row.name, tail, own, f"{ablation.with_ends(row.gap)} {row.to_bf16}".strip(), to_whole])
-        more.append([_each(row, "training_loss", ".4f"), _each(row, "validation_loss_gap", "+.2f") if own else ""])
-    return [[*one, *(other if everything else ())] for one, other in zip(rows, more, strict=True)]
+        own = [_each(row, "training_loss_gap", "+.2f") if row.to_bf16 else ""]
+        losses = [_each(row, "training_loss", ".4f"), _each(row, "validation_loss_gap", "+.2f") if row.to_bf16 else ""]
+        pairs = [(row.gap, row.to_bf16), (row.from_whole, row.to_whole)]
+        lies = [f"{ablation.with_ends(figure)} {where}".strip() for figure, where in pairs]
+        name = row.name if everything else textwrap.fill(row.name, NAME, break_on_hyphens=False)
+        rows.append([name, tail, *own * each, *lies, *losses * everything])
+    return rows
 
 
 def _each(row: ablation.Row, name: str, form: str) -> str:

@@ -102,6 +102,23 @@ def finished(runs: Path, verdicts: Collection[Verdict] = DONE) -> list[Run]:
     return found
 
 
+def seconds(asked: Sequence[Request], runs: Path) -> float | None:
+    """How long these trainings take in all, by the newest finished run of each one's size; None where one is missing.
+
+    Args:
+        runs: where run folders are.
+    """
+    size = ("model", "precision", "train_iters", "global_batch_size", "sequence_length", "runtime", "processes")
+    size += ("num_layers", "emulate", "tuned")
+
+    def of(request: Request) -> tuple[Any, ...]:
+        return tuple(map(request.get, size))
+
+    lasted = {of(run.plan.get("request", {})): run.outcome.get("seconds") for run in reversed(finished(runs))}
+    found = [lasted.get(of(request)) for request in asked]
+    return None if None in found else float(sum(found))
+
+
 def _ended(folder: Path, verdicts: Collection[Verdict] = DONE) -> Run | None:
     if not (folder / run_folder.OUTCOME).exists():
         return None

@@ -45,6 +45,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
     flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
     flags.add_argument("--seeds", metavar="'N M'", help="of a comparison or ablation: a run of each arm with each")
+    flags.add_argument("--variants", metavar="WORDS", help="of an ablation: recipes, as in 'rht=off | scale=4over6'")
     flags.add_argument(
         "--loss-margin", type=reuse.margin, metavar="%", help="the smallest difference in loss that matters, per cent"
     )
@@ -207,6 +208,8 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
         raise UsageError("A= and B= are the two sides of make compare, and of nothing else")
     if args.seeds is not None and args.job not in ("ablate", "compare"):
         raise UsageError("SEEDS= are those of make compare and ablate; of another target ARGS='--seed N' is the one")
+    if args.variants is not None and args.job != "ablate":
+        raise UsageError("VARIANTS= are those of make ablate; of another target NVFP4= names one recipe")
     if args.loss_margin is not None and args.job != "compare":
         raise UsageError("LOSS_MARGIN= is of make compare, and of nothing else")
     if args.job == "ablate":

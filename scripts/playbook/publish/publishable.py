@@ -7,6 +7,7 @@ log, `config.yaml`, checkpoints, trace and command are not listed, and neither i
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from playbook.campaign import variants
 from playbook.plan.place import CONTAINER_USERS, RUNTIMES
 from playbook.profile.breakdown import IDLE, OUTSIDE
 from playbook.profile.kernels import Kind
@@ -24,7 +26,7 @@ from pretraining.inputs.finetuning import SCHEMES
 from pretraining.record import run_folder
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
-from pretraining.request.nvfp4_recipe import INGREDIENTS, SHORT, TITLES, WORDS, is_spelled
+from pretraining.request.nvfp4_recipe import INGREDIENTS, SHORT, TITLES, WORDS, is_spelled, words_in
 from pretraining.request.precisions import EMULATORS, PRECISIONS
 
 _LEFT_OUT = object()
@@ -297,8 +299,16 @@ def command(typed: str) -> str:
         return ""
     if program != "make" or target not in {*PRECISIONS, "compare", "ablate", "profile"}:
         return ""
-    is_listed = all(name in _VARIABLES and _VARIABLES[name].fullmatch(value) for name, value in given.items())
+    is_listed = all(_is_listed(name, value) for name, value in given.items())
     return typed if is_listed and "\n" not in typed and _are_flags(arguments) else ""
+
+
+def _is_listed(name: str, value: str) -> bool:
+    if read := {"NVFP4": words_in, "VARIANTS": variants.read_all}.get(name):
+        with contextlib.suppress(UsageError):
+            return bool(read(value))
+        return False
+    return name in _VARIABLES and bool(_VARIABLES[name].fullmatch(value))
 
 
 def _any(names: Iterable[str]) -> re.Pattern[str]:

@@ -12,28 +12,27 @@ from pathlib import Path
 
 import pytest
 
-from playbook.campaign import ablate_job, ablation, ablation_report
-from playbook.campaign.ablation import BF16, WHOLE, Variant
+from playbook.campaign import ablate_job, ablation, ablation_report, reuse, variants
+from playbook.campaign.variants import BF16, WHOLE, Variant
 from playbook.cli import train
 from playbook.plan.gpus import Gpu
 from playbook.plan.place import Place
 from playbook.record import loading
 from pretraining.errors import UsageError
-from pretraining.record import code_state
-from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, differs, words_in
+from pretraining.record import code_state, run_folder
+from pretraining.request.nvfp4_recipe import HELP, Nvfp4Recipe, as_text, words_in
 
 LAUNCHER = Path(__file__).parents[1] / "fakes" / "launcher.py"
-ASKED = ("--seeds", "1 2", "--num-layers", "2")  # of two layers two cannot stay in BF16: six variants
+NAMES = ["tail=0", "rht=off", "weights=1x16 scale=4over6"]
+ASKED = ("--seeds", "1 2", "--num-layers", "2", "--variants", " | ".join(NAMES))
 ORDER = [
-    ("BF16", 1), ("whole recipe", 1), ("BF16", 2), ("whole recipe", 2), ("last 0 in BF16", 1), ("last 0 in BF16", 2),
-    ("without Hadamard transform", 1), ("without Hadamard transform", 2), ("without stochastic rounding", 1),
-    ("without stochastic rounding", 2), ("without 2D scaling", 1), ("without 2D scaling", 2),
+    ("BF16", 1), ("whole", 1), ("BF16", 2), ("whole", 2), *((name, seed) for name in NAMES for seed in (1, 2)),
 ]  # fmt: skip
 LOSS = json.dumps({"bf16 1": 1.0, "nvfp4 1": 1.01, "bf16 2": 2.0, "nvfp4 2": 2.04})
 
 
 def steps(said: str) -> list[tuple[str, int]]:
-    found = re.findall(r"^run (\d+) of 12, (.+), seed (\d):", said, re.MULTILINE)
+    found = re.findall(r"^run (\d+) of 10, (.+), seed (\d):", said, re.MULTILINE)
     assert [int(number) for number, *_ in found] == list(range(1, len(found) + 1))
     return [(name, int(seed)) for _, name, seed in found]
 
@@ -59,7 +58,7 @@ def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
         said, errors = cut.communicate(timeout=60)
     finally:
         cut.kill()
-    assert cut.returncode == 130 and "6 of 12 runs are done; the same command goes on there" in errors
+    assert cut.returncode == 130 and "6 of 10 runs are done; the same command goes on there" in errors
     assert steps(said) == ORDER[:7] and "reusing" not in said
 
     said, errors = job("ablate", *ASKED, FAKE="diverged", FAKE_SWITCH="rht", FAKE_LOSS=LOSS)
@@ -68,33 +67,30 @@ def test_an_ablation_that_is_cut_goes_on_and_takes_divergence_for_a_result(
     found = newest(runs)
     rows = {row["name"]: row for row in found["rows"]}
     assert list(rows) == list(dict.fromkeys(name for name, _ in ORDER))
-    for name in ("whole recipe", "last 0 in BF16", "without 2D scaling"):  # against BF16 of the same seed
+    for name in ("whole", "tail=0", NAMES[-1]):  # against BF16 of the same seed
         values = [run["training_loss_gap"]["value"] for run in rows[name]["runs"]]
         assert values == pytest.approx([1.0, 2.0]) and rows[name]["gap"]["value"] == pytest.approx(1.5)
-    gone = rows["without Hadamard transform"]
+    gone = rows["rht=off"]
     assert gone["gap"] is None and gone["to_bf16"] == gone["to_whole"] == "diverged"
-    assert (
-        rows["without 2D scaling"]["to_whole"] == "not judged"
-        and "Nothing is judged: two seeds do not" in found["verdict"]
-    )
-    assert "Diverged: without Hadamard transform (seed 1) and without Hadamard transform (seed 2)." in found["verdict"]
+    assert rows[NAMES[-1]]["to_whole"] == "not judged" and "Nothing is judged: two seeds do not" in found["verdict"]
+    assert "Diverged: rht=off (seed 1) and rht=off (seed 2)." in found["verdict"]
     asked_for = [loading.load(runs / run["run"]).plan["request"] for row in rows.values() for run in row["runs"]]
-    assert [each["seed"] for each in asked_for] == [1, 2] * 6
+    assert [each["seed"] for each in asked_for] == [1, 2] * 5
     off = [Nvfp4Recipe.of(each.get("nvfp4", {})).changed() for each in asked_for[::2]]
-    assert off == [{}, {}, {}, {"rht": "off"}, {"stochastic": "off"}, {"weights": "1x16"}]
-    assert [each["bf16_tail_layers"] for each in asked_for[::2]] == [0, 1, 0, 1, 1, 1]
+    assert off == [{}, {}, {}, {"rht": "off"}, {"weights": "1x16", "scale": "4over6"}]
+    assert [each["bf16_tail_layers"] for each in asked_for[::2]] == [0, 1, 0, 1, 1]
 
     # One that fails is named, and made again the next time; one that diverged is a result, and is not.
-    shutil.rmtree(runs / rows["without 2D scaling"]["runs"][1]["run"])
+    shutil.rmtree(runs / rows[NAMES[-1]]["runs"][1]["run"])
     said, errors = job("ablate", *ASKED, FAKE="killed", FAKE_SWITCH="two_d", code=1)
-    assert "nvfp4: killed:" in errors and "Without 2D scaling, seed 2: killed: " in said and "Written:" in said
-    assert said.count(": reusing ") == 11 and newest(runs)["rows"][-1]["to_bf16"] == "killed"
+    assert "nvfp4: killed:" in errors and "Seed 2 of weights=1x16 scale=4over6: killed: " in said and "Written:" in said
+    assert said.count(": reusing ") == 9 and newest(runs)["rows"][-1]["to_bf16"] == "killed"
     said, _ = job("ablate", *ASKED, FAKE_LOSS=LOSS, FAKE_CODE="000000000001")
-    assert said.count(": reusing ") == 11 and newest(runs)["rows"][-1]["gap"]["value"] == pytest.approx(1.5)
+    assert said.count(": reusing ") == 9 and newest(runs)["rows"][-1]["gap"]["value"] == pytest.approx(1.5)
     now = code_state.digest()
-    assert f"Not one state of the code: 11 runs of {now} and 1 runs of 000000000001." in said
+    assert f"Not one state of the code: 9 runs of {now} and 1 runs of 000000000001." in said
     said, _ = job("ablate", *ASKED)
-    assert said.count(", whose code was 000000000001 (commit ") == 1 and said.count(": reusing ") == 12
+    assert said.count(", whose code was 000000000001 (commit ") == 1 and said.count(": reusing ") == 10
 
 
 def test_without_bf16_there_is_nothing_to_set_the_rest_against(job, runs: Path) -> None:
@@ -106,8 +102,9 @@ def test_without_bf16_there_is_nothing_to_set_the_rest_against(job, runs: Path) 
 def test_a_dry_run_prints_every_command_in_order(job, runs: Path) -> None:
     said, _ = job("ablate", "--dry-run", *ASKED)
     assert [(name, int(seed)) for name, seed in re.findall(r"^# (.+), seed (\d)$", said, re.MULTILINE)] == ORDER
-    recipes = [differs(Nvfp4Recipe.of(words_in(words)).facts()) for words in re.findall(r" --nvfp4 '([^']+)' ", said)]
-    assert list(filter(None, recipes)) == [f"without {title}" for title in INGREDIENTS.values() for _ in (1, 2)]
+    recipes = [Nvfp4Recipe.of(words_in(words)).changed() for words in re.findall(r" --nvfp4 '([^']+)' ", said)]
+    assert [as_text(words) for words in recipes if words] == [NAMES[1]] * 2 + [NAMES[2]] * 2
+    assert said.startswith("# 10 runs: BF16, whole, tail=0, rht=off and weights=1x16 scale=4over6, each with 2 seeds")
     assert subprocess.run(["bash", "-n", "-c", said], check=False).returncode == 0
     assert not runs.exists() or not list(runs.iterdir())
 
@@ -119,11 +116,26 @@ def test_a_dry_run_prints_every_command_in_order(job, runs: Path) -> None:
         (("--seeds", "seven"), "SEEDS=seven: seeds are whole numbers"),
         (("--seeds", "7 7"), "SEEDS=7 7: one seed or more is needed, none below 0 and none twice"),
         (("--seeds", ""), "SEEDS=: one seed or more is needed"),
-        (("--bf16-tail-layers", "2"), "takes no BF16_TAIL: it tries 0, 1 and 2"),
+        (("--bf16-tail-layers", "2"), "takes no BF16_TAIL: VARIANTS='tail=0' tries none"),
         (("--precision", "fp8"), "takes no --precision"),
         (("--repeat", "2"), "takes no REPEAT"),
         (("--emulate", "reference"), "takes no EMULATE=reference: that emulator has no ingredient to switch off"),
         (("--run-dir", "x"), "takes no --run-dir"),
+        (("--variants", "whole | rth=off"), "unknown word in VARIANTS 'rth': did you mean rht?"),
+        (("--variants", "hole"), "unknown word in VARIANTS 'hole': did you mean whole?"),
+        (("--variants", "rht=of"), "VARIANTS, rht=of: unknown value of rht in --nvfp4 'of': did you mean rht=off?"),
+        (("--variants", "whole rht=off"), "whole rht=off: whole is the recipe without any change"),
+        (("--variants", "rht=off |"), "VARIANTS has an empty one"),
+        (("--variants", ""), "VARIANTS has an empty one"),
+        (("--variants", "tail=x"), "tail=x is no number of last layers in BF16"),
+        (("--variants", "tail=4"), "leave none of tiny's 4 layers in nvfp4"),
+        (("--variants", "rht=on weights=16x16"), "VARIANTS: rht=on weights=16x16 is the whole recipe, which"),
+        (("--variants", "tail=1"), "VARIANTS: tail=1 trains as whole does here"),
+        (("--variants", "switch=1.0:forward"), "VARIANTS: switch=1.0:forward trains as whole does here"),
+        (("--variants", "switch=0.5:bf16 | switch=60:bf16"), "switch=60:bf16 trains as switch=0.5:bf16 does here"),
+        (("--variants", "rht=off, stochastic=off | stochastic=off rht=off"), "rht=off stochastic=off 2 times; SEEDS="),
+        (("--variants", "error=mse"), "error=mse is how scale=4over6 chooses"),
+        (("--variants", "switch=400:bf16"), "comes after the last of 120 iterations"),
         (("--train-iters", "8"), "leaves fewer than 5 iterations to time"),
     ],
 )
@@ -132,25 +144,58 @@ def test_wrong_usage(flags: tuple[str, ...], words: str, tmp_path: Path) -> None
         train.run(["ablate", "--runtime", "cpu", "--dry-run", "--runs", str(tmp_path), *flags])
     with pytest.raises(UsageError, match="SEEDS= are those of make compare and ablate"):
         train.run(["nvfp4", "--runtime", "cpu", "--seeds", "1"])
+    with pytest.raises(UsageError, match="VARIANTS= are those of make ablate"):
+        train.run(["compare", "--runtime", "cpu", "--variants", "rht=off"])
 
 
 def test_a_switch_that_is_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NVFP4_RHT", "0")
-    with pytest.raises(UsageError, match=r"takes each ingredient away by itself; leave rht=off out \(NVFP4_RHT=0\)"):
+    with pytest.raises(UsageError, match=r"VARIANTS='rht=off' tries this beside the whole one; leave NVFP4_RHT=0 out"):
         train.run(["ablate", "--runtime", "cpu", "--dry-run"])
     monkeypatch.delenv("NVFP4_RHT")
-    with pytest.raises(UsageError, match=r"leave weights=1x16 out \(--nvfp4, or the config file\)"):
+    with pytest.raises(UsageError, match=r"VARIANTS='weights=1x16' tries this .*; leave --nvfp4, or what the config"):
         train.run(["ablate", "--runtime", "cpu", "--dry-run", "--nvfp4", "rht=on weights=1x16"])
 
 
 def test_the_variants_of_a_model() -> None:
     def said(*sizes: int) -> list[str]:
-        return [each.name for each in ablation.variants(*sizes)]
+        return [each.name for each in variants.default(*sizes)]
 
-    without = ["without Hadamard transform", "without stochastic rounding", "without 2D scaling"]
-    assert said(12, 0, 1) == ["BF16", "whole recipe", "last 0 in BF16", *without, "last 2 in BF16"]
-    assert said(32, 0, 4) == ["BF16", "whole recipe", "last 0 in BF16", *without, "last 1 in BF16", "last 2 in BF16"]
-    assert said(2, 0, 1) == ["BF16", "whole recipe", "last 0 in BF16", *without]
+    recipes = ["rht=off", "stochastic=off", "weights=1x16", "switch=0.82:forward", "scale=4over6"]
+    assert said(12, 0, 1) == ["tail=0", *recipes, "tail=2"]
+    assert said(32, 0, 4) == ["tail=0", *recipes, "tail=1", "tail=2"]
+    assert said(2, 0, 1) == ["tail=0", *recipes]
+
+
+@pytest.mark.parametrize("name", list(Nvfp4Recipe().words(every=True)))
+def test_every_word_of_the_recipe_makes_a_variant(name: str) -> None:
+    example = next(word for word in HELP.split() if word.startswith(f"{name}="))
+    (found,) = variants.read_all(f"whole | tail=0, {example}")
+    assert found.name == f"{as_text(words_in(example))} tail=0" and found == variants.read(found.name)
+
+
+def test_what_an_engine_lacks_is_left_out_of_the_default_set_and_refused_where_it_is_named(capsys) -> None:
+    where = Place("local", choices={}, gpu=Gpu(0, "GPU-0", "NVIDIA B200", (10, 0), 190 * 10**9))
+
+    def steps_of(*flags: str) -> list[str]:
+        return [step.variant.name for step in ablate_job._steps(train.parser("x").parse_args(flags), [1], where)]
+
+    assert "scale=4over6" not in steps_of()
+    assert re.search("^scale=4over6 is left out: .*scale=4over6:weights works", capsys.readouterr().err, re.MULTILINE)
+    assert steps_of("--variants", "scale=4over6:weights")[2:] == ["scale=4over6:weights"]
+    with pytest.raises(UsageError, match="choose no scale of a tensor with a Hadamard transform"):
+        steps_of("--variants", "scale=4over6")
+
+
+def test_how_long_it_takes_is_told_by_runs_of_this_size(make_run, tmp_path: Path) -> None:
+    asked = [{"model": "tiny", "precision": name, "train_iters": 40, "seed": 3} for name in ("bf16", "nvfp4", "nvfp4")]
+    for name, seconds in (("bf16", 50.0), ("nvfp4", 90.0)):
+        assert reuse.seconds(asked, tmp_path / "runs") is None
+        request = {"model": "tiny", "precision": name, "train_iters": 40, "seed": 1}
+        run = make_run(name, outcome={"seconds": seconds})
+        run_folder.write_json(run / run_folder.PLAN, {"request": request})
+    assert reuse.seconds(asked, run.parent) == 230.0
+    assert reuse.seconds([{**asked[0], "train_iters": 80}], run.parent) is None
 
 
 def test_on_a_gpu_it_takes_its_own_model_unless_told_otherwise() -> None:
@@ -161,7 +206,7 @@ def test_on_a_gpu_it_takes_its_own_model_unless_told_otherwise() -> None:
         return ablate_job._steps(args, [1, 2], where)
 
     steps = steps_of()
-    assert len(steps) == 14 and {each.plan.settings.model.name for each in steps} == {"llama-120m"}
+    assert len(steps) == 18 and {each.plan.settings.model.name for each in steps} == {"llama-120m"}
     assert steps[0].plan.choices["model"].reason == "make ablate's default with a GPU"
     assert [each.plan.settings.emulate for each in steps[:2]] == [None, "triton"]
     assert {each.plan.settings.model.name for each in steps_of("--model", "llama32-1b")} == {"llama32-1b"}
@@ -193,7 +238,7 @@ def row(of: ablation.Ablation, variant: Variant) -> ablation.Row:
     return next(each for each in of.rows if each.name == variant.name)
 
 
-RHT, SR, TWO_D = (Variant("nvfp4", without=name) for name in ("rht", "stochastic", "two_d"))
+RHT, SR = map(variants.read, ("rht=off", "stochastic=off"))
 NO_TAIL, TWO = Variant("nvfp4", tail=0), Variant("nvfp4", tail=2)
 
 
@@ -218,15 +263,15 @@ def test_variants_are_set_apart_by_what_the_seed_does_not_explain(ablated) -> No
     of = ablated({variant: [gap + each for gap, each in zip(own, luck, strict=True)] for variant, own in gaps.items()})
     assert {each.name: (each.to_bf16, each.to_whole) for each in of.rows} == {
         "BF16": ("", ""),
-        "whole recipe": ("not told apart", ""),
-        "without Hadamard transform": ("not told apart", "not told apart"),
-        "without stochastic rounding": ("not told apart", "above"),
-        "last 0 in BF16": ("not told apart", "below"),
+        "whole": ("not told apart", ""),
+        "rht=off": ("not told apart", "not told apart"),
+        "stochastic=off": ("not told apart", "above"),
+        "tail=0": ("not told apart", "below"),
     }
     apart = row(of, SR).from_whole
     assert apart.value == pytest.approx(2.0) and apart.low > 1.5
-    assert "Above the whole recipe: without stochastic rounding (+2.00 % (" in of.verdict
-    assert "Not told from the whole recipe: without Hadamard transform." in of.verdict
+    assert "Above the whole recipe: stochastic=off (+2.00 % (" in of.verdict
+    assert "Not told from the whole recipe: rht=off." in of.verdict
     assert re.search(r"4 seeds that spread so show differences over [\d.]+ % eight times in ten\.", of.verdict)
 
 
@@ -265,15 +310,21 @@ def test_what_it_leaves(ablated, tmp_path: Path) -> None:
     text = written[1].read_text()
     runs = [run.run for each in of.rows for run in each.runs]
     assert len(runs) == 8 and all(f"| {run} |" in text for run in runs)
-    assert "- last 0 in BF16, seed 0: diverged: the loss is nan" in text
-    assert "| without Hadamard transform | 1 |" in text and "+1.00, diverged" in text
+    assert "- seed 0 of tail=0: diverged: the loss is nan" in text
+    assert "| rht=off | 1 |" in text and "+1.00, diverged" in text
     content = json.loads(written[0].read_text())
-    assert content["kind"] == "nvfp4-playbook-ablation" and content["schema"] == 1
+    assert content["kind"] == "nvfp4-playbook-ablation" and content["schema"] == 2
     assert str(tmp_path) not in text + json.dumps(content)
-    assert max(len(line) for line in _printed(of)) <= 120
 
 
-def _printed(of: ablation.Ablation) -> list[str]:
-    cells = ablation_report.table(of)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
+@pytest.mark.parametrize("seeds", [1, 2, 3, 8])
+def test_the_terminals_table_is_no_wider_than_120_columns(ablated, capsys, seeds: int) -> None:
+    long = variants.read(
+        "rht=off stochastic=off weights=1x16 scale=4over6:activations error=mse switch=0.825:forward tail=0"
+    )
+    gaps = [-12.5, -17.25, -11.5, -13, -12, -11, -15, -12][:seeds]
+    of = ablated({WHOLE: gaps, long: [-each for each in gaps], RHT: [0.5 + each for each in gaps]})
+    ablate_job.show(of)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120 and sum("error=mse" in line for line in lines) >= 1
+    assert ("-17.25" in "".join(lines)) == (seeds == 2)  # each seed's where nothing is judged

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from playbook.campaign import ablation, ablation_file
+from playbook.campaign import ablation_file
 from playbook.cli.make import command as make
 from playbook.common.failures import Failure
 from playbook.compare import comparison, saved
@@ -21,6 +21,7 @@ from playbook.publish import publish
 from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
+from pretraining.request.nvfp4_recipe import Nvfp4Recipe, words_in
 
 INDEX = publish.RESULTS / "README.md"
 MARK = re.compile(r"(<!-- results: \S+ -->\n).*?(<!-- end of results -->)", re.DOTALL)
@@ -244,7 +245,8 @@ def test_an_ablation_is_published_whole_and_made_anew_from_its_runs(copy: Path, 
     assert [
         run["training_loss_gap"] and run["training_loss_gap"]["value"] for row in made["rows"] for run in row["runs"]
     ] == gaps
-    assert [row["name"] for row in made["rows"]] == [each.name for each in ablation.variants(4, 0, 1)]
+    names = ["BF16", "whole", "rht=off", "stochastic=off", "weights=1x16", "tail=0", "tail=2"]
+    assert [row["name"] for row in made["rows"]] == names
     assert made["reproduce"] == "make ablate SEEDS='1234 1235'"
     assert (
         made["rows"][1]["gap"]["value"] == pytest.approx(0.635, abs=0.001) and "| tiny |" in (empty / INDEX).read_text()
@@ -252,7 +254,7 @@ def test_an_ablation_is_published_whole_and_made_anew_from_its_runs(copy: Path, 
     for row in made["rows"]:
         for run in row["runs"]:
             facts = run_folder.read_facts(empty / publish.RESULTS / "tiny" / run["run"])
-            ingredients = {name: name != row["without"] for name in ("rht", "stochastic", "two_d")}
+            ingredients = Nvfp4Recipe.of(words_in(row["recipe"])).facts()
             assert facts.parity["seed"] == run["seed"]
             assert facts.precision.get("ingredients", ingredients) == ingredients
             assert facts.precision["bf16_tail_layers"] == (row["bf16_tail_layers"] or 0)

@@ -174,6 +174,9 @@ def test_no_mark_is_in_a_command(mark: str) -> None:
         f"make bf16 {quoted}=1", f"make bf16 MODEL={quoted}", f"make bf16 ITERS={quoted}",
         f"make bf16 ARGS='--data {mark}'", f"make bf16 ARGS='optimizer.lr={mark}'", f"make bf16 # {mark}",
         f"make compare SEEDS={quoted}",
+        f"make ablate VARIANTS={quoted}",
+        "make ablate VARIANTS='rht=off | node17'",
+        "make nvfp4 NVFP4='rht=node17'",
     ):  # fmt: skip
         assert publishable.command(typed) == ""
 
@@ -184,6 +187,8 @@ def test_no_mark_is_in_a_command(mark: str) -> None:
         "make compare REPEAT='3'",
         "make compare SEEDS='1 2 3' LOSS_MARGIN=0.5 SPEEDUP=1.68",
         "make ablate SEEDS='1, 2, 3' ITERS=110",
+        "make ablate VARIANTS='whole | rht=off, tail=0 | switch=0.9:bf16' SEEDS=7",
+        "make nvfp4 NVFP4='scale=4over6 error=mse'",
         'make bf16 RUNTIME=container MODEL=llama3-8b GBS=16 MBS=4 SEQ=4096 ITERS=20 ARGS="--num-layers 8"',
         'make nvfp4 EMULATE=1 NPROC=2 TP=2 DATA=mock ARGS="--num-layers 4 model.sequence_parallel=true"',
         "make ablate RUNTIME=local EMULATE=reference ITERS=110",

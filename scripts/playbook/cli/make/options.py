@@ -131,6 +131,7 @@ _ALL = (
     _switch("FORCE", "--force", "compare runs that did not do the same work; the result says so"),
     Option("RUNS", "", "NAMES", "train nothing, and compare or evaluate these: folders, names, or logs", kind=NAMES),
     Option("SEEDS", "--seeds", "'1 2 3'", "a run of each arm with each; 3 judge a loss", "ablate: '1234 1235 1236'"),
+    Option("VARIANTS", "--variants", "'W | W'", "recipes to try, as in NVFP4=, and tail=N"),
     Option("LOSS_MARGIN", "--loss-margin", "PERCENT", "the smallest difference in loss that matters", kind=AMOUNT),
     Option("RUN", "--run", "NAME", "the run that is meant: its folder, or that folder's name"),
     Option("INPUT", "--input", "FILES", "files or patterns of JSONL, text or Parquet, .gz and .zst too"),

@@ -118,7 +118,7 @@ _ALL = (
     _run("nvfp4", TRAIN, "pretrain in NVFP4", *_TRAINING, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
     _run("bf16", TRAIN, "pretrain in BF16", *_BF16, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
     _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
-    _run("ablate", TRAIN, "what each ingredient of NVFP4 brings, over seeds", "SEEDS", "FRESH",
+    _run("ablate", TRAIN, "what each ingredient of NVFP4 brings, over seeds", "VARIANTS", "SEEDS", "FRESH",
          *(name for name in _TRAINING if name not in ("BF16_TAIL", "NVFP4", *SHORT)),
          *_WHERE, common=True, again=True),
     _run("profile", LOOK, "where the time of a step goes", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True,

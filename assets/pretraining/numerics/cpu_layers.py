@@ -90,7 +90,7 @@ class NVFP4:
 
     def __init__(self, recipe: nvfp4_recipe.Nvfp4Recipe | None = None) -> None:
         self.recipe = recipe or nvfp4_recipe.in_use()
-        self._input, self._weight, self._gradient = map(self.recipe.rounding, nvfp4_recipe.TENSORS)
+        self.how = {tensor: self.recipe.rounding(tensor) for tensor in nvfp4_recipe.TENSORS}
 
     def now(self) -> Arithmetic:
         """See ``Arithmetic``."""
@@ -103,28 +103,32 @@ class NVFP4:
 
     def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
         """The weight for fprop and for dgrad: one quantization with 16x16 tiles, two without."""
-        rows = quantize(weight, self._weight)
-        if self._weight.is_own_transpose:
+        rows = self.quantized("weight", weight)
+        if self.how["weight"].is_own_transpose:
             return rows, rows
-        return rows, _without_padding(quantize(weight, self._weight, columns=True), weight.shape[0])
+        return rows, _without_padding(self.quantized("weight", weight, columns=True), weight.shape[0])
 
     def fprop(self, x: Tensor, weight: tuple[Operand, Operand]) -> Tensor:
-        return _product(quantize(x, self._input), _transposed(weight[0]))
+        return _product(self.quantized("input", x), _transposed(weight[0]))
 
     def backward(self, gradient: Tensor) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
         """See ``Arithmetic``. Tokens that do not fill the last block of wgrad are zeros, which add nothing."""
         seed = 0
-        if self._gradient.stochastic:
+        if self.how["grad_output"].stochastic:
             seed = own_seed(int(torch.randint(2**62, ())))  # two are used: the quantizations must round independently
 
         def dgrad(weight: tuple[Operand, Operand]) -> Tensor:
-            return _product(quantize(gradient, self._gradient, seed=seed), weight[1])
+            return _product(self.quantized("grad_output", gradient, seed=seed), weight[1])
 
         def wgrad(x: Tensor) -> Tensor:
-            columns = quantize(gradient, self._gradient, columns=True, seed=seed + 2**62)
-            return _product(_transposed(columns), quantize(x, self._input, columns=True))
+            columns = self.quantized("grad_output", gradient, columns=True, seed=seed + 2**62)
+            return _product(_transposed(columns), self.quantized("input", x, columns=True))
 
         return dgrad, wgrad
+
+    def quantized(self, tensor: str, matrix: Tensor, *, columns: bool = False, seed: int = 0) -> Operand:
+        """One of the recipe's TENSORS as this arithmetic rounds it."""
+        return quantize(matrix, self.how[tensor], columns=columns, seed=seed)
 
 
 class ForwardInBF16(NVFP4):

@@ -118,14 +118,7 @@ def quantize(
     amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
     scale_max = FOUR_OVER_SIX_MAX if how.four_over_six else E4M3_MAX
     encode = encode_scale(amax, scale_max)
-    of_blocks = block_amax(x, how.tile[0])
-    folded &= not how.four_over_six
-    raw = of_blocks * (encode * (1 / E2M1_MAX)) if folded else _divide(of_blocks, E2M1_MAX) * encode
-    scales = _e4m3(raw)
-    if how.four_over_six:
-        wider = _e4m3(raw * 1.5)
-        errors = (_block_errors(x, each, amax, how) for each in (wider, scales))
-        scales = torch.where(torch.lt(*errors), wider, scales)
+    scales = block_scales(x, how, amax, folded=folded)
     scaled = scale_elements(x, scales, encode)
     codes = _stochastic_codes(scaled, generator) if how.stochastic else nearest_codes(scaled)
     return QuantizedMatrix(pack(codes), scales, amax, scale_max)
@@ -166,10 +159,35 @@ def block_amax(x: torch.Tensor, tile_rows: int) -> torch.Tensor:
     return amax.repeat_interleave(tile_rows, dim=0)[:rows]
 
 
+def block_scales(x: torch.Tensor, how: Rounding, amax: torch.Tensor, *, folded: bool = False) -> torch.Tensor:
+    """The block scales of whole blocks of a tensor: float8_e4m3fn of shape (rows, K / 16).
+
+    Args:
+        x: float32 of shape (rows, K), rotated where ``how`` says so.
+        amax: of the whole tensor, float32 of shape (1,).
+        how, folded: see ``quantize``.
+    """
+    encode = encode_scale(amax, FOUR_OVER_SIX_MAX if how.four_over_six else E4M3_MAX)
+    of_blocks = block_amax(x, how.tile[0])
+    folded &= not how.four_over_six
+    raw = of_blocks * (encode * (1 / E2M1_MAX)) if folded else _divide(of_blocks, E2M1_MAX) * encode
+    scales = _e4m3(raw)
+    if how.four_over_six:
+        wider = _e4m3(raw * 1.5)
+        errors = (_block_errors(x, each, amax, how) for each in (wider, scales))
+        scales = torch.where(torch.lt(*errors), wider, scales)
+    return scales
+
+
 def scale_elements(x: torch.Tensor, scales: torch.Tensor, encode: torch.Tensor) -> torch.Tensor:
     """What is rounded to E2M1: each element over its block's scale, clipped to [-6, 6], float32 of x's shape."""
+    return unclipped(x, scales, encode).clamp(-E2M1_MAX, E2M1_MAX)
+
+
+def unclipped(x: torch.Tensor, scales: torch.Tensor, encode: torch.Tensor) -> torch.Tensor:
+    """Each element over its block's scale, float32 of x's shape; what lies beyond 6 will be clipped."""
     multiplier = (1.0 / (scales.float() * (1.0 / encode))).clamp(max=FP32_MAX)
-    return (x * multiplier.repeat_interleave(BLOCK, dim=1)).clamp(-E2M1_MAX, E2M1_MAX)
+    return x * multiplier.repeat_interleave(BLOCK, dim=1)
 
 
 def nearest_codes(scaled: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from pretraining import packages
 from pretraining.numerics.nvfp4 import Operand
 from pretraining.numerics.nvfp4_triton import quantize
 from pretraining.numerics.product import product
+from pretraining.numerics.quantization_error import Layer, Measurement, Sample, sampled
 from pretraining.request import nvfp4_recipe
 
 
@@ -54,7 +55,13 @@ class EmulatedTensor(QuantizedTensorStorage):
     Attributes:
         original_shape: of the tensor before its leading dimensions were flattened.
         rows, columns: None where not asked for or no longer needed; one object where blocks are tiles.
+        layer: whose it is, where it is measured; of an output gradient not known.
+        row_sample, column_sample: some of it for the measurement.
     """
+
+    layer: Layer | None = None
+    row_sample: Sample | None = None
+    column_sample: Sample | None = None
 
     custom = True  # how Transformer Engine tells it from its own
 
@@ -111,7 +118,9 @@ class EmulatedQuantizer(Quantizer):
         """What Transformer Engine calls for a new tensor; leading dimensions are flattened."""
         if out is not None:
             return self.update_quantized(tensor, out)
-        return EmulatedTensor(self, tensor.shape, *self._operands(tensor, None))
+        made = EmulatedTensor(self, tensor.shape, *self._operands(tensor, None))
+        _take_samples(made, tensor)
+        return made
 
     def update_quantized(self, src: Tensor, dst: EmulatedTensor, *, noop_flag: Tensor | None = None) -> EmulatedTensor:
         """Quantize anew into ``dst``: a weight after an optimizer step.
@@ -124,6 +133,7 @@ class EmulatedQuantizer(Quantizer):
                 "emulated NVFP4 cannot skip the weights' quantization within a CUDA graph; turn graphs off"
             )
         dst.rows, dst.columns = self._operands(src, dst.columns)
+        _take_samples(dst, src)
         return dst
 
     def _operands(self, tensor: Tensor, into: Operand | None) -> tuple[Operand | None, Operand | None]:
@@ -160,6 +170,43 @@ def _seed(device: torch.device) -> Tensor:
 def _rank() -> int:
     """Data-parallel ranks have the same generator state and must round independently."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+_measurement: Measurement | None = None
+
+
+def measure(measurement: Measurement | None) -> None:
+    """Show every product of this process to a measurement from now on, or to none."""
+    global _measurement
+    _measurement = measurement
+
+
+def _take_samples(made: EmulatedTensor, source: Tensor) -> None:
+    """Keep some of a tensor that takes part in a backward pass.
+
+    An input without columns is an evaluation's, or of a forward pass that will be computed again.
+    """
+    made.layer = made.row_sample = made.column_sample = None
+    if _measurement is None or (made.columns is None and made._quantizer.tensor == "input"):
+        return
+    made.layer = _measurement.layer
+    x, how = source.detach().reshape(-1, source.shape[-1]), made._quantizer.how
+    folded = packages.folds_block_scale()
+    if made.rows is not None:
+        made.row_sample = sampled(x, made.rows, how, folded=folded)
+    if made.columns is not None:
+        made.column_sample = sampled(x, made.columns, how, columns=True, folded=folded)
+
+
+def _show(layout: str, a: EmulatedTensor, b: EmulatedTensor) -> None:
+    """Show a product whose operands were sampled to the measurement; a weight or an input knows the layer."""
+    name, left, right = {
+        "TN": ("fprop", b.row_sample, a.row_sample),
+        "NN": ("dgrad", b.row_sample, a.column_sample),
+        "NT": ("wgrad", b.column_sample, a.column_sample),
+    }[layout]
+    if left and right and a.layer:
+        _measurement.product(a.layer, name, left, right)
 
 
 @functools.cache
@@ -213,6 +260,8 @@ def _gemm(
             f"emulated NVFP4's products have no {' and no '.join(name.removeprefix('a ') for name in asked)}: use a "
             "model whose linear layers do without, in BF16"
         )
+    if _measurement is not None:
+        _show(layout, a, b)
     if layout == "TN":
         left, right = b.rows, a.rows
         result = product(left.values, right.values.T, left.scale * right.scale, out=out, accumulate=accumulate)

@@ -18,7 +18,7 @@ override .SHELLFLAGS := -c
 override TARGETS := help help-all \
   doctor models precisions estimate show-config selfcheck \
   compare nvfp4 bf16 train ablate \
-  profile history gate results \
+  profile sensitivity history gate results \
   data sft lora eval export \
   submit jobs logs cancel \
   attach stop clean shell image \

@@ -114,6 +114,7 @@ def parts_of_the_loop(
     from megatron.bridge.training.gpt_step import forward_step
 
     from pretraining.run.profiling import Profiler
+    from pretraining.run.sensitivity import Sensitivity
     from pretraining.run.sequence_losses import SequenceLosses
     from pretraining.run.telemetry import Telemetry
 
@@ -127,6 +128,8 @@ def parts_of_the_loop(
         callbacks.append(losses)
     if chosen.profile and run.rank == 0:
         callbacks.append(Profiler(chosen, run.folder, on_gpu=on_gpu))
+    if chosen.sensitivity:
+        callbacks.append(Sensitivity(chosen, run.folder, on_gpu=on_gpu))
     return step, callbacks
 
 

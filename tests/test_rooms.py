@@ -10,6 +10,7 @@ PACKAGES = {"playbook": PROJECT / "scripts", "pretraining": PROJECT / "assets"}
 # A room may import those to its right; a line of `cli` leads over campaign or cluster to what starts a training.
 LINES = (
     "cli publish campaign report profile compare record common",
+    "cli sensitivity report profile compare record common",
     "cli publish campaign launch plan record common",
     "cli cluster launch plan record common",
     "run megatron data request inputs record",

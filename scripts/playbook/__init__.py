@@ -4,6 +4,7 @@ cli         what a person types: make's targets and options, and a file for each
 publish     records that leave the house, and the pages of `assets/results`
 campaign    several trainings that belong together: a comparison's turns, an ablation
 cluster     Slurm
+sensitivity where NVFP4's rounding hurts, and what to keep in BF16
 report      a comparison to people: terminal, page, Markdown, plots
 compare     records to figures, intervals and verdicts
 profile     where the time of a step goes

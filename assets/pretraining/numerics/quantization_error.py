@@ -32,8 +32,9 @@ from torch import Tensor
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, Operand
 from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
-SAMPLE = 256  # rows or columns of a matrix, in groups of 16
+SAMPLE = 128  # rows or columns of a matrix, in groups of 16
 PRODUCTS = {  # each with its two operands
     "fprop": ("input", "weight"),
     "dgrad": ("grad_output", "weight"),
@@ -46,7 +47,7 @@ class Layer(NamedTuple):
 
     Attributes:
         number: of its transformer layer in the whole model, from 0.
-        projection: "qkv", "proj", "fc1" or "fc2".
+        projection: one of PROJECTIONS.
         parameters: of its weight in the whole model; each of the three products costs 2 FLOPs a token for each.
     """
 
@@ -123,15 +124,20 @@ def _rotation(device: str) -> Tensor:
     return nvfp4.random_hadamard_transform(torch.eye(BLOCK)).to(device)
 
 
+Sums = dict[tuple[Layer, str, str], list[float]]  # by layer, product, and operand or "" for the product itself
+
+
 class Measurement:
     """Sums over all that passes through the layers of this process.
 
     Attributes:
         layer: whose forward pass is running, where the layers themselves do not know it.
+        layers: all that there are, also those in BF16.
     """
 
     def __init__(self) -> None:
         self.layer: Layer | None = None
+        self.layers: set[Layer] = set()
         self._sums: dict[tuple[Layer, str, str], Tensor] = {}  # by layer, product, and operand or ""
         self._gradients: dict[Layer, Tensor] = {}  # of this step, BF16's and NVFP4's
 
@@ -154,7 +160,7 @@ class Measurement:
             self._add((layer, "wgrad", ""), _squares(*self._gradients[layer]))
         self._gradients.clear()
 
-    def sums(self) -> dict[tuple[Layer, str, str], list[float]]:
+    def sums(self) -> Sums:
         """All sums as numbers, to be added to other processes'."""
         return {key: sums.tolist() for key, sums in self._sums.items()}
 
@@ -167,18 +173,22 @@ def _squares(exact: Tensor, rounded: Tensor) -> Tensor:
     return torch.stack([each.sum(dtype=torch.float64) for each in parts])
 
 
-def findings(of_processes: list[dict[tuple[Layer, str, str], list[float]]]) -> dict[str, Any]:
-    """What the sums of all processes come to, for ``sensitivity.json``.
+def findings(of_processes: list[tuple[set[Layer], Sums]]) -> dict[str, Any]:
+    """What the layers and sums of all processes come to, for ``sensitivity.json``.
 
     Returns:
         ``gradient_over_noise`` of all sampled weight gradients, each layer by its parameters; and ``layers``, by number
-        and projection, each with its products' and their operands' figures. None where there is nothing to divide by.
+        and projection, each with its products' and their operands' figures: no products where it is in BF16, None where
+        there is nothing to divide by.
     """
-    whole: dict[tuple[Layer, str, str], list[float]] = {}
-    for sums in of_processes:
+    whole: Sums = {}
+    for _, sums in of_processes:
         for key, values in sums.items():
             whole[key] = [a + b for a, b in zip(whole[key], values, strict=True)] if key in whole else values
-    layers = sorted({layer for layer, _, _ in whole}, key=lambda each: (each.number, list(PROJECTIONS).index(each[1])))
+    layers = sorted(
+        set().union(*(layers for layers, _ in of_processes)),
+        key=lambda each: (each.number, PROJECTIONS.index(each.projection)),
+    )
     noise = norm = 0.0
     for layer in layers:
         squares = whole.get((layer, "wgrad", ""), [0.0, 0.0])
@@ -198,17 +208,7 @@ def findings(of_processes: list[dict[tuple[Layer, str, str], list[float]]]) -> d
     }
 
 
-PROJECTIONS = {  # as Megatron calls them within a transformer layer
-    "qkv": "self_attention.linear_qkv",
-    "proj": "self_attention.linear_proj",
-    "fc1": "mlp.linear_fc1",
-    "fc2": "mlp.linear_fc2",
-}
-
-
-def _of_product(
-    whole: dict[tuple[Layer, str, str], list[float]], layer: Layer, name: str
-) -> dict[str, float | None | dict[str, dict[str, float | None]]]:
+def _of_product(whole: Sums, layer: Layer, name: str) -> dict[str, Any]:
     operands = {}
     for operand in PRODUCTS[name]:
         error, norm, clipped, zeroed, count = whole[layer, name, operand]

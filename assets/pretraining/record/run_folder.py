@@ -15,6 +15,7 @@
         outcome.json      whoever sees the end first: the verdict, its cause, exit code, peak memory
         .lock .launcher   each process of the run, see `lock.py`
         tensorboard/ wandb/ mlruns/   Megatron-Bridge's own writers, each where asked for
+        sensitivity.json  training   what NVFP4's rounding does to each linear layer, where it was asked to measure
         trace.json.gz     training   what PyTorch's profiler saw, where it was asked to look
 
 Of a published run (`assets/results`) the two `.jsonl` files are compressed, and end in `.jsonl.gz`.
@@ -59,6 +60,8 @@ CONFIG = "config.yaml"
 OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
 SELFCHECK = "selfcheck.json"  # alone in its folder: what `make selfcheck` found
+SENSITIVITY = "sensitivity.json"
+SENSITIVITY_KIND = "nvfp4-playbook-sensitivity"
 TRACE = "trace.json.gz"
 PROFILE = "profile.json"  # what the launcher made of the trace
 PACKED = ".gz"  # ends the name of a file of lines that was compressed

@@ -13,7 +13,7 @@ from pretraining.inputs.instructions import FIELDS
 from pretraining.record import checkpoint, run_folder
 from pretraining.request import blends, footprint, nvfp4_recipe, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
-from pretraining.request.precisions import PRECISIONS, Precision
+from pretraining.request.precisions import EMULATORS, PRECISIONS, Precision
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 
@@ -92,7 +92,7 @@ def recipe(
     if native:
         _require_native(found)
     # Where it switches may change before it has, see `late_switch`.
-    if past and replace(past, switch=found.switch) != found and args.trains:
+    if past and replace(past, switch=found.switch) != found and args.trains and not args.sensitivity:
         raise UsageError(
             f"--resume {args.resume} was trained with {nvfp4_recipe.as_text(past.words())}, and this asks for "
             f"{nvfp4_recipe.as_text(found.words())}: leave --nvfp4 and the like out, or begin anew"
@@ -158,6 +158,31 @@ def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -
         raise UsageError(
             f"--profile {last} of {iterations} iterations: at least 1 is profiled, with 1 before it to warm up; "
             f"make profile takes the last 5, so ITERS= (--train-iters) is 6 or more"
+        )
+    return last
+
+
+def sensitivity(args: argparse.Namespace, precision: Precision, found: dict[str, Any]) -> int | None:
+    """How many iterations to measure. Raises UsageError where they are not there, or not in NVFP4 as it is emulated.
+
+    `found`: settings that are known by now, where it switches, and whether it trains on a GPU.
+    """
+    last, iterations, at = args.sensitivity, found["train_iters"], found["at"]
+    if last is None:
+        return None
+    if not precision.fp4:
+        raise UsageError(f"--sensitivity measures NVFP4's rounding, and {precision.name} has none; leave it out")
+    if not args.trains or args.profile:
+        raise UsageError("--sensitivity measures a training, which nothing else watches; leave the other flag out")
+    if found["on_gpu"] and found["emulate"] != EMULATORS[0]:
+        raise UsageError("--sensitivity measures what the emulation rounds: add --emulate (EMULATE=1)")
+    left = iterations - (found["iteration"] or 0)
+    if not 1 <= last <= left:
+        raise UsageError(f"--sensitivity {last}: of {left} iterations at least 1 is measured, and at most all")
+    if at is not None and at < iterations:
+        raise UsageError(
+            f"--sensitivity measures NVFP4, which the late switch ends after {at} of {iterations} iterations; leave "
+            "switch= out of --nvfp4"
         )
     return last
 

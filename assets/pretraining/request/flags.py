@@ -112,6 +112,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--plugin", type=Path, metavar="FILE", help="Python code: configure(config), callbacks, forward_step, loss")
     add("--cache-dir", type=Path, metavar="DIR", default=PROJECT / ".cache", help="text and index cache")
     add("--profile", type=int, metavar="N", help="record the last N iterations for a trace viewer; no measurement")
+    add(
+        "--sensitivity", type=int, metavar="N", help="measure NVFP4's rounding in the last N iterations, layer by layer"
+    )
     add("--tensorboard", action="store_true", help="also write TensorBoard events, into the run folder")
     add("--wandb-project", metavar="NAME", help="also log to W&B, offline in the run folder unless WANDB_MODE is set")
     add("--mlflow-experiment", metavar="NAME", help="also log to MLflow, in the run folder or MLFLOW_TRACKING_URI")

@@ -55,6 +55,7 @@ class Settings:
         run_dir: the run folder, or None for a new one named by time, precision and model.
         cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
         profile: record so many of the last iterations with PyTorch's profiler, see `profiling`, or None.
+        sensitivity: measure the rounding of so many of the last iterations, see `quantization_error`, or None.
         tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `writers`.
         tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
         tuned: with CUDA graphs and fewer checks.
@@ -93,6 +94,7 @@ class Settings:
     run_dir: Path | None
     cache_dir: Path
     profile: int | None
+    sensitivity: int | None
     tensorboard: bool
     wandb_project: str | None
     mlflow_experiment: str | None
@@ -133,9 +135,10 @@ class Settings:
         return {package: value for package, value in asked.items() if value}
 
     @property
-    def profiled(self) -> list[int]:
-        """The first and the last iteration that are profiled, counted from 1."""
-        return [self.train_iters - (self.profile or 0) + 1, self.train_iters]
+    def watched(self) -> list[int]:
+        """The first and the last iteration that are profiled or measured, counted from 1; [] for none."""
+        last = self.profile or self.sensitivity
+        return [self.train_iters - last + 1, self.train_iters] if last else []
 
     @property
     def trains(self) -> bool:
@@ -201,6 +204,7 @@ def resolve(
     if gpu_bytes is not None and processes is not None and processes > 1:
         _fit(asked, model, precision, sizes, processes, gpu_bytes)
     split = _split(asked, model, precision, {**numerics, **sizes}, processes, on_gpu=on_gpu)
+    at = checks.late_switch(numerics["nvfp4"], asked, sizes["train_iters"], past["iteration"])
     return Settings(
         model=model,
         precision=precision,
@@ -210,7 +214,8 @@ def resolve(
         **split,
         **_data(asked, model),
         **_leaves(asked, sizes["train_iters"], on_gpu=on_gpu),
-        switches_at=checks.late_switch(numerics["nvfp4"], asked, sizes["train_iters"], past["iteration"]),
+        switches_at=at,
+        sensitivity=checks.sensitivity(asked, precision, {**numerics, **sizes, **past, "at": at, "on_gpu": on_gpu}),
         seed=flags.SEED if asked.seed is None else asked.seed,
         overrides=dict(sorted(asked.overrides.items())),
         config=asked.file,
@@ -267,7 +272,9 @@ def _begins_with(
     if asked.iteration is not None and asked.resume is None:
         raise UsageError(f"--iteration {asked.iteration} is one of a run's checkpoints: --resume RUN names the run")
     iteration = checkpoint.find(asked.resume, asked.iteration) if asked.resume else None
-    resume = checks.resume(asked.resume, model, precision if asked.trains else None, asked.finetune)
+    resume = checks.resume(
+        asked.resume, model, precision if asked.trains and not asked.sensitivity else None, asked.finetune
+    )
     if asked.weights and resume and not asked.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
     weights = checks.starting_weights(asked.weights, model, reshaped, finetune=bool(asked.finetune))

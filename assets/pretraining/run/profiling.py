@@ -35,7 +35,7 @@ class Profiler(Callback):
     """
 
     def __init__(self, settings: Settings, run_dir: Path, *, on_gpu: bool) -> None:
-        self._first, self._last = settings.profiled
+        self._first, self._last = settings.watched
         self._trace = run_dir / run_folder.TRACE
         self._activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         self._profile: profile | None = None

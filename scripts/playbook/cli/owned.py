@@ -39,11 +39,11 @@ def _pattern(*alternatives: str) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{each})" for each in alternatives), re.DOTALL)
 
 
-_JSON = r"(?:plan|job|environment|outcome|profile)\.json|config\.yaml"
+_JSON = r"(?:plan|job|environment|outcome|profile|sensitivity)\.json|config\.yaml"
 RUN = Layout(
     _pattern(
         rf"(?:{_JSON})|\.(?:{_JSON})\.[0-9a-f]+",  # and what a killed process was about to rename
-        r"(?:metrics|(?:device|sequences)(?:-\d+)?)\.jsonl(?:\.gz)?|trace\.json\.gz|train\.log|ranks/\d+\.log|\.lock|\.launcher",
+        r"(?:metrics|(?:device|sequences)(?:-\d+)?)\.jsonl(?:\.gz)?|trace\.json\.gz|\.?sensitivity\.(?:png|svg)|train\.log|ranks/\d+\.log|\.lock|\.launcher",
         r"checkpoints/latest_[a-z_]+\.(?:txt|pt)",
         r"checkpoints/iter_\d+/(?:\.metadata|[^/]+\.(?:distcp|pt|json|yaml))(?:\.tmp)?|checkpoints/iter_\d+/tokenizer/[^/]+",
         r"tensorboard/(?:.+/)?events\.out\.tfevents\.[^/]+",

@@ -13,17 +13,19 @@ from playbook.launch.progress import shown
 from playbook.launch.start import container_of, exit_code, find_place, new_folder, ready, show_dry, train
 from playbook.plan import earlier_run, place, plan
 from playbook.plan.place import Place, Wanted
+from playbook.sensitivity import advice
 from pretraining.errors import UsageError
-from pretraining.record import run_folder
+from pretraining.record import checkpoint, run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import flags as training_flags
-from pretraining.request.precisions import find_precision
+from pretraining.request.precisions import EMULATORS, find_precision
 
 JOBS = (
-    *("train", "nvfp4", "bf16", "compare", "profile", "ablate", "eval", "export", "sft", "lora"),
+    *("train", "nvfp4", "bf16", "compare", "profile", "sensitivity", "ablate", "eval", "export", "sft", "lora"),
     *("show-config", "models", "precisions", "selfcheck", "shell", "attach", "stop"),
 )
 PROFILED, BEFORE_PROFILED = 5, 10  # iterations of make profile
+MEASURED, BEFORE_MEASURED = 2, 48  # of make sensitivity
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -54,6 +56,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flags.add_argument(
         "--speed-up", type=published.speed_up, metavar="X", help="of a comparison: one to project, or published"
     )
+    flags.add_argument("--budget", default=advice.BUDGET, metavar="SHARE", help="compute that may be in BF16")
     flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
     flags.add_argument("--runs", type=Path, default=PROJECT / training_flags.RUNS, help="where run folders go")
     return flags
@@ -114,6 +117,10 @@ def _without_training(args: argparse.Namespace) -> int | None:
         if not run_folder.holds_run(folder):
             raise UsageError(f"RUN={args.run} is no run folder, here or in {args.runs}; make history lists the runs")
         return _show_profile(folder)
+    if args.job == "sensitivity" and args.run:
+        folder = earlier_run.folder_of(args.run, args.runs)
+        if (folder / run_folder.SENSITIVITY).is_file():
+            return _show_sensitivity(folder, args.budget)
     return None
 
 
@@ -127,6 +134,8 @@ def _fill_in(args: argparse.Namespace) -> None:
         args.profile = PROFILED if args.profile is None else args.profile
         if args.train_iters is None and args.config is None:
             args.train_iters = BEFORE_PROFILED + args.profile
+    if args.job == "sensitivity":
+        _fill_in_measured(args)
     if _evaluates_several(args):
         args.precision = training_flags.asked_precision(args) or "bf16"
     elif args.job in ("eval", "export"):
@@ -136,6 +145,23 @@ def _fill_in(args: argparse.Namespace) -> None:
     if args.job in ("sft", "lora"):
         args.finetune = args.finetune or args.job
         args.precision = args.precision or "bf16"
+
+
+def _fill_in_measured(args: argparse.Namespace) -> None:
+    """Emulated NVFP4 in every layer, unless it is asked for otherwise; from a checkpoint on, where RUN= names one."""
+    advice.budget(args.budget)
+    args.sensitivity = MEASURED if args.sensitivity is None else args.sensitivity
+    if training_flags.asked_precision(args) in (None, "nvfp4"):
+        args.precision, args.emulate = "nvfp4", args.emulate or EMULATORS[0]
+    if args.bf16_tail_layers is None:
+        args.bf16_tail_layers = 0
+    if args.run:
+        folder = earlier_run.folder_of(args.run, args.runs)
+        earlier_run.like_run(args, folder)
+        if args.train_iters is None:
+            args.train_iters = checkpoint.find(folder, args.iteration, flag="--run") + args.sensitivity
+    elif args.train_iters is None and args.config is None:
+        args.train_iters = BEFORE_MEASURED + args.sensitivity
 
 
 def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
@@ -149,6 +175,8 @@ def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
         _show_evaluation(ended.folder)
     if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
         return _show_profile(ended.folder, keep=True)
+    if args.job == "sensitivity" and ended.verdict is Verdict.SUCCEEDED:
+        return _show_sensitivity(ended.folder, args.budget, draw=True)
     if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
         print(f"exported to {args.export}")
     return exit_code(ended)
@@ -201,6 +229,13 @@ def _show_profile(folder: Path, *, keep: bool = False) -> int:
     return 0
 
 
+def _show_sensitivity(folder: Path, budget: str, *, draw: bool = False) -> int:
+    from playbook.sensitivity import shown  # whose libraries take a second to import
+
+    shown.show(folder, advice.budget(budget), draw=draw)
+    return 0
+
+
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     """What the job trains in. PRECISION= is a comparison's second side in place of NVFP4; A= and B= name both."""
     asked = training_flags.asked_precision(args)
@@ -216,7 +251,7 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
         return ("bf16", "nvfp4")
     if args.job in ("eval", "export", "sft", "lora"):
         return (asked,)
-    if args.job in ("train", "profile"):
+    if args.job in ("train", "profile", "sensitivity"):
         return (find_precision(asked or "nvfp4").name,)
     if args.job in ("nvfp4", "bf16") and asked not in (None, args.job):
         raise UsageError(f"make {args.job} trains in {args.job}: make train PRECISION={asked} is the other")

@@ -95,7 +95,7 @@ def _not_succeeded(a: Measured, b: Measured, of: tuple[str, str]) -> list[Differ
 
 
 def _profiled(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
-    """A profiler slows what it watches: no run that had one is compared, not even with another such run."""
+    """What watches a step slows it: no run that was profiled or measured is compared, not even with another such."""
     found = [soundness.profiled(each.run) for each in (a, b)]
     if not any(found):
         return []

@@ -149,7 +149,7 @@ def warnings(run: Run, lines: Lines) -> list[str]:
 
 
 def profiled(run: Run) -> list[int] | None:
-    """The first and the last iteration that a profiler watched, None where it watched none."""
+    """The first and the last iteration that a profiler or a measurement watched, None where none did."""
     return run.environment.get("profiled")
 
 

@@ -49,7 +49,7 @@ def like_run(args: argparse.Namespace, folder: Path) -> None:
     try:
         run = run_folder.read_facts(folder)
     except FileNotFoundError as error:
-        asked = "RESUME" if _trains(args) else "RUNS" if getattr(args, "checkpoints", None) else "RUN"
+        asked = "RESUME" if _trains(args) and not args.run else "RUNS" if getattr(args, "checkpoints", None) else "RUN"
         raise UsageError(f"{asked}={folder}: {error}; make history lists the runs") from error
     args.resume = folder
     there = {flag: run.parity.get(fact) for flag, fact in FACTS.items()}

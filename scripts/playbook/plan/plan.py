@@ -68,6 +68,7 @@ class Plan:
             "emulate": settings.emulate,
             "writers": settings.writers,
             "profile": settings.profile,  # no comparison asks for it, and so none reuses such a run
+            "sensitivity": settings.sensitivity,  # likewise
             "tuned": settings.tuned,
             "overrides": settings.changes,
             "config": settings.config and config_file.digest(settings.config.path),
@@ -223,6 +224,12 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
         yield "split", split, settings.why.get("split", default)
     if settings.profile:
         yield "profiled", f"the last {settings.profile} iterations", "asked for; its step times are no measurement"
+    if settings.sensitivity:
+        yield (
+            "measured",
+            f"the last {settings.sensitivity} iterations",
+            "asked for; their step times are no measurement",
+        )
     if settings.tuned:
         yield "tuned", "CUDA graphs, no NaN checks", "asked for; compares with tuned runs only"
     if settings.config:

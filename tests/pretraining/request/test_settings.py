@@ -470,13 +470,14 @@ def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
     continued = resolve("--save", "2", "--resume", str(tmp_path), *given).as_flags()
     exported = resolve("--resume", str(tmp_path), "--export", str(tmp_path / "out")).as_flags()
     begun = resolve("--from", "hf:my/llama", "--profile", "2").as_flags()
-    flags = [*continued, *exported, *begun]
+    measured = resolve("--sensitivity", "1").as_flags()
+    flags = [*continued, *exported, *begun, *measured]
     known = {flag for action in training_flags.parser("x")._actions for flag in action.option_strings}
     on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard"}
     elsewhere = {"--finetune", "--tokenizer", "--emulate"}  # a fine-tuning's, and a GPU's alone, see below
     assert set(flags[::2]) == known - {"-h", "--help"} - elsewhere - on_or_off
     assert resolve("--resume", str(tmp_path), "--evaluate").as_flags()[-1] == "--evaluate"
-    for each in (continued, exported, begun):
+    for each in (continued, exported, begun, measured):
         assert resolve(*each).as_flags() == each
 
 

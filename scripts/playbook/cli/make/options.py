@@ -7,6 +7,7 @@ import shlex
 from typing import NamedTuple
 
 from playbook.launch.container import DEFAULT_TAG
+from playbook.sensitivity.advice import BUDGET
 from pretraining.errors import UsageError
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MODELS
 from pretraining.request.nvfp4_recipe import HELP, SHORT
@@ -134,6 +135,7 @@ _ALL = (
     Option("VARIANTS", "--variants", "'W | W'", "recipes to try, as in NVFP4=, and tail=N"),
     Option("LOSS_MARGIN", "--loss-margin", "PERCENT", "the smallest difference in loss that matters", kind=AMOUNT),
     Option("RUN", "--run", "NAME", "the run that is meant: its folder, or that folder's name"),
+    Option("BUDGET", "--budget", "SHARE", "of the linear layers' compute that may be in BF16", BUDGET),
     Option("INPUT", "--input", "FILES", "files or patterns of JSONL, text or Parquet, .gz and .zst too"),
     Option("TOKENIZER", "--tokenizer", "NAME", "of data: bytes, bpe:SIZE or one of Hugging Face; else FROM's"),
     Option("OUT", "--out", "PATH", "what data or export writes", "data: data/NAME-TOKENIZER"),

@@ -13,7 +13,7 @@ from pretraining.record import run_folder
 
 
 def test_a_small_model_is_shown_whole(measured: Callable[..., Path], capsys) -> None:
-    shown.show(measured(4, {("fc2", 3): 0.7}, [("qkv", 0)]), 0.15, draw=True)
+    shown.show(measured(4, {("fc2", 3): 0.7}, [("qkv", 0)]), 0.11, draw=True)
     told = capsys.readouterr().out
     rows = [line.split() for line in told.splitlines() if line.split()[1:2] and line.split()[1] in ("qkv", "fc2")]
     assert rows[-1] == ["3", "fc2", "70.0", "70.0", "70.0", "3.0", "7.0", "1.4", "low"]

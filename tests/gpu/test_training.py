@@ -17,16 +17,16 @@ if not torch.cuda.is_available():
 pytest.importorskip("transformer_engine.pytorch", reason="no Transformer Engine")
 
 PROJECT = Path(__file__).resolve().parents[2]
-STEPS = 20
-TINY = ("--model", "tiny", "--global-batch-size", "64")  # two micro batches
+TINY = ("--model", "tiny", "--global-batch-size", "64", "--train-iters", "20")  # two micro batches
 # Two trainings with one arithmetic still part, because the last bit of any sum can move a tensor's largest element and
 # with it every scale: from step 3 on, less with more tokens a step, and more and more at a high learning rate
 # (assets/results/arithmetic.md has the measurements). With 1,024 tokens and a rate up to 3e-4 the losses lay 6.5e-4
-# apart at steps 3 to 5 on an H200 (root mean square) and up to 9.3e-3 later; with these settings, 5.5e-4 at most. Twice
-# the tokens would be over 2**31 logits in a micro batch (128,256 words).
+# apart at steps 3 to 5 on an H200 (root mean square) and up to 9.3e-3 later; with 20 steps of these settings 5.5e-4 at
+# most, and 2.9e-4 in the first ten. Those are enough: the reference takes seconds a step, of the whole GPU. Twice the
+# tokens would be over 2**31 logits in a micro batch (128,256 words).
 WIDE = ("--model", "llama32-1b", "--num-layers", "2", "--bf16-tail-layers", "0", "--data", "python-stdlib")
-WIDE += ("--seq-length", "128", "--global-batch-size", "128", "--micro-batch-size", "128")
-WIDE += ("--warmup-iters", str(STEPS - 1), "optimizer.lr=1e-5", "optimizer.min_lr=1e-6")
+WIDE += ("--seq-length", "128", "--global-batch-size", "128", "--micro-batch-size", "128", "--train-iters", "10")
+WIDE += ("--warmup-iters", "9", "optimizer.lr=4.74e-6", "optimizer.min_lr=4.74e-7")  # 1e-5 after 19 steps
 
 TRAININGS = {
     "reference": ((*WIDE, "--emulate", "reference"), {}),
@@ -39,7 +39,7 @@ TRAININGS = {
 def start(folder, port, flags, switches):
     """A training in one process, started."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "--master-port", str(port)]
-    command += [str(PROJECT / "assets" / "pretrain_llama.py"), "--train-iters", str(STEPS), "--precision", "nvfp4"]
+    command += [str(PROJECT / "assets" / "pretrain_llama.py"), "--precision", "nvfp4"]
     command += ["--run-dir", str(folder / "run"), "--cache-dir", str(folder / "cache"), *flags]
     environment = os.environ | {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "HF_HUB_OFFLINE": "1"} | switches
     folder.mkdir()
@@ -65,7 +65,7 @@ def trained(tmp_path_factory):
         assert codes[name] == 0, (folder / "printed").read_text()[-3000:]
         lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in lines if line["kind"] == "train"]
-        assert len(losses) == STEPS
+        assert len(losses) == int(TRAININGS[name][0][TRAININGS[name][0].index("--train-iters") + 1])
         return json.loads((folder / "run" / "environment.json").read_text())["precision"], losses
 
     return read
@@ -75,7 +75,7 @@ def test_losses_follow_the_reference_quantizers(trained):
     (facts, expected), (precision, losses) = trained("reference"), trained("nearest")
     assert (facts["emulator"], precision["emulator"]) == ("reference", "triton")
     assert facts["ingredients"] == precision["ingredients"] == {"rht": True, "stochastic": False, "two_d": True}
-    assert losses[-1] < 0.9 * losses[0], "it must have trained"  # three quarters are expected
+    assert losses[-1] < 0.9 * losses[0], "it must have trained"  # a seventh less is expected
     differences = [abs(a / b - 1) for a, b in zip(losses, expected, strict=True)]
     print("relative differences:", *(f"{each:.1e}" for each in differences))
     print("losses:", *(f"{each:.4f}" for each in losses))

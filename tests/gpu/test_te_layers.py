@@ -189,3 +189,47 @@ def test_megatrons_own_layer_adds_weight_gradients_without_apex(summed_in):
     assert main_grad.data_ptr() == address
     assert relative(main_grad, expected) < (1e-5 if summed_in is torch.float32 else 4e-3)
     assert taken < main_grad.nbytes, "no second gradient is made"
+
+
+def test_a_replayed_graph_is_the_eager_step_and_draws_new_seeds():
+    x = torch.randn(TOKENS, INPUTS, device="cuda", dtype=torch.bfloat16)
+    upstream = torch.randn(TOKENS, OUTPUTS, device="cuda", dtype=torch.bfloat16)
+    module = layer(te.Linear, fuse_wgrad_accumulation=True)
+    module.weight.main_grad = torch.zeros(OUTPUTS, INPUTS, device="cuda")
+    static = x.clone().requires_grad_()
+
+    def step():
+        static.grad = None
+        module.weight.main_grad.zero_()
+        with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_quantizer.quantizer_factory)):
+            for first in (True, False):  # two micro batches, the second with the first one's weight
+                module(static, is_first_microbatch=first).backward(upstream)
+        return static.grad.clone(), module.weight.main_grad.clone()
+
+    def seeded(run):
+        torch.manual_seed(7)
+        for _ in range(3):
+            with torch.no_grad():
+                module.weight.copy_(weights[len(results) % 3])
+            results.append(run())
+
+    weights = [module.weight.detach() * factor for factor in (1.0, 1.5, 0.7)]
+    results = []
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        seeded(step)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        recorded = step()
+
+    def replay():
+        graph.replay()
+        return tuple(each.clone() for each in recorded)
+
+    seeded(replay)
+    for eager, replayed in zip(results[:3], results[3:], strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(eager, replayed, strict=True))
+    with torch.no_grad():
+        module.weight.copy_(weights[2])
+    assert not torch.equal(replay()[0], results[-1][0]), "each replay rounds with a seed of its own"

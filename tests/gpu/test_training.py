@@ -27,12 +27,16 @@ TINY = ("--model", "tiny", "--global-batch-size", "64", "--train-iters", "20")  
 WIDE = ("--model", "llama32-1b", "--num-layers", "2", "--bf16-tail-layers", "0", "--data", "python-stdlib")
 WIDE += ("--seq-length", "128", "--global-batch-size", "128", "--micro-batch-size", "128", "--train-iters", "10")
 WIDE += ("--warmup-iters", "9", "optimizer.lr=4.74e-6", "optimizer.min_lr=4.74e-7")  # 1e-5 after 19 steps
+# What `--tuned` changes beside the graph: the generators that a graph can record.
+AS_TUNED = ("model.use_te_rng_tracker=true", "rng.te_rng_tracker=true")
 
 TRAININGS = {
     "reference": ((*WIDE, "--emulate", "reference"), {}),
     "nearest": ((*WIDE, "--emulate"), {"NVFP4_STOCHASTIC": "0"}),
     "stochastic": ((*TINY, "--emulate"), {}),
     "stochastic again": ((*TINY, "--emulate"), {}),
+    "eager": ((*TINY, "--emulate", *AS_TUNED), {}),
+    "replayed": ((*TINY, "--emulate", "--tuned"), {}),
 }
 
 
@@ -87,3 +91,9 @@ def test_a_run_with_stochastic_rounding_repeats(trained):
     once, again = trained("stochastic"), trained("stochastic again")
     assert once == again and once[0]["ingredients"]["stochastic"]
     assert once[1][-1] < 0.9 * once[1][0], "it must have trained"
+
+
+def test_a_replayed_graph_gives_the_eager_runs_losses(trained):
+    assert trained("eager") == trained(
+        "replayed"
+    )  # the graph is recorded after a few iterations and replayed from then

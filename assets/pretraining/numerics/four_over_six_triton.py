@@ -15,14 +15,15 @@ from pretraining.numerics.nvfp4 import BLOCK
 from pretraining.numerics.rounding_triton import (
     LENGTH,
     SCALED_MAX,
-    WARPS,
-    WIDTH,
+    count_programs,
     divided_by_six,
     element_multiplier,
     largest_of,
     load_rows,
+    place,
     rotate_rows,
     row_address,
+    strips_of,
     tensor_scales,
     to_bf16,
     to_e2m1,
@@ -49,7 +50,7 @@ def choose(x: Tensor, amax: Tensor, blocks: tl.constexpr, how: Rounding) -> Tens
     shape = {ROWS: (height, across), TILES: (groups, across)}.get(blocks, (groups, width))
     scales = torch.empty(shape, dtype=torch.float32, device=x.device)
     if x.numel():
-        _choose_kernel[(groups, triton.cdiv(width, WIDTH))](
+        _choose_kernel[(count_programs(height, width),)](
             x,
             amax,
             scales,
@@ -57,25 +58,24 @@ def choose(x: Tensor, amax: Tensor, blocks: tl.constexpr, how: Rounding) -> Tens
             width,
             BLOCKS=blocks.value,
             SQUARED=how.four_over_six == "mse",
-            WIDTH=WIDTH,
-            num_warps=WARPS,
+            **strips_of(width),
             enable_fp_fusion=False,  # a product and a sum are rounded each, as in the specification
         )
     return scales
 
 
 @triton.jit
-def load_scales(scales, row, height, width, COUNT: tl.constexpr):
-    """Of this program's blocks in one row of a matrix of block scales; zeros outside it."""
-    columns = tl.program_id(1) * COUNT + tl.arange(0, COUNT)
+def load_scales(scales, strip, row, height, width, COUNT: tl.constexpr):
+    """Of a strip's blocks in one row of a matrix of block scales; zeros outside it."""
+    columns = strip * COUNT + tl.arange(0, COUNT)
     return tl.load(row_address(scales, row, width) + columns, mask=(columns < width) & (row < height), other=0.0)
 
 
 @triton.jit
-def _load_blocks(x, first, height, width, COUNT: tl.constexpr):
+def _load_blocks(x, first, strip, height, width, COUNT: tl.constexpr):
     """16 rows of COUNT blocks: their first elements, their second, ... each float32 (16, COUNT); zeros outside."""
     rows = first + tl.arange(0, LENGTH)[:, None]
-    columns = (tl.program_id(1) * COUNT + tl.arange(0, COUNT))[None, :] * LENGTH
+    columns = (strip * COUNT + tl.arange(0, COUNT))[None, :] * LENGTH
     inside = (rows < height) & (columns < width)
     loaded = ()
     for i in tl.static_range(LENGTH):
@@ -108,14 +108,14 @@ def _sum_of_rows(errors, COUNT: tl.constexpr):
 def _choose_kernel(
     x, amax, scales, height, width, BLOCKS: tl.constexpr, SQUARED: tl.constexpr, WIDTH: tl.constexpr
 ):  # one program: 16 rows, WIDTH columns
-    group = tl.program_id(0)
+    group, strip = place(tl.program_id(0), width, WIDTH)
     count: tl.constexpr = WIDTH // LENGTH
     encode, decode, _ = tensor_scales(amax, True)
     largest = tl.load(amax).to(tl.float32, bitcast=True)
     if BLOCKS == ROWS or BLOCKS == TILES:  # noqa: SIM109 - Triton knows no `in`
-        elements = _load_blocks(x, group * LENGTH, height, width, count)
+        elements = _load_blocks(x, group * LENGTH, strip, height, width, count)
     else:
-        columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+        columns = strip * WIDTH + tl.arange(0, WIDTH)
         elements = load_rows(x, group * LENGTH, height, width, columns)
         if BLOCKS == ROTATED:
             turned = rotate_rows(elements)
@@ -135,12 +135,12 @@ def _choose_kernel(
         usual, wider = tl.max(usual, axis=0), tl.max(wider, axis=0)
     chosen = tl.where(wider_error < error, wider, usual)
     if BLOCKS == ROWS:
-        blocks = (tl.program_id(1) * count + tl.arange(0, count))[None, :]
+        blocks = (strip * count + tl.arange(0, count))[None, :]
         rows = group * LENGTH + tl.arange(0, LENGTH)[:, None]
         inside = (rows < height) & (blocks < width // LENGTH)
         tl.store(scales + rows.to(tl.int64) * (width // LENGTH) + blocks, chosen, mask=inside)
     elif BLOCKS == TILES:
-        blocks = tl.program_id(1) * count + tl.arange(0, count)
+        blocks = strip * count + tl.arange(0, count)
         tl.store(row_address(scales, group, width // LENGTH) + blocks, chosen, mask=blocks < width // LENGTH)
     else:
         tl.store(row_address(scales, group, width) + columns, chosen, mask=columns < width)

@@ -25,16 +25,17 @@ from pretraining.numerics.nvfp4 import BLOCK, NEAREST, Operand, require_matrix, 
 from pretraining.numerics.rounding_triton import (
     ALL_NAN,
     LENGTH,
-    WARPS,
-    WIDTH,
     block_scales,
     byte_of,
+    count_programs,
     element_multiplier,
     largest_of,
     load_rows,
+    place,
     random_words,
     rotate_rows,
     row_address,
+    strips_of,
     tensor_scales,
     to_bf16,
     to_e2m1,
@@ -55,6 +56,7 @@ def quantize(
     stream: int = 0,
     folded: bool = False,
     out: Operand | None = None,
+    skip: Tensor | None = None,
 ) -> tuple[Operand | None, Operand | None]:
     """``nvfp4.quantize(x, how.of_rows)`` and, transposed back, ``nvfp4.quantize(x.T, how)``.
 
@@ -70,6 +72,7 @@ def quantize(
         stream: numbers independent sequences of one seed, such as the ranks of a training.
         folded: see ``nvfp4.quantize``.
         out: an earlier result of tiles for the same shape, to write into.
+        skip: float32 of one element, on x's device: where it is not 0, ``out`` keeps what it has.
 
     Raises:
         ValueError: x is no matrix, or K is not divisible by 16.
@@ -78,19 +81,18 @@ def quantize(
     require_rounding(how)
     x = x.bfloat16().contiguous()
     if how.is_own_transpose:
-        return (tiles := _tiles(x, how, folded, out)), tiles
+        return (tiles := _tiles(x, how, folded, out, skip)), tiles
     height, width = x.shape
-    groups, strips = triton.cdiv(height, BLOCK), triton.cdiv(width, WIDTH)
     amax = _amax(x, columns=columns, rht=how.rht)
     scales = torch.empty(2, dtype=torch.float32, device=x.device)
     of_rows = x.new_empty(x.shape if rows else 0)
-    of_columns = x.new_empty((groups * BLOCK, width) if columns else 0)
+    of_columns = x.new_empty((triton.cdiv(height, BLOCK) * BLOCK, width) if columns else 0)
     row_scales = choose(x, amax, ROWS, how) if rows else amax
     column_scales = choose(x, amax[1:], ROTATED if how.rht else COLUMNS, how) if columns else amax
-    if groups and strips:
+    if x.numel():
         options = {"ROWS": rows, "COLUMNS": columns, "RHT": how.rht, "STOCHASTIC": how.stochastic, "FOLDED": folded}
-        options |= {"CHOSEN": bool(how.four_over_six), "WIDTH": WIDTH, "num_warps": WARPS, "maxnreg": REGISTERS}
-        _quantize_kernel[(groups, strips)](
+        options |= {"CHOSEN": bool(how.four_over_six), "maxnreg": REGISTERS, **strips_of(width)}
+        _quantize_kernel[(count_programs(height, width),)](
             x,
             of_rows,
             of_columns,
@@ -107,27 +109,34 @@ def quantize(
     return Operand(of_rows, scales[:1]) if rows else None, Operand(of_columns, scales[1:]) if columns else None
 
 
-def _tiles(x: Tensor, how: Rounding, folded: bool, out: Operand | None) -> Operand:
+def _tiles(x: Tensor, how: Rounding, folded: bool, out: Operand | None, skip: Tensor | None) -> Operand:
     height, width = x.shape
-    amax = _amax(x, columns=False, rht=False)
+    amax = _amax(x, columns=False, rht=False, skip=skip)
     if out is None:
         out = Operand(torch.empty(x.shape, dtype=torch.bfloat16, device=x.device), amax.new_empty(1).float())
     if x.numel():
-        grid = (triton.cdiv(height, BLOCK), triton.cdiv(width, WIDTH))
         chosen = choose(x, amax, TILES, how)
-        options = {"FOLDED": folded, "CHOSEN": bool(how.four_over_six), "WIDTH": WIDTH, "num_warps": WARPS}
-        _tiles_kernel[grid](x, out.values, amax, out.scale, chosen, height, width, **options)
+        options = {"FOLDED": folded, "CHOSEN": bool(how.four_over_six), "SKIPS": skip is not None, **strips_of(width)}
+        to = out.values, out.scale
+        _tiles_kernel[(count_programs(height, width),)](
+            x, *to, amax, chosen, amax if skip is None else skip, height, width, **options
+        )
     return out
 
 
-def _amax(x: Tensor, *, columns: bool, rht: bool) -> Tensor:
-    """Bits of the largest magnitude of x and of its rotated columns, int32 of shape (2,); NaN is the largest."""
+def _amax(x: Tensor, *, columns: bool, rht: bool, skip: Tensor | None = None) -> Tensor:
+    """Bits of the largest magnitude of x and of its rotated columns, int32 of shape (2,); NaN is the largest.
+
+    It reads from the end, where x was written last, to the beginning, where the rounding starts: what the GPU's cache
+    holds of x is then read from it twice.
+    """
     height, width = x.shape
     amax = torch.zeros(2, dtype=torch.int32, device=x.device)
     if x.numel():
         groups = min(GROUPS, triton.cdiv(height, BLOCK))
-        grid = (triton.cdiv(height, BLOCK * groups), triton.cdiv(width, WIDTH))
-        _amax_kernel[grid](x, amax, height, width, ROTATED=columns and rht, GROUPS=groups, WIDTH=WIDTH, num_warps=WARPS)
+        options = {"ROTATED": columns and rht, "GROUPS": groups, "SKIPS": skip is not None, **strips_of(width)}
+        programs = count_programs(height, width, groups)
+        _amax_kernel[(programs,)](x, amax, amax if skip is None else skip, height, width, **options)
     if columns and not rht:
         amax[1:] = amax[:1]
     return amax
@@ -135,13 +144,25 @@ def _amax(x: Tensor, *, columns: bool, rht: bool) -> Tensor:
 
 @triton.jit
 def _amax_kernel(
-    x, amax, height, width, ROTATED: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr
+    x,
+    amax,
+    skip,
+    height,
+    width,
+    ROTATED: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SKIPS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # one program: GROUPS x 16 rows, WIDTH columns
-    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    if SKIPS:  # noqa: SIM102 - decided when this is compiled
+        if tl.load(skip) != 0:
+            return
+    first, strip = place(tl.num_programs(0) - 1 - tl.program_id(0), width, WIDTH)
+    columns = strip * WIDTH + tl.arange(0, WIDTH)
     plain = tl.zeros([WIDTH], dtype=tl.float32)
     rotated = tl.zeros([WIDTH], dtype=tl.float32)
     for group in range(GROUPS):
-        rows = load_rows(x, (tl.program_id(0) * GROUPS + group) * LENGTH, height, width, columns)
+        rows = load_rows(x, (first * GROUPS + group) * LENGTH, height, width, columns)
         plain = tl.maximum(plain, largest_of(rows), propagate_nan=ALL_NAN)
         if ROTATED:
             rotated = tl.maximum(rotated, largest_of(rotate_rows(rows)), propagate_nan=ALL_NAN)
@@ -179,20 +200,20 @@ def _quantize_kernel(
     CHOSEN: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # one program: 16 rows, WIDTH columns
-    group = tl.program_id(0)
+    group, strip = place(tl.program_id(0), width, WIDTH)
     first = group * LENGTH
-    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    columns = strip * WIDTH + tl.arange(0, WIDTH)
     rows = load_rows(x, first, height, width, columns)
     words = random_words(seed, stream, columns, group) if STOCHASTIC else ()
     if ROWS:
         encode, decode, tensor_scale = tensor_scales(amax, CHOSEN)
-        if group + tl.program_id(1) == 0:
+        if tl.program_id(0) == 0:
             tl.store(scales, tensor_scale)
         for i in tl.static_range(LENGTH):
             blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])
             byte = tl.reshape(byte_of(words, i), [WIDTH // LENGTH, LENGTH]) if STOCHASTIC else 0
             largest = tl.max(tl.abs(blocks), axis=1)
-            chosen = row_scales, first + i, height, width // LENGTH
+            chosen = row_scales, strip, first + i, height, width // LENGTH
             scale = _scales(largest, encode, chosen, WIDTH // LENGTH, FOLDED, CHOSEN)
             multiplier = element_multiplier(scale, decode)
             values = to_e2m1(blocks, multiplier[:, None], byte, STOCHASTIC) * scale[:, None]
@@ -200,7 +221,7 @@ def _quantize_kernel(
             tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))
     if COLUMNS:
         encode, decode, tensor_scale = tensor_scales(amax + 1, CHOSEN)
-        if group + tl.program_id(1) == 0:
+        if tl.program_id(0) == 0:
             tl.store(scales + 1, tensor_scale)
         if RHT:
             rows = rotate_rows(rows)
@@ -209,7 +230,7 @@ def _quantize_kernel(
                 rounded += (to_bf16(rows[i]),)
             rows = rounded
         unit: tl.constexpr = 0.25 if RHT else 1.0  # of the rows, which are four times the orthonormal transform
-        chosen = column_scales, group, tl.num_programs(0), width
+        chosen = column_scales, strip, group, tl.cdiv(height, LENGTH), width
         scale = _scales(largest_of(rows) * unit, encode, chosen, WIDTH, FOLDED, CHOSEN)
         multiplier = element_multiplier(scale, decode) * unit
         for i in tl.static_range(LENGTH):
@@ -223,16 +244,31 @@ def _quantize_kernel(
 
 @triton.jit
 def _tiles_kernel(
-    x, out, amax, scale_out, tile_scales, height, width, FOLDED: tl.constexpr, CHOSEN: tl.constexpr, WIDTH: tl.constexpr
+    x,
+    out,
+    scale_out,
+    amax,
+    tile_scales,
+    skip,
+    height,
+    width,
+    FOLDED: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    SKIPS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # one program: 16 rows, WIDTH columns
-    first = tl.program_id(0) * LENGTH
-    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    if SKIPS:  # noqa: SIM102 - decided when this is compiled
+        if tl.load(skip) != 0:
+            return
+    group, strip = place(tl.program_id(0), width, WIDTH)
+    first = group * LENGTH
+    columns = strip * WIDTH + tl.arange(0, WIDTH)
     rows = load_rows(x, first, height, width, columns)
     encode, decode, tensor_scale = tensor_scales(amax, CHOSEN)
-    if tl.program_id(0) + tl.program_id(1) == 0:
+    if tl.program_id(0) == 0:
         tl.store(scale_out, tensor_scale)
     largest = tl.max(tl.reshape(largest_of(rows), [WIDTH // LENGTH, LENGTH]), axis=1)
-    chosen = tile_scales, tl.program_id(0), tl.num_programs(0), width // LENGTH
+    chosen = tile_scales, strip, group, tl.cdiv(height, LENGTH), width // LENGTH
     scale = _scales(largest, encode, chosen, WIDTH // LENGTH, FOLDED, CHOSEN)
     multiplier = element_multiplier(scale, decode)
     for i in tl.static_range(LENGTH):

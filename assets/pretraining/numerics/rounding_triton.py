@@ -7,8 +7,8 @@ import triton.language as tl
 
 from pretraining.numerics.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, FOUR_OVER_SIX_MAX, FP32_MAX, RHT_SIGNS
 
-# Columns a program and warps: each thread holds 4 columns of 16 rows.
-WIDTH, WARPS = 512, 4
+# Columns a program, 128 a warp: each thread holds 4 columns of 16 rows.
+WIDTH = 512
 PHILOX_ROUNDS = 7  # the fewest that pass BigCrush (Salmon et al., table 2)
 
 LENGTH = tl.constexpr(BLOCK)
@@ -30,6 +30,24 @@ _BF16_LEAST, _BF16_SHIFT = tl.constexpr(2.0**-126), tl.constexpr(1.5 * 2.0**16)
 # number never lies near the middle of two FP32 numbers, so the sum of both products is the quotient rounded once.
 _SIXTH = tl.constexpr(43690.0 / 2.0**18)
 _SIXTH_REST = tl.constexpr(1.0 / 6.0 - 43690.0 / 2.0**18)
+
+
+def strips_of(width: int) -> dict[str, int]:
+    """The columns and warps of a program: half as many where the last strip of a matrix would be half empty."""
+    strip = WIDTH // 2 if 0 < width % WIDTH <= WIDTH // 2 else WIDTH
+    return {"WIDTH": strip, "num_warps": strip // 128}
+
+
+def count_programs(height: int, width: int, groups: int = 1) -> int:
+    """Programs of ``place``."""
+    return triton.cdiv(height, BLOCK * groups) * triton.cdiv(width, strips_of(width)["WIDTH"])
+
+
+@triton.jit
+def place(number, width, WIDTH: tl.constexpr):
+    """The 16 rows and the strip of columns of a program; programs go along the rows, as memory does."""
+    strips = tl.cdiv(width, WIDTH)
+    return number // strips, number % strips
 
 
 @triton.jit

@@ -125,18 +125,25 @@ class EmulatedQuantizer(Quantizer):
     def update_quantized(self, src: Tensor, dst: EmulatedTensor, *, noop_flag: Tensor | None = None) -> EmulatedTensor:
         """Quantize anew into ``dst``: a weight after an optimizer step.
 
+        Args:
+            noop_flag: float32 of one element on the GPU: not 0 where ``dst`` is to stay as it is. CUDA graphs of single
+                layers have it; one of a whole iteration was recorded with the first micro batch's quantization alone.
+
         Raises:
-            ValueError: the step is to be skipped by a flag on the GPU, as CUDA graphs do.
+            ValueError: there is such a flag, and ``dst`` is not tiles, which alone are written in place.
         """
-        if noop_flag is not None:
+        if noop_flag is not None and (not self.how.is_own_transpose or nvfp4_recipe.switched_to()):
             raise ValueError(
-                "emulated NVFP4 cannot skip the weights' quantization within a CUDA graph; turn graphs off"
+                "emulated NVFP4 skips a weight within a CUDA graph of one layer only where its blocks are 16x16 tiles: "
+                "use a graph of the whole iteration (--tuned), or none"
             )
-        dst.rows, dst.columns = self._operands(src, dst.columns)
+        dst.rows, dst.columns = self._operands(src, dst.columns, noop_flag)
         _take_samples(dst, src)
         return dst
 
-    def _operands(self, tensor: Tensor, into: Operand | None) -> tuple[Operand | None, Operand | None]:
+    def _operands(
+        self, tensor: Tensor, into: Operand | None, skip: Tensor | None = None
+    ) -> tuple[Operand | None, Operand | None]:
         x = tensor.detach().reshape(-1, tensor.shape[-1])
         switched = nvfp4_recipe.switched_to()
         # After a late switch an operand of the forward pass, a row, or all of them stay as they are.
@@ -152,6 +159,7 @@ class EmulatedQuantizer(Quantizer):
             stream=_rank(),
             folded=packages.folds_block_scale(),
             out=into,
+            skip=skip,
         )
         return (as_it_is if switched and self.tensor != "grad_output" else rows), columns
 
@@ -162,7 +170,7 @@ def _one(device: torch.device) -> Tensor:
 
 
 def _seed(device: torch.device) -> Tensor:
-    """A new seed from the device's generator: Megatron seeds it, and checkpoints its state."""
+    """A new seed from the device's generator: Megatron seeds it and checkpoints its state, a CUDA graph advances it."""
     return torch.randint(2**62, (1,), device=device)
 
 

@@ -17,13 +17,17 @@ from pretraining.request.precisions import EMULATORS, PRECISIONS, Precision
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 
-def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
-    """Whether the tuned preset is on. Raises UsageError where it cannot run."""
+def tuned(args: argparse.Namespace, model: Model, recipe: nvfp4_recipe.Nvfp4Recipe | None, *, on_gpu: bool) -> bool:
+    """Whether the tuned preset is on. Raises UsageError where it cannot run: a graph repeats what it has recorded."""
     why = None
     if not on_gpu:
         why = "the CPU runtime has no CUDA graphs"
-    elif args.emulate:
-        why = "--emulate has not been tried in a CUDA graph"
+    elif args.emulate == "reference":
+        why = "--emulate reference has not been tried in a CUDA graph"
+    elif recipe and recipe.late_switch:
+        why = "a CUDA graph goes on in NVFP4 where --nvfp4 switches to BF16"
+    elif args.sensitivity:
+        why = "--sensitivity looks at each layer's products, of which a CUDA graph tells nothing"
     elif model.expert_parallel > 1:
         why = f"{model.name}'s experts get another number of tokens each time, which a CUDA graph cannot replay"
     if args.tuned and why:

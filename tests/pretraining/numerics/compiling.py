@@ -15,14 +15,22 @@ from triton.compiler import ASTSource
 from pretraining.numerics import four_over_six_triton as choice
 from pretraining.numerics import nvfp4_triton as kernels
 
-TYPES = {"x": "*bf16", "of_rows": "*bf16", "of_columns": "*bf16", "out": "*bf16", "amax": "*i32", "seed": "*i64"}
+TYPES = {
+    "x": "*bf16",
+    "of_rows": "*bf16",
+    "of_columns": "*bf16",
+    "out": "*bf16",
+    "amax": "*i32",
+    "seed": "*i64",
+    "skip": "*fp32",
+}
 TYPES |= {"scales": "*fp32", "scale_out": "*fp32", "row_scales": "*fp32", "column_scales": "*fp32"}
-TYPES |= {"tile_scales": "*fp32"}
+TYPES |= {"tile_scales": "*fp32", "skip": "*fp32"}
 ROUNDING = {"ROWS": True, "COLUMNS": True, "RHT": True, "FOLDED": False, "CHOSEN": False}
 UNFUSED = {"enable_fp_fusion": False}
 REGISTERS = {"maxnreg": kernels.REGISTERS}
 MODES = {
-    "maxima": (kernels._amax_kernel, {"ROTATED": True, "GROUPS": kernels.GROUPS}, {}),
+    "maxima": (kernels._amax_kernel, {"ROTATED": True, "GROUPS": kernels.GROUPS, "SKIPS": False}, {}),
     "nearest": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": False}, REGISTERS),
     "chosen": (
         kernels._quantize_kernel,
@@ -30,19 +38,20 @@ MODES = {
         {"maxnreg": kernels.REGISTERS},
     ),
     "stochastic": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": True}, REGISTERS),
-    "tiles": (kernels._tiles_kernel, {"FOLDED": False, "CHOSEN": False}, {}),
+    "tiles": (kernels._tiles_kernel, {"FOLDED": False, "CHOSEN": False, "SKIPS": True}, {}),
     "choice": (choice._choose_kernel, {"BLOCKS": choice.ROTATED.value, "SQUARED": True}, UNFUSED),
     "tile choice": (choice._choose_kernel, {"BLOCKS": choice.TILES.value, "SQUARED": True}, UNFUSED),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-ELEMENTS = kernels.WIDTH * 16 // (kernels.WARPS * 32)  # a thread
+STRIP = kernels.strips_of(4096)
+ELEMENTS = STRIP["WIDTH"] * 16 // (STRIP["num_warps"] * 32)  # a thread
 
 
 def main() -> None:
     rows = []
     for capability in map(int, sys.argv[1:]):
         for mode, (kernel, constants, options) in MODES.items():
-            constants = constants | {"WIDTH": kernels.WIDTH}
+            constants = constants | {"WIDTH": STRIP["WIDTH"]}
             types = {name: "constexpr" if name in constants else TYPES.get(name, "i32") for name in kernel.arg_names}
             source = ASTSource(
                 kernel,
@@ -54,7 +63,7 @@ def main() -> None:
                     if name in TYPES or name in ("height", "width")
                 },
             )
-            options = options | {"num_warps": kernels.WARPS}
+            options = options | {"num_warps": STRIP["num_warps"]}
             compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
             rows.append({"capability": capability, "mode": mode, **disassembled(compiled.asm["cubin"])})
     print(json.dumps(rows))

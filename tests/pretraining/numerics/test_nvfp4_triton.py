@@ -117,6 +117,24 @@ def test_tiles_are_written_into_an_earlier_result():
     assert_equal(again, nvfp4.quantize(x, Rounding((16, 16))))
 
 
+def test_a_flag_on_the_device_keeps_an_earlier_result():
+    x, flag = sample((20, 64), "normal"), torch.ones(1, device=DEVICE)
+    earlier = quantize_tiles(sample((20, 64), "wide"))
+    values, scale = earlier.values.clone(), earlier.scale.clone()
+    kept = quantize_tiles(x, out=earlier, skip=flag)
+    assert torch.equal(bits(kept.values), bits(values)) and torch.equal(kept.scale, scale)
+    assert_equal(quantize_tiles(x, out=earlier, skip=flag.zero_()), nvfp4.quantize(x, Rounding((16, 16))))
+
+
+def test_results_do_not_depend_on_how_a_matrix_is_cut_into_programs(monkeypatch):
+    x = sample((40, 768), "wide")  # in strips of half a program's width, or in two of which the last is half empty
+    narrow = quantize(x, rht=True, seed=seed(5))
+    monkeypatch.setattr(nvfp4_triton, "strips_of", lambda width: {"WIDTH": 512, "num_warps": 4})
+    monkeypatch.setattr(nvfp4_triton, "count_programs", lambda height, width, groups=1: -(-height // 16 // groups) * 2)
+    for one, other in zip(narrow, quantize(x, rht=True, seed=seed(5)), strict=True):
+        assert torch.equal(bits(one.values), bits(other.values)) and torch.equal(one.scale, other.scale)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_no_element_beside_a_nan_or_infinity_is_finite(bad):
     x = torch.ones(32, 32, device=DEVICE).bfloat16()

@@ -161,7 +161,18 @@ def test_a_weight_is_rounded_anew_in_its_place(engine):
     assert stored.rows.values.data_ptr() == place and stored.rows is stored.columns
     fresh = quantizer(2 * weight)
     assert torch.equal(stored.rows.values, fresh.rows.values) and torch.equal(stored.rows.scale, fresh.rows.scale)
-    with pytest.raises(ValueError, match="CUDA graph"):
+    quantizer.update_quantized(weight, stored, noop_flag=torch.ones(1))
+    assert torch.equal(stored.rows.values, fresh.rows.values), "a graph's flag says that it was rounded already"
+    quantizer.update_quantized(weight, stored, noop_flag=torch.zeros(1))
+    assert torch.equal(stored.rows.values, quantizer(weight).rows.values)
+
+
+def test_a_weight_that_no_flag_can_keep_is_refused(engine, monkeypatch):
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe(two_d=False))
+    _, weight, _ = tensors()
+    quantizer = engine.recipe.quantizer_factory("linear_weight")
+    stored = quantizer(weight)
+    with pytest.raises(ValueError, match=r"16x16 tiles: use a graph of the whole iteration \(--tuned\)"):
         quantizer.update_quantized(weight, stored, noop_flag=torch.zeros(1))
 
 

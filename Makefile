@@ -22,7 +22,7 @@ override TARGETS := help help-all \
   data sft lora eval export \
   submit jobs logs cancel \
   attach stop clean shell image \
-  test test-gpu test-readme test-versions test-engine test-report test-parallel test-slurm lint bench
+  test test-gpu test-readme test-versions test-engine test-shapes test-report test-parallel test-slurm lint bench
 .PHONY: $(TARGETS)
 
 $(TARGETS) .DEFAULT:

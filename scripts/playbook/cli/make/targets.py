@@ -158,6 +158,8 @@ _ALL = (
     _tests("test-versions", "each supported Megatron-Bridge; wants Python 3.11 and 3.12",
            "-m", "versions", "-rs", "-s", "tests/versions"),
     _tests("test-engine", "the container path on a real Docker engine", "tests/engine", INSTALL_ENGINE="1"),
+    _tests("test-shapes", "the shapes that NVIDIA's NeMo image may have, on a real Docker engine",
+           "-m", "shapes", "tests/engine/test_shapes.py", INSTALL_ENGINE="1"),
     _tests("test-report", "the report of a comparison in a headless Chromium",
            "tests/playbook/report", INSTALL_BROWSER="1"),
     _tests("test-parallel", "one training over two processes, each way of sharing the work",

@@ -94,8 +94,7 @@ class Container:
     @property
     def all_labels(self) -> dict[str, str]:
         """With those by which `user.take_back` knows what it has to do."""
-        more = {f"{LABEL}.owner": self.owner, f"{LABEL}.project": str(PROJECT)} if self.owner else {}
-        return {**self.labels, **more}
+        return {**self.labels, **(ownership(self.engine) if self.owner else {})}
 
     @property
     def _security(self) -> list[str]:
@@ -168,6 +167,11 @@ class Container:
 def caller(engine: EngineKind) -> str:
     """The user and group of this process as an engine numbers them: of a rootless one root is the caller."""
     return "0:0" if engine.rootless else f"{os.getuid()}:{os.getgid()}"
+
+
+def ownership(engine: EngineKind) -> dict[str, str]:
+    """Labels of a container that leaves root's files, or is itself left behind by a launcher that was killed."""
+    return {f"{LABEL}.owner": caller(engine), f"{LABEL}.project": str(PROJECT)}
 
 
 def pasteable(words: list[str]) -> str:

@@ -113,9 +113,10 @@ def _inside(engine: Engine, image: str, path: str, words: list[str], folders: tu
         gpu=None,
         engine=engine.kind,
         as_root=True,
+        labels=spec.ownership(engine.kind),
     )
     arguments = asked.create_arguments(engine.api)
-    arguments["host_config"] |= {"AutoRemove": True, "Init": False, "NetworkMode": "none"}
+    arguments["host_config"] |= {"Init": False, "NetworkMode": "none"}
     identity, said = "", []
     try:
         identity = engine.api.create_container(**arguments)["Id"]
@@ -130,5 +131,5 @@ def _inside(engine: Engine, image: str, path: str, words: list[str], folders: tu
             raise _NoAnswer(f"it has no Python on its PATH ({asked.environment['PATH']})") from error
         raise EngineError(explain(error, image=image)) from error
     finally:
-        with contextlib.suppress(*_LOST):  # it is gone by itself where it ended
+        with contextlib.suppress(*_LOST):  # by its labels the next command knows it, where this process is killed
             engine.api.remove_container(identity, force=True, v=True)

@@ -25,7 +25,8 @@ if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").ex
     # times longer as soon as another program wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from pretraining.errors import EndedEarly, UsageError
+from pretraining import packages
+from pretraining.errors import EndedEarly, UsageError, WrongKernels
 from pretraining.inputs import finetuning
 from pretraining.megatron import cpu, writers
 from pretraining.megatron.plugin import Plugin
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
 
     from pretraining.megatron.changes import Change
+    from pretraining.run.run_facts import EnvironmentFile
 
 
 def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu: bool) -> None:
@@ -74,6 +76,8 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         bridge_config.check_built(context.state, chosen)
         changes.check_kept(context.state.cfg, changed, "Megatron-Bridge")
         environment.complete(context, run.sampler.describe() if run.sampler else {}, changes.facts(chosen, changed))
+        if on_gpu and chosen.precision.quantized and not chosen.emulate:
+            admit_kernels(context.state.cfg, chosen, environment)
         if chosen.export:
             weights.export(context.model, chosen.model, chosen.export, chosen.resume)
         if chosen.save:
@@ -101,6 +105,31 @@ def make_ready(
     compat.skip_compile_helpers()
     if chosen.save:
         compat.save_without_nvrx()
+
+
+def admit_kernels(config: ConfigContainer, chosen: settings.Settings, environment: EnvironmentFile) -> None:
+    """Hold the GPU's own kernels for this precision against the specification, and record what came of it.
+
+    Raises:
+        WrongKernels: they compute something else.
+    """
+    if chosen.no_probe:
+        environment.add(probe={"skipped": True})
+        return
+    import torch
+
+    from pretraining.megatron import compat
+    from pretraining.selfcheck import probe
+
+    found = probe.probe(probe.TransformerEngine(compat.engine_recipe(config.model)))
+    environment.add(probe=found.as_json())
+    if found.problem:
+        also = ", or --emulate (EMULATE=1), which needs no such kernels" if chosen.precision.fp4 else ""
+        raise WrongKernels(
+            f"{chosen.precision.name} of Transformer Engine {packages.installed().get('transformer-engine')} is "
+            f"wrong on this {torch.cuda.get_device_name()}: {found.problem}. Take a newer image (TAG=){also}; "
+            "--no-probe (PROBE=0) trains all the same, and the record says so"
+        )
 
 
 def parts_of_the_loop(
@@ -163,7 +192,9 @@ def main() -> int:
         code = run.succeeded()
     except BaseException as error:
         ending.caught()
-        if not (isinstance(error, UsageError | EndedEarly) or run.ended_by_saving(error)):  # whose one line says all
+        if not (
+            isinstance(error, UsageError | EndedEarly | WrongKernels) or run.ended_by_saving(error)
+        ):  # whose one line says all
             traceback.print_exc()
         code = run.failed(error)
     writers.finish(chosen, succeeded=code == 0)

@@ -29,6 +29,10 @@ class EndedEarly(Exception):
         )
 
 
+class WrongKernels(Exception):
+    """The engine's kernels do not compute on this GPU what they have to."""
+
+
 class Diverged(Exception):
     """The loss is no longer a finite number."""
 

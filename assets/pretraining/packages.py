@@ -37,9 +37,24 @@ def engine_release() -> tuple[int, ...]:
 FOUR_OVER_SIX = (2, 18)  # the first release known to have `NVTE_NVFP4_4OVER6`; an older one ignores it
 
 
+# The first whose NVFP4 is also for compute capabilities 10.7, 12.0 and 12.1: before it stochastic rounding gives zeros
+# there, and the Hadamard transform fails (its pull requests 3281, 3265).
+PROBED = (2, 19)
+
+
+def dotted(release: tuple[int, ...]) -> str:
+    """(2, 19) as "2.19"."""
+    return ".".join(map(str, release))
+
+
 def has_four_over_six() -> bool:
     """Whether Transformer Engine's own kernels choose among two scales of a block."""
     return engine_release() >= FOUR_OVER_SIX
+
+
+def admits_probed() -> bool:
+    """Whether Transformer Engine's kernels are worth a probe on the GPUs of `Precision.probed`."""
+    return engine_release() >= PROBED
 
 
 @functools.cache

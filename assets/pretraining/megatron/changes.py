@@ -124,7 +124,7 @@ def check_kept(config: ConfigContainer, changed: dict[str, Change], by: str) -> 
 def as_text(config: ConfigContainer, chosen: Settings, changed: dict[str, Change]) -> str:
     """The run's `config.yaml`: the config and the arguments that give it again, with every change as an override."""
     words = {name: overrides.Word(fields.as_override(change.value)) for name, change in sorted(changed.items())}
-    not_theirs = ("config", "run_dir", "resume", "cache_dir", "profile", "sensitivity")
+    not_theirs = ("config", "run_dir", "resume", "cache_dir", "profile", "sensitivity", "no_probe")
     portable = replace(chosen, overrides=words, **dict.fromkeys(not_theirs))
     return config_file.text_of(config, portable.as_flags(), packages.installed()["megatron-bridge"])
 

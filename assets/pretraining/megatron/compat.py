@@ -119,6 +119,13 @@ def _lacks_custom_recipes(looked_for: str) -> UsageError:
     return UsageError(f"--emulate needs {why}")
 
 
+def engine_recipe(model: Any) -> Any:
+    """Transformer Engine's recipe that Megatron-Core trains a built config's model by."""
+    from megatron.core import fp4_utils, fp8_utils
+
+    return fp4_utils.get_fp4_recipe(model) if model.fp4 else fp8_utils.get_fp8_recipe(model)
+
+
 def set_cuda_graphs(config: ConfigContainer) -> None:
     """Replay each iteration as one CUDA graph: an implementation of its own in 0.6, a scope of "local" before."""
     model = config.model

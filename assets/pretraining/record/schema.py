@@ -87,6 +87,7 @@ ENVIRONMENT: Shape = {
         "ingredients": {...: CHOICE},
         "switches_at": _COUNT,
     },
+    "probe": {"passed": FLAG, "skipped": FLAG, "seconds": _NUMBER, "found": {...: TEXT}},
     "device": {"kind": TEXT, "name": TEXT, "capability": maybe(PAIR)},
     "tokens_per_step": _COUNT,
     "resumed_from": _TEXT,

@@ -100,6 +100,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--nvfp4", metavar="WORDS", help=f"less than its whole recipe: {nvfp4_recipe.HELP}")
     add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
+    add("--no-probe", action="store_true", help="train with a GPU's own FP8 or FP4 whatever it computes; recorded")
     add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
     for name, what in _SIZES.items():
         usual = getattr(MODELS[DEFAULT_ON_GPU], name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pretraining import packages
 from pretraining.errors import unknown
 
 # What stands in for FP4 tensor cores on a GPU: this project's kernels, or Transformer Engine's reference quantizer,
@@ -26,6 +27,8 @@ class Precision:
             "an eighth of the layers, at least one", which is 4 of 32: wholly in NVFP4 training may diverge (arXiv
             2509.25149, section 4.1, keeps about 15 % of the linear layers in BF16, most of them the last).
         capabilities: CUDA compute capabilities whose tensor cores train in it, or None for any from 8.0.
+        probed: further ones, for which Transformer Engine has kernels from `packages.PROBED` on, and nobody is known to
+            have trained with them: a run begins where they pass `selfcheck/probe.py`.
         needs: the same in words.
         fp4: the arithmetic is NVFP4's, whose recipe `--nvfp4` changes and which can be emulated.
         gather: how the preset stores and gathers the linear layers' weights: BF16, or already quantized (FP8, FP4).
@@ -40,6 +43,7 @@ class Precision:
     bf16_head: int = 0
     bf16_tail: int | None = 0
     capabilities: tuple[tuple[int, int], ...] | None = None
+    probed: tuple[tuple[int, int], ...] = ()
     needs: str = "compute capability 8.0 or newer"
     fp4: bool = False
     gather: str = "BF16"
@@ -60,11 +64,17 @@ class Precision:
         """Whether a GPU of that compute capability trains in it; NVFP4 emulated needs BF16 tensor cores alone."""
         if (emulate and self.fp4) or self.capabilities is None:
             return capability >= _BF16_TENSOR_CORES
-        return capability in self.capabilities
+        return capability in (*self.capabilities, *self.probed)
+
+    def is_probed(self, capability: tuple[int, int], *, emulate: bool = False) -> bool:
+        """Whether it trains there only if the engine is new enough and its kernels pass a probe."""
+        return capability in self.probed and not (emulate and self.fp4)
 
 
 _BF16_TENSOR_CORES = (8, 0)
 _BLACKWELL = ((10, 0), (10, 3))
+_RUBIN = ((10, 7),)
+_NEW_ENGINE = f"with Transformer Engine {packages.dotted(packages.PROBED)} or newer"
 
 PRECISIONS: dict[str, Precision] = {
     row.name: row
@@ -76,6 +86,7 @@ PRECISIONS: dict[str, Precision] = {
             bf16_head=1,
             bf16_tail=1,
             capabilities=((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1)),
+            probed=_RUBIN,
             needs="FP8 tensor cores: compute capability 8.9 or newer",
             gather="FP8",
             saved_bytes=1.0,
@@ -93,20 +104,23 @@ PRECISIONS: dict[str, Precision] = {
             "mxfp8",
             "bf16_with_mxfp8_mixed",
             capabilities=_BLACKWELL,
-            needs="a Blackwell data-centre GPU: compute capability 10.0 or 10.3",
+            probed=_RUBIN,
+            needs=f"a Blackwell data-centre GPU: compute capability 10.0 or 10.3, or 10.7 {_NEW_ENGINE}",
             gather="FP8",
             saved_bytes=1 + 1 / 32,
             copy_bytes=2 * (1 + 1 / 32),
         ),
-        # On 12.0 and 12.1 (RTX PRO, GB10) Transformer Engine may call NVFP4 available while training in it fails or
-        # stochastic rounding returns zeros (TransformerEngine issues 2255, 2956, 3217).
+        # An older Transformer Engine may call NVFP4 available on 12.0 and 12.1 (RTX PRO, GB10) while training in it
+        # fails or stochastic rounding returns zeros (TransformerEngine issues 2255, 2956, 3217).
         Precision(
             "nvfp4",
             "bf16_with_nvfp4_mixed",
             on_cpu=True,
             bf16_tail=None,
             capabilities=_BLACKWELL,
-            needs="FP4 tensor cores: compute capability 10.0 or 10.3 (B200, GB200, B300, GB300)",
+            probed=(*_RUBIN, (12, 0), (12, 1)),
+            needs="FP4 tensor cores: compute capability 10.0 or 10.3 (B200, GB200, B300, GB300), or 10.7, 12.0 or 12.1 "
+            f"{_NEW_ENGINE}",
             fp4=True,
             gather="FP4",
             gather_since=(0, 4, 2),

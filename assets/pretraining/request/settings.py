@@ -23,7 +23,7 @@ from pretraining.request.overrides import Word, flag_of
 from pretraining.request.precisions import Precision, default_tail, find_precision
 
 _NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
-_SWITCHES = ("evaluate", "tuned", "tensorboard")
+_SWITCHES = ("evaluate", "tuned", "tensorboard", "no_probe")
 _NO_FLAG = ("blends", "engine_switches", "overrides", "left", "switches_at", "why", *_SWITCHES)
 
 
@@ -59,6 +59,7 @@ class Settings:
         tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `writers`.
         tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
         tuned: with CUDA graphs and fewer checks.
+        no_probe: a GPU's own quantized kernels are taken as they are, see `selfcheck/probe.py`.
         overrides: value by "section.field" of the config, sorted, beyond what is a setting itself.
         config: a config file whose fields go before the overrides, or None.
         plugin: the user's Python file, or None.
@@ -102,6 +103,7 @@ class Settings:
     pipeline_parallel: int
     context_parallel: int
     tuned: bool
+    no_probe: bool
     overrides: dict[str, Word]
     config: config_file.ConfigFile | None
     plugin: Path | None
@@ -216,6 +218,7 @@ def resolve(
         **_leaves(asked, sizes["train_iters"], on_gpu=on_gpu),
         switches_at=at,
         sensitivity=checks.sensitivity(asked, precision, {**numerics, **sizes, **past, "at": at, "on_gpu": on_gpu}),
+        no_probe=asked.no_probe,
         seed=flags.SEED if asked.seed is None else asked.seed,
         overrides=dict(sorted(asked.overrides.items())),
         config=asked.file,

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pretraining import packages
-from pretraining.errors import FULL_DISK, Diverged, EndedEarly, UsageError
+from pretraining.errors import FULL_DISK, Diverged, EndedEarly, UsageError, WrongKernels
 from pretraining.megatron.plugin import located
 from pretraining.record import ends, lock, run_folder
 from pretraining.record.ends import Strength
@@ -120,12 +120,19 @@ def check_capability(chosen: Settings) -> None:
             f"{chosen.precision.name} needs {chosen.precision.needs}; this is {torch.cuda.get_device_name()} with "
             f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
         )
+    found = packages.installed().get("transformer-engine", "none")
+    if chosen.precision.is_probed(capability, emulate=bool(chosen.emulate)) and not packages.admits_probed():
+        raise UsageError(
+            f"{chosen.precision.name} on compute capability {capability[0]}.{capability[1]} needs Transformer Engine "
+            f"{packages.dotted(packages.PROBED)}, and {found} is here: take an image that has it (TAG=)"
+            f"{', or --emulate (EMULATE=1)' if chosen.precision.fp4 else ''}"
+        )
     chooses = chosen.nvfp4 and chosen.nvfp4.four_over_six and not chosen.emulate
     if chooses and not packages.has_four_over_six():
         raise UsageError(
-            f"scale={chosen.nvfp4.words()['scale']} needs Transformer Engine {packages.FOUR_OVER_SIX[0]}."
-            f"{packages.FOUR_OVER_SIX[1]}, and {packages.installed().get('transformer-engine', 'none')} is here, which "
-            "would ignore it; --emulate (EMULATE=1) needs no such kernels"
+            f"scale={chosen.nvfp4.words()['scale']} needs Transformer Engine "
+            f"{packages.dotted(packages.FOUR_OVER_SIX)}, and {found} is here, which would ignore it; --emulate "
+            "(EMULATE=1) needs no such kernels"
         )
 
 
@@ -277,6 +284,8 @@ def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
         return Verdict.FAILED, str(error), 2
     if isinstance(error, EndedEarly):
         return (Verdict.INTERRUPTED, str(error), INTERRUPTED) if error.asked else (Verdict.FAILED, str(error), 1)
+    if isinstance(error, WrongKernels):
+        return Verdict.FAILED, str(error), 1
     end, _ = ends.raised(str(error))
     if isinstance(error, Diverged) or end.verdict is Verdict.DIVERGED:
         cause = f"{first_line}: try a lower learning rate, or more layers in BF16 (--bf16-tail-layers)"

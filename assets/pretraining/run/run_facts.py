@@ -80,13 +80,17 @@ class EnvironmentFile:
         data = identify_data(self._settings, self._builtin) if self._writes else ""  # it reads the whole index
         facts = parity_facts(self._settings, self._known["device"], context, data) | changed
         if self._writes:
-            self._known |= {
-                "sampling": sampling,
-                "parity": facts,
-                "context": context_facts(self._settings, context),
-                "flops_per_token": flops_per_token(context),
-            }
-            self._write()
+            self.add(
+                sampling=sampling,
+                parity=facts,
+                context=context_facts(self._settings, context),
+                flops_per_token=flops_per_token(context),
+            )
+
+    def add(self, **facts: Any) -> None:
+        """Add what came to be known since."""
+        self._known |= facts
+        self._write()
 
     def _write(self) -> None:
         if self._writes:

@@ -75,6 +75,21 @@ def read(stored: Stored, rows: int, columns: int) -> QuantizedMatrix:
     return QuantizedMatrix(stored.codes.cpu(), scales, stored.amax.cpu().float())
 
 
+def stored(made: Any) -> dict[str, Stored]:
+    """Both sides of Transformer Engine's NVFP4 tensor."""
+    swizzled = getattr(made, "_with_gemm_swizzled_scales", False)  # from 2.12
+    fields = {"rows": ("rowwise", "_amax_rowwise"), "columns": ("columnwise", "_amax_columnwise")}
+    return {
+        side: Stored(
+            getattr(made, f"_{usage}_data").view(torch.uint8),
+            getattr(made, f"_{usage}_scale_inv").view(torch.uint8),
+            getattr(made, amax),
+            swizzled,
+        )
+        for side, (usage, amax) in fields.items()
+    }
+
+
 def _up(number: int, multiple: int) -> int:
     return number + -number % multiple
 
@@ -96,24 +111,13 @@ class TransformerEngine:
             with_2d_quantization=mode.is_own_transpose,
             stochastic_rounding=mode.stochastic,
         )
-        made = quantizer(x.to(self._device))
-        swizzled = getattr(made, "_with_gemm_swizzled_scales", False)  # from 2.12
-        fields = {"rows": ("rowwise", "_amax_rowwise"), "columns": ("columnwise", "_amax_columnwise")}
-        return {
-            side: Stored(
-                getattr(made, f"_{usage}_data").view(torch.uint8),
-                getattr(made, f"_{usage}_scale_inv").view(torch.uint8),
-                getattr(made, amax),
-                swizzled,
-            )
-            for side, (usage, amax) in fields.items()
-        }
+        return stored(quantizer(x.to(self._device)))
 
     def model(self, weights: list[Tensor]) -> torch.nn.Module:
         from transformer_engine.common.recipe import NVFP4BlockScaling
 
         recipe = NVFP4BlockScaling(disable_rht=False, disable_stochastic_rounding=True, disable_2d_quantization=False)
-        return _Layers(weights, recipe, self._device)
+        return Layers(weights, recipe, self._device)
 
 
 class Ours:
@@ -136,7 +140,7 @@ class Ours:
     def model(self, weights: list[Tensor]) -> torch.nn.Module:
         from transformer_engine.common.recipe import CustomRecipe
 
-        return _Layers(weights, CustomRecipe(qfactory=_nearest_quantizer), self._device)
+        return Layers(weights, CustomRecipe(qfactory=_nearest_quantizer), self._device)
 
 
 def specified(x: Tensor, mode: Rounding) -> dict[str, QuantizedMatrix]:
@@ -169,7 +173,7 @@ def _nearest_quantizer(role: Any) -> Any:
     return quantizer
 
 
-class _Layers(torch.nn.Module):
+class Layers(torch.nn.Module):
     """Transformer Engine's linear layers under one of its recipes."""
 
     def __init__(self, weights: list[Tensor], recipe: Any, device: str) -> None:

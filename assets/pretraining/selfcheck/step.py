@@ -54,16 +54,16 @@ def measure(native: Make, ours: Make, device: str) -> list[Measured]:
     gradient = torch.randn(TOKENS, INNER).to(device, torch.bfloat16)
     found = []
     for one, other, tolerance in (
-        (_layer(native, weights[0], x, gradient), _layer(ours, weights[0], x, gradient), ONE_LAYER),
+        (one_layer(native, weights[0], x, gradient), one_layer(ours, weights[0], x, gradient), ONE_LAYER),
         (_step(native, weights, x, target), _step(ours, weights, x, target), TWO_LAYERS),
     ):
         for name, expected in other.items():
             allowed = LOSS if "loss" in name else tolerance
-            found.append(Measured(name, _relative(one[name], expected), allowed))
+            found.append(Measured(name, relative(one[name], expected), allowed))
     return found
 
 
-def _layer(make: Make, weight: Tensor, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+def one_layer(make: Make, weight: Tensor, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     model, x = make([weight]), x.clone().requires_grad_()
     y = model(x)
     y.backward(gradient.to(y.dtype))
@@ -88,6 +88,6 @@ def _step(make: Make, weights: list[Tensor], x: Tensor, target: Tensor) -> dict[
     return found
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def relative(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     return ((found - expected).norm() / expected.norm()).item()

@@ -29,6 +29,7 @@ from playbook.launch.container.underway import in_containers, in_processes
 from playbook.plan import gpus, hub, local_python, place
 from playbook.plan.gpus import Inventory
 from playbook.plan.place import Image, Wanted
+from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.request import footprint, settings
 from pretraining.request.precisions import Precision, find_precision
@@ -98,7 +99,7 @@ def examine(
     if runtime == "container":
         yield from _engine_checks(wanted, inventory, precision)
     elif runtime == "local":
-        yield from _local_checks(precision)
+        yield from _local_checks(precision, probed=_probes(inventory, wanted, precision))
         yield from _local_memory()
     elif not python_of("cpu").exists():
         yield _space("disk for the CPU environment", PROJECT, CPU_ENVIRONMENT_BYTES)
@@ -127,7 +128,16 @@ def _gpu_checks(inventory: Inventory, wanted: Wanted, precision: Precision, *, n
         cause, *rest = str(error).splitlines()
         yield Check(precision.name, False, cause, "\n".join(line.strip() for line in rest), needed)
     else:
-        yield Check(precision.name, True, f"on {' and '.join(f'GPU {gpu.label} {gpu.name}' for gpu in chosen)}, {why}")
+        probed = "; to be probed at the start" * bool(chosen[0].probed([precision], emulate=wanted.emulate))
+        named = " and ".join(f"GPU {gpu.label} {gpu.name}" for gpu in chosen)
+        yield Check(precision.name, True, f"on {named}, {why}{probed}")
+
+
+def _probes(inventory: Inventory, wanted: Wanted, precision: Precision) -> bool:
+    """Whether a probe has to admit the job's GPU."""
+    with contextlib.suppress(UsageError, ValueError):  # the gate's own line says so
+        return bool(_chosen(inventory, wanted, precision)[0][0].probed([precision], emulate=wanted.emulate))
+    return False
 
 
 def _chosen(inventory: Inventory, wanted: Wanted, precision: Precision) -> tuple[tuple[gpus.Gpu, ...], str]:
@@ -163,6 +173,9 @@ def _engine_checks(wanted: Wanted, inventory: Inventory, precision: Precision) -
     if connected.kind.rootless:  # one that runs as root may raise this limit for a container
         yield _locked_memory(needed=True)
     yield from _image_checks(connected, wanted, inventory)
+    if _probes(inventory, wanted, precision) and (old := image.too_old_to_probe(image.named(wanted.tag))):
+        cause, _, remedy = old.partition(": ")
+        yield Check("image for the probe", False, cause, remedy)
     yield from _container_checks(connected, inventory, wanted, precision)
 
 
@@ -230,7 +243,7 @@ def _container_checks(connected: Engine, inventory: Inventory, wanted: Wanted, p
         )
 
 
-def _local_checks(precision: Precision) -> Iterator[Check]:
+def _local_checks(precision: Precision, *, probed: bool) -> Iterator[Check]:
     python = local_python.python()
     found = _versions(python)
     remedy = "put the Python 3.12 that has Megatron-Bridge first on PATH, as python3"
@@ -239,7 +252,7 @@ def _local_checks(precision: Precision) -> Iterator[Check]:
         yield _version(name, found, least, "pip install 'torch>=2.7', for CUDA 12.8 or newer")
     yield _version("megatron-bridge", found, (), "pip install megatron-bridge, for Python 3.12")
     needed = precision.quantized
-    least = NVFP4_ENGINE if precision.fp4 else ()
+    least = packages.PROBED if probed else NVFP4_ENGINE if precision.fp4 else ()
     remedy = "pip install --no-build-isolation 'transformer-engine[pytorch]'"
     yield _version("transformer-engine", found, least, remedy, needed=needed)
 

@@ -133,6 +133,8 @@ def warnings(run: Run, lines: Lines) -> list[str]:
     said = list(run.environment.get("notes", []))
     if problem := (run.environment.get("sampling") or {}).get("problem"):
         said.append(f"the device's memory and power were not sampled: {problem}")
+    if (run.environment.get("probe") or {}).get("skipped"):
+        said.append("the GPU's own kernels were not held against the specification (PROBE=0)")
     if found := profiled(run):
         said.append("iterations {} to {} were profiled: their step times are no measurement".format(*found))
     if start := run.parity.get("start_iteration"):

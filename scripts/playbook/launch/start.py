@@ -53,8 +53,12 @@ def find_place(wanted: Wanted, *precisions: Precision) -> Place:
     found = place.choose(wanted, *precisions)
     if found.runtime != "container":
         return found
+    from playbook.launch.container import image
     from playbook.launch.container.prepare import on_engine
 
+    probed = found.gpu.probed(precisions, emulate=wanted.emulate) if found.gpu else []
+    if probed and (old := image.too_old_to_probe(image.named(wanted.tag))):
+        raise UsageError(f"{probed[0]} on GPU {found.gpu.label} {found.gpu.name} is to be probed first. {old}")
     return on_engine(found, wanted)
 
 

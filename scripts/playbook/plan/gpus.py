@@ -66,8 +66,15 @@ class Gpu:
         return precision.trains_on(self.capability, emulate=emulate)
 
     def precisions(self) -> list[str]:
-        """The names of the precisions it trains in natively."""
-        return [name for name, row in PRECISIONS.items() if self.trains_in(row)]
+        """The names of the precisions it trains in natively, and of which that is to be found out by a probe."""
+        probed = " (to be probed)"
+        return [
+            name + probed * row.is_probed(self.capability) for name, row in PRECISIONS.items() if self.trains_in(row)
+        ]
+
+    def probed(self, precisions: Iterable[Precision], *, emulate: bool = False) -> list[str]:
+        """Those of the precisions that a probe has to admit."""
+        return [each.name for each in precisions if each.is_probed(self.capability, emulate=emulate)]
 
     @property
     def size(self) -> str:
@@ -239,12 +246,14 @@ def choose(
         return gpu, "asked for"
     if not able:
         raise UsageError(_refusal(list(gpus), wanted, [], emulate))
+    known = [gpu for gpu in able if not gpu.probed(precisions, emulate=emulate)]
+    without, able = " without a probe" * (0 < len(known) < len(able)), known or able
     best = max(able, key=lambda gpu: (gpu.memory or 0, -gpu.index))
     if len(gpus) == 1:
         return best, "the only GPU"
     names = " and ".join(wanted)
     if len(able) == 1:
-        return best, f"the only one of {len(gpus)} GPUs that trains in {names}"
+        return best, f"the only one of {len(gpus)} GPUs that trains in {names}{without}"
     return best, f"the largest of {len(able)} GPUs that train in {names}"
 
 
@@ -294,7 +303,8 @@ def _refusal(found: list[Gpu], wanted: Mapping[str, Precision], others: list[str
     lines = [f"{each.name} needs {each.needs}." for each in missing]
     lines = lines or [f"no GPU here trains in all of {', '.join(wanted)}."]
     lines += [f"  found: {gpu}" for gpu in found]
-    again = "the same with" if len(wanted) > 1 else "make nvfp4"
+    alone = "make nvfp4" if "nvfp4" in wanted else f"make train PRECISION={next(iter(wanted))}"
+    again = "the same with" if len(wanted) > 1 else alone
     works = [f"{again} {other}" for other in others]
     able = [name for name in ("fp8", "mxfp8", "bf16") if any(gpu.trains_in(PRECISIONS[name]) for gpu in found)]
     if len(wanted) > 1:

@@ -167,6 +167,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "profiled": [number],
         "text": {"bigram_entropy": number, "tokens": _numbers("train validation test")},
         "sampling": _numbers("rate_hz"),
+        "probe": _numbers("passed skipped seconds"),
         "versions": dict.fromkeys((*_PACKAGES, *_MEGATRON), _VERSION),
         "device": {
             **_numbers("memory_bytes threads"),

@@ -62,7 +62,8 @@ def test_a_station_without_an_engine_is_not_ready_and_says_what_to_do(examine) -
     assert checks["Docker engine"]["ok"] is False and "DOCKER_HOST" in checks["Docker engine"]["found"]
     assert checks["Docker engine"]["remedy"]
     assert checks["nvfp4"]["ok"] and "GB300" in checks["nvfp4"]["found"]
-    assert "nvfp4" not in checks["GPU 0"]["found"] and "Xorg" in checks["GPU 0"]["found"]
+    assert "nvfp4 (to be probed)" in checks["GPU 0"]["found"] and "Xorg" in checks["GPU 0"]["found"]
+    assert "to be probed" not in checks["nvfp4"]["found"] + checks["GPU 1"]["found"]
     assert "nvfp4" in checks["GPU 1"]["found"] and "idle" in checks["GPU 1"]["found"]
     assert checks["NVIDIA driver"]["found"] == "580.95.05, CUDA up to 13.0"
 
@@ -78,7 +79,14 @@ def test_the_gate_is_a_cross_with_the_commands_that_would_work(examine) -> None:
 
 def test_a_gb10_says_that_its_memory_is_not_reported(examine) -> None:
     _, checks = examine(recorded.GB10)
-    assert "memory not reported" in checks["GPU 0"]["found"] and checks["nvfp4"]["ok"] is False
+    assert "memory not reported" in checks["GPU 0"]["found"]
+
+
+def test_a_gb10s_nvfp4_is_to_be_probed(examine) -> None:
+    _, checks = examine(recorded.GB10)
+    assert checks["nvfp4"]["ok"] and checks["nvfp4"]["found"].endswith("the only GPU; to be probed at the start")
+    _, checks = examine(recorded.GB10, "--emulate")
+    assert "to be probed" not in checks["nvfp4"]["found"]
 
 
 def test_a_checkpoint_needs_about_105_gb(examine, monkeypatch) -> None:
@@ -124,6 +132,12 @@ def test_bare_metal_that_has_all(bare_metal) -> None:
     assert all(checks[name]["ok"] for name in ("Python", *list(WHOLE)[1:]))
     assert "GB" in checks["memory"]["found"]
     assert checks["shared memory"]["remedy"] == "" or "--ipc=host" in checks["shared memory"]["remedy"]
+
+
+@pytest.mark.parametrize(("engine", "ok"), [("2.18.0", False), ("2.19.0", True), ("2.20.2", True)])
+def test_bare_metal_needs_a_newer_engine_for_a_gpu_that_is_probed(bare_metal, engine, ok) -> None:
+    _, checks = bare_metal({**WHOLE, "transformer-engine": engine}, "--gpu", "0")
+    assert checks["transformer-engine"]["ok"] is ok and "needs 2.19 or newer" in checks["transformer-engine"]["found"]
 
 
 def test_bare_metal_lists_what_is_missing(bare_metal) -> None:

@@ -41,13 +41,20 @@ def check(monkeypatch, tmp_path: Path, capsys):
 
 @pytest.mark.parametrize(
     ("machine", "found"),
-    [(None, "no NVIDIA GPU"), (recorded.H200, "NVIDIA H200"), (recorded.GB10, "compute capability 12.1")],
+    [(None, "no NVIDIA GPU"), (recorded.H200, "NVIDIA H200")],
 )
 def test_without_fp4_tensor_cores_it_says_what_is_needed_and_what_can_be_done(check, tmp_path, machine, found) -> None:
     code, out, said = check(machine)
     assert (code, out) == (2, "") and not (tmp_path / "runs").exists()
     assert "compute capability 10.0 or 10.3" in said and found in said.split("found: ")[1].splitlines()[0]
     assert "make test " in said and "make test-gpu " in said
+
+
+@pytest.mark.parametrize("flags", [(), ("--tag", "26.08")])
+def test_a_gpu_that_is_to_be_probed_needs_a_newer_image(check, tmp_path, flags) -> None:
+    code, out, said = check(recorded.GB10, *flags)
+    assert (code, out) == (2, "") and not (tmp_path / "runs").exists()
+    assert "GB10 is to be probed first" in said and "2.19 or newer" in said and "EMULATE=1" in said and "TAG=" in said
 
 
 @pytest.mark.parametrize("flags", [(), ("--dry-run",)])

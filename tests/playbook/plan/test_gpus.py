@@ -34,20 +34,22 @@ def test_a_dgx_station_lists_both_of_its_unlike_gpus() -> None:
     assert "302 GB" in str(gb300) and "10.3" in str(gb300)
     assert str(workstation.users[0]) == "Xorg (process 2211, 0.4 GB)"
     assert gb300.precisions() == ["bf16", "fp8", "mxfp8", "nvfp4"]
-    assert workstation.precisions() == ["bf16", "fp8"]
+    assert workstation.precisions() == ["bf16", "fp8", "nvfp4 (to be probed)"]
 
 
 def test_a_gb10_has_no_memory_of_its_own() -> None:
     (gpu,) = read(recorded.GB10).gpus
     assert gpu.memory is None and "memory not reported" in str(gpu)
     assert gpu.users[0].memory is None
+    assert gpus.choose((gpu,), [NVFP4], None) == (gpu, "the only GPU")
+    assert gpu.probed([NVFP4, FP8]) == ["nvfp4"] and gpu.probed([NVFP4], emulate=True) == []
     with pytest.raises(UsageError, match="NVIDIA GB10"):
-        gpus.choose((gpu,), [NVFP4], None)
+        gpus.choose((gpu,), [PRECISIONS["mxfp8"]], None)
 
 
 def test_the_station_gives_nvfp4_the_gb300() -> None:
     gpu, why = gpus.choose(read(recorded.STATION).gpus, [NVFP4], None)
-    assert gpu.index == 1 and why == "the only one of 2 GPUs that trains in nvfp4"
+    assert gpu.index == 1 and why == "the only one of 2 GPUs that trains in nvfp4 without a probe"
 
 
 def test_the_station_gives_bf16_the_largest() -> None:
@@ -147,8 +149,10 @@ def test_a_gpu_is_asked_for_by_index_or_uuid(asked: str) -> None:
 
 
 def test_asking_for_the_wrong_one_of_two_names_the_right_one() -> None:
-    with pytest.raises(UsageError, match=r"would work: make nvfp4 GPU=1 \(NVIDIA GB300\)"):
-        gpus.choose(read(recorded.STATION).gpus, [NVFP4], "0")
+    with pytest.raises(UsageError, match=r"would work: make train PRECISION=mxfp8 GPU=1 \(NVIDIA GB300\)"):
+        gpus.choose(read(recorded.STATION).gpus, [PRECISIONS["mxfp8"]], "0")
+    workstation = read(recorded.STATION).gpus[0]
+    assert gpus.choose(read(recorded.STATION).gpus, [NVFP4], "0") == (workstation, "asked for"), "a probe decides"
 
 
 @pytest.mark.parametrize("asked", ["7", "GPU-ffff", "", "gpu"])

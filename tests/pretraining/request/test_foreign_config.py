@@ -16,6 +16,7 @@ from pretraining.request import flags as training_flags
 
 # A new flag goes here, or into config_file.OF_THE_WORK.
 OF_THIS_CALL = {
+    "no_probe",
     *("config", "plugin", "run_dir", "cache_dir", "resume", "iteration", "evaluate", "export", "profile"),
     "sensitivity",
     *("tensorboard", "wandb_project", "mlflow_experiment"),

@@ -44,6 +44,23 @@ def test_capabilities() -> None:
     assert (9, 0) not in find_precision("mxfp8").capabilities
 
 
+@pytest.mark.parametrize(
+    ("capability", "trains", "probed"),
+    [
+        ((9, 0), {"bf16", "fp8", "fp8_blockwise"}, set()),
+        ((10, 3), {"bf16", "fp8", "mxfp8", "nvfp4"}, set()),
+        ((10, 7), {"bf16", "fp8", "mxfp8", "nvfp4"}, {"fp8", "mxfp8", "nvfp4"}),
+        ((12, 0), {"bf16", "fp8", "nvfp4"}, {"nvfp4"}),
+        ((12, 1), {"bf16", "fp8", "nvfp4"}, {"nvfp4"}),
+    ],
+)
+def test_what_is_only_let_in_by_a_probe(capability, trains, probed) -> None:
+    rows = PRECISIONS.values()
+    assert {row.name for row in rows if row.trains_on(capability)} == trains
+    assert {row.name for row in rows if row.is_probed(capability)} == probed
+    assert not any(row.is_probed(capability, emulate=True) for row in rows if row.fp4)
+
+
 def test_an_unknown_precision_is_told_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown precision 'nvpf4': did you mean nvfp4\? There are bf16, fp8"):
         find_precision("nvpf4")

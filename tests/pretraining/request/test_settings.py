@@ -476,7 +476,7 @@ def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
     measured = resolve("--sensitivity", "1").as_flags()
     flags = [*continued, *exported, *begun, *measured]
     known = {flag for action in training_flags.parser("x")._actions for flag in action.option_strings}
-    on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard"}
+    on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard", "--no-probe"}
     elsewhere = {"--finetune", "--tokenizer", "--emulate"}  # a fine-tuning's, and a GPU's alone, see below
     assert set(flags[::2]) == known - {"-h", "--help"} - elsewhere - on_or_off
     assert resolve("--resume", str(tmp_path), "--evaluate").as_flags()[-1] == "--evaluate"
@@ -499,7 +499,7 @@ def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
 
 def test_the_launcher_may_leave_flags_out() -> None:
     args: Namespace = training_flags.parser("x").parse_args([])
-    left_out = {"disable_fp4", "emulate", "evaluate", "tuned", "cache_dir", "tensorboard"}
+    left_out = {"disable_fp4", "emulate", "evaluate", "tuned", "cache_dir", "tensorboard", "no_probe"}
     assert all(value is None for name, value in vars(args).items() if name not in left_out)
 
 

@@ -1,6 +1,7 @@
 """The specification in Transformer Engine's storage layout, in the native kernels' place, whole or tampered with."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import torch
 
@@ -23,6 +24,15 @@ def stored(q):
     scales = torch.full((rows + -rows % 128, blocks + -blocks % 4), 0xAA, dtype=torch.uint8)
     scales[:rows, :blocks] = q.scales.view(torch.uint8)
     return Stored(q.codes.clone(), scales, q.amax.clone())
+
+
+def as_returned(made):
+    """Both sides in the fields of the tensor that Transformer Engine's quantizer returns."""
+    fields = {}
+    for side, usage in (("rows", "rowwise"), ("columns", "columnwise")):
+        names = (f"_{usage}_data", f"_{usage}_scale_inv", f"_amax_{usage}")
+        fields |= dict(zip(names, made[side], strict=False))
+    return SimpleNamespace(**fields)
 
 
 class Layers(torch.nn.Module):

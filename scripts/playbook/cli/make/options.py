@@ -89,6 +89,10 @@ _ALL = (
     _count("BF16_HEAD", "--bf16-head-layers", "first layers kept in BF16", "nvfp4: 0", least=0),
     Option("NVFP4", "--nvfp4", "WORDS", f"another recipe than the whole one: '{HELP}'"),
     *(Option(name, "", "0", f"NVFP4 without {what}", kind=INGREDIENT) for name, what in SHORT.items()),
+    Option(
+        *("PROBE", "--no-probe", "0", "train with the GPU's own FP8 or FP4 without trying first what it computes"),
+        special={**dict.fromkeys(OFF[1:], ("--no-probe",)), **dict.fromkeys(ON, ())},
+    ),
     _switch("TUNED", "--tuned", "CUDA graphs and fewer checks, on a GPU; compares with tuned runs only"),
     _count("TP", "--tensor-parallel", "tensor parallel; auto: the smallest split that fits", "the recipe's",
            auto=("--auto-split",)),

@@ -12,7 +12,7 @@ from playbook.launch.container import DEFAULT_TAG
 from pretraining.request.nvfp4_recipe import SHORT
 
 _SIZES = ("MODEL", "ITERS", "WARMUP", "GBS", "MBS", "SEQ", "DATA")
-_QUANTIZED = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", *SHORT)
+_QUANTIZED = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", *SHORT, "PROBE")
 _RECIPE = (*_QUANTIZED, "TUNED")
 _SPLIT = ("TP", "PP", "CP")
 _CODE = ("CONFIG", "PLUGIN", "ARGS")

@@ -28,6 +28,7 @@ from playbook.launch.container.engine import (
     pull_problem,
 )
 from playbook.plan.place import Image
+from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 
@@ -45,6 +46,20 @@ def named(tag: str | None) -> str:
     if tag and any(mark in tag for mark in "/:"):
         return tag
     return f"{REPOSITORY}:{tag or DEFAULT_TAG}"
+
+
+LAST_OLD = (26, 8)  # NeMo's tag with Transformer Engine 2.18, by the branch that it is built from
+
+
+def too_old_to_probe(name: str) -> str:
+    """Why an image of NeMo's has no kernels that a probe could admit, and what to do; "" where it may have."""
+    tag = re.fullmatch(rf"{re.escape(REPOSITORY)}:(\d\d)\.(\d\d)(\.\d+)?", name)
+    if not tag or (int(tag[1]), int(tag[2])) > LAST_OLD:
+        return ""
+    return (
+        f"Transformer Engine {packages.dotted(packages.PROBED)} or newer is needed, and {name} has an older one: take "
+        f"a later image than NeMo's {LAST_OLD[0]}.{LAST_OLD[1]:02} (TAG=), or for nvfp4 EMULATE=1"
+    )
 
 
 def find(engine: Engine, name: str) -> Image | None:

@@ -14,8 +14,9 @@ te = pytest.importorskip("transformer_engine.pytorch", reason="no Transformer En
 from transformer_engine.common.recipe import CustomRecipe
 
 from pretraining.megatron import compat
-from pretraining.numerics import te_quantizer
+from pretraining.numerics import quantization_error, te_quantizer
 from pretraining.numerics.product import product
+from pretraining.numerics.quantization_error import Layer, Measurement, findings
 from pretraining.request import nvfp4_recipe
 
 TOKENS, INPUTS, OUTPUTS = 512, 256, 384
@@ -137,6 +138,36 @@ def test_recomputed_activations_give_the_same_gradients(monkeypatch):
         y.backward(torch.randn_like(y))
         gradients.append((x.grad, module.weight.grad))
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("run", [lambda module, x: module(x), te.checkpoint], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("kind", [te.Linear, te.LayerNormLinear])
+def test_a_measurement_is_of_the_products(kind, run, monkeypatch):
+    monkeypatch.setattr(quantization_error, "SAMPLE", 1024)
+    quantization_error._chosen.cache_clear()
+    options = {"normalization": "RMSNorm"} if kind is te.LayerNormLinear else {}
+    module, x, measurement = layer(kind, **options), micro_batches(1)[0].requires_grad_(), Measurement()
+    of = Layer(0, "fc1", INPUTS * OUTPUTS)
+    module.register_forward_pre_hook(lambda *_: setattr(measurement, "layer", of))
+    module.register_forward_hook(lambda *_: setattr(measurement, "layer", None))
+    te_quantizer.measure(measurement)
+    with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_quantizer.quantizer_factory)):
+        y = run(module, x)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    te_quantizer.measure(None)
+    measurement.end_step()
+    quantization_error._chosen.cache_clear()
+    inputs = torch.nn.functional.rms_norm(x.float(), (INPUTS,), eps=1e-5).bfloat16().float() if options else x.float()
+    weight, products = module.weight.float(), findings([({of}, measurement.sums())])["layers"][0]["products"]
+    counts = {key[1:]: sums[-1] for key, sums in measurement.sums().items() if key[2]}
+    assert counts["fprop", "input"] == counts["wgrad", "input"] == TOKENS * INPUTS
+    assert products["fprop"]["error"] == pytest.approx(relative(y, inputs @ weight.T), rel=0.02)
+    assert products["wgrad"]["error"] == pytest.approx(
+        relative(module.weight.grad, gradient.float().T @ inputs), rel=0.02
+    )
+    if not options:
+        assert products["dgrad"]["error"] == pytest.approx(relative(x.grad, gradient.float() @ weight), rel=0.02)
 
 
 def test_a_seed_repeats_a_training_step():

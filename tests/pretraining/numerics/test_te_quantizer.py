@@ -14,6 +14,8 @@ import torch
 pytest.importorskip("triton", reason="no Triton for this machine")
 
 from pretraining.numerics.cpu_layers import NVFP4  # before the stand-ins: Megatron looks for Transformer Engine
+from pretraining.numerics.measured_layers import Measured
+from pretraining.numerics.quantization_error import PRODUCTS, Layer, Measurement
 from pretraining.request import nvfp4_recipe
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe
 
@@ -116,6 +118,33 @@ def test_a_late_switch_is_the_cpu_runtimes(engine, to, monkeypatch):
     for found, wanted in zip(linear(engine, x, weight, gradient), expected, strict=True):
         torch.testing.assert_close(found.float(), wanted, rtol=2**-7, atol=1e-5)
         assert (found.float() == wanted).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("off", [{}, {"rht": False, "two_d": False}, {"four_over_six": "all"}], ids=str)
+def test_a_measurement_is_the_cpu_runtimes(engine, off, monkeypatch):
+    recipe = Nvfp4Recipe(**off, stochastic=False)
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", recipe)
+    layer, ours, theirs = Layer(0, "fc1", OUTPUTS * INPUTS), Measurement(), Measurement()
+    x, weight, gradient = tensors()
+    engine.recipe.measure(theirs)
+    theirs.layer = layer
+    for _ in range(2):  # of a recomputed layer the first forward pass, or an evaluation, has no columns
+        quantizer = engine.recipe.quantizer_factory("linear_input")
+        quantizer.set_usage(columnwise=False)
+        engine.gemm.custom_gemm(engine.recipe.quantizer_factory("linear_weight")(weight), quantizer(x), None)
+    linear(engine, x, weight, gradient)
+    engine.recipe.measure(None)
+    linear(engine, x, weight, gradient)  # is not seen
+    arithmetic = Measured(recipe, ours, layer)
+    dgrad, wgrad = arithmetic.backward(gradient)
+    dgrad(arithmetic.prepare(weight))
+    wgrad(x)
+    for measurement in (ours, theirs):
+        measurement.end_step()
+    expected, found = ours.sums(), theirs.sums()
+    assert found.keys() == expected.keys() and {name for _, name, _ in found} == set(PRODUCTS)
+    for key, sums in expected.items():
+        assert found[key] == pytest.approx(sums, rel=1e-3), key
 
 
 def test_weight_gradients_add_up_in_main_grad(engine, monkeypatch):

@@ -8,7 +8,8 @@ for a small part of its cost; an operand comes as it is in this training, with w
 
 * The relative error of an operand or a product is ``norm(NVFP4 - BF16) / norm(BF16)``, Frobenius norms over all that
   was sampled. The exact operand is the tensor rounded to BF16.
-* Clipped elements lay beyond 6 times their block's scale, which was rounded down. Zeroed ones became 0 and were not.
+* Clipped elements lay beyond 6 times their block's scale, which was rounded down. Zeroed ones became 0 and were not:
+  of a block whose scale is rounded to 0, all.
 * A weight gradient is summed over the micro batches and data-parallel ranks of a step before norms are taken: noise
   that averages out there harms nobody.
 
@@ -98,7 +99,7 @@ def sampled(source: Tensor, operand: Operand, how: Rounding, *, columns: bool = 
     sums = (
         (rounded - exact).square().sum(dtype=torch.float64),
         exact.square().sum(dtype=torch.float64),
-        (scaled > nvfp4.E2M1_MAX * (1 + 2**-20)).sum(),  # amax is known to a bit or two
+        ((scaled > nvfp4.E2M1_MAX * (1 + 2**-20)) & (values != 0)).sum(),  # amax is known to a bit or two
         ((values == 0) & (exact != 0)).sum(),
         torch.tensor(exact.numel(), device=exact.device),
     )

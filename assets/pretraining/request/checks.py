@@ -182,7 +182,9 @@ def sensitivity(args: argparse.Namespace, precision: Precision, found: dict[str,
         raise UsageError("--sensitivity measures what the emulation rounds: add --emulate (EMULATE=1)")
     left = iterations - (found["iteration"] or 0)
     if not 1 <= last <= left:
-        raise UsageError(f"--sensitivity {last}: of {left} iterations at least 1 is measured, and at most all")
+        raise UsageError(
+            f"--sensitivity {last} with {left} left to train: at least 1 is measured, at most all; raise --train-iters"
+        )
     if at is not None and at < iterations:
         raise UsageError(
             f"--sensitivity measures NVFP4, which the late switch ends after {at} of {iterations} iterations; leave "

@@ -5,8 +5,7 @@ What is measured, and how: `numerics/quantization_error.py`. The training itself
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from megatron.bridge.training.callbacks import Callback
 from megatron.core import parallel_state
+from megatron.core.utils import unwrap_model
 
+from pretraining.megatron.linear_layers import linear_layers
 from pretraining.numerics.quantization_error import Layer, Measurement, findings
 from pretraining.record import run_folder
-from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
     from torch.nn import Module
 
     from pretraining.request.settings import Settings
-
-_LINEAR = re.compile(rf"(?:self_attention|mlp)\.linear_({'|'.join(PROJECTIONS)})")  # within a transformer layer
 
 
 class Sensitivity(Callback):
@@ -45,22 +43,26 @@ class Sensitivity(Callback):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Have the layers show what they multiply, in the iterations that are measured."""
-        if not self._first <= context.state.train_state.step + 1 <= self._last:
+        if not self._measures(context):
             return
         watch = self._watch_on_gpu if self._on_gpu else self._watch_on_cpu
-        for layer, module in _linear_layers(context.model, self._settings.tensor_parallel):
+        for number, projection, module in linear_layers(unwrap_model(context.model)):
+            layer = Layer(number, projection, module.weight.numel() * self._settings.tensor_parallel)
             self._measurement.layers.add(layer)
             self._undo += watch(layer, module)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         """Take the layers back; at the end of the last iteration gather and write what was found."""
-        if not self._undo:
+        if not self._measures(context):
             return
         while self._undo:
             self._undo.pop()()
         self._measurement.end_step(_sum_over_replicas)
         if context.state.train_state.step + 1 == self._last:
             self._write()
+
+    def _measures(self, context: CallbackContext) -> bool:
+        return self._first <= context.state.train_state.step + 1 <= self._last
 
     def _watch_on_cpu(self, layer: Layer, module: Module) -> list[Callable[[], None]]:
         from pretraining.numerics import measured_layers
@@ -95,18 +97,6 @@ class Sensitivity(Callback):
                 "recipe": self._settings.nvfp4.words(),
             }
             run_folder.write_json(self._folder / run_folder.SENSITIVITY, about | findings(everybody))
-
-
-def _linear_layers(model: Module | list[Module], tensor_parallel: int) -> Iterator[tuple[Layer, Module]]:
-    """The linear layers of this process's transformer layers, whatever they compute in."""
-    for chunk in model if isinstance(model, list) else [model]:
-        for block in chunk.modules():
-            if not isinstance(getattr(block, "layer_number", None), int):  # of attention and its like too
-                continue
-            for name, module in block.named_modules():
-                if found := _LINEAR.fullmatch(name):
-                    parameters = module.weight.numel() * tensor_parallel
-                    yield Layer(block.layer_number - 1, found[1], parameters), module
 
 
 def _sum_over_replicas(gradients: Any) -> None:

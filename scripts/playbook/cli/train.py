@@ -18,6 +18,7 @@ from pretraining.errors import UsageError
 from pretraining.record import checkpoint, run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import flags as training_flags
+from pretraining.request.overrides import flag_of
 from pretraining.request.precisions import EMULATORS, find_precision
 
 JOBS = (
@@ -120,6 +121,13 @@ def _without_training(args: argparse.Namespace) -> int | None:
     if args.job == "sensitivity" and args.run:
         folder = earlier_run.folder_of(args.run, args.runs)
         if (folder / run_folder.SENSITIVITY).is_file():
+            default = {**vars(parser("run.py").parse_args([])), "job": args.job}
+            own = ("run", "runs", "budget")
+            if odd := [name for name, value in vars(args).items() if name not in own and value != default[name]]:
+                raise UsageError(
+                    f"RUN={args.run} was measured and is shown again, for another BUDGET= perhaps: {flag_of(odd[0])} "
+                    "does nothing for it; leave it out"
+                )
             return _show_sensitivity(folder, args.budget)
     return None
 

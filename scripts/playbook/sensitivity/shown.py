@@ -93,7 +93,11 @@ def _advised(found: Findings, share: float) -> list[str]:
     if not kept.words:
         return [f"For {of} nothing more can be kept in BF16: give a larger BUDGET=."]
     return [
-        f"Largest errors first, {len(kept.cells)} linear layers fit into {of}; {100 * kept.share:.1f} % are then in "
+        f"Largest errors first, {_linear_layers(len(kept.cells))} into {of}; {100 * kept.share:.1f} % are then in "
         "BF16. Errors choose them; whether the loss gains is for make compare to say:",
         f'  make compare BF16_TAIL=0 NVFP4="{kept.words}"',
     ]
+
+
+def _linear_layers(count: int) -> str:
+    return f"{count} linear layers fit" if count > 1 else "one linear layer fits"

@@ -225,6 +225,9 @@ def test_two_runs_that_cannot_be_compared_are_refused(job) -> None:
         (("nvfp4", "--tag", "!!", "--runtime", "cpu"), "TAG=!! is the image of a container"),
         (("nvfp4", "--tag", "!!", "--runtime", "container", "--dry-run"), "TAG=!! is neither a tag of"),
         (("profile", "--run", "nope"), "RUN=nope is no run folder"),
+        (("sensitivity", "--run", "nope"), "RUN=nope: nope is not a run folder"),
+        (("sensitivity", "--budget", "much"), "BUDGET=much: it is a share of the linear layers' compute"),
+        (("sensitivity", "--precision", "bf16"), "measures NVFP4's rounding, and bf16 has none"),
         (("nvfp4", "--nproc", "0"), "NPROC=0: at least one process is needed"),
         (("compare", "--seeds", "1 1"), "SEEDS=1 1: one seed or more is needed, none below 0 and none twice"),
         (("compare", "--seeds", "1 2", "--repeat", "2"), "SEEDS= are the repeats of a comparison"),
@@ -251,6 +254,23 @@ def test_wrong_usage_is_one_line_and_makes_no_folder(job, runs: Path, flags: tup
 def test_a_run_folder_by_name(job, tmp_path: Path) -> None:
     job("bf16", "--run-dir", str(tmp_path / "mine"))
     assert run_folder.read_run(tmp_path / "mine").verdict is run_folder.Verdict.SUCCEEDED
+
+
+def test_a_measured_run_is_shown_again_and_takes_nothing_else(job, tmp_path: Path) -> None:
+    product = {"error": 0.1, "operands": {}}
+    cell = {
+        "layer": 0,
+        "projection": "qkv",
+        "parameters": 4,
+        "gradient_over_noise": 10.0,
+        "products": {"fprop": product},
+    }
+    whole = {"kind": run_folder.SENSITIVITY_KIND, "model": "tiny", "iterations": [1, 2], "gradient_over_noise": 10.0}
+    run_folder.write_json(tmp_path / run_folder.SENSITIVITY, {**whole, "recipe": {}, "layers": [cell]})
+    said, _ = job("sensitivity", "--run", str(tmp_path))
+    assert "iterations 1 to 2" in said and sorted(path.name for path in tmp_path.iterdir()) == [run_folder.SENSITIVITY]
+    _, errors = job("sensitivity", "--run", str(tmp_path), "--train-iters", "3", code=2)
+    assert "is shown again, for another BUDGET= perhaps: --train-iters does nothing for it" in errors
 
 
 def test_a_dry_run_starts_nothing(job, runs: Path) -> None:

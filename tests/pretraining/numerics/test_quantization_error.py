@@ -46,12 +46,18 @@ def test_an_operands_figures_are_the_specifications(how: Rounding, columns: bool
     exact = nvfp4.random_hadamard_transform(exact.bfloat16()).float() if how.rht else exact
     spec = nvfp4.quantize(exact, how.of_rows)
     encode = nvfp4.encode_scale(spec.amax, spec.scale_max)
-    clipped = nvfp4.unclipped(exact, spec.scales, encode).abs() > 6 * (1 + 1e-6)
+    clipped = (nvfp4.unclipped(exact, spec.scales, encode).abs() > 6 * (1 + 1e-6)) & (spec.values != 0)
     zeroed = (spec.values == 0) & (exact != 0)
     error, norm, *counts = sample.sums.tolist()
     assert math.sqrt(error / norm) == pytest.approx(relative(spec.dequantize(), exact), rel=1e-4)
     assert counts == [int(clipped.sum()), int(zeroed.sum()), x.numel()]
     assert 0 < counts[0] < x.numel() / 10 and counts[1] > 0
+
+
+def test_a_block_whose_scale_is_zero_is_zeroed_and_not_clipped() -> None:
+    x = torch.ones(16, 32)
+    x[:, 16:] = 1e-6
+    assert sampled(x, quantize(x), Rounding()).sums.tolist()[2:] == [0, 256, 512]
 
 
 def test_columns_are_padded_as_their_quantization_pads_them() -> None:

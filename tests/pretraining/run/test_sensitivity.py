@@ -17,7 +17,16 @@ from pretraining.request import settings
 def trained(train) -> dict[str, Path]:
     """A run that is measured from the checkpoint of a BF16 run on, and one that is not, side by side."""
     first, _ = train("bf16", "--save", "3", "--train-iters", "3", "--micro-batch-size", "4")
-    flags = ("--train-iters", "5", "--micro-batch-size", "4", "--seed", "7", "--nvfp4", "scale=4over6:weights")
+    flags = (
+        "--train-iters",
+        "5",
+        "--micro-batch-size",
+        "4",
+        "--seed",
+        "7",
+        "--nvfp4",
+        "scale=4over6:weights bf16=fc2:0",
+    )
     more = {"measured": ("--sensitivity", "2"), "plain": (), "resumed": ("--sensitivity", "2", "--resume", str(first))}
     with ThreadPoolExecutor() as pool:
         started = {name: pool.submit(train, "nvfp4", *flags, *of) for name, of in more.items()}
@@ -31,7 +40,7 @@ def test_it_trains_as_it_would_and_says_what_it_measured(trained) -> None:
     assert measured.environment["profiled"] == [4, 5]
     found = findings.load(trained["measured"])
     in_bf16 = {(cell.projection, cell.layer) for cell in found.cells if not cell.errors}
-    assert in_bf16 == {(name, 3) for name in ("qkv", "proj", "fc1", "fc2")}  # the tail
+    assert in_bf16 == {("fc2", 0), *((name, 3) for name in ("qkv", "proj", "fc1", "fc2"))}  # named, and the tail
     assert len(found.cells) == 16 and all(0.01 < cell.error < 0.3 for cell in found.measured)
     assert {cell.projection: cell.parameters for cell in found.cells}["fc1"] == 128 * 2 * 384
     assert not (trained["plain"] / run_folder.SENSITIVITY).exists()
@@ -40,15 +49,15 @@ def test_it_trains_as_it_would_and_says_what_it_measured(trained) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_of_another_precision_is_measured(trained) -> None:
     content = json.loads((trained["resumed"] / run_folder.SENSITIVITY).read_text())
-    assert content["iterations"] == [4, 5] and content["recipe"]["scale"] == "4over6:weights"
+    assert content["iterations"] == [4, 5] and content["recipe"]["bf16"] == "fc2:0"
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (("--precision", "bf16"), "measures NVFP4's rounding, and bf16 has none"),
-        (("--sensitivity", "0"), "of 6 iterations at least 1 is measured"),
-        (("--sensitivity", "7"), "of 6 iterations"),
+        (("--sensitivity", "0"), "0 with 6 left to train: at least 1 is"),
+        (("--sensitivity", "7"), "7 with 6 left to train"),
         (("--profile", "2"), "which nothing else watches"),
         (("--nvfp4", "switch=0.5"), "the late switch ends after 3 of 6"),
     ],

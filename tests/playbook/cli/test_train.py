@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from playbook.cli import train
+from pretraining.errors import UsageError
 from pretraining.record import code_state, run_folder
 
 
@@ -256,7 +258,7 @@ def test_a_run_folder_by_name(job, tmp_path: Path) -> None:
     assert run_folder.read_run(tmp_path / "mine").verdict is run_folder.Verdict.SUCCEEDED
 
 
-def test_a_measured_run_is_shown_again_and_takes_nothing_else(job, tmp_path: Path) -> None:
+def test_a_measured_run_is_shown_again_and_takes_nothing_else(tmp_path: Path, capsys) -> None:
     product = {"error": 0.1, "operands": {}}
     cell = {
         "layer": 0,
@@ -267,10 +269,10 @@ def test_a_measured_run_is_shown_again_and_takes_nothing_else(job, tmp_path: Pat
     }
     whole = {"kind": run_folder.SENSITIVITY_KIND, "model": "tiny", "iterations": [1, 2], "gradient_over_noise": 10.0}
     run_folder.write_json(tmp_path / run_folder.SENSITIVITY, {**whole, "recipe": {}, "layers": [cell]})
-    said, _ = job("sensitivity", "--run", str(tmp_path))
-    assert "iterations 1 to 2" in said and sorted(path.name for path in tmp_path.iterdir()) == [run_folder.SENSITIVITY]
-    _, errors = job("sensitivity", "--run", str(tmp_path), "--train-iters", "3", code=2)
-    assert "is shown again, for another BUDGET= perhaps: --train-iters does nothing for it" in errors
+    assert train.run(["sensitivity", "--run", str(tmp_path)]) == 0 and "iterations 1 to 2" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [run_folder.SENSITIVITY]
+    with pytest.raises(UsageError, match="shown again, for another BUDGET= perhaps: --train-iters does nothing for it"):
+        train.run(["sensitivity", "--run", str(tmp_path), "--train-iters", "3"])
 
 
 def test_a_dry_run_starts_nothing(job, runs: Path) -> None:

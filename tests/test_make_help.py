@@ -101,6 +101,17 @@ def test_help_tells_the_defaults() -> None:
     assert told["TOKENS"] == f"{estimate.TOKENS / 1e12:g}e12"
 
 
+def test_a_targets_help_tells_its_own_defaults() -> None:
+    flags = estimate.parser()
+    target = TARGETS["estimate"]
+    for name in target.options:
+        told = target.defaults.get(name, OPTIONS[name].default)
+        own = flags.get_default(OPTIONS[name].flag.removeprefix("--").replace("-", "_"))
+        assert own is None or own == (float(told) if name == "TOKENS" else type(own)(told)), name
+    assert TARGETS["profile"].defaults["ITERS"] == str(train.BEFORE_PROFILED + train.PROFILED)
+    assert "tiny 32" not in "".join(help_pages.of(TARGETS["estimate"]) + help_pages.of(TARGETS["eval"]))
+
+
 def test_the_scripts_help_tells_the_defaults() -> None:
     big = models.MODELS[models.DEFAULT_ON_GPU]
     said = " ".join(training_flags.parser("x").format_help().split())

@@ -210,8 +210,8 @@ def _few(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line. Raises UsageError."""
+def parser() -> argparse.ArgumentParser:
+    """Its flags."""
     flags = argparse.ArgumentParser(prog="run.py estimate", description="Memory, step time and days of a training.")
     flags.add_argument("--model", default="llama31-405b", help=", ".join(MODELS))
     flags.add_argument("--precision", default="nvfp4", help=", ".join(PRECISIONS))
@@ -223,7 +223,12 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = ("global-batch-size", "tensor-parallel", "pipeline-parallel", "virtual-pipeline")
     for name in (*sizes, "bf16-head-layers", "bf16-tail-layers"):
         flags.add_argument(f"--{name}", type=int)
-    args = flags.parse_args(arguments)
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Raises UsageError."""
+    args = parser().parse_args(arguments)
     if args.gpu_kind not in KINDS:
         raise unknown("GPU kind", args.gpu_kind, KINDS)
     for name, value in vars(args).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from playbook.cli.make.options import OPTIONS, SET_UP, VARIABLES
@@ -45,7 +45,7 @@ def of(target: Target) -> list[str]:
         *textwrap.wrap(f"make {target.name}: {target.help}", WIDTH),
         "",
         *_at_length(target.name),
-        *_options(name for name in target.takes if name not in SET_UP),
+        *_options((name for name in target.takes if name not in SET_UP), target.defaults),
         *(line for name, other in target.instead.items() for line in _instead(name, other)),
         *_of_the_environment([name for name in VARIABLES if name in target.takes]),
     ]  # fmt: skip
@@ -77,11 +77,12 @@ def _targets(of_all: Iterable[Target]) -> list[str]:
     return lines
 
 
-def _options(names: Iterable[str]) -> list[str]:
+def _options(names: Iterable[str], defaults: Mapping[str, str] = {}) -> list[str]:
     lines = []
     for option in map(OPTIONS.__getitem__, names):
-        default = f" (default: {option.default})" if option.default else ""
-        lines += _under(f"  {option.name}={option.takes}", option.help + default, _OPTION)
+        default = defaults.get(option.name, option.default)
+        text = f"{option.help} (default: {default})" if default else option.help
+        lines += _under(f"  {option.name}={option.takes}", text, _OPTION)
     return lines or ["It takes no options."]
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from playbook.cli.make import chores
 from playbook.cli.make.options import OPTIONS, SET_UP
 from playbook.launch.container import DEFAULT_TAG
+from pretraining.request.models import ABLATED_ON_GPU, DEFAULT_ON_CPU
 from pretraining.request.nvfp4_recipe import SHORT
 
 _SIZES = ("MODEL", "ITERS", "WARMUP", "GBS", "MBS", "SEQ", "DATA")
@@ -48,6 +49,7 @@ class Target(NamedTuple):
         flags: of the script, where they are not the options' own.
         environment: what its commands get.
         again: whether its commands are told how to say the same again.
+        defaults: in words, where they are not the options' own.
         without: what it cannot do, NAME (whose value stands for {}) or NAME=value, each with what to do about it.
         chore: what it is instead of commands: takes the options that are given, and returns the exit code.
     """
@@ -62,6 +64,7 @@ class Target(NamedTuple):
     flags: dict[str, str] = {}  # noqa: RUF012
     environment: dict[str, str] = {}  # noqa: RUF012
     again: bool = False
+    defaults: dict[str, str] = {}  # noqa: RUF012
     without: dict[str, str] = {}  # noqa: RUF012
     chore: Callable[[dict[str, str]], int] | None = None
 
@@ -96,6 +99,7 @@ _THESE = Target(
 _OF_A_RUN = _run("profile", LOOK, "", "RUN")
 _NO_MEMORY = {"TP=auto": "what memory the cluster's GPUs have is not known here: give TP= and PP= as numbers"}
 _ITS_OWN = {"PRECISION": "make train PRECISION={} trains in it"}
+_AS_THERE = dict.fromkeys(("PRECISION", "DATA", "GBS", "MBS", "SEQ", "BF16_TAIL", "BF16_HEAD"), "the run's")
 _NO_PLACE = {"TP=auto": "it looks at no GPU: give TP= and PP= as numbers"}
 
 _ALL = (
@@ -107,6 +111,9 @@ _ALL = (
     _run("estimate", WORKS, "memory a GPU, step time, days and energy on hardware that is not here",
          "MODEL", "PRECISION", "GPUS", "GPU_KIND", "TOKENS", "SEQ", "GBS", "MBS", "TP", "PP", "VP", "CP",
          "BF16_HEAD", "BF16_TAIL", "RECOMPUTE",
+         defaults={"MODEL": "llama31-405b", "PRECISION": "nvfp4", "SEQ": "8192", "MBS": "1",
+                   "GBS": "four micro batches a pipeline stage", "TP": "the smallest that fits",
+                   "PP": "the smallest that fits"},
          without={"TP=auto": "without TP= and PP= it takes the smallest split that fits"}),
     _run("show-config", WORKS, "the config that would train, as YAML for CONFIG=",
          "PRECISION", *_TRAINING, "RUNTIME", "NPROC", without=_NO_PLACE),
@@ -120,9 +127,10 @@ _ALL = (
     _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("ablate", TRAIN, "what each ingredient of NVFP4 brings, over seeds", "VARIANTS", "SEEDS", "FRESH",
          *(name for name in _TRAINING if name not in ("BF16_TAIL", "NVFP4", *SHORT)),
-         *_WHERE, common=True, again=True),
+         *_WHERE, common=True, again=True,
+         defaults={"MODEL": f"{ABLATED_ON_GPU} on a GPU, {DEFAULT_ON_CPU} without one"}),
     _run("profile", LOOK, "where the time of a step goes", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True,
-         instead={"RUN": _OF_A_RUN}),
+         instead={"RUN": _OF_A_RUN}, defaults={"ITERS": "15"}),
     _run("sensitivity", LOOK, "where NVFP4's rounding hurts, and what to keep in BF16",
          "RUN", "ITERATION", "BUDGET", *_SIZES, "BF16_TAIL", "BF16_HEAD", "NVFP4", *SHORT, *_SPLIT, *_CODE, "FROM",
          *_WHERE, without={"PRECISION": "it measures NVFP4's rounding, and {} has none"}),
@@ -137,8 +145,10 @@ _ALL = (
     _run("lora", OWN, "the same through adapters",
          "TOKENIZER", "PRECISION", *_TRAINING, *_RESUME, *_WHERE),
     _run("eval", OWN, "the validation loss of a checkpoint, or of several on one text",
-         "RUNS", "PRECISION", *_OF_RUN, flags={"RUNS": "--checkpoints"}, again=True),
-    _run("export", OWN, "a checkpoint as a Hugging Face folder", "OUT", *_OF_RUN, flags={"OUT": "--export"}),
+         "RUNS", "PRECISION", *_OF_RUN, flags={"RUNS": "--checkpoints"}, again=True,
+         defaults={**_AS_THERE, "PRECISION": "the run's; with RUNS= bf16"}),
+    _run("export", OWN, "a checkpoint as a Hugging Face folder", "OUT", *_OF_RUN, flags={"OUT": "--export"},
+         defaults=_AS_THERE),
     _cluster("submit", "the same training on a cluster", "PRECISION", *_TRAINING, *_RESUME, "NODES", "NPROC", "WAIT",
              "DRY_RUN", common=True, without=_NO_MEMORY),
     _cluster("jobs", "what was submitted, and how it stands"),

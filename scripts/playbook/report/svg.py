@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -19,7 +20,9 @@ from matplotlib.figure import Figure
 POINTS = 72  # an inch
 PNG_DPI = 180
 
-INK, MUTED, GRID, BAND, PAPER = "#1c2430", "#5d6878", "#e3e7ec", "#eef1f5", "#ffffff"
+_STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("plots.mplstyle"), use_default_template=False)
+INK, MUTED, GRID, PAPER = map(_STYLE.get, ("text.color", "axes.edgecolor", "grid.color", "figure.facecolor"))
+BAND = "#eef1f5"
 # Okabe and Ito's palette, which colour-blind readers tell apart, after a neutral for the baseline.
 ARMS = ("#4f5b6b", "#0072b2", "#d55e00", "#009e73", "#a8518a", "#8a6d00")
 DASHES = ((0, (5, 2)), "solid", (0, (7, 2, 1.5, 2)), (0, (1.5, 1.5)), (0, (9, 3)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
@@ -27,40 +30,6 @@ MARKERS = ("s", "o", "^", "D", "v", "P")
 
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", PAPER: "paper"} | {
     colour: f"arm-{index}" for index, colour in enumerate(ARMS)
-}
-
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 11,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.7,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.unicode_minus": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 10.5,
-    "ytick.labelsize": 10.5,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 11,
-    "legend.borderpad": 0,
-    "legend.handlelength": 2.4,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "savefig.facecolor": PAPER,
-    "svg.fonttype": "none",
-    "path.simplify": False,  # series.py has thinned what is drawn
 }
 
 

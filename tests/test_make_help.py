@@ -109,6 +109,7 @@ def test_a_targets_help_tells_its_own_defaults() -> None:
         own = flags.get_default(OPTIONS[name].flag.removeprefix("--").replace("-", "_"))
         assert own is None or own == (float(told) if name == "TOKENS" else type(own)(told)), name
     assert TARGETS["profile"].defaults["ITERS"] == str(train.BEFORE_PROFILED + train.PROFILED)
+    assert TARGETS["sensitivity"].defaults["ITERS"] == str(train.BEFORE_MEASURED + train.MEASURED)
     assert "tiny 32" not in "".join(help_pages.of(TARGETS["estimate"]) + help_pages.of(TARGETS["eval"]))
 
 

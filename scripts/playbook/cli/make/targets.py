@@ -133,7 +133,7 @@ _ALL = (
          instead={"RUN": _OF_A_RUN}, defaults={"ITERS": "15"}),
     _run("sensitivity", LOOK, "where NVFP4's rounding hurts, and what to keep in BF16",
          "RUN", "ITERATION", "BUDGET", *_SIZES, "BF16_TAIL", "BF16_HEAD", "NVFP4", *SHORT, *_SPLIT, *_CODE, "FROM",
-         *_WHERE, without={"PRECISION": "it measures NVFP4's rounding, and {} has none"}),
+         *_WHERE, without={"PRECISION": "it measures NVFP4's rounding, and {} has none"}, defaults={"ITERS": "50"}),
     _run("history", LOOK, "all runs, and how each ended", "JSON", common=True),
     _run("gate", LOOK, "fail where the newest comparison left an earlier one's figures",
          "BASELINE", "CURRENT", "TOLERANCE"),

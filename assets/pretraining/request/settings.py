@@ -275,9 +275,8 @@ def _begins_with(
     if asked.iteration is not None and asked.resume is None:
         raise UsageError(f"--iteration {asked.iteration} is one of a run's checkpoints: --resume RUN names the run")
     iteration = checkpoint.find(asked.resume, asked.iteration) if asked.resume else None
-    resume = checks.resume(
-        asked.resume, model, precision if asked.trains and not asked.sensitivity else None, asked.finetune
-    )
+    own = precision if asked.trains and not asked.sensitivity else None
+    resume = checks.resume(asked.resume, model, own, asked.finetune)
     if asked.weights and resume and not asked.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
     weights = checks.starting_weights(asked.weights, model, reshaped, finetune=bool(asked.finetune))
@@ -295,12 +294,8 @@ def _begins_with(
 
 def _sizes(asked: argparse.Namespace, model: Model, past: int | None) -> dict[str, int]:
     """Iterations and the batch, but for the micro batch; `past`: the checkpoint's iteration."""
-    sizes = {
-        "train_iters": asked.train_iters,
-        "warmup_iters": asked.warmup_iters,
-        "global_batch_size": asked.global_batch_size,
-        "sequence_length": asked.seq_length,
-    }
+    asked_for = {name: getattr(asked, name) for name in ("train_iters", "warmup_iters", "global_batch_size")}
+    sizes = {**asked_for, "sequence_length": asked.seq_length}
     sizes = {name: getattr(model, name) if size is None else size for name, size in sizes.items()}
     # A shortened run keeps its warm-up shorter than itself; only an explicit contradiction is an error.
     if asked.warmup_iters is None:

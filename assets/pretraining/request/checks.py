@@ -76,8 +76,7 @@ def recipe(
     past = nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
     found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **args.nvfp4})
     if emulator == "reference":
-        others = [word for word in found.changed() if word not in ("stochastic", "bf16")]
-        if others:
+        if others := not_of_the_reference(found):
             raise UsageError(
                 f"--emulate reference rounds to nearest and knows no other change of the recipe: leave "
                 f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
@@ -93,8 +92,8 @@ def recipe(
             )
         kept = found.kept_in_bf16.of(layers, range(ends[0], layers - ends[1]))
         found = replace(found, in_bf16=str(kept))
-    if native:
-        _require_native(found)
+    if native and (why := not_native(found)):
+        raise UsageError(why)
     # Where it switches may change before it has, see `late_switch`.
     if past and replace(past, switch=found.switch) != found and args.trains and not args.sensitivity:
         raise UsageError(
@@ -109,15 +108,21 @@ def _past_precision(args: argparse.Namespace) -> dict[str, Any]:
     return run_folder.read_facts(args.resume).precision if args.resume and run_folder.holds_run(args.resume) else {}
 
 
-def _require_native(found: nvfp4_recipe.Nvfp4Recipe) -> None:
-    """Raise UsageError for what Transformer Engine's own kernels do not compute (read: 2.20)."""
+def not_of_the_reference(found: nvfp4_recipe.Nvfp4Recipe) -> list[str]:
+    """The words that Transformer Engine's reference quantizer does not know; it rounds to nearest, whatever is said."""
+    return [word for word in found.changed() if word not in ("stochastic", "bf16")]
+
+
+def not_native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
+    """What Transformer Engine's own kernels do not compute (read: 2.20), and what would; "" where they do."""
     if found.switch:
-        raise UsageError(f"switch={found.switch} is emulated only; add --emulate (EMULATE=1), or leave it out")
+        return f"switch={found.switch} is emulated only; add --emulate (EMULATE=1), or leave it out"
     if found.four_over_six in ("all", "activations") and found.rht:
-        raise UsageError(
+        return (
             f"scale={found.words()['scale']}: Transformer Engine's kernels choose no scale of a tensor with a Hadamard "
             "transform; scale=4over6:weights works, or rht=off beside it, or --emulate (EMULATE=1)"
         )
+    return ""
 
 
 def late_switch(

@@ -226,6 +226,12 @@ _ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["eng
 WORDS = tuple(_FIELDS)
 # What can be said in place of the default.
 HELP = " ".join(f"{about['word']}={about['example']}" for about in _ABOUT.values())
+# Each of a word's other values, of one that is read an example.
+EXAMPLES = tuple(
+    f"{about['word']}={value}"
+    for about in _ABOUT.values()
+    for value in (list(about["values"])[1:] or [about["example"]])
+)
 
 
 def native_roundings() -> list[Rounding]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 
 from playbook.common.tables import print_table
+from playbook.plan import gpus
+from pretraining import packages
 from pretraining.errors import UsageError
-from pretraining.request import footprint, parallel
+from pretraining.request import checks, footprint, nvfp4_recipe, parallel
 from pretraining.request.models import MODELS, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision
 from pretraining.request.recipe.kept_in_bf16 import EXAMPLE
@@ -54,7 +56,7 @@ def models(args: argparse.Namespace) -> int:
 
 def precisions() -> int:
     """Print the table of precisions. Returns the exit code."""
-    rows = [["precision", "Megatron-Bridge preset", "kept in BF16", "gathers weights in", "compute capability"]]
+    rows = [["precision", "Megatron-Bridge preset", "kept in BF16", "gathers in", "compute capability"]]
     for row in PRECISIONS.values():
         since = ".".join(map(str, row.gather_since))
         rows.append(
@@ -67,6 +69,9 @@ def precisions() -> int:
             ]
         )
     print_table(rows, left=len(rows[0]))
+    needed = f"with Transformer Engine {packages.dotted(packages.PROBED)} or newer"
+    print(f"\n* {needed}, where its kernels pass a probe at the run's start; PROBE=0 leaves it out.\n")
+    _print_words()
     print(
         "\nBF16_HEAD= and BF16_TAIL= keep other numbers of layers in BF16, in every precision but bf16,\n"
         f'and NVFP4="bf16={EXAMPLE}" single products of nvfp4.\n'
@@ -79,7 +84,29 @@ def precisions() -> int:
 def _capabilities(row: Precision) -> str:
     if row.capabilities is None:
         return "8.0 or newer"
-    return " ".join(f"{major}.{minor}" for major, minor in row.capabilities)
+    return " ".join(gpus.dotted(each) + "*" * row.is_probed(each) for each in sorted(row.capabilities + row.probed))
+
+
+def _print_words() -> None:
+    """What computes each word of the NVFP4 recipe, by the checks that a run makes."""
+    rows = [['of nvfp4, NVFP4="..."', "its GPUs' own kernels", "EMULATE=1", "EMULATE=reference", "CPU"]]
+    for word in nvfp4_recipe.EXAMPLES:
+        asked = nvfp4_recipe.words_in(word)
+        beside = {"scale": "4over6:weights"} if "error" in asked else {}  # it says how that chooses
+        found = nvfp4_recipe.Nvfp4Recipe.of(asked | beside)
+        reference = "no" if checks.not_of_the_reference(found) else "always" if "stochastic" in asked else "yes"
+        rows.append([nvfp4_recipe.as_text(asked), _native(found), "yes", reference, "yes"])
+    print_table(rows, left=len(rows[0]))
+
+
+def _native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
+    since = f"from Transformer Engine {packages.dotted(packages.FOUR_OVER_SIX)}"
+    said = [since] if found.four_over_six else []
+    if checks.not_native(found):
+        if checks.not_native(found.without("rht")):
+            return "no"
+        said.insert(0, "beside rht=off")
+    return ", ".join(said) or "yes"
 
 
 def _kept(row: Precision) -> str:
@@ -87,7 +114,7 @@ def _kept(row: Precision) -> str:
         return "all"
     tail = "last eighth" if row.bf16_tail is None else f"last {row.bf16_tail}" if row.bf16_tail else ""
     head = f"first {row.bf16_head}" if row.bf16_head else ""
-    return ", ".join(filter(None, (head, tail))) or "none"
+    return " ".join(filter(None, (head, tail))) or "none"
 
 
 def _print_one(model: Model, args: argparse.Namespace) -> None:

@@ -1,9 +1,12 @@
 """`make models` and `make precisions`: every row, on one screen."""
 
+import re
+
 import pytest
 
 from playbook.cli import catalogue, train
 from pretraining.errors import UsageError
+from pretraining.request import nvfp4_recipe
 from pretraining.request.models import MODELS
 from pretraining.request.precisions import PRECISIONS
 
@@ -47,4 +50,26 @@ def test_every_precision_is_listed(capsys) -> None:
     assert [line.split()[0] for line in lines[2 : 2 + len(PRECISIONS)]] == list(PRECISIONS)
     assert max(map(len, lines)) <= 120
     nvfp4 = next(line for line in lines if line.startswith("nvfp4"))
-    assert "last eighth" in nvfp4 and "FP4 from 0.4.2" in nvfp4 and "10.0 10.3" in nvfp4
+    assert "last eighth" in nvfp4 and "FP4 from 0.4.2" in nvfp4 and "10.0 10.3 10.7* 12.0* 12.1*" in nvfp4
+
+
+WHERE = {  # word: natively, and by the reference quantizer
+    "rht=off": ("yes", "no"),
+    "stochastic=off": ("yes", "always"),
+    "weights=1x16": ("yes", "no"),
+    "scale=4over6": ("beside rht=off, from Transformer Engine 2.18", "no"),
+    "scale=4over6:weights": ("from Transformer Engine 2.18", "no"),
+    "scale=4over6:activations": ("beside rht=off, from Transformer Engine 2.18", "no"),
+    "error=mse": ("from Transformer Engine 2.18", "no"),
+    "bf16": ("yes", "yes"),
+}
+
+
+def test_every_word_of_the_recipe_says_what_computes_it(capsys) -> None:
+    catalogue.precisions()
+    lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    found = {line[0]: line[1:] for line in lines if re.fullmatch(r"\w+=\S+", line[0]) and len(line) == 5}
+    assert {name.partition("=")[0] for name in found} == set(nvfp4_recipe.WORDS)
+    for name, (native, reference) in WHERE.items():
+        (row,) = [row for word, row in found.items() if word == name or word.startswith(f"{name}=")]
+        assert row == [native, "yes", reference, "yes"], name

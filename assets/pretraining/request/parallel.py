@@ -14,6 +14,7 @@ from pretraining.request import footprint
 from pretraining.request.models import Model
 from pretraining.request.overrides import flag_of
 from pretraining.request.precisions import Precision
+from pretraining.units import gigabytes
 
 KINDS = ("tensor_parallel", "pipeline_parallel", "context_parallel")
 NO_CONTEXT_PARALLEL = "NVFP4 with context parallelism gave NaN gradient norms (Megatron-Bridge issues 1865 and 2051)"
@@ -140,14 +141,14 @@ def smallest(
             model, precision, split, micro_batch=micro_batch, sequence=sequence, recomputed=recomputed
         ).total
         if needed <= room:
-            words = f"the smallest split whose estimate, {needed / 1e9:.0f} GB, is below {HEADROOM:.0%} of the GPU's "
-            before = f"; {tried[-1][0]} would take {tried[-1][1] / 1e9:.0f} GB" if tried else ""
-            return Fit(tensor, pipeline, needed, f"{words}{gpu_bytes / 1e9:.0f} GB{before}")
+            words = f"the smallest split whose estimate, {gigabytes(needed)}, is below {HEADROOM:.0%} of the GPU's "
+            before = f"; {tried[-1][0]} would take {gigabytes(tried[-1][1])}" if tried else ""
+            return Fit(tensor, pipeline, needed, f"{words}{gigabytes(gpu_bytes)}{before}")
         tried.append((f"TP {tensor} PP {pipeline}", needed))
     least = min(needed for _, needed in tried)
     raise UsageError(
-        f"{model.name} does not fit {processes} GPUs of {gpu_bytes / 1e9:.0f} GB at micro batches of {micro_batch} x "
-        f"{sequence} tokens: at least {least / 1e9:.0f} GB each; more GPUs, a lower MBS or SEQ, or a smaller MODEL"
+        f"{model.name} does not fit {processes} GPUs of {gigabytes(gpu_bytes)} at micro batches of {micro_batch} x "
+        f"{sequence} tokens: at least {gigabytes(least)} each; more GPUs, a lower MBS or SEQ, or a smaller MODEL"
     )
 
 

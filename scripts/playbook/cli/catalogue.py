@@ -12,6 +12,7 @@ from pretraining.request import checks, footprint, nvfp4_recipe, parallel
 from pretraining.request.models import MODELS, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision
 from pretraining.request.recipe.kept_in_bf16 import EXAMPLE
+from pretraining.units import amount
 
 GB = 1e9
 
@@ -33,7 +34,7 @@ def models(args: argparse.Namespace) -> int:
         rows.append(
             [
                 model.name,
-                _amount(footprint.parameters(shape)),
+                amount(footprint.parameters(shape)),
                 f"{footprint.flops_per_token(shape, size) / 1e9:.4g}",
                 f"{model.tensor_parallel} x {model.pipeline_parallel}",
                 str(processes),
@@ -151,10 +152,6 @@ def _sizes(model: Model, args: argparse.Namespace) -> tuple[int, int]:
 def _memory(model: Model, row: Precision, split: footprint.Split, args: argparse.Namespace) -> footprint.Memory:
     micro, sequence = _sizes(model, args)
     return footprint.memory(model, row, split, micro_batch=micro, sequence=sequence)
-
-
-def _amount(number: int) -> str:
-    return next(f"{number / size:.3g} {unit}" for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if number >= size)
 
 
 def _gigabytes(size: float) -> str:

@@ -34,6 +34,7 @@ from pretraining.errors import UsageError
 from pretraining.request import footprint, settings
 from pretraining.request.precisions import Precision, find_precision
 from pretraining.request.settings import Settings
+from pretraining.units import gigabytes
 
 CHECKPOINT_BYTES_A_PARAMETER = 13.1  # weights, master weights and Adam's two moments: 105 GB for 8B
 RUN_FOLDER_BYTES = 1e9
@@ -169,7 +170,7 @@ def _engine_checks(wanted: Wanted, inventory: Inventory, precision: Precision) -
             yield Check(
                 "proxy", False, f"{name} is this machine itself, which a container is not", remedy, needed=False
             )
-    yield Check("memory for containers", None, f"{connected.memory / 1e9:.0f} GB of the machine's")
+    yield Check("memory for containers", None, f"{gigabytes(connected.memory)} of the machine's")
     if connected.kind.rootless:  # one that runs as root may raise this limit for a container
         yield _locked_memory(needed=True)
     yield from _image_checks(connected, wanted, inventory)
@@ -183,7 +184,7 @@ def _locked_memory(*, needed: bool) -> Check:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     ok = limit == resource.RLIM_INFINITY
     remedy = "echo '* - memlock unlimited' | sudo tee /etc/security/limits.d/memlock.conf, then log out and in again"
-    return Check("locked memory", ok, "unlimited" if ok else f"at most {limit / 1e9:.2f} GB", remedy, needed)
+    return Check("locked memory", ok, "unlimited" if ok else f"at most {gigabytes(limit, 2)}", remedy, needed)
 
 
 def _image_checks(connected: Engine, wanted: Wanted, inventory: Inventory) -> Iterator[Check]:
@@ -196,12 +197,12 @@ def _image_checks(connected: Engine, wanted: Wanted, inventory: Inventory) -> It
         yield Check("image", False, error.cause, error.remedy)
         return
     if not found:
-        yield Check("image", True, f"{name} is not here yet: NeMo's are about {IMAGE_BYTES / 1e9:.0f} GB to pull, once")
+        yield Check("image", True, f"{name} is not here yet: NeMo's are about {gigabytes(IMAGE_BYTES)} to pull, once")
         data = Path(connected.data)
         if data.is_dir():
             yield _space("disk for the image", data, IMAGE_BYTES * (1 + UNPACKED))
         return
-    yield Check("image", True, f"{name}, {found.digest[:19]}, {found.size / 1e9:.1f} GB")
+    yield Check("image", True, f"{name}, {found.digest[:19]}, {gigabytes(found.size, 1)}")
     if found.cuda and inventory.cuda:
         ok = _numbers(inventory.cuda)[0] >= _numbers(found.cuda)[0]
         said = f"it is made for CUDA {found.cuda}, the driver serves up to {inventory.cuda}"
@@ -279,10 +280,10 @@ def _local_memory() -> Iterator[Check]:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError):  # "max", or no such control group
         total = min(total, int(CGROUP_MEMORY.read_text()))
-    yield Check("memory", None, f"{total / 1e9:.0f} GB")
+    yield Check("memory", None, gigabytes(total))
     shared = shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0
     remedy = "start the container with --ipc=host"
-    yield Check("shared memory", shared >= SHARED_MEMORY_BYTES, f"{shared / 1e9:.2f} GB", remedy, needed=False)
+    yield Check("shared memory", shared >= SHARED_MEMORY_BYTES, gigabytes(shared, 2), remedy, needed=False)
     yield _locked_memory(needed=False)
 
 
@@ -302,7 +303,7 @@ def _disk_checks(chosen: Settings, runs: Path) -> Iterator[Check]:
 
 def _space(name: str, folder: Path, needed: float) -> Check:
     free = shutil.disk_usage(folder).free
-    found = f"{free / 1e9:.0f} GB free in {folder}, about {needed / 1e9:.0f} GB needed"
+    found = f"{gigabytes(free)} free in {folder}, about {gigabytes(needed)} needed"
     return Check(name, free >= needed, found, "free some space; `make clean` removes old runs")
 
 

@@ -15,6 +15,7 @@ from playbook.compare import published, stats
 from playbook.compare.figures import Measured
 from playbook.compare.model import Arm
 from playbook.compare.stats import Figure
+from pretraining.units import amount
 
 SCALE_TOKENS = 1e11  # below a tenth of the smallest published training, a gap says nothing about convergence
 
@@ -168,7 +169,7 @@ def holds_rate(of: Measured) -> bool | None:
 def scope(runs: Sequence[Measured]) -> str:
     """One sentence on what a gap between these runs can and cannot show."""
     seen = tokens(runs)
-    size = f"{iterations(runs):,} iterations" + (f" ({_short(seen)} tokens)" if seen else "")
+    size = f"{iterations(runs):,} iterations" + (f" ({amount(seen)} tokens)" if seen else "")
     if on_mock(runs):
         return f"{size} of mock data show whether the arithmetic trains; they say nothing about convergence."
     if seen >= SCALE_TOKENS:
@@ -189,13 +190,6 @@ def iterations(runs: Sequence[Measured]) -> int:
 def tokens(runs: Sequence[Measured]) -> int:
     """Tokens that all have seen; 0 where not known."""
     return int(min(each.tokens_at(np.array([iterations(runs)]))[0] for each in runs))
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:g}"
 
 
 def verdict(gap: Gap, arm: Arm, base: Arm, *, differs: bool | None, tests: int, margin: float | None) -> str:

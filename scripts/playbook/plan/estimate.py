@@ -17,6 +17,7 @@ from pretraining.errors import UsageError, unknown
 from pretraining.request import footprint, parallel
 from pretraining.request.models import MODELS, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision, default_tail, find_precision
+from pretraining.units import gigabytes
 
 # Llama 3.1's own pretraining: 15.6T tokens (arXiv 2407.21783, section 3).
 TOKENS = 15.6e12
@@ -190,7 +191,7 @@ def _memory_lines(training: Training) -> list[tuple[str, str]]:
     total = training.gpu.memory_bytes
     gb = {name: getattr(found, name) / 1e9 for name in ("weights", "gradients", "optimizer", "activations")}
     return [
-        ("memory", f"{found.total / 1e9:.1f} of {total / 1e9:.0f} GB ({total / 2**30:.0f} GiB) a GPU: {verdict}"),
+        ("memory", f"{gigabytes(found.total, 1)} of {gigabytes(total)} ({total / 2**30:.0f} GiB) a GPU: {verdict}"),
         ("", ", ".join(f"{name} {value:.1f}" for name, value in gb.items())),
         ("resuming", "as much: a checkpoint is read in place (0.01 GB more in assets/results/h200-resumed)"),
     ]

@@ -17,6 +17,7 @@ from typing import Any
 from playbook.common import pci
 from pretraining.errors import UsageError
 from pretraining.request.precisions import PRECISIONS, Precision
+from pretraining.units import gigabytes
 
 _NO_INSTANCE = (
     "sudo nvidia-smi mig -i {index} -lgip lists what it can be divided into, -cgi with -C makes one; "
@@ -33,7 +34,7 @@ class User:
     memory: int | None
 
     def __str__(self) -> str:
-        return f"{self.name} (process {self.pid}{'' if self.memory is None else f', {self.memory / 1e9:.1f} GB'})"
+        return f"{self.name} (process {self.pid}{'' if self.memory is None else f', {gigabytes(self.memory, 1)}'})"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Gpu:
     @property
     def size(self) -> str:
         """Memory and compute capability, for a person."""
-        memory = "memory not reported" if self.memory is None else f"{self.memory / 1e9:.0f} GB"
+        memory = "memory not reported" if self.memory is None else gigabytes(self.memory)
         return f"{memory}, compute capability {dotted(self.capability)}"
 
     def __str__(self) -> str:

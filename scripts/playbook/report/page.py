@@ -20,6 +20,7 @@ from playbook.report.canvas import Runs, looks
 from playbook.report.svg import VARIABLES
 from pretraining.record.run_folder import Run
 from pretraining.request.nvfp4_recipe import TITLES
+from pretraining.units import gigabytes
 
 HERE = Path(__file__).parent
 _GROUPS = ("Hardware", "Software", "Precision", "Work")
@@ -196,7 +197,7 @@ def _leaves(group: str, name: str, value: Any) -> Iterator[tuple[str, str, str]]
             yield from _leaves(group, TITLES.get(key, f"{name} {key}".strip()), inner)
     elif value is not None:
         is_size = name.endswith("_bytes") and isinstance(value, int | float)
-        words = f"{value / 1e9:,.2f} GB" if is_size else _words(value)
+        words = gigabytes(value, 2) if is_size else _words(value)
         yield group, name.removesuffix("_bytes").replace("_", " "), words
 
 

@@ -25,8 +25,8 @@ def test_every_model_is_listed_on_one_screen(capsys) -> None:
     lines = printed(capsys)
     assert {line.split()[0] for line in lines if line} >= set(MODELS)
     assert max(map(len, lines)) <= 120 and len(lines) <= 24
-    assert row(lines, "llama31-8b")[1:8] == ["8.03", "B", "48.25", "1", "x", "1", "1"]
-    assert row(lines, "llama31-405b")[1:8] == ["406", "B", "2473", "8", "x", "8", "64"]
+    assert row(lines, "llama31-8b")[1:7] == ["8.03B", "48.25", "1", "x", "1", "1"]
+    assert row(lines, "llama31-405b")[1:7] == ["406B", "2473", "8", "x", "8", "64"]
 
 
 def test_one_model_is_taken_apart(capsys) -> None:

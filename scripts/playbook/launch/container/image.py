@@ -31,6 +31,7 @@ from playbook.plan.place import Image
 from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
+from pretraining.units import gigabytes
 
 SAY_EVERY_SECONDS = 15.0
 
@@ -134,7 +135,7 @@ def _follow(events: Iterable[dict[str, Any]], name: str) -> None:
             bar.update(task, completed=done, total=total or None)
             if not console.is_terminal and total and time.monotonic() - said > SAY_EVERY_SECONDS:
                 said = time.monotonic()
-                print(f"  {done / 1e9:.1f} of {total / 1e9:.1f} GB pulled", flush=True)
+                print(f"  {gigabytes(done, 1)} of {gigabytes(total, 1)} pulled", flush=True)
 
 
 def earlier_digest(runs: Path, name: str) -> tuple[str, str] | None:

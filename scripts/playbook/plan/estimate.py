@@ -191,7 +191,7 @@ def _memory_lines(training: Training) -> list[tuple[str, str]]:
     total = training.gpu.memory_bytes
     gb = {name: getattr(found, name) / 1e9 for name in ("weights", "gradients", "optimizer", "activations")}
     return [
-        ("memory", f"{gigabytes(found.total, 1)} of {gigabytes(total)} ({total / 2**30:.0f} GiB) a GPU: {verdict}"),
+        ("memory", f"{found.total / 1e9:.1f} of {gigabytes(total)} ({total / 2**30:.0f} GiB) a GPU: {verdict}"),
         ("", ", ".join(f"{name} {value:.1f}" for name, value in gb.items())),
         ("resuming", "as much: a checkpoint is read in place (0.01 GB more in assets/results/h200-resumed)"),
     ]

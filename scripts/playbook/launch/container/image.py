@@ -135,7 +135,7 @@ def _follow(events: Iterable[dict[str, Any]], name: str) -> None:
             bar.update(task, completed=done, total=total or None)
             if not console.is_terminal and total and time.monotonic() - said > SAY_EVERY_SECONDS:
                 said = time.monotonic()
-                print(f"  {gigabytes(done, 1)} of {gigabytes(total, 1)} pulled", flush=True)
+                print(f"  {done / 1e9:.1f} of {gigabytes(total, 1)} pulled", flush=True)
 
 
 def earlier_digest(runs: Path, name: str) -> tuple[str, str] | None:

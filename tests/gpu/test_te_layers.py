@@ -200,6 +200,18 @@ def test_the_product_is_scaled_before_it_is_rounded(transposed, dtype):
     assert relative(added, exact + 3.0) < (1e-6 if dtype is torch.float32 else 3e-3)
 
 
+@pytest.mark.parametrize("skipped", [0, 1, 4, 8, 64])
+def test_a_product_of_any_address_is_exact_and_its_parts_are_added_in_fp32(skipped):
+    torch.manual_seed(0)
+    depth, size = 32768, 64  # a long sum of few elements: its parts are computed apart, beyond what BF16 holds
+    stored = torch.randint(-8, 9, (2, size * depth + skipped), device="cuda").bfloat16()
+    a, b = (each[skipped:].view(size, depth) for each in stored)
+    alpha = torch.tensor([0.1234567], device="cuda")
+    exact = (a.double() @ b.double().T).float() * alpha
+    out = torch.zeros(size * size + skipped, device="cuda", dtype=torch.bfloat16)[skipped:].view(size, size)
+    assert torch.equal(product(a, b.T, alpha, out=out), exact.bfloat16())
+
+
 @pytest.mark.parametrize("summed_in", [torch.float32, torch.bfloat16])
 def test_megatrons_own_layer_adds_weight_gradients_without_apex(summed_in):
     assert compat.fuse_gradient_accumulation()

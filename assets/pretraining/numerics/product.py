@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,9 @@ _CUDA_TYPES = {torch.float32: 0, torch.bfloat16: 14}  # CUDA_R_32F, CUDA_R_16BF
 _COMPUTE_32F = 68
 _POINTER_MODE, _TRANSPOSE_A, _TRANSPOSE_B = 2, 3, 4  # cublasLtMatmulDescAttributes_t
 _POINTER_MODE_DEVICE = 1
-_MAX_WORKSPACE = 1  # cublasLtMatmulPreferenceAttributes_t
+_MAX_WORKSPACE, _REDUCTION_SCHEMES, _ALIGNMENT_A = 1, 3, 5  # cublasLtMatmulPreferenceAttributes_t; B, C, D follow A
+_IN_COMPUTE_TYPE = 2  # cublasLtReductionScheme_t: parts of a sum are added in FP32, and not in the result's own type
+_MOST_ALIGNED = 256  # bytes, of which cuBLASLt takes every pointer to be a multiple unless it is told otherwise
 _WORKSPACE_BYTES = 32 * 2**20  # what NVIDIA recommends for Hopper and newer
 
 
@@ -58,11 +60,13 @@ def product(a: Tensor, b: Tensor, alpha: Tensor, *, out: Tensor | None = None, a
         accumulate: add to ``out`` instead of overwriting it.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or nothing to add to.
         RuntimeError: cuBLASLt has no algorithm, or fails.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"no product of shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    if out is None and accumulate:
+        raise ValueError("a product is added to `out`, and there is none")
     if out is None:
         out = torch.empty(a.shape[0], b.shape[1], dtype=torch.bfloat16, device=a.device)
     elif out.shape != (a.shape[0], b.shape[1]) or not out.is_contiguous():
@@ -72,7 +76,8 @@ def product(a: Tensor, b: Tensor, alpha: Tensor, *, out: Tensor | None = None, a
         return out.add_(exact) if accumulate else out.copy_(exact)
     first, transposed_a = _stored(a)
     second, transposed_b = _stored(b)
-    plan = _plan(a.shape[0], b.shape[1], a.shape[1], transposed_a, transposed_b, out.dtype, a.device)
+    aligned = tuple(map(_alignment, (second, first, out)))
+    plan = _plan(a.shape[0], b.shape[1], a.shape[1], transposed_a, transposed_b, out.dtype, a.device, aligned)
     beta = _constant(float(accumulate), a.device)
     stream = torch.cuda.current_stream(a.device).cuda_stream
     workspace = _workspace(a.device, stream)
@@ -108,6 +113,12 @@ def _stored(x: Tensor) -> tuple[Tensor, bool]:
     return (x.T, True) if x.T.is_contiguous() else (x.contiguous(), False)
 
 
+def _alignment(x: Tensor) -> int:
+    """The largest power of two that its address is a multiple of, at most what cuBLASLt asks for."""
+    address = x.data_ptr()
+    return min(address & -address or _MOST_ALIGNED, _MOST_ALIGNED)
+
+
 @functools.cache
 def _plan(
     rows: int,
@@ -117,7 +128,9 @@ def _plan(
     transposed_b: bool,
     dtype: torch.dtype,
     device: torch.device,
+    aligned: tuple[int, int, int],
 ) -> _Plan:
+    """Of a product of these sizes; `aligned` are the addresses of cuBLAS's A and B and of the result."""
     library = _library()
     operation = c_void_p()
     _check(library.cublasLtMatmulDescCreate(byref(operation), _COMPUTE_32F, _CUDA_TYPES[torch.float32]), "descriptor")
@@ -133,12 +146,19 @@ def _plan(
         _layout(torch.bfloat16, rows, depth) if transposed_a else _layout(torch.bfloat16, depth, rows),
         _layout(dtype, columns, rows),
     )
-    preference, limit = c_void_p(), c_size_t(_WORKSPACE_BYTES)
+    preference = c_void_p()
     _check(library.cublasLtMatmulPreferenceCreate(byref(preference)), "preference")
-    _check(
-        library.cublasLtMatmulPreferenceSetAttribute(preference, _MAX_WORKSPACE, byref(limit), c_size_t(8)),
-        "workspace preference",
-    )
+    alignments = enumerate((*aligned, aligned[-1]), _ALIGNMENT_A)  # the result is read where it was: C is D
+    for attribute, wanted in (
+        (_MAX_WORKSPACE, c_uint64(_WORKSPACE_BYTES)),
+        (_REDUCTION_SCHEMES, c_uint32(_IN_COMPUTE_TYPE)),
+        *((attribute, c_uint32(multiple)) for attribute, multiple in alignments),
+    ):
+        size = c_size_t(ctypes.sizeof(wanted))
+        _check(
+            library.cublasLtMatmulPreferenceSetAttribute(preference, attribute, byref(wanted), size),
+            f"preference {attribute}",
+        )
     best, found = _Heuristic(), c_int()
     _check(
         library.cublasLtMatmulAlgoGetHeuristic(

@@ -44,7 +44,7 @@ def main() -> None:
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(0)
     questions = (
-        configs.presets, configs.missing_recipes, configs.splits, configs.gpu_configs,
+        configs.presets, configs.primary_weights, configs.missing_recipes, configs.splits, configs.gpu_configs,
         models.arithmetics, models.product_logits, models.bridge_logits,
         models.on_meta, models.providers, configs.copied_to_mlflow, configs.megatrons_footprints, configs.overridden,
         configs.undone, configs.split_weights, configs.config_files, configs.plugins,

@@ -57,6 +57,21 @@ def resolved(*flags: str, processes: int = 1, on_gpu: bool = False) -> tuple[set
     return chosen, bridge_config.build_config(chosen, FOLDER / "run", None)
 
 
+def primary_weights() -> dict[str, bool]:
+    """Of words of the NVFP4 recipe: whether the preset is told to keep BF16 weights; only 0.4.2 has what to tell."""
+    told: list[Any] = []
+    keep, compat.keep_bf16_weights = compat.keep_bf16_weights, told.append
+    try:
+        answer = {}
+        for word in ("primary=fp4", "primary=bf16", "bf16=qkv"):
+            told.clear()
+            resolved("--model", "llama32-1b", "--nvfp4", word, on_gpu=True)
+            answer[word] = bool(told)
+    finally:
+        compat.keep_bf16_weights = keep
+    return answer
+
+
 def fewest(*flags: str) -> int:
     """Processes that hold the model of a command line."""
     return settings.resolve(

@@ -149,6 +149,9 @@ def gathers() -> dict[str, str]:
         preset = config_of_preset(row)
         quantized = {"FP8": preset.fp8_param_gather, "FP4": getattr(preset, "fp4_param_gather", False)}
         answer[name] = next((kind for kind, on in quantized.items() if on), "BF16")
+    _, config, _ = built("--model", "llama32-1b", "--precision", "nvfp4", "--nvfp4", "primary=bf16")
+    kept = not getattr(config.mixed_precision, "fp4_param_gather", False)
+    answer["nvfp4 primary=bf16"] = "BF16" if kept else "FP4"
     return answer
 
 

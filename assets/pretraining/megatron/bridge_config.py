@@ -48,8 +48,9 @@ def build_config(settings: Settings, run_dir: Path, builtin: builtin_text.Text |
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = compat.quantizer_factory(settings.emulate)
         compat.keep_bf16_weights(config.mixed_precision)
-    if settings.nvfp4 and settings.nvfp4.in_bf16:
+    if settings.nvfp4 and (settings.nvfp4.in_bf16 or settings.nvfp4.primary):
         compat.keep_bf16_weights(config.mixed_precision)
+    if settings.nvfp4 and settings.nvfp4.in_bf16:
         linear_layers.keep(config, settings.nvfp4.kept_in_bf16)
     if settings.tuned:
         _tune(config)

@@ -81,7 +81,7 @@ def recipe(
                 f"--emulate reference rounds to nearest and knows no other change of the recipe: leave "
                 f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
             )
-        found = nvfp4_recipe.Nvfp4Recipe(stochastic=False, in_bf16=found.in_bf16)
+        found = nvfp4_recipe.Nvfp4Recipe(stochastic=False, in_bf16=found.in_bf16, primary=found.primary)
     if found.chosen_by != nvfp4_recipe.Nvfp4Recipe.chosen_by and not found.four_over_six:
         raise UsageError(f"error={found.chosen_by} is how scale=4over6 chooses; write both, or leave it out")
     if found.in_bf16:
@@ -110,7 +110,7 @@ def _past_precision(args: argparse.Namespace) -> dict[str, Any]:
 
 def not_of_the_reference(found: nvfp4_recipe.Nvfp4Recipe) -> list[str]:
     """The words that Transformer Engine's reference quantizer does not know; it rounds to nearest, whatever is said."""
-    return [word for word in found.changed() if word not in ("stochastic", "bf16")]
+    return [word for word in found.changed() if word not in ("stochastic", "bf16", "primary")]
 
 
 def not_native(found: nvfp4_recipe.Nvfp4Recipe) -> str:

@@ -135,6 +135,8 @@ class Nvfp4Recipe:
         chosen_by: the error by which it does.
         switch: as `LateSwitch.read` reads it, "" for never.
         in_bf16: as `KeptInBf16.read` reads it, "" for no layer but those at the ends.
+        primary: "bf16": weights are rounded to BF16 before they are to NVFP4, as the emulation does and Megatron-Bridge
+            before 0.4.2; "" as natively since then, from FP32 to NVFP4 at once.
     """
 
     rht: bool = _word(
@@ -162,6 +164,7 @@ class Nvfp4Recipe:
         "switch", {"never": ""}, title="late switch at", read=LateSwitch.read, example="0.82:forward"
     )  # fmt: skip
     in_bf16: str = _word("bf16", {"none": ""}, title="in BF16", read=KeptInBf16.read, example=EXAMPLE)
+    primary: str = _word("primary", {"fp4": "", "bf16": "bf16"}, title="primary weights in")
 
     def rounding(self, tensor: str) -> Rounding:
         """How one of TENSORS is quantized."""

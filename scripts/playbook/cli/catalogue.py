@@ -95,8 +95,15 @@ def _print_words() -> None:
         asked = nvfp4_recipe.words_in(word)
         beside = {"scale": "4over6:weights"} if "error" in asked else {}  # it says how that chooses
         found = nvfp4_recipe.Nvfp4Recipe.of(asked | beside)
-        reference = "no" if checks.not_of_the_reference(found) else "always" if "stochastic" in asked else "yes"
-        rows.append([nvfp4_recipe.as_text(asked), _native(found), "yes", reference, "yes"])
+        reference = (
+            "no"
+            if checks.not_of_the_reference(found)
+            else "always"
+            if {"stochastic", "primary"} & asked.keys()
+            else "yes"
+        )
+        ours = "always" if "primary" in asked else "yes"
+        rows.append([nvfp4_recipe.as_text(asked), _native(found), ours, reference, ours])
     print_table(rows, left=len(rows[0]))
 
 

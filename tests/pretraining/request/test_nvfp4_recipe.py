@@ -54,6 +54,8 @@ def refusal(*flags: str, on_gpu: bool = False) -> str:
         ("bf16=proj,qkv", Nvfp4Recipe(in_bf16="qkv,proj")),
         ("rht=off , bf16=qkv, fc2:1,scale=4over6,", Nvfp4Recipe(rht=False, four_over_six="all", in_bf16="qkv,fc2:1")),
         ("bf16=layers:0,2", Nvfp4Recipe(in_bf16="layers:0,2")),
+        ("primary=bf16", Nvfp4Recipe(primary="bf16")),
+        ("primary=fp4", Nvfp4Recipe()),
         ("bf16=fc2:0-3", Nvfp4Recipe(in_bf16="fc2")),  # of tiny's four layers
     ],
 )
@@ -304,6 +306,10 @@ def test_other_switches_of_the_engine_are_facts_and_are_passed_on() -> None:
     assert nvfp4_recipe.passed_on(everything) == {**others, **recipe}
 
 
+def test_weights_are_kept_in_bf16_where_a_word_asks_for_it(megatron) -> None:
+    assert megatron("primary_weights") == {"primary=fp4": False, "primary=bf16": True, "bf16=qkv": True}
+
+
 A_WORD = '    toy: str = _word("toy", {"six": "six", "four": "four"}, title="toy of", short="NVFP4_SIX")\n'
 ITS_USE = """
 import sys, types
@@ -316,7 +322,7 @@ from playbook.publish import publishable
 from pretraining.request import flags, settings
 args = flags.parser("x").parse_args(["--nvfp4", "toy=four"])
 chosen = settings.resolve(args, on_gpu=False, processes=1)
-said = "rht=on stochastic=on weights=16x16 scale=6 error=mae switch=never bf16=none toy=four"
+said = "rht=on stochastic=on weights=16x16 scale=6 error=mae switch=never bf16=none primary=fp4 toy=four"
 assert chosen.nvfp4.toy == "four" and said in chosen.as_flags()
 assert settings.resolve(flags.parser("x").parse_args(chosen.as_flags()), on_gpu=False, processes=1) == chosen
 assert chosen.nvfp4.facts()["toy"] == "four" and "toy" in publishable._INGREDIENTS

@@ -30,6 +30,7 @@ from pretraining.errors import EndedEarly, UsageError, WrongKernels
 from pretraining.inputs import finetuning
 from pretraining.megatron import cpu, writers
 from pretraining.megatron.plugin import Plugin
+from pretraining.numerics import late_switch
 from pretraining.record import files, run_folder
 from pretraining.request import flags as training_flags
 from pretraining.request import nvfp4_recipe, settings
@@ -47,7 +48,8 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
     """Build the config, train, and leave peak memory and iteration count in `run`."""
     writers.check(chosen)
     if chosen.nvfp4:
-        nvfp4_recipe.use(chosen.nvfp4, switches_at=chosen.switches_at, done=chosen.train_iters * (not chosen.trains))
+        nvfp4_recipe.use(chosen.nvfp4)
+    late_switch.use(chosen.late_switch, chosen.switches_at, done=chosen.train_iters * (not chosen.trains))
     if not on_gpu:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(chosen.cache_dir / "numba"))  # beside the source may be read-only
         cpu.enable()
@@ -94,7 +96,7 @@ def make_ready(
     config: ConfigContainer, changed: dict[str, Change], chosen: settings.Settings, run: ending.RunEnd, on_gpu: bool
 ) -> None:
     """Write the config into the run folder; then fit it, and Megatron, to this machine."""
-    from pretraining.megatron import changes, compat, tuning
+    from pretraining.megatron import changes, compat, switching, tuning
 
     if run.rank == 0:
         files.write_text(run.folder / run_folder.CONFIG, changes.as_text(config, chosen, changed))
@@ -102,6 +104,9 @@ def make_ready(
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)
     tuning.keep_loaded_base(config, chosen, run.folder)
+    if on_gpu and chosen.switches_at is not None:
+        switching.check(config, chosen)
+        switching.provide(config, chosen)
     compat.skip_compile_helpers()
     if chosen.save:
         compat.save_without_nvrx()
@@ -142,6 +147,7 @@ def parts_of_the_loop(
     """The forward step, and the callbacks around every iteration; telemetry's are `run`'s too."""
     from megatron.bridge.training.gpt_step import forward_step
 
+    from pretraining.megatron.switching import Switching
     from pretraining.run.profiling import Profiler
     from pretraining.run.sensitivity import Sensitivity
     from pretraining.run.sequence_losses import SequenceLosses
@@ -151,6 +157,8 @@ def parts_of_the_loop(
     run.telemetry = Telemetry(run.folder, on_start, on_end, run.saving.instead_of_raising)
     step = plugin.forward_step(forward_step) if plugin else forward_step
     callbacks = [run.telemetry, *(plugin.callbacks if plugin else ())]
+    if chosen.switches_at is not None:
+        callbacks.append(Switching(chosen))
     if chosen.evaluate:
         losses = SequenceLosses(run.folder)
         step = losses.forward_step(step)

@@ -57,6 +57,14 @@ def admits_probed() -> bool:
     return engine_release() >= PROBED
 
 
+HYBRID = (2, 19)  # the first release with a quantizer of its own for each direction
+
+
+def has_hybrid_quantizers() -> bool:
+    """Whether Transformer Engine's own kernels can compute the forward pass otherwise than the backward pass."""
+    return engine_release() >= HYBRID
+
+
 @functools.cache
 def folds_block_scale() -> bool:
     """Whether Transformer Engine computes a block's scale as amax * (encode / 6), which it does from 2.14."""

@@ -47,6 +47,7 @@ def build_config(settings: Settings, run_dir: Path, builtin: builtin_text.Text |
     if settings.emulate:
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = compat.quantizer_factory(settings.emulate)
+    if settings.emulate or settings.late_switch:  # what makes the weights, or reads them, may be another quantizer
         compat.keep_bf16_weights(config.mixed_precision)
     if settings.nvfp4 and (settings.nvfp4.in_bf16 or settings.nvfp4.primary):
         compat.keep_bf16_weights(config.mixed_precision)

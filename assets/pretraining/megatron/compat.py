@@ -2,8 +2,8 @@
 
 Where the supported releases differ in what this playbook touches, and what it replaces in them by a name that they do
 not promise to keep. A new release is mended here, and pinned by a file in requirements/versions. Apart from that,
-`numerics/cpu_layers.py` takes the place of a method of Megatron-Core's, and `numerics/te_quantizer.py` and
-`selfcheck/engines.py` use what is Transformer Engine's own.
+`numerics/cpu_layers.py` and `megatron/switching.py` take the place of what is Megatron-Core's, and
+`numerics/te_quantizer.py`, `numerics/forward_in_bf16.py` and `selfcheck/engines.py` use what is Transformer Engine's.
 """
 
 from __future__ import annotations
@@ -135,13 +135,22 @@ def set_cuda_graphs(config: ConfigContainer) -> None:
         model.cuda_graph_impl, model.cuda_graph_scope = "local", "full_iteration"
 
 
-def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
-    """No FP4 parameter gather, which is on from 0.4.2.
+def cuda_graphs(config: ConfigContainer) -> str | None:
+    """The field that turns CUDA graphs on, as an override; None where they are off."""
+    off = (None, False, "none")
+    names = ("cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph")
+    on = (name for name in names if getattr(config.model, name, None) not in off)
+    return next((f"model.{name}={getattr(config.model, name)}" for name in on), None)
 
-    A custom quantizer would make the primary weights, and a product that is kept in BF16 would read those in FP4.
+
+def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
+    """No parameter gather in FP8 or (on from 0.4.2) FP4: the linear layers' own weights would be quantized.
+
+    A custom quantizer would make them, and products in another precision would read them.
     """
-    if hasattr(preset, "fp4_param_gather"):
-        preset.fp4_param_gather = False
+    for name in ("fp8_param_gather", "fp4_param_gather", "reuse_grad_buf_for_mxfp8_param_ag"):
+        if hasattr(preset, name):
+            setattr(preset, name, False)
 
 
 def gathered_in(config: ConfigContainer) -> str | None:

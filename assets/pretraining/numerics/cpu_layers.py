@@ -33,6 +33,7 @@ from megatron.core.utils import get_tensor_model_parallel_group_if_none
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from pretraining.numerics import late_switch
 from pretraining.numerics.nvfp4 import Operand
 from pretraining.numerics.nvfp4_numba import quantize, round_bf16
 from pretraining.request import nvfp4_recipe
@@ -94,7 +95,7 @@ class NVFP4:
 
     def now(self) -> Arithmetic:
         """See ``Arithmetic``."""
-        switched = nvfp4_recipe.switched_to()
+        switched = late_switch.switched_to()
         return self._switched[switched] if switched else self
 
     @functools.cached_property

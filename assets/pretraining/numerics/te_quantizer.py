@@ -24,6 +24,7 @@ from transformer_engine.pytorch.cpp_extensions import gemm as te_gemm
 from transformer_engine.pytorch.quantized_tensor import QuantizedTensorStorage, Quantizer
 
 from pretraining import packages
+from pretraining.numerics import late_switch
 from pretraining.numerics.nvfp4 import Operand
 from pretraining.numerics.nvfp4_triton import quantize
 from pretraining.numerics.product import product
@@ -145,15 +146,12 @@ class EmulatedQuantizer(Quantizer):
         self, tensor: Tensor, into: Operand | None, skip: Tensor | None = None
     ) -> tuple[Operand | None, Operand | None]:
         x = tensor.detach().reshape(-1, tensor.shape[-1])
-        switched = nvfp4_recipe.switched_to()
-        # After a late switch an operand of the forward pass, a row, or all of them stay as they are.
-        as_it_is = Operand(x.bfloat16(), _one(x.device)) if switched else None
-        if switched == "bf16":
-            return as_it_is, as_it_is
+        # What the forward pass multiplies, rows, stays as it is after a late switch of that pass.
+        in_bf16 = late_switch.switched_to() == "forward" and self.tensor != "grad_output"
         rows, columns = quantize(
             x,
             self.how,
-            rows=self.rowwise_usage and (not switched or self.tensor == "grad_output"),
+            rows=self.rowwise_usage and not in_bf16,
             columns=self.columnwise_usage,
             seed=_seed(x.device) if self.how.stochastic else None,
             stream=_rank(),
@@ -161,7 +159,7 @@ class EmulatedQuantizer(Quantizer):
             out=into,
             skip=skip,
         )
-        return (as_it_is if switched and self.tensor != "grad_output" else rows), columns
+        return (Operand(x.bfloat16(), _one(x.device)) if in_bf16 else rows), columns
 
 
 @functools.cache

@@ -46,6 +46,7 @@ _WRITTEN = {
     "transformer_engine.pytorch.custom_recipes.quantization_ref_nvfp4": "nvfp4_ref_rht_2d_quantizer_factory",
     "transformer_engine.pytorch.custom_recipes.quantization_nvfp4": "nvfp4_ref_rht_2d_quantizer_factory",
     "pretraining.numerics.te_quantizer": "quantizer_factory",
+    "pretraining.numerics.forward_in_bf16": "quantizer_factory",
     "collections": "OrderedDict",
     "pathlib": "PosixPath",
     "pathlib._local": "PosixPath",

@@ -13,7 +13,7 @@ from pretraining.inputs.instructions import FIELDS
 from pretraining.record import checkpoint, run_folder
 from pretraining.request import blends, footprint, nvfp4_recipe, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
-from pretraining.request.precisions import EMULATORS, PRECISIONS, Precision
+from pretraining.request.precisions import EMULATORS, NEVER, PRECISIONS, LateSwitch, Precision
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 
@@ -72,7 +72,7 @@ def recipe(
     """
     if not precision.fp4:
         return None
-    facts = _past_precision(args)
+    facts = _past_precision(args, precision)
     past = nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
     found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **args.nvfp4})
     if emulator == "reference":
@@ -81,7 +81,8 @@ def recipe(
                 f"--emulate reference rounds to nearest and knows no other change of the recipe: leave "
                 f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
             )
-        found = nvfp4_recipe.Nvfp4Recipe(stochastic=False, in_bf16=found.in_bf16, primary=found.primary)
+        kept = {name: getattr(found, name) for name in ("switch", "in_bf16", "primary")}
+        found = nvfp4_recipe.Nvfp4Recipe(stochastic=False, **kept)
     if found.chosen_by != nvfp4_recipe.Nvfp4Recipe.chosen_by and not found.four_over_six:
         raise UsageError(f"error={found.chosen_by} is how scale=4over6 chooses; write both, or leave it out")
     if found.in_bf16:
@@ -103,20 +104,21 @@ def recipe(
     return found
 
 
-def _past_precision(args: argparse.Namespace) -> dict[str, Any]:
-    """The record's facts of precision of the run that is resumed; {} where there is none."""
-    return run_folder.read_facts(args.resume).precision if args.resume and run_folder.holds_run(args.resume) else {}
+def _past_precision(args: argparse.Namespace, precision: Precision) -> dict[str, Any]:
+    """The record's facts of precision of the run that is resumed; {} where there is none, or it was in another."""
+    known = args.resume and run_folder.holds_run(args.resume)
+    facts = run_folder.read_facts(args.resume).precision if known else {}
+    return facts if facts.get("name") == precision.name else {}
 
 
 def not_of_the_reference(found: nvfp4_recipe.Nvfp4Recipe) -> list[str]:
     """The words that Transformer Engine's reference quantizer does not know; it rounds to nearest, whatever is said."""
-    return [word for word in found.changed() if word not in ("stochastic", "bf16", "primary")]
+    knows = {"stochastic", "bf16", "primary"} | ({"switch"} if not found.switch.endswith(":forward") else set())
+    return [word for word in found.changed() if word not in knows]
 
 
 def not_native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
     """What Transformer Engine's own kernels do not compute (read: 2.20), and what would; "" where they do."""
-    if found.switch:
-        return f"switch={found.switch} is emulated only; add --emulate (EMULATE=1), or leave it out"
     if found.four_over_six in ("all", "activations") and found.rht:
         return (
             f"scale={found.words()['scale']}: Transformer Engine's kernels choose no scale of a tensor with a Hadamard "
@@ -126,35 +128,83 @@ def not_native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
 
 
 def late_switch(
-    found: nvfp4_recipe.Nvfp4Recipe | None, args: argparse.Namespace, iterations: int, past: int | None
-) -> int | None:
-    """How many iterations come before the late switch, None without one; of a run that trains nothing, as it was.
+    args: argparse.Namespace,
+    precision: Precision,
+    recipe: nvfp4_recipe.Nvfp4Recipe | None,
+    sizes: dict[str, int],
+    past: int | None,
+    *,
+    on_gpu: bool,
+) -> dict[str, Any]:
+    """The settings of a late switch: `switch`, which of NVFP4 stands in its recipe, and `switches_at`.
 
-    `past`: the iteration of the checkpoint that the run begins with.
+    Of a run that trains nothing, it is where it was.
+
+    Args:
+        args: merged.
+        precision, recipe: of the run.
+        sizes: with `train_iters`.
+        past: the iteration of the checkpoint that the run begins with.
+        on_gpu: whether it trains on one.
 
     Raises:
-        UsageError: the run ends before it, or the iterations up to that checkpoint were trained otherwise.
+        UsageError: there is nothing to switch from or to, the run ends before it, or the iterations up to that
+            checkpoint were trained otherwise.
     """
-    if found is None:
-        return None
-    of_past = _past_precision(args)
+    if not precision.quantized:
+        if args.switch not in (None, NEVER):
+            raise UsageError(f"--switch leads to a higher precision, and {precision.name} is the highest; leave it out")
+        return {"switch": None, "switches_at": None}
+    of_past = _past_precision(args, precision)
+    said = of_past.get("ingredients", {}).get("switch") or NEVER
+    word = (recipe.switch or NEVER) if recipe else args.switch or said
+    switch = LateSwitch.of(word)
+    if switch:
+        _check_target(switch, args, precision, on_gpu=on_gpu)
     before = of_past.get("switches_at")
     if not args.trains:
-        return before if found.switch else None
-    at = found.late_switch.first(iterations) if found.switch else None
-    if at is not None and at > iterations:
+        at = before if switch else None
+    else:
+        iterations = sizes["train_iters"]
+        at = switch.first(iterations) if switch else None
+        if at is not None and at > iterations:
+            raise UsageError(
+                f"--switch {switch} comes after the last of {iterations} iterations; lower it, or train longer"
+            )
+        if past:
+            _check_past(args, precision, (before, said), (at, switch), past)
+    return {"switch": None if recipe or word == said == NEVER else word, "switches_at": at}
+
+
+def _check_target(switch: LateSwitch, args: argparse.Namespace, precision: Precision, *, on_gpu: bool) -> None:
+    if switch.to == precision.name:
+        raise UsageError(f"--switch {switch} leads from {precision.name} to {precision.name}; leave it out")
+    if not on_gpu and switch.precision and not switch.precision.on_cpu:
+        raise UsageError(f"--switch {switch}: {switch.to} needs {switch.precision.needs}, and no GPU was found")
+    if args.tuned:
+        raise UsageError(f"--tuned replays each iteration as it was first, and so cannot --switch {switch}; drop one")
+
+
+def _check_past(
+    args: argparse.Namespace,
+    precision: Precision,
+    theirs: tuple[int | None, str],
+    ours: tuple[int | None, LateSwitch | None],
+    past: int,
+) -> None:
+    """Raise UsageError where the resumed run has switched, up to iteration `past`, and this would have otherwise.
+
+    `theirs`, `ours`: how many iterations come before the switch, and the switch.
+    """
+    (before, said), (at, switch) = theirs, ours
+    then, now = (past if each is None else min(each, past) for each in (before, at))
+    to = LateSwitch.read(said).to if then < past else None
+    if then != now or (to and to != switch.to):
         raise UsageError(
-            f"switch={found.switch} comes after the last of {iterations} iterations; lower it, or train longer"
+            f"--resume {args.resume} trained {then} of its {past} iterations in {precision.name}"
+            f"{f' and the others by {before}:{to}' if to else ''}, and --switch {switch or NEVER} says "
+            f"otherwise: write --switch {f'{before}:{to}' if to else f'{past} or later'}"
         )
-    then, now = (past if each is None else min(each, past) for each in (before, at)) if past else (0, 0)
-    to = nvfp4_recipe.Nvfp4Recipe.recorded(of_past["ingredients"]).late_switch.to if past and then < past else None
-    if then != now or (to and to != found.late_switch.to):
-        raise UsageError(
-            f"--resume {args.resume} trained {then} of its {past} iterations in NVFP4"
-            f"{f' and the others by {before}:{to}' if to else ''}, and switch={found.switch or 'never'} says "
-            f"otherwise: write switch={f'{before}:{to}' if to else f'{past} or later'}"
-        )
-    return at
 
 
 def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -> int | None:
@@ -174,9 +224,9 @@ def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -
 def sensitivity(args: argparse.Namespace, precision: Precision, found: dict[str, Any]) -> int | None:
     """How many iterations to measure. Raises UsageError where they are not there, or not in NVFP4 as it is emulated.
 
-    `found`: settings that are known by now, where it switches, and whether it trains on a GPU.
+    `found`: settings that are known by now, and whether it trains on a GPU.
     """
-    last, iterations, at = args.sensitivity, found["train_iters"], found["at"]
+    last, iterations, at = args.sensitivity, found["train_iters"], found["switches_at"]
     if last is None:
         return None
     if not precision.fp4:
@@ -193,7 +243,7 @@ def sensitivity(args: argparse.Namespace, precision: Precision, found: dict[str,
     if at is not None and at < iterations:
         raise UsageError(
             f"--sensitivity measures NVFP4, which the late switch ends after {at} of {iterations} iterations; leave "
-            "switch= out of --nvfp4"
+            "--switch out"
         )
     return last
 

@@ -31,7 +31,7 @@ VERSION = "megatron-bridge"
 # tells: a file may be anybody's.
 OF_THE_WORK = {
     *("model", "num_layers", "weights", "finetune", "tokenizer", "data", "seed", "save", "overrides", "tuned"),
-    *("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4"),
+    *("precision", "disable_fp4", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4", "switch"),
     *("train_iters", "warmup_iters", "global_batch_size", "micro_batch_size", "seq_length"),
     *("tensor_parallel", "pipeline_parallel", "context_parallel"),
 }

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from pretraining.record import run_folder
 from pretraining.request import config_file, nvfp4_recipe, overrides
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB
 from pretraining.request.overrides import flag_of
-from pretraining.request.precisions import EMULATORS, PRECISIONS
+from pretraining.request.precisions import EMULATORS, PRECISIONS, switch_word
 
 PROJECT = Path(__file__).resolve().parents[3]
 RUNS = "nemo_experiments"
@@ -41,7 +41,7 @@ _SIZES = {
     "pipeline_parallel": "processes that split the layers",
 }
 # What belongs to a precision, or to a model, and is no longer meant where another is asked for.
-_OF_THE_PRECISION = ("precision", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4")
+_OF_THE_PRECISION = ("precision", "bf16_head_layers", "bf16_tail_layers", "emulate", "nvfp4", "switch")
 _OF_THE_MODEL = ("num_layers", "bf16_tail_layers", "tensor_parallel", "pipeline_parallel")
 
 
@@ -99,6 +99,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="NVFP4 without FP4 tensor cores: its losses, not its speed; reference: Transformer Engine's, slow",
     )
     add("--nvfp4", metavar="WORDS", help=f"less than its whole recipe: {nvfp4_recipe.HELP}")
+    add(
+        "--switch",
+        metavar="AT[:TO]",
+        help="late switch to a higher precision, as 0.82, 900, 0.82:fp8 or 0.82:forward (BF16 forward alone); never",
+    )
     add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
     add("--no-probe", action="store_true", help="train with a GPU's own FP8 or FP4 whatever it computes; recorded")
     add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
@@ -148,7 +153,8 @@ def _add_data(add: Callable[..., Any]) -> None:
 def merged(args: argparse.Namespace) -> argparse.Namespace:
     """All that was asked for: the command line and its overrides, below them its config file.
 
-    Of the NVFP4 recipe word by word: short forms in the environment go before the file and behind --nvfp4.
+    Of the NVFP4 recipe word by word: short forms in the environment go before the file and behind --nvfp4. Its word
+    switch is --switch.
 
     Returns:
         The arguments, in which `precision` stands for --disable-fp4 too, `nvfp4` is words and their values, `overrides`
@@ -168,7 +174,7 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
             )
     recipe = nvfp4_recipe.in_environment() | nvfp4_recipe.words_in(args.nvfp4 or "")
     above = {**vars(args), **given, "precision": asked_precision(args)}
-    above |= {"nvfp4": recipe or None, "overrides": changes or None}
+    above |= {"nvfp4": recipe or None, "switch": _one_switch(args.switch, recipe), "overrides": changes or None}
     above = {name: value for name, value in above.items() if value is not None and value is not False}
     file = config_file.read(args.config) if args.config else None
     below = _of_the_file(file) if file else _model_of_the_run(args)
@@ -176,12 +182,21 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
         if below.get(name) is not None and above.get(name, below[name]) != below[name]:
             below |= dict.fromkeys(theirs)
     whole = {**vars(args), **below, **above}
-    whole["nvfp4"] = (below.get("nvfp4") or {}) | recipe
+    whole["nvfp4"] = (below.get("nvfp4") or {}) | recipe | ({"switch": whole["switch"]} if whole["switch"] else {})
     whole["overrides"] = (below.get("overrides") or {}) | changes
     why = {name: FILED if file else OF_RUN for name, value in below.items() if value not in (None, {})}
     why |= dict.fromkeys(above, ASKED) | dict.fromkeys(of_run - given.keys(), OF_RUN)
     trains = not args.evaluate and args.export is None
     return argparse.Namespace(**{"left": {}, **whole, "file": file, "why": why, "trains": trains})
+
+
+def _one_switch(given: str | None, recipe: Mapping[str, str]) -> str | None:
+    """The late switch of --switch and --nvfp4, which are one setting. Raises UsageError where they differ."""
+    word = recipe.get("switch")
+    switch = switch_word(given) if given is not None else word
+    if word not in (None, switch):
+        raise UsageError(f"--switch {given} and switch={word} of --nvfp4 are one setting with two values; drop one")
+    return switch
 
 
 def asked_precision(args: argparse.Namespace) -> str | None:
@@ -206,11 +221,13 @@ def _of_the_file(file: config_file.ConfigFile) -> dict[str, Any]:
     words = words_of(file)
     given, changes = overrides.settings_among(overrides.parse(words.overrides or ()), str(file.path))
     arguments = {**vars(words), **given}
+    recipe = nvfp4_recipe.words_in(words.nvfp4) if words.nvfp4 else {}
     return {
         **arguments,
         **file.edited_settings(arguments),
         "precision": asked_precision(words),
-        "nvfp4": nvfp4_recipe.words_in(words.nvfp4) if words.nvfp4 else None,
+        "nvfp4": recipe or None,
+        "switch": _one_switch(words.switch, recipe),
         "overrides": changes,
     }
 

@@ -13,9 +13,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from pretraining.errors import UsageError, unknown
+from pretraining.request.precisions import NEVER, LateSwitch
 from pretraining.request.recipe.kept_in_bf16 import EXAMPLE, KeptInBf16
 
 
@@ -46,42 +47,6 @@ def _word(
     about |= {"read": read, "example": example or list(values)[1]}
     about["says"] = dict(zip(values.values(), says, strict=False))
     return dataclasses.field(default=next(iter(values.values())), metadata=about)
-
-
-_LATE_SWITCH = r"(\d{1,9}|[01]?\.\d{1,9}):(bf16|forward)"
-
-
-class LateSwitch(NamedTuple):
-    """From where on a training in NVFP4 goes on in BF16 (arXiv 2509.25149, appendix D).
-
-    Attributes:
-        at: a fraction of the iterations, or how many of them where it is an int.
-        to: "bf16", in both passes; or "forward", where gradients are still computed in NVFP4.
-    """
-
-    at: float | int
-    to: str
-
-    @classmethod
-    def read(cls, text: str) -> LateSwitch:
-        """From "0.82:forward" or "900", where ":bf16" is left out. Raises UsageError for anything else."""
-        at, _, to = text.partition(":")
-        if (to := to or "bf16") not in ("bf16", "forward"):
-            raise unknown("end of switch in --nvfp4", to, [f"switch={at}:bf16", f"switch={at}:forward"])
-        if not re.fullmatch(_LATE_SWITCH, f"{at}:{to}", re.ASCII) or ("." in at and float(at) > 1):
-            raise UsageError(
-                f"switch={text} in --nvfp4: {at!r} is neither a fraction of the iterations, 0.0 to 1.0, nor a number "
-                "of them; write switch=0.82:forward, or switch=900"
-            )
-        return cls(float(at) if "." in at else int(at), to)
-
-    def __str__(self) -> str:
-        at = f"{self.at:.9f}".rstrip("0") if isinstance(self.at, float) else str(self.at)
-        return f"{at}{'0' * at.endswith('.')}:{self.to}"
-
-    def first(self, iterations: int) -> int:
-        """How many of the iterations come before it."""
-        return round(self.at * iterations) if isinstance(self.at, float) else self.at
 
 
 TENSORS = ("input", "weight", "grad_output")  # of a linear layer, by Transformer Engine's names
@@ -161,7 +126,7 @@ class Nvfp4Recipe:
         title="four over six by", engine="NVTE_NVFP4_4OVER6_ERR_MODE", says=("MAE", "MSE"),
     )  # fmt: skip
     switch: str = _word(
-        "switch", {"never": ""}, title="late switch at", read=LateSwitch.read, example="0.82:forward"
+        "switch", {NEVER: ""}, title="late switch at", read=LateSwitch.read, example="0.82:forward"
     )  # fmt: skip
     in_bf16: str = _word("bf16", {"none": ""}, title="in BF16", read=KeptInBf16.read, example=EXAMPLE)
     primary: str = _word("primary", {"fp4": "", "bf16": "bf16"}, title="primary weights in")
@@ -173,11 +138,6 @@ class Nvfp4Recipe:
         if tensor == "weight":
             return Rounding(tile=(16, 16) if self.two_d else (1, 16), four_over_six=by)
         return Rounding(rht=self.rht, stochastic=self.stochastic and tensor == "grad_output", four_over_six=by)
-
-    @property
-    def late_switch(self) -> LateSwitch | None:
-        """Where it is, None for never."""
-        return LateSwitch.read(self.switch) if self.switch else None
 
     @property
     def kept_in_bf16(self) -> KeptInBf16 | None:
@@ -338,33 +298,16 @@ def engine_switches(environment: Mapping[str, str] = os.environ) -> tuple[str, .
 
 
 _in_use = Nvfp4Recipe()
-_switches_at: int | None = None  # iterations that come before the late switch
-_done = 0  # iterations
 
 
-def use(recipe: Nvfp4Recipe, *, switches_at: int | None = None, done: int = 0) -> None:
-    """Train by this recipe in this process, natively or emulated. Call before Transformer Engine is imported.
-
-    `switches_at`: how many iterations come before the late switch, `done` how many have.
-    """
-    global _in_use, _switches_at
-    _in_use, _switches_at = recipe, switches_at
+def use(recipe: Nvfp4Recipe) -> None:
+    """Train by this recipe in this process, natively or emulated. Call before Transformer Engine is imported."""
+    global _in_use
+    _in_use = recipe
     for variable, name in _ENGINE.items():
         os.environ[variable] = _ABOUT[name]["says"][getattr(recipe, name)]
-    begin_iteration(done)
 
 
 def in_use() -> Nvfp4Recipe:
     """The recipe of this process: the whole one, unless `use` was called."""
     return _in_use
-
-
-def begin_iteration(done: int) -> None:
-    """Say at each iteration's start how many came before it."""
-    global _done
-    _done = done
-
-
-def switched_to() -> str:
-    """What is computed in BF16 now: "", "forward" or "bf16", which is all of it; see `LateSwitch`."""
-    return "" if _switches_at is None or _done < _switches_at else _in_use.late_switch.to

@@ -6,10 +6,12 @@ No torch in this module: the host reads the same table.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pretraining import packages
-from pretraining.errors import unknown
+from pretraining.errors import UsageError, unknown
 
 # What stands in for FP4 tensor cores on a GPU: this project's kernels, or Transformer Engine's reference quantizer,
 # which has neither stochastic rounding nor speed and is there to be compared with.
@@ -141,3 +143,57 @@ def find_precision(name: str) -> Precision:
 def default_tail(precision: Precision, num_layers: int) -> int:
     """Layers kept in BF16 at the end of a model of `num_layers` where the user did not say."""
     return max(1, num_layers // 8) if precision.bf16_tail is None else precision.bf16_tail
+
+
+NEVER = "never"  # in place of a late switch
+# Where it may lead: a precision, in both passes, or BF16 in the forward pass alone.
+TARGETS = ("bf16", "forward", *(row.name for row in PRECISIONS.values() if row.quantized and not row.fp4))
+_LATE_SWITCH = rf"(\d{{1,9}}|[01]?\.\d{{1,9}}):({'|'.join(TARGETS)})"
+
+
+class LateSwitch(NamedTuple):
+    """From where on a training goes on in a higher precision (arXiv 2509.25149, appendix D).
+
+    Attributes:
+        at: a fraction of the iterations, or how many of them where it is an int.
+        to: one of TARGETS; after "forward", gradients are still computed as before.
+    """
+
+    at: float | int
+    to: str
+
+    @classmethod
+    def read(cls, text: str) -> LateSwitch:
+        """From "0.82:forward" or "900", where ":bf16" is left out. Raises UsageError for anything else."""
+        at, _, to = text.partition(":")
+        if (to := to or "bf16") not in TARGETS:
+            raise unknown("end of a late switch", to, [f"{at}:{each}" for each in TARGETS])
+        if not re.fullmatch(_LATE_SWITCH, f"{at}:{to}", re.ASCII) or ("." in at and float(at) > 1):
+            raise UsageError(
+                f"a late switch at {text}: {at!r} is neither a fraction of the iterations, 0.0 to 1.0, nor a number "
+                "of them; write SWITCH=0.82:forward, or SWITCH=900 (--switch; switch= within --nvfp4)"
+            )
+        return cls(float(at) if "." in at else int(at), to)
+
+    @classmethod
+    def of(cls, word: str | None) -> LateSwitch | None:
+        """From a word of `switch_word`; None for never."""
+        return None if word in (None, "", NEVER) else cls.read(word)
+
+    def __str__(self) -> str:
+        at = f"{self.at:.9f}".rstrip("0") if isinstance(self.at, float) else str(self.at)
+        return f"{at}{'0' * at.endswith('.')}:{self.to}"
+
+    def first(self, iterations: int) -> int:
+        """How many of the iterations come before it."""
+        return round(self.at * iterations) if isinstance(self.at, float) else self.at
+
+    @property
+    def precision(self) -> Precision | None:
+        """The one that it leads to, None where that is the forward pass's alone."""
+        return PRECISIONS.get(self.to)
+
+
+def switch_word(text: str) -> str:
+    """A late switch as it is recorded, or NEVER. Raises UsageError as `LateSwitch.read`."""
+    return text if text == NEVER else str(LateSwitch.read(text))

@@ -20,7 +20,7 @@ from pretraining.request import checks, config_file, flags, nvfp4_recipe, parall
 from pretraining.request.blends import Blend
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, PYTHON_STDLIB, Model, find_model
 from pretraining.request.overrides import Word, flag_of
-from pretraining.request.precisions import Precision, default_tail, find_precision
+from pretraining.request.precisions import LateSwitch, Precision, default_tail, find_precision
 
 _NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
 _SWITCHES = ("evaluate", "tuned", "tensorboard", "no_probe")
@@ -42,7 +42,8 @@ class Settings:
         emulate: on a GPU, which of `EMULATORS` computes NVFP4 without FP4 tensor cores, or None for these; the CPU
             runtime has its own.
         nvfp4: what of the NVFP4 recipe is on; None in another precision.
-        switches_at: how many iterations come before its late switch; None without one.
+        switch: its late switch as `switch_word` has it; None where nobody speaks of it, and NVFP4's is the recipe's.
+        switches_at: how many iterations come before the late switch; None without one.
         engine_switches: Transformer Engine's variables that are set, see `nvfp4_recipe.engine_switches`.
         resume: the run folder whose checkpoint to continue from, or None.
         iteration: that checkpoint's, or None without any.
@@ -83,6 +84,7 @@ class Settings:
     save: int | None
     emulate: str | None
     nvfp4: nvfp4_recipe.Nvfp4Recipe | None
+    switch: str | None
     switches_at: int | None
     engine_switches: tuple[str, ...]
     resume: Path | None
@@ -141,6 +143,11 @@ class Settings:
         """The first and the last iteration that are profiled or measured, counted from 1; [] for none."""
         last = self.profile or self.sensitivity
         return [self.train_iters - last + 1, self.train_iters] if last else []
+
+    @property
+    def late_switch(self) -> LateSwitch | None:
+        """Where a higher precision takes over, None for never."""
+        return LateSwitch.of(self.nvfp4.switch if self.nvfp4 else self.switch)
 
     @property
     def trains(self) -> bool:
@@ -206,7 +213,7 @@ def resolve(
     if gpu_bytes is not None and processes is not None and processes > 1:
         _fit(asked, model, precision, sizes, processes, gpu_bytes)
     split = _split(asked, model, precision, {**numerics, **sizes}, processes, on_gpu=on_gpu)
-    at = checks.late_switch(numerics["nvfp4"], asked, sizes["train_iters"], past["iteration"])
+    switch = checks.late_switch(asked, precision, numerics["nvfp4"], sizes, past["iteration"], on_gpu=on_gpu)
     return Settings(
         model=model,
         precision=precision,
@@ -216,8 +223,8 @@ def resolve(
         **split,
         **_data(asked, model),
         **_leaves(asked, sizes["train_iters"], on_gpu=on_gpu),
-        switches_at=at,
-        sensitivity=checks.sensitivity(asked, precision, {**numerics, **sizes, **past, "at": at, "on_gpu": on_gpu}),
+        **switch,
+        sensitivity=checks.sensitivity(asked, precision, {**numerics, **sizes, **past, **switch, "on_gpu": on_gpu}),
         no_probe=asked.no_probe,
         seed=flags.SEED if asked.seed is None else asked.seed,
         overrides=dict(sorted(asked.overrides.items())),

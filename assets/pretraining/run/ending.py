@@ -27,7 +27,7 @@ from pretraining.record import ends, lock, run_folder
 from pretraining.record.ends import Strength
 from pretraining.record.run_folder import Peak, Verdict
 from pretraining.request.flags import PROJECT, RUNS
-from pretraining.request.precisions import PRECISIONS
+from pretraining.request.precisions import PRECISIONS, LateSwitch
 from pretraining.request.settings import Settings
 from pretraining.run.signals import SaveFirst
 
@@ -127,12 +127,28 @@ def check_capability(chosen: Settings) -> None:
             f"{packages.dotted(packages.PROBED)}, and {found} is here: take an image that has it (TAG=)"
             f"{', or --emulate (EMULATE=1)' if chosen.precision.fp4 else ''}"
         )
+    if chosen.late_switch:
+        _check_switch(chosen.late_switch, capability, emulated=bool(chosen.emulate), found=found)
     chooses = chosen.nvfp4 and chosen.nvfp4.four_over_six and not chosen.emulate
     if chooses and not packages.has_four_over_six():
         raise UsageError(
             f"scale={chosen.nvfp4.words()['scale']} needs Transformer Engine "
             f"{packages.dotted(packages.FOUR_OVER_SIX)}, and {found} is here, which would ignore it; --emulate "
             "(EMULATE=1) needs no such kernels"
+        )
+
+
+def _check_switch(switch: LateSwitch, capability: tuple[int, int], *, emulated: bool, found: str) -> None:
+    works = f"--switch {switch._replace(to='bf16')} works"
+    if switch.precision and not switch.precision.trains_on(capability):
+        raise UsageError(
+            f"--switch {switch}: {switch.to} needs {switch.precision.needs}; this GPU has compute capability "
+            f"{packages.dotted(capability)}: {works}"
+        )
+    if switch.to == "forward" and not emulated and not packages.has_hybrid_quantizers():
+        raise UsageError(
+            f"--switch {switch} needs Transformer Engine {packages.dotted(packages.HYBRID)}, and {found} is here "
+            f"(nemo:26.08 has 2.17): {works}, and NVFP4 with --emulate (EMULATE=1) needs no such kernels"
         )
 
 

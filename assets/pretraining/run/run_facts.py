@@ -109,6 +109,8 @@ def describe_precision(settings: Settings, *, on_gpu: bool) -> dict[str, Any]:
         facts["emulator"] = settings.emulate
     if settings.nvfp4:
         facts["ingredients"] = settings.nvfp4.facts()
+    elif settings.late_switch:
+        facts["ingredients"] = {"switch": settings.switch}
     if settings.switches_at is not None:
         facts["switches_at"] = settings.switches_at
     return facts

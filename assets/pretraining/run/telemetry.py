@@ -19,7 +19,6 @@ from megatron.core.num_microbatches_calculator import get_current_global_batch_s
 from pretraining.errors import FULL_DISK, Diverged
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Peak
-from pretraining.request import nvfp4_recipe
 from pretraining.run import stragglers
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ class Telemetry(Callback):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Start the clock of one step, and read its learning rate: at its end the scheduler has set the next one's."""
-        nvfp4_recipe.begin_iteration(context.state.train_state.step)
         if self._writer is not None:
             self._learning_rate = context.optimizer.param_groups[0]["lr"] if context.optimizer else None
         self._began = time.perf_counter()

@@ -108,8 +108,8 @@ def _print_words() -> None:
 
 
 def _native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
-    since = f"from Transformer Engine {packages.dotted(packages.FOUR_OVER_SIX)}"
-    said = [since] if found.four_over_six else []
+    needed = {packages.FOUR_OVER_SIX: found.four_over_six, packages.HYBRID: found.switch.endswith(":forward")}
+    said = [f"from Transformer Engine {packages.dotted(release)}" for release, needs in needed.items() if needs]
     if checks.not_native(found):
         if checks.not_native(found.without("rht")):
             return "no"

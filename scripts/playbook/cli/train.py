@@ -83,6 +83,8 @@ def run(arguments: list[str] | None = None) -> int:
     precisions = _precisions(args)
     if args.nvfp4 and "nvfp4" not in precisions:
         raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {' and '.join(precisions)}; leave it out")
+    if args.switch and {*precisions} == {"bf16"}:
+        raise UsageError("--switch leads to a higher precision, and bf16 is the highest; leave it out")
     if args.emulate and not {"nvfp4", None} & {*precisions}:
         raise UsageError(f"--emulate is for nvfp4 and does nothing for {' and '.join(precisions)}; leave it out")
     where = find_place(wanted(args), *map(find_precision, precisions))

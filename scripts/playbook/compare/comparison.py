@@ -242,8 +242,8 @@ def _warnings(built: list[Arm], runs: dict[str, Measured], unchecked: list[str])
     """What a reader has to know of the comparison as a whole."""
     warnings = []
     for arm in built:
-        if arm.precision == "nvfp4" and arm.recipe not in ("", "full"):
-            warnings.append(f"{arm.name}: not the full NVFP4 recipe: {arm.recipe}")
+        if arm.recipe not in ("", "full"):
+            warnings.append(f"{arm.name}: {'not the full NVFP4 recipe: ' * (arm.precision == 'nvfp4')}{arm.recipe}")
     paths: dict[str, list[str]] = {}
     for name, each in runs.items():
         paths.setdefault(each.result.path, []).append(name)

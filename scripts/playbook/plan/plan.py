@@ -65,6 +65,7 @@ class Plan:
         only_where_set = {
             "nvfp4": settings.nvfp4 and settings.nvfp4.words(),
             "engine_switches": list(settings.engine_switches),
+            "switch": settings.late_switch and settings.switch,
             "emulate": settings.emulate,
             "writers": settings.writers,
             "profile": settings.profile,  # no comparison asks for it, and so none reuses such a run
@@ -127,8 +128,11 @@ def planned(args: argparse.Namespace, precision: str, where: Place) -> Plan:
         UsageError: as `settings.resolve`; or TP=auto, and the GPU's memory is not known.
     """
     own = {"precision": precision, "disable_fp4": False}
-    if not find_precision(precision).fp4:  # of a comparison, one side alone
+    row = find_precision(precision)
+    if not row.fp4:  # of a comparison, one side alone
         own |= {"emulate": None, "nvfp4": None}
+    if not row.quantized:
+        own["switch"] = None
     room = where.gpu and where.gpu.memory
     if args.auto_split and room is None:
         raise UsageError("TP=auto needs a GPU whose memory is known; give TP= and PP= as numbers")
@@ -175,6 +179,8 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
         choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, default, *KEPT)
     if settings.nvfp4 and (how := nvfp4_recipe.differs(settings.nvfp4.facts())):
         choices["NVFP4 recipe"] = Choice(how, _why_less(settings))
+    elif settings.late_switch:
+        choices["late switch"] = choice(settings.switch, OF_RUN, "switch")
     if settings.engine_switches:
         choices["Transformer Engine"] = Choice(" ".join(settings.engine_switches), "set in the environment")
     batch = f"{settings.global_batch_size} x {settings.sequence_length} tokens, micro batches of"
@@ -207,7 +213,7 @@ def _why_less(settings: Settings) -> str:
     changed, short, stands_for = settings.nvfp4.changed(), nvfp4_recipe.short_forms(), nvfp4_recipe.in_environment()
     if all(stands_for.get(word) == value for word, value in changed.items()):
         return f"asked for: {' '.join(short[word] for word in changed)}"
-    return settings.reason(OF_RUN, "nvfp4")
+    return settings.reason(OF_RUN, "nvfp4", "switch")
 
 
 def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str]]:

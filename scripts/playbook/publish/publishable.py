@@ -156,6 +156,7 @@ FIELDS: dict[str, dict[str, Any]] = {
             "runtime": words(*RUNTIMES),
             "split": [number],
             "nvfp4": _WORDS,
+            "switch": _of_recipe("switch"),
             "switches": dict.fromkeys(SHORT, words("0", "1")),  # of earlier records
         },
     },

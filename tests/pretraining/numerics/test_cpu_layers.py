@@ -11,7 +11,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from pretraining.numerics import cpu_layers, nvfp4
+from pretraining.numerics import cpu_layers, late_switch, nvfp4
 from pretraining.numerics.cpu_layers import BF16, NVFP4, set_arithmetic
 from pretraining.request import nvfp4_recipe
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
@@ -112,14 +112,14 @@ def test_a_late_switch_computes_in_bf16_forward_or_all_of_it(monkeypatch):
     with torch.no_grad():
         bf16.weight.copy_(module.weight)
     before, exact = forward_and_backward(module, x, gradient), forward_and_backward(bf16, x, gradient)
-    for switch, wanted in (("9:bf16", exact), ("9:forward", (exact[0], *before[1:]))):
-        monkeypatch.setattr(nvfp4_recipe, "_in_use", Recipe(stochastic=False, switch=switch))
-        monkeypatch.setattr(nvfp4_recipe, "_switches_at", 9)
+    for to, wanted in (("bf16", exact), ("forward", (exact[0], *before[1:]))):
+        monkeypatch.setattr(late_switch, "_to", to)
+        monkeypatch.setattr(late_switch, "_at", 9)
         for done, products in ((8, before), (9, wanted), (10, wanted)):
-            monkeypatch.setattr(nvfp4_recipe, "_done", done)
+            monkeypatch.setattr(late_switch, "_done", done)
             module.weight.grad = None
             found = forward_and_backward(module, x, gradient)
-            assert all(map(torch.equal, found, products)), (switch, done)
+            assert all(map(torch.equal, found, products)), (to, done)
 
 
 def test_stochastic_gradients_are_unbiased():

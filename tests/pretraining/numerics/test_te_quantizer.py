@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton for this machine")
 
+from pretraining.numerics import late_switch
 from pretraining.numerics.cpu_layers import NVFP4  # before the stand-ins: Megatron looks for Transformer Engine
 from pretraining.numerics.measured_layers import Measured
 from pretraining.numerics.quantization_error import PRODUCTS, Layer, Measurement
@@ -98,19 +99,18 @@ def test_products_are_the_cpu_runtimes(engine, off, monkeypatch):
         assert (found.float() == wanted).double().mean() > 0.99
 
 
-@pytest.mark.parametrize("to", ["forward", "bf16"])
-def test_a_late_switch_is_the_cpu_runtimes(engine, to, monkeypatch):
-    monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe(stochastic=False, switch=f"3:{to}"))
-    monkeypatch.setattr(nvfp4_recipe, "_switches_at", 3)
+def test_a_late_switch_of_the_forward_pass_is_the_cpu_runtimes(engine, monkeypatch):
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe(stochastic=False))
     x, weight, gradient = tensors()
     quantizer = engine.recipe.quantizer_factory("linear_weight")
     stored = quantizer(weight)
     tiles = stored.columns.values.clone()
-    monkeypatch.setattr(nvfp4_recipe, "_done", 3)
+    for name, value in (("_to", "forward"), ("_at", 3), ("_done", 3)):
+        monkeypatch.setattr(late_switch, name, value)
     kept = weight.clone()
     quantizer.update_quantized(weight, stored)  # from the tiles of before, which are written into
     assert torch.equal(stored.rows.values, kept) and torch.equal(weight, kept)
-    assert torch.equal(stored.columns.values, tiles if to == "forward" else kept)
+    assert torch.equal(stored.columns.values, tiles)
     arithmetic = NVFP4().now()
     prepared = arithmetic.prepare(weight.float())
     dgrad, wgrad = arithmetic.backward(gradient.float())

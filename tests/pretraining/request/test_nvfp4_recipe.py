@@ -79,13 +79,13 @@ def test_words(words: str, recipe: Nvfp4Recipe) -> None:
         ("RHT=off", "unknown word"),
         ("rht=off rht=on", "rht has two values, off and on; drop one"),
         ("scale=4over5", "did you mean scale=4over6?"),
-        ("switch=0.5:fprop", "There are switch=0.5:bf16, switch=0.5:forward."),
+        ("switch=0.5:fprop", "There are 0.5:bf16, 0.5:forward, 0.5:fp8, 0.5:fp8_blockwise, 0.5:mxfp8."),
         ("switch=1.5", "'1.5' is neither a fraction of the iterations, 0.0 to 1.0, nor a number of them"),
         ("switch=-1", "'-1' is neither"),
         ("switch=nan", "'nan' is neither"),
         ("switch=1e3", "'1e3' is neither"),
         ("switch=", "'' is neither"),
-        ("switch=99999", "switch=99999:bf16 comes after the last of"),
+        ("switch=99999", "--switch 99999:bf16 comes after the last of"),
         ("bf16=layers:0-2", "leaves nothing in NVFP4, which is --precision bf16"),  # the last is in BF16 anyway
         ("bf16=qkv,proj,fc1,fc2", "leaves nothing in NVFP4"),
         ("bf16=fc2:9", "bf16=fc2:9 in --nvfp4 names layer 9; the model has 4, 0 to 3"),
@@ -129,7 +129,6 @@ def test_what_is_kept_in_bf16_is_said_and_goes_with_the_other_layers(make_checkp
 
 
 def test_what_the_engine_does_not_compute_is_refused_natively() -> None:
-    assert "emulated only; add --emulate" in refusal("--nvfp4", "switch=0.5", on_gpu=True)
     assert "scale=4over6:weights works, or rht=off" in refusal("--nvfp4", "scale=4over6", on_gpu=True)
     for words in ("scale=4over6:weights", "scale=4over6 rht=off"):
         assert resolve("--nvfp4", words, on_gpu=True).nvfp4.four_over_six
@@ -238,50 +237,6 @@ def test_a_resumed_run_goes_on_as_it_began(past: Path, monkeypatch) -> None:
     assert resolve(*given, "--evaluate").nvfp4 == Nvfp4Recipe(rht=False)
     monkeypatch.setenv("NVFP4_2D", "0")
     assert "weights=1x16: leave --nvfp4 and the like out" in refusal(*given)
-
-
-@pytest.mark.parametrize(
-    ("before", "asked", "said"),
-    [
-        (None, "switch=4", ""),
-        (None, "switch=9", ""),
-        (
-            None,
-            "switch=3",
-            "trained 4 of its 4 iterations in NVFP4, and switch=3:bf16 says otherwise: write switch=4 or",
-        ),
-        (
-            3,
-            "switch=0.5",
-            "3 of its 4 iterations in NVFP4 and the others by 3:bf16, and switch=0.5:bf16 says otherwise",
-        ),
-        (3, "switch=never", "switch=never says otherwise: write switch=3:bf16"),
-        (3, "switch=3:forward", "switch=3:forward says otherwise: write switch=3:bf16"),
-        (3, "switch=3", ""),
-        (8, "", ""),
-    ],
-)
-def test_a_resumed_run_has_switched_when_it_had(tmp_path: Path, make_checkpoint, before, asked: str, said: str) -> None:
-    make_checkpoint(tmp_path, 4)
-    recipe = Nvfp4Recipe(switch="" if before is None else f"{before}:bf16")
-    about = {"name": "nvfp4", "arithmetic": "emulated", "ingredients": recipe.facts(), "switches_at": before}
-    run_folder.write_json(tmp_path / run_folder.ENVIRONMENT, {"schema": 1, "model": "tiny", "precision": about})
-    given = ("--resume", str(tmp_path), "--train-iters", "20", *(("--nvfp4", asked) if asked else ()))
-    if said:
-        assert said in refusal(*given)
-    else:
-        at = resolve(*given).switches_at
-        assert at == (before if not asked else int(asked.partition("=")[2].partition(":")[0]))
-
-
-def test_a_switched_run_is_evaluated_as_it_trained_or_as_asked(tmp_path: Path, make_checkpoint) -> None:
-    make_checkpoint(tmp_path, 4)
-    about = {"name": "nvfp4", "ingredients": Nvfp4Recipe(switch="3:bf16").facts(), "switches_at": 3}
-    run_folder.write_json(tmp_path / run_folder.ENVIRONMENT, {"schema": 1, "model": "tiny", "precision": about})
-    given = ("--resume", str(tmp_path), "--evaluate")
-    assert resolve(*given).switches_at == 3
-    assert resolve(*given, "--nvfp4", "switch=never").switches_at is None
-    assert resolve(*given, "--precision", "bf16").switches_at is None
 
 
 def test_what_a_process_uses_and_transformer_engine_is_told(monkeypatch) -> None:

@@ -477,7 +477,7 @@ def test_as_flags_names_every_setting(make_checkpoint, tmp_path: Path) -> None:
     flags = [*continued, *exported, *begun, *measured]
     known = {flag for action in training_flags.parser("x")._actions for flag in action.option_strings}
     on_or_off = {"--disable-fp4", "--evaluate", "--tuned", "--tensorboard", "--no-probe"}
-    elsewhere = {"--finetune", "--tokenizer", "--emulate"}  # a fine-tuning's, and a GPU's alone, see below
+    elsewhere = {"--finetune", "--tokenizer", "--emulate", "--switch"}  # a fine-tuning's, and a GPU's alone
     assert set(flags[::2]) == known - {"-h", "--help"} - elsewhere - on_or_off
     assert resolve("--resume", str(tmp_path), "--evaluate").as_flags()[-1] == "--evaluate"
     for each in (continued, exported, begun, measured):

@@ -88,6 +88,7 @@ _ALL = (
     _count("BF16_TAIL", "--bf16-tail-layers", "last layers kept in BF16", "nvfp4: an eighth, at least 1", least=0),
     _count("BF16_HEAD", "--bf16-head-layers", "first layers kept in BF16", "nvfp4: 0", least=0),
     Option("NVFP4", "--nvfp4", "WORDS", f"another recipe than the whole one: '{HELP}'"),
+    Option("SWITCH", "--switch", "AT[:TO]", "late switch to a higher precision: 0.82, 900:fp8, 0.82:forward"),
     *(Option(name, "", "0", f"NVFP4 without {what}", kind=INGREDIENT) for name, what in SHORT.items()),
     Option(
         *("PROBE", "--no-probe", "0", "train with the GPU's own FP8 or FP4 without trying first what it computes"),

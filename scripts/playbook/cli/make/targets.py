@@ -13,7 +13,7 @@ from pretraining.request.models import ABLATED_ON_GPU, DEFAULT_ON_CPU
 from pretraining.request.nvfp4_recipe import SHORT
 
 _SIZES = ("MODEL", "ITERS", "WARMUP", "GBS", "MBS", "SEQ", "DATA")
-_QUANTIZED = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", *SHORT, "PROBE")
+_QUANTIZED = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", "SWITCH", *SHORT, "PROBE")
 _RECIPE = (*_QUANTIZED, "TUNED")
 _SPLIT = ("TP", "PP", "CP")
 _CODE = ("CONFIG", "PLUGIN", "ARGS")
@@ -126,7 +126,7 @@ _ALL = (
     _run("bf16", TRAIN, "pretrain in BF16", *_BF16, *_RESUME, *_WHERE, common=True, without=_ITS_OWN),
     _run("train", TRAIN, "pretrain in PRECISION=", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True),
     _run("ablate", TRAIN, "what each ingredient of NVFP4 brings, over seeds", "VARIANTS", "SEEDS", "FRESH",
-         *(name for name in _TRAINING if name not in ("BF16_TAIL", "NVFP4", *SHORT)),
+         *(name for name in _TRAINING if name not in ("BF16_TAIL", "NVFP4", "SWITCH", *SHORT)),
          *_WHERE, common=True, again=True,
          defaults={"MODEL": f"{ABLATED_ON_GPU} on a GPU, {DEFAULT_ON_CPU} without one"}),
     _run("profile", LOOK, "where the time of a step goes", "PRECISION", *_TRAINING, *_RESUME, *_WHERE, common=True,

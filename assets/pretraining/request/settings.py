@@ -332,14 +332,11 @@ def _fit(
 ) -> None:
     """Ask for the smallest split that fits, in place, and say why it is that."""
     whole = parallel.replicas(dict.fromkeys(parallel.KINDS, 1), model, processes)
-    fit = parallel.smallest(
-        model,
-        precision,
-        processes=processes,
-        gpu_bytes=gpu_bytes,
-        micro_batch=checks.micro_batch_size(asked.micro_batch_size, model, sizes, whole),
-        sequence=sizes["sequence_length"],
-    )
+    batch = {
+        "micro_batch": checks.micro_batch_size(asked.micro_batch_size, model, sizes, whole),
+        "sequence": sizes["sequence_length"],
+    }
+    fit = parallel.smallest(model, precision, processes=processes, gpu_bytes=gpu_bytes, **batch)
     asked.tensor_parallel, asked.pipeline_parallel = fit.tensor, fit.pipeline
     asked.why["split"] = fit.reason
 

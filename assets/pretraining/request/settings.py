@@ -37,10 +37,8 @@ class Settings:
         data: "mock", "python-stdlib", Megatron datasets in the words of `blends.py`, or a path of instructions.
         blends: those datasets by split; empty for other data.
         seed: of weights, data order and stochastic rounding.
-        save: write a checkpoint every so many iterations and at the end, or None for none; a run that saves also
-            saves when it is interrupted.
-        emulate: on a GPU, which of `EMULATORS` computes NVFP4 without FP4 tensor cores, or None for these; the CPU
-            runtime has its own.
+        save: write a checkpoint every so many iterations, at the end and when interrupted, or None for none.
+        emulate: which of `EMULATORS` computes NVFP4 on a GPU without FP4 tensor cores, or None.
         nvfp4: what of the NVFP4 recipe is on; None in another precision.
         switch: its late switch as `switch_word` has it; None where nobody speaks of it, and NVFP4's is the recipe's.
         switches_at: how many iterations come before the late switch; None without one.

@@ -133,7 +133,7 @@ class EmulatedQuantizer(Quantizer):
         Raises:
             ValueError: there is such a flag, and ``dst`` is not tiles, which alone are written in place.
         """
-        if noop_flag is not None and (not self.how.is_own_transpose or nvfp4_recipe.switched_to()):
+        if noop_flag is not None and (not self.how.is_own_transpose or late_switch.switched_to()):
             raise ValueError(
                 "emulated NVFP4 skips a weight within a CUDA graph of one layer only where its blocks are 16x16 tiles: "
                 "use a graph of the whole iteration (--tuned), or none"

@@ -17,15 +17,13 @@ from pretraining.request.precisions import EMULATORS, NEVER, PRECISIONS, LateSwi
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 
-def tuned(args: argparse.Namespace, model: Model, recipe: nvfp4_recipe.Nvfp4Recipe | None, *, on_gpu: bool) -> bool:
+def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
     """Whether the tuned preset is on. Raises UsageError where it cannot run: a graph repeats what it has recorded."""
     why = None
     if not on_gpu:
         why = "the CPU runtime has no CUDA graphs"
     elif args.emulate == "reference":
         why = "--emulate reference has not been tried in a CUDA graph"
-    elif recipe and recipe.late_switch:
-        why = "a CUDA graph goes on in NVFP4 where --nvfp4 switches to BF16"
     elif args.sensitivity:
         why = "--sensitivity looks at each layer's products, of which a CUDA graph tells nothing"
     elif model.expert_parallel > 1:

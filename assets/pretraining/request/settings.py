@@ -265,7 +265,7 @@ def _numerics(asked: argparse.Namespace, model: Model, precision: Precision, *, 
         "bf16_tail_layers": tail,
         "emulate": emulator if on_gpu else None,
         "nvfp4": recipe,
-        "tuned": checks.tuned(asked, model, recipe, on_gpu=on_gpu),
+        "tuned": checks.tuned(asked, model, on_gpu=on_gpu),
         "engine_switches": nvfp4_recipe.engine_switches(),
     }
 

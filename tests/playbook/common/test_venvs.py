@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import http.server
 import json
 import os
 import re
@@ -10,85 +9,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from playbook.common import torch_index, venvs
+from playbook.common import venvs
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-HEAD = """
-import sys
-from pathlib import Path
-from playbook.common import venvs as environments
-environments.PROJECT = Path({project!r})
-environments.VENVS = environments.PROJECT / ".venv"
-environments.REQUIREMENTS = environments.PROJECT / "requirements"
-"""
-RUN = "sys.exit(environments.main(sys.argv[1:]))"
 
 
-def make_wheel(folder: Path, name: str, version: str = "1.0", module: str = "") -> str:
-    """A package of one module; gives the requirement that installs it."""
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    about = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{module or name}.py", f"version = {version!r}\n")
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        wheel.writestr(
-            f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{about}/RECORD", "")
-    return f"{path}\n"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A project with requirements of its own."""
-    (tmp_path / "requirements").mkdir()
-    for file in ("host", "cpu", "megatron", "dev"):
-        (tmp_path / "requirements" / f"{file}.txt").write_text(make_wheel(tmp_path, f"pkg_{file}"))
-    return tmp_path
-
-
-@pytest.fixture
-def command(root: Path, project: Path):
-    """The words and the environment that set up `root`, after the given code."""
-
-    def words(name: str, code: str = "", **more: str) -> dict:
-        plain = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "TORCH_INDEX"))}
-        env = plain | {"PIP_NO_INDEX": "1", "PYTHONPATH": f"{project / 'scripts'}:{project / 'assets'}"} | more
-        script = HEAD.format(project=str(root)) + code + "\n" + RUN
-        return {"args": [sys.executable, "-c", script, name], "env": env, "stdin": subprocess.DEVNULL, "text": True}
-
-    return words
-
-
-@pytest.fixture
-def set_up(command):
-    """`set_up("host", code=0)`: what it printed."""
-
-    def run(name: str, changed: str = "", *, code: int = 0, **more: str) -> str:
-        ended = subprocess.run(**command(name, changed, **more), capture_output=True, timeout=120, check=False)
-        assert ended.returncode == code, ended.stdout + ended.stderr
-        assert "Traceback" not in ended.stderr
-        return ended.stdout + ended.stderr
-
-    return run
-
-
-def version_in(root: Path, environment: str, module: str) -> str | None:
-    """The version of a package in an environment, None where it is not there."""
-    code = f"import {module}; print({module}.version)"
-    python = root / ".venv" / f"{environment}-{VERSION}" / "bin" / "python"
-    ended = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
-    return ended.stdout.strip() or None
-
-
-def test_made_once_and_brought_up_to_date(set_up, root: Path) -> None:
+def test_made_once_and_brought_up_to_date(version_in, make_wheel, set_up, root: Path) -> None:
     assert set_up("host") == f"Setting up .venv/host-{VERSION}: the launcher's packages, 0.2 GB ...\n"
     assert version_in(root, "host", "pkg_host") == "1.0"
     began = time.monotonic()
@@ -108,7 +39,7 @@ def test_made_once_and_brought_up_to_date(set_up, root: Path) -> None:
     assert set_up("host") == ""
 
 
-def test_the_test_environment_is_the_cpu_one_and_more(set_up, root: Path) -> None:
+def test_the_test_environment_is_the_cpu_one_and_more(version_in, make_wheel, set_up, root: Path) -> None:
     set_up("cpu")
     assert [version_in(root, "cpu", f"pkg_{file}") for file in ("cpu", "megatron", "host", "dev")] == [
         "1.0", "1.0", None, None,
@@ -121,7 +52,7 @@ def test_the_test_environment_is_the_cpu_one_and_more(set_up, root: Path) -> Non
     assert "Setting up" in set_up("test")
 
 
-def test_a_failed_installation_says_why_and_goes_on_from_there(set_up, root: Path) -> None:
+def test_a_failed_installation_says_why_and_goes_on_from_there(version_in, make_wheel, set_up, root: Path) -> None:
     (root / "requirements" / "megatron.txt").write_text("no-such-package-here==9\n")
     said = set_up("cpu", code=1)
     assert "pip could not install" in said and "megatron.txt" in said
@@ -146,7 +77,7 @@ def slow_pip(seconds: int) -> str:
     )
 
 
-def test_an_interrupted_set_up_is_completed(command, set_up, until, root: Path) -> None:
+def test_an_interrupted_set_up_is_completed(version_in, command, set_up, until, root: Path) -> None:
     with subprocess.Popen(
         **command("host", slow_pip(60)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -162,7 +93,7 @@ def test_an_interrupted_set_up_is_completed(command, set_up, until, root: Path) 
     assert set_up("host") == ""
 
 
-def test_two_at_once(command, root: Path) -> None:
+def test_two_at_once(version_in, command, root: Path) -> None:
     processes = [subprocess.Popen(**command("host"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -229,7 +160,7 @@ PYTHON = json.dumps(list(sys.version_info[:2]))
     [
         (f'{{"python": {PYTHON}, "files": {{"host.txt": "x"}}}}', {"host.txt": "x"}),
         (f'{{"python": {PYTHON}, "files": {{}}}}', {}),
-        ('{"python": [3, 10], "files": {"host.txt": "x"}}', None),  # made by another Python
+        ('{"python": [3, 10], "files": {"host.txt": "x"}}', None), # made by another Python
         (f'{{"python": {PYTHON}}}', None),
         (f'{{"python": {PYTHON}, "files": null}}', None),
         ("{}", None), ("[]", None), ("null", None), ("{", None), ("", None),
@@ -316,23 +247,8 @@ def test_every_requirement_is_pinned(project: Path) -> None:
             assert all("==" in line for line in lines if line.strip() and not line.startswith("#")), file
 
 
-def test_another_torch_index_counts_for_torch_alone(monkeypatch) -> None:
-    monkeypatch.delenv("TORCH_INDEX", raising=False)
-    before = {file: venvs._fingerprint(file) for file in ("cpu.txt", "megatron.txt", "host.txt")}
-    monkeypatch.setenv("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
-    changed = [file for file in before if venvs._fingerprint(file) != before[file]]
-    assert changed == ["cpu.txt"]
-    named = {"cpu.txt": venvs._fingerprint("cpu.txt")}
-    monkeypatch.setattr(venvs, "_installed", lambda folder: named)
-    assert venvs._missing(Path("cpu"), named) == []
-    assert venvs._missing(Path("cpu"), {"cpu.txt": before["cpu.txt"]}) == []  # torch from elsewhere is torch
-    monkeypatch.setattr(venvs, "_installed", lambda folder: before)
-    assert venvs._missing(Path("cpu"), named) == ["cpu.txt"]
-    assert torch_index.pin(venvs.REQUIREMENTS / "cpu.txt").startswith("torch==")
-
-
 @pytest.mark.parametrize("lost", ["lib", "lib/python{}.{}/site-packages/folder_of_host"])
-def test_what_was_deleted_is_made_anew(set_up, root: Path, lost: str) -> None:
+def test_what_was_deleted_is_made_anew(version_in, make_wheel, set_up, root: Path, lost: str) -> None:
     (root / "requirements" / "host.txt").write_text(make_wheel(root, "pkg_host", module="folder_of_host/__init__"))
     set_up("host")
     assert set_up("host") == ""
@@ -385,124 +301,7 @@ def test_a_dry_run_sets_nothing_up(root: Path, monkeypatch) -> None:
     assert not (root / ".venv").exists()
 
 
-class Index:
-    """A package index on this machine: PyTorch's page of CPU wheels, or what is wrong with it."""
-
-    def __init__(self, folder: Path, how: str) -> None:
-        wheel = Path(make_wheel(folder, "torch", "9.9+cpu", module="torch").strip())
-        content = wheel.read_bytes()
-        index = self
-
-        class Answer(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                index.asked.append(f"{self.command} {self.path}")
-                if how == "silent":
-                    index.ended.wait(30)
-                body = content if self.path.endswith(".whl") else f'<a href="/{wheel.name}">{wheel.name}</a>'.encode()
-                gone = how == "broken" and self.command == "GET"
-                self.send_response(404 if gone else 200)
-                self.send_header(
-                    "Content-Type", "application/octet-stream" if self.path.endswith(".whl") else "text/html"
-                )
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                with contextlib.suppress(OSError):
-                    self.wfile.write(b"" if self.command == "HEAD" else body)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.asked: list[str] = []
-        self.ended = threading.Event()
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/whl/cpu"
-
-    def close(self) -> None:
-        self.ended.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def index(tmp_path_factory):
-    """`index("silent")`: an index of that kind, which is the one of CPU wheels, beside no GPU."""
-    made = []
-
-    def start(how: str) -> Index:
-        made.append(Index(tmp_path_factory.mktemp("index"), how))
-        return made[-1]
-
-    yield start
-    for each in made:
-        each.close()
-
-
-@pytest.mark.parametrize(
-    ("how", "version", "says"),
-    [
-        ("whole", "9.9+cpu", "PyTorch: the CPU wheel of {url}, 1.5 GB installed: no NVIDIA GPU is here"),
-        ("broken", "9.9", "PyTorch: {url} did not give it; the plain wheel, up to 4.7 GB"),
-    ],
-)
-def test_without_a_gpu_the_cpu_wheel_is_taken_by_itself(
-    set_up, index, root: Path, tmp_path, how, version, says
-) -> None:
-    there = index(how)
-    (tmp_path / "plain").mkdir()
-    make_wheel(tmp_path / "plain", "torch", "9.9", module="torch")
-    (root / "requirements" / "cpu.txt").write_text(f"--find-links {tmp_path / 'plain'}\ntorch==9.9\n")
-    code = "from playbook.common import pci, torch_index\npci.in_the_machine = lambda: False\n"
-    code += f"torch_index.CPU_WHEELS = {there.url!r}"
-    free = {"PIP_NO_INDEX": "", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", "NO_PROXY": "127.0.0.1"}
-    said = set_up("cpu", code, **free)
-    assert says.format(url=there.url) in said
-    assert version_in(root, "cpu", "torch") == version
-    assert there.asked[0] == "HEAD /whl/cpu/torch/"
-    assert set_up("cpu") == ""
-
-
-@pytest.mark.parametrize(
-    ("how", "gpu", "variables", "says"),
-    [
-        ("silent", False, {}, "did not answer within 3 s"),
-        ("whole", True, {}, "an NVIDIA GPU is here"),
-        ("whole", False, {"PIP_INDEX_URL": "http://mirror/simple"}, "pip is told where to look (env index-url)"),
-        ("whole", False, {"PIP_NO_INDEX": "1"}, "pip is told where to look (env no-index)"),
-        ("whole", False, {"PIP_CONFIG_FILE": "{folder}/pip.conf"}, "pip is told where to look (global index-url)"),
-        ("whole", False, {"TORCH_INDEX": "http://mine/simple"}, "from TORCH_INDEX"),
-    ],
-)
-def test_else_pips_own_index_and_why(index, tmp_path: Path, monkeypatch, how, gpu, variables, says) -> None:
-    for name in [name for name in os.environ if name.startswith(("PIP_", "TORCH_INDEX"))]:
-        monkeypatch.delenv(name)
-    (tmp_path / "pip.conf").write_text("[global]\nindex-url = http://mirror/simple\n")
-    for name, value in {"PIP_CONFIG_FILE": os.devnull, "NO_PROXY": "127.0.0.1", **variables}.items():
-        monkeypatch.setenv(name, value.format(folder=tmp_path))
-    there = index(how)
-    monkeypatch.setattr(torch_index, "CPU_WHEELS", there.url)
-    monkeypatch.setattr(torch_index.pci, "in_the_machine", lambda: gpu)
-    found = torch_index.choose(Path(sys.executable))
-    assert (found.url, found.by_itself) == (variables.get("TORCH_INDEX"), False)
-    assert says in found.why and ("up to 4.7 GB" in found.why or found.url)
-    assert (there.asked == []) is (how == "whole"), "nobody is asked for what is not wanted"
-
-
-def test_the_probe_gives_up_in_three_seconds(index, monkeypatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    there = index("silent")
-    began = time.monotonic()
-    assert not torch_index.answers(f"{there.url}/torch/")
-    assert time.monotonic() - began < torch_index.PATIENCE_SECONDS + 2
-
-
-def test_a_stamp_of_before_forgets_the_password(set_up, root: Path) -> None:
+def test_a_stamp_of_before_forgets_the_password(version_in, set_up, root: Path) -> None:
     set_up("cpu")
     stamp = root / ".venv" / f"cpu-{VERSION}" / ".installed.json"
     made = json.loads(stamp.read_text())
@@ -512,16 +311,3 @@ def test_a_stamp_of_before_forgets_the_password(set_up, root: Path) -> None:
     set_up("cpu")
     assert "hunter2" not in stamp.read_text() and version_in(root, "cpu", "pkg_cpu") == before
     assert json.loads(stamp.read_text())["files"]["cpu.txt"] == made["files"]["cpu.txt"].split(" ")[0]
-
-
-def test_a_password_in_the_index_is_in_no_stamp_and_no_argument(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCH_INDEX", "https://me:s3cret@index.example/cpu")
-    assert "s3cret" not in venvs._fingerprint("cpu.txt") and "index" not in venvs._fingerprint("cpu.txt")
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(f"#!/bin/sh\necho $PIP_INDEX_URL > {tmp_path}/index\necho $* > {tmp_path}/arguments\n")
-    python.chmod(0o755)
-    with (tmp_path / "log").open("w") as log:
-        venvs._pip(tmp_path, log, tmp_path / "log", "torch", index="https://me:s3cret@index.example/cpu")
-    assert (tmp_path / "index").read_text().strip() == "https://me:s3cret@index.example/cpu"
-    assert "torch" in (tmp_path / "arguments").read_text() and "s3cret" not in (tmp_path / "arguments").read_text()

@@ -6,87 +6,17 @@ import pty
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from playbook.launch.process import LocalProcess
 from playbook.launch.watch import End, see_the_end
-from pretraining.record import lock, run_folder
-from pretraining.record.run_folder import Run, Verdict
-
-LAUNCHER = Path(__file__).parents[1] / "fakes" / "launcher.py"
-FLAGS = ("--runtime", "cpu", "--model", "tiny", "--train-iters", "8")
-
-
-class Launched:
-    """A launcher under way."""
-
-    def __init__(self, process: subprocess.Popen[str], runs: Path) -> None:
-        self.process, self.runs = process, runs
-
-    @property
-    def folder(self) -> Path:
-        """The only run folder."""
-        (found,) = self.runs.iterdir()
-        return found
-
-    def read(self) -> Run:
-        """The only run."""
-        return run_folder.read_run(self.folder)
-
-    def iterations(self) -> int:
-        """Of the only run, so far."""
-        found = list(self.runs.glob(f"*/{run_folder.METRICS}"))
-        return found[0].read_text().count("\n") if found else 0
-
-
-def trainings(runs: Path) -> list[int]:
-    """The process ids of stand-ins for a training whose run folder is in or below `runs`."""
-    found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            content = command.read_bytes()
-            if str(runs).encode() in content and b"training.py" in content:
-                found.append(int(command.parent.name))
-    return found
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a training still writes to this run folder."""
-    return bool(trainings(folder))
-
-
-@pytest.fixture
-def launch(environment, project: Path, tmp_path: Path) -> Iterator:
-    """`launch("nvfp4", FAKE="slow")` starts the launcher; what it says comes through a pipe."""
-    started: list[Launched] = []
-
-    def start(job: str, *flags: str, stdout: int = subprocess.PIPE, **more: str) -> Launched:
-        runs = tmp_path / "runs"
-        paths = os.pathsep.join([str(project / "assets"), str(project / "scripts"), more.pop("MORE_PATH", "")])
-        process = subprocess.Popen(
-            [sys.executable, str(LAUNCHER), job, *FLAGS, *flags, "--runs", str(runs)],
-            env=environment(PYTHONPATH=paths, **more), stdin=subprocess.DEVNULL,
-            stdout=stdout, stderr=stdout if stdout != subprocess.PIPE else subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        started.append(Launched(process, runs))
-        return started[-1]
-
-    yield start
-    for each in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(each.process.pid, signal.SIGKILL)
-        each.process.communicate()
-        for number in trainings(each.runs):  # in a session of its own, so it outlives a launcher that left it behind
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+from pretraining.record import run_folder
+from pretraining.record.run_folder import Verdict
 
 
 def test_piped_progress_is_plain_lines(launch) -> None:
@@ -179,7 +109,7 @@ def test_an_interruption_ends_training_and_keeps_its_record(launch, until, numbe
     assert run.verdict is Verdict.INTERRUPTED
     assert run.outcome["cause"] == "interrupted by SIGINT"  # training's own words
     assert len(run.train) >= 3 and run.plan and run.environment
-    assert not is_running(launched.folder)
+    assert not launched.trainings()
 
 
 def test_a_training_that_does_not_listen_is_killed_in_time(launch, until) -> None:
@@ -193,7 +123,7 @@ def test_a_training_that_does_not_listen_is_killed_in_time(launch, until) -> Non
     run = launched.read()
     assert run.verdict is Verdict.INTERRUPTED and run.outcome["exit_code"] == 130
     assert "stopped by the launcher" in run.outcome["cause"]
-    assert not is_running(launched.folder)
+    assert not launched.trainings()
 
 
 def test_a_second_interruption_kills_at_once(launch, until) -> None:
@@ -206,7 +136,7 @@ def test_a_second_interruption_kills_at_once(launch, until) -> None:
     _, errors = launched.process.communicate(timeout=60)
     assert time.monotonic() - began < 2.5
     assert launched.process.returncode == 130 and "Traceback" not in errors
-    assert not is_running(launched.folder)
+    assert not launched.trainings()
     assert launched.read().verdict is Verdict.INTERRUPTED
 
 
@@ -219,7 +149,7 @@ def test_a_third_and_fourth_leave_no_traceback(launch, until) -> None:
         time.sleep(0.03)
     _, errors = launched.process.communicate(timeout=60)
     assert launched.process.returncode in (130, -signal.SIGINT) and "Traceback" not in errors
-    until(lambda: not is_running(launched.folder), 10)
+    until(lambda: not launched.trainings(), 10)
 
 
 def test_an_interruption_in_the_background(launch, until) -> None:
@@ -234,7 +164,7 @@ def test_an_interruption_in_the_background(launch, until) -> None:
     launched.process.terminate()
     launched.process.communicate(timeout=60)
     assert time.monotonic() - began < 5 and launched.process.returncode == 130
-    assert launched.read().verdict is Verdict.INTERRUPTED and not is_running(launched.folder)
+    assert launched.read().verdict is Verdict.INTERRUPTED and not launched.trainings()
 
 
 def test_a_killed_training(launch) -> None:
@@ -243,7 +173,7 @@ def test_a_killed_training(launch) -> None:
     assert launched.process.returncode == 1
     run = launched.read()
     assert run.verdict is Verdict.KILLED and len(run.train) == 2
-    assert not is_running(launched.folder)  # nor does its helper
+    assert not launched.trainings()  # nor does its helper
     assert "training was ended by SIGKILL" in run.outcome["cause"] and "out of memory" in run.outcome["cause"]
     assert f"nvfp4: killed: {run.outcome['cause']}" in errors and "train.log" in errors
     assert "iteration 2/8" in said.splitlines()[-1]
@@ -328,7 +258,7 @@ def test_a_closed_terminal_ends_training_with_its_record(launch, until) -> None:
     os.close(master)  # nobody reads it: writing to it fails
     launched.process.send_signal(signal.SIGHUP)
     assert launched.process.wait(timeout=60) == 130
-    assert launched.read().verdict is Verdict.INTERRUPTED and not is_running(launched.folder)
+    assert launched.read().verdict is Verdict.INTERRUPTED and not launched.trainings()
 
 
 def test_nohup_outlives_its_terminal(launch, until) -> None:
@@ -361,7 +291,7 @@ subprocess.Popen._execute_child = interrupted
     launched = launch("nvfp4", FAKE="slow", MORE_PATH=str(tmp_path))
     _, errors = launched.process.communicate(timeout=60)
     assert launched.process.returncode == 130 and "Traceback" not in errors
-    assert launched.read().verdict is Verdict.INTERRUPTED and not is_running(launched.folder)
+    assert launched.read().verdict is Verdict.INTERRUPTED and not launched.trainings()
 
 
 def test_two_launchers_in_one_folder_are_one_run(launch, tmp_path: Path, until) -> None:
@@ -383,86 +313,3 @@ def test_two_launchers_in_one_folder_are_one_run(launch, tmp_path: Path, until) 
     assert third.process.returncode == 2 and "already holds a run" in errors
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == kept
     assert not [path for path in folder.iterdir() if path.name.startswith(".outcome")]
-
-
-@pytest.fixture
-def orphaned(launch, until) -> Launched:
-    """A training whose launcher was killed."""
-    launched = launch("nvfp4", FAKE="slow")
-    until(lambda: launched.iterations() >= 2, 60)
-    launched.process.kill()
-    launched.process.wait()
-    assert is_running(launched.folder)
-    return launched
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_a_run_whose_launcher_is_gone_can_be_stopped(launch, orphaned, named: bool) -> None:
-    ended = launch("stop", *(("--run", orphaned.folder.name) if named else ()))
-    said, errors = ended.process.communicate(timeout=60)
-    assert ended.process.returncode == 0, errors
-    assert said == f"stopped {orphaned.folder.name}: interrupted\n"
-    assert orphaned.read().outcome["cause"] == "interrupted by SIGINT" and not is_running(orphaned.folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "runtime", "code", "words"),
-    [
-        ("nope", "cpu", 2, "RUN=nope is no run folder, here or in "),
-        ("one", "cpu", 2, "no run of this project is running"),
-        (None, "cpu", 2, "no run of this project is running"),
-        (None, "container", 1, "run one is or was in a container, and no Docker engine answers at DOCKER_HOST="),
-        ("one", "container", 1, "run one is or was in a container, and no Docker engine answers at DOCKER_HOST="),
-    ],
-)
-def test_an_engine_is_missed_only_for_a_run_that_went_into_it(
-    launch, tmp_path: Path, name: str | None, runtime: str, code: int, words: str
-) -> None:
-    folder = tmp_path / "runs" / "one"
-    folder.mkdir(parents=True)
-    plan = {"kind": run_folder.KIND, "schema": 1, "request": {"runtime": runtime}}
-    run_folder.write_json(folder / run_folder.PLAN, plan)
-    ended = launch("stop", *(("--run", name) if name else ()), DOCKER_HOST="unix:///nonexistent/docker.sock")
-    _, errors = ended.process.communicate(timeout=60)
-    assert ended.process.returncode == code and words in errors and errors.count("\n") == 1
-
-
-def test_a_run_whose_plan_is_damaged_can_be_stopped(launch, orphaned) -> None:
-    (orphaned.folder / run_folder.PLAN).write_text("{")
-    ended = launch("stop")
-    said, errors = ended.process.communicate(timeout=60)
-    assert (ended.process.returncode, said) == (0, f"stopped {orphaned.folder.name}: interrupted\n"), errors
-    assert not is_running(orphaned.folder)
-
-
-def test_a_run_whose_launcher_is_gone_can_be_followed_once_and_stopped_there(launch, orphaned, until) -> None:
-    attached = launch("attach")
-    until(lambda: lock.watcher(orphaned.folder) == attached.process.pid, 60)
-    second = launch("attach", "--run", str(orphaned.folder))
-    _, errors = second.process.communicate(timeout=60)
-    assert second.process.returncode == 2 and f"watched already, by process {attached.process.pid}" in errors
-    attached.process.send_signal(signal.SIGINT)
-    said, _ = attached.process.communicate(timeout=60)
-    assert attached.process.returncode == 130
-    assert re.search(r"nvfp4 tiny: following, from iteration \d+ of 8", said)
-    assert orphaned.read().verdict is Verdict.INTERRUPTED and not is_running(orphaned.folder)
-
-
-def test_an_end_that_attach_saw_and_training_could_not_tell(launch, orphaned, until) -> None:
-    attached = launch("attach")
-    until(lambda: lock.watcher(orphaned.folder) == attached.process.pid, 60)
-    (number,) = trainings(orphaned.folder)
-    os.kill(number, signal.SIGKILL)
-    _, errors = attached.process.communicate(timeout=60)
-    assert attached.process.returncode == 1 and "while no launcher watched it" in errors
-    assert orphaned.read().verdict is Verdict.KILLED
-
-
-def test_a_watched_run_is_stopped_too_and_its_launcher_sees_it(launch, until) -> None:
-    launched = launch("nvfp4", FAKE="slow")
-    until(lambda: launched.iterations() >= 2, 60)
-    ended = launch("stop")
-    said, errors = ended.process.communicate(timeout=60)
-    assert (ended.process.returncode, said) == (0, f"stopped {launched.folder.name}: interrupted\n"), errors
-    assert launched.process.wait(timeout=60) == 130
-    assert launched.read().outcome["cause"] == "interrupted by SIGINT"

@@ -21,6 +21,7 @@ PICTURE, DRAWING = "sensitivity.png", "sensitivity.svg"
 TITLE = "NVFP4's relative error against BF16, per cent"
 _ROW, _BETWEEN, _BELOW, _LEFT, _SCALE = 20, 26, 34, 42, 62  # points
 _NUMBERED = 8  # layers at most, whose cells hold their figure
+_IN_BF16 = "#b4bac3"
 _COLOURS = LinearSegmentedColormap.from_list("error", ["#e8f1f8", "#7fb2d9", "#0b4f8a", "#08264a"])
 
 
@@ -50,7 +51,8 @@ def _draw(found: Findings) -> Canvas:
         top = TOP + (panel + _BETWEEN) * at + _BETWEEN - 6
         place = (_LEFT / WIDTH, 1 - (top + panel) / height, 1 - (_LEFT + _SCALE) / WIDTH, panel / height)
         axes = canvas.add_axes(place)
-        mesh = axes.pcolormesh(grid, cmap=_COLOURS, norm=scale, edgecolors=PAPER, linewidth=0.8)
+        mesh = axes.pcolormesh(grid, cmap=_COLOURS, norm=scale, edgecolors=PAPER, linewidth=min(0.8, 24 / found.layers))
+        axes.set_facecolor(_IN_BF16)
         _label(axes, grid, scale, name, last=at == len(PRODUCTS) - 1)
     bar = canvas.add_axes(
         (1 - (_SCALE - 14) / WIDTH, place[1], 10 / WIDTH, 1 - (TOP + _BETWEEN - 6) / height - place[1])
@@ -76,12 +78,12 @@ def _label(axes: Axes, grid: np.ndarray, scale: Normalize, name: str, *, last: b
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(PROJECTIONS)) + 0.5, PROJECTIONS)
     layers = grid.shape[1]
-    step = next(each for each in (1, 2, 4, 8, 16) if layers / each <= 16 or each == 16)
+    step = next(each for each in (1, 2, 4, 8, 16, 32) if layers <= 12 * each or each == 32)
     shown = np.arange(0, layers, step)
     axes.set_xticks(shown + 0.5, shown if last else [""] * len(shown))
     axes.tick_params(length=0)
     if last:
-        axes.set_xlabel("layer")
+        axes.set_xlabel("layer (grey: in BF16)" if np.isnan(grid).any() else "layer")
     for row, column in np.ndindex(grid.shape) if layers <= _NUMBERED else ():
         value = grid[row, column]
         colour = PAPER if np.isfinite(value) and scale(value) > 0.45 else INK

@@ -101,7 +101,7 @@ def sampled(source: Tensor, operand: Operand, how: Rounding, *, columns: bool = 
         exact.square().sum(dtype=torch.float64),
         ((scaled > nvfp4.E2M1_MAX * (1 + 2**-20)) & (values != 0)).sum(),  # amax is known to a bit or two
         ((values == 0) & (exact != 0)).sum(),
-        torch.tensor(exact.numel(), device=exact.device),
+        exact.new_full((), exact.numel()),
     )
     return Sample(exact, rounded, torch.stack([each.double() for each in sums]))
 

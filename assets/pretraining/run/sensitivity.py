@@ -18,6 +18,7 @@ from megatron.core.utils import unwrap_model
 from pretraining.megatron.linear_layers import linear_layers
 from pretraining.numerics.quantization_error import Layer, Measurement, findings
 from pretraining.record import run_folder
+from pretraining.request.models import MOCK
 
 if TYPE_CHECKING:
     from megatron.bridge.training.callbacks import CallbackContext
@@ -93,6 +94,7 @@ class Sensitivity(Callback):
                 "schema": 1,
                 "model": self._settings.model.name,
                 "num_layers": self._settings.num_layers,
+                "mock_data": self._settings.data == MOCK,
                 "iterations": self._settings.watched,
                 "recipe": self._settings.nvfp4.words(),
             }

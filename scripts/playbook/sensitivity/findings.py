@@ -48,6 +48,7 @@ class Findings:
 
     Attributes:
         model: its name.
+        mock_data: whether it trained on random tokens.
         iterations: the first and the last that were measured.
         recipe: the words of the NVFP4 recipe and their values.
         gradient_over_noise: of all weight gradients together.
@@ -55,6 +56,7 @@ class Findings:
     """
 
     model: str
+    mock_data: bool
     iterations: tuple[int, int]
     recipe: dict[str, str]
     gradient_over_noise: float | None
@@ -79,9 +81,13 @@ def load(folder: Path) -> Findings:
         if content.get("kind") != run_folder.SENSITIVITY_KIND:
             raise ValueError("it is another program's")
         first, last = content["iterations"]
-        whole = content["gradient_over_noise"]
         found = Findings(
-            content["model"], (first, last), content["recipe"], whole, [_cell(each) for each in content["layers"]]
+            model=content["model"],
+            mock_data=content["mock_data"],
+            iterations=(first, last),
+            recipe=content["recipe"],
+            gradient_over_noise=content["gradient_over_noise"],
+            cells=[_cell(each) for each in content["layers"]],
         )
         if not found.measured:
             raise ValueError("no layer in NVFP4 is in it")

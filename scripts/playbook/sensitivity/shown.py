@@ -77,7 +77,8 @@ def _percent(share: float | None) -> str:
 def _meaning(found: Findings) -> list[str]:
     ratio = found.gradient_over_noise
     below = [cell for cell in found.measured if (cell.gradient_over_noise or math.inf) < THRESHOLD]
-    said = ["Clipped and zeroed: the largest share of elements of any operand."]
+    said = ["On mock data: random tokens say little about a text. DATA= names one."] if found.mock_data else []
+    said += ["Clipped and zeroed: the largest share of elements of any operand."]
     if ratio is not None:
         said.append(
             f"The weight gradient's norm is {ratio:.1f} times its own rounding noise over all layers. It is below "

@@ -267,9 +267,15 @@ def test_a_measured_run_is_shown_again_and_takes_nothing_else(tmp_path: Path, ca
         "gradient_over_noise": 10.0,
         "products": {"fprop": product},
     }
-    whole = {"kind": run_folder.SENSITIVITY_KIND, "model": "tiny", "iterations": [1, 2], "gradient_over_noise": 10.0}
+    whole = {
+        "kind": run_folder.SENSITIVITY_KIND,
+        "model": "tiny",
+        "mock_data": True,
+        "iterations": [1, 2],
+        "gradient_over_noise": 10.0,
+    }
     run_folder.write_json(tmp_path / run_folder.SENSITIVITY, {**whole, "recipe": {}, "layers": [cell]})
-    assert train.run(["sensitivity", "--run", str(tmp_path)]) == 0 and "iterations 1 to 2" in capsys.readouterr().out
+    assert train.run(["sensitivity", "--run", str(tmp_path)]) == 0 and "On mock data" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == [run_folder.SENSITIVITY]
     with pytest.raises(UsageError, match="shown again, for another BUDGET= perhaps: --train-iters does nothing for it"):
         train.run(["sensitivity", "--run", str(tmp_path), "--train-iters", "3"])

@@ -31,7 +31,13 @@ def measured(tmp_path: Path) -> Callable[..., Path]:
                     "gradient_over_noise": None if missing else 1 / error,
                     "products": {} if missing else dict.fromkeys(("fprop", "dgrad", "wgrad"), product),
                 })  # fmt: skip
-        whole = {"kind": run_folder.SENSITIVITY_KIND, "schema": 1, "model": "tiny", "iterations": [49, 50]}
+        whole = {
+            "kind": run_folder.SENSITIVITY_KIND,
+            "schema": 1,
+            "model": "tiny",
+            "mock_data": False,
+            "iterations": [49, 50],
+        }
         recipe = {"rht": "on", "stochastic": "on", "weights": "16x16"}
         run_folder.write_json(
             tmp_path / run_folder.SENSITIVITY,

@@ -79,6 +79,35 @@ def _layer(python: str, version: str) -> Path:
     return folder
 
 
+def engine_sources(version: str) -> Path:
+    """The Python sources of a Transformer Engine; its libraries are packages of their own, and not needed.
+
+    Raises:
+        Missing: they cannot be installed.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    folder, pins = CACHE / f"transformer-engine-{version}", CACHE / f"transformer-engine-{version}.txt"
+    with (CACHE / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pins.write_text(f"transformer-engine=={version}\n")
+        for _ in _unless_made(folder, pins):
+            _run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--no-deps",
+                    "--target",
+                    str(folder),
+                    "-r",
+                    str(pins),
+                ]
+            )
+    return folder
+
+
 def _unless_made(folder: Path, pins: Path) -> Iterator[None]:
     """Once where `folder` was not made from these pins, which it is afterwards."""
     stamp, wanted = folder / ".pins", hashlib.sha256(pins.read_bytes()).hexdigest()

@@ -185,7 +185,7 @@ _DEFAULTS = {each.name: each.default for each in dataclasses.fields(Nvfp4Recipe)
 INGREDIENTS: dict[str, str] = {name: title for name, title in TITLES.items() if isinstance(_DEFAULTS[name], bool)}
 # short form in the environment: what it turns off
 SHORT: dict[str, str] = {about["short"]: about["title"] for about in _ABOUT.values() if about["short"]}
-_ENGINE = {about["engine"]: name for name, about in _ABOUT.items() if about["engine"]}  # variable: field
+ENGINE_VARIABLES = {about["engine"]: name for name, about in _ABOUT.items() if about["engine"]}  # variable: field
 WORDS = tuple(_FIELDS)
 # What can be said in place of the default.
 HELP = " ".join(f"{about['word']}={about['example']}" for about in _ABOUT.values())
@@ -280,7 +280,7 @@ def _set_in(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 def is_variable(name: str) -> bool:
     """Whether an environment variable says something of the recipe."""
-    return name in SHORT or name in _ENGINE
+    return name in SHORT or name in ENGINE_VARIABLES
 
 
 def passed_on(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -293,7 +293,7 @@ def engine_switches(environment: Mapping[str, str] = os.environ) -> tuple[str, .
 
     Call before Megatron is imported, which sets some of them.
     """
-    others = {name for name in environment if name.startswith("NVTE_")} - _ENGINE.keys()
+    others = {name for name in environment if name.startswith("NVTE_")} - ENGINE_VARIABLES.keys()
     return tuple(f"{name}={environment[name]}" for name in sorted(others))
 
 
@@ -304,7 +304,7 @@ def use(recipe: Nvfp4Recipe) -> None:
     """Train by this recipe in this process, natively or emulated. Call before Transformer Engine is imported."""
     global _in_use
     _in_use = recipe
-    for variable, name in _ENGINE.items():
+    for variable, name in ENGINE_VARIABLES.items():
         os.environ[variable] = _ABOUT[name]["says"][getattr(recipe, name)]
 
 

@@ -78,7 +78,9 @@ def test_what_a_run_left_goes_with_its_size(clean, root: Path) -> None:
     (runs / "default" / "checkpoints").mkdir(parents=True)
     (runs / "default" / "tb_logs").mkdir()
     for name in ("plan.json", "job.json", "profile.json", "config.yaml", "device.jsonl", "device-8.jsonl",
-                 "train.log", "ranks/0003.log", "trace.json.gz", ".lock", ".launcher", ".outcome.json.0123456789abcdef",
+                 "train.log", "ranks/0003.log", "trace.json.gz", "sensitivity.json",
+                 "sensitivity.png", "sensitivity.svg", ".sensitivity.svg",
+                 ".lock", ".launcher", ".outcome.json.0123456789abcdef",
                  "checkpoints/latest_checkpointed_iteration.txt", "checkpoints/latest_train_state.pt",
                  "checkpoints/iter_0000010/.metadata", "checkpoints/iter_0000010/common.pt",
                  "checkpoints/iter_0000010/metadata.json", "checkpoints/iter_0000010/run_config.yaml",

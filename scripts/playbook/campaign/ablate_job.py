@@ -151,7 +151,7 @@ def _refuse(args: argparse.Namespace) -> None:
     if changed := nvfp4_recipe.as_text(asked.changed()):
         raise UsageError(
             f"make ablate changes the recipe itself: VARIANTS='{changed}' tries this beside the whole one; leave "
-            f"{' '.join(nvfp4_recipe.short_forms().values()) or '--nvfp4, or what the config file says,'} out"
+            f"{' '.join(nvfp4_recipe.short_forms().values()) or '--nvfp4, --switch, or what the config file says,'} out"
         )
 
 

@@ -334,5 +334,5 @@ def about(of: Ablation) -> str:
     size = f" ({of.parameters:,} parameters)" if of.parameters else ""
     return (
         f"{of.model}{size}, NVFP4 {of.arithmetic} on {of.device}, {of.iterations:,} iterations, {of.tokens:,} tokens "
-        f"of {of.data} a run, seeds {joined(list(map(str, of.seeds)))}"
+        f"of {of.data} a run, seed{'s' * (len(of.seeds) > 1)} {joined(list(map(str, of.seeds)))}"
     )

@@ -109,16 +109,7 @@ def container_of(job: plan.Plan, folder: Path, flags: list[str], more: Mapping[s
 
 
 def ready(found: Place, runs: Path, *, alone: bool = True) -> Place:
-    """Make a place ready for trainings: a container's has its image, and its GPU is free.
-
-    Args:
-        found: from `find_place`.
-        runs: where run folders are.
-        alone: no other run may hold the GPU.
-
-    Raises:
-        EngineError: another run holds the GPU, or the image cannot be pulled.
-    """
+    """Make a place from `find_place` ready for trainings: a container's as `prepare.ready` does, which can fail."""
     if found.runtime != "container":
         return found
     from playbook.launch.container import prepare

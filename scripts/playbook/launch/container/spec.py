@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,22 +97,28 @@ class Container:
         return {**self.labels, **(ownership(self.engine) if self.owner else {})}
 
     @property
-    def _security(self) -> list[str]:
-        """Of SELinux: without labels the folders can be read, and they keep the labels that the host needs."""
-        return ["label=disable"] if self.engine.selinux else []
+    def _of_the_host(self) -> list[tuple[list[str], dict[str, Any]]]:
+        """What it gets of the machine: each thing in docker's words, and as the SDK's argument of a host config."""
+        limits = [Ulimit(name=name, soft=limit, hard=limit) for name, limit in LIMITS.items()]
+        mounts = [Mount(str(each.path), str(each.path), "bind", not each.writable) for each in self.folders]
+        log = LogConfig(type="json-file", config={"max-size": "20m"})  # train.log is the whole log
+        found = [(["--ipc", "host"], {"ipc_mode": "host"}), (["--init"], {"init": True})]
+        if self.gpu:
+            found.append((self._gpu_words(), {"device_requests": [self._device_request()]}))
+        if self.engine.remaps:
+            found.append((["--userns", "host"], {"userns_mode": "host"}))
+        if self.engine.selinux:  # without labels the folders can be read, and they keep those that the host needs
+            found.append((["--security-opt", "label=disable"], {"security_opt": ["label=disable"]}))
+        return [
+            *found,
+            (_each("--ulimit", (f"{each.name}={each.soft}:{each.hard}" for each in limits)), {"ulimits": limits}),
+            (["--log-driver", log.type, *_each("--log-opt", _pairs(log.config))], {"log_config": log}),
+            (_each("--mount", map(_as_word, mounts)), {"mounts": mounts}),
+        ]
 
     def create_arguments(self, api: docker.APIClient) -> dict[str, Any]:
         """The arguments for `api.create_container`, the only place where a secret's value is read."""
-        host = api.create_host_config(
-            ipc_mode="host",
-            userns_mode="host" if self.engine.remaps else None,
-            security_opt=self._security or None,
-            init=True,
-            ulimits=[Ulimit(name=name, soft=limit, hard=limit) for name, limit in LIMITS.items()],
-            mounts=[Mount(str(each.path), str(each.path), "bind", not each.writable) for each in self.folders],
-            device_requests=[self._device_request()] if self.gpu else None,
-            log_config=LogConfig(type="json-file", config={"max-size": "20m"}),  # train.log is the whole log
-        )
+        host = {name: value for _, argument in self._of_the_host for name, value in argument.items()}
         return {
             "image": self.image,
             "name": self.name,
@@ -122,7 +128,7 @@ class Container:
             "user": self.user,
             "working_dir": self.workdir,
             "labels": self.all_labels,
-            "host_config": host,
+            "host_config": api.create_host_config(**host),
         }
 
     def _device_request(self) -> DeviceRequest:
@@ -130,38 +136,41 @@ class Container:
             return DeviceRequest(driver="cdi", device_ids=self._cdi_names())
         return DeviceRequest(device_ids=self.gpu.split(","), capabilities=[["gpu"]])
 
+    def _gpu_words(self) -> list[str]:
+        if self.engine.gpus == "cdi":
+            return _each("--device", self._cdi_names())
+        return ["--gpus", f'"device={self.gpu}"']
+
     def _cdi_names(self) -> list[str]:
         return [f"nvidia.com/gpu={uuid}" for uuid in self.gpu.split(",")]
 
     def docker_run(self, *extra: str) -> list[str]:
         """The same as a `docker run` command. Secrets go by name: docker takes their values from the environment."""
-        words = ["docker", "run", *extra]
-        if self.name:
-            words += ["--name", self.name]
-        if self.gpu:
-            classic = ["--gpus", f'"device={self.gpu}"']
-            cdi = [word for name in self._cdi_names() for word in ("--device", name)]
-            words += cdi if self.engine.gpus == "cdi" else classic
-        words += ["--ipc", "host", "--init", *(["--userns", "host"] if self.engine.remaps else [])]
-        words += [word for option in self._security for word in ("--security-opt", option)]
-        for name, limit in LIMITS.items():
-            words += ["--ulimit", f"{name}={limit}:{limit}"]
-        words += ["--log-driver", "json-file", "--log-opt", "max-size=20m"]
-        words += ["--user", self.user, "--workdir", self.workdir]
-        for each in self.folders:
-            mount = f"type=bind,source={each.path},target={each.path}"
-            words += ["--mount", mount if each.writable else f"{mount},readonly"]
-        for name, value in self.environment.items():
-            words += ["-e", f"{name}={value}"]
-        for name in self.secrets:
-            words += ["-e", name]
-        for name, value in self.all_labels.items():
-            words += ["--label", f"{name}={value}"]
-        return [*words, "--entrypoint", self.command[0], self.image, *self.command[1:]]
+        return [
+            *("docker", "run", *extra, *(("--name", self.name) if self.name else ())),
+            *(word for words, _ in self._of_the_host for word in words),
+            *("--user", self.user, "--workdir", self.workdir),
+            *_each("-e", (*_pairs(self.environment), *self.secrets)),
+            *_each("--label", _pairs(self.all_labels)),
+            *("--entrypoint", self.command[0], self.image, *self.command[1:]),
+        ]
 
     def in_foreground(self) -> list[str]:
         """The `docker run` command for this terminal, whose container stays only where files are to be handed."""
         return self.docker_run(*([] if self.owner else ["--rm"]), "-it" if sys.stdin.isatty() else "-i")
+
+
+def _each(option: str, values: Iterable[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
+
+
+def _pairs(values: Mapping[str, str]) -> Iterator[str]:
+    return (f"{name}={value}" for name, value in values.items())
+
+
+def _as_word(mount: Mount) -> str:
+    words = f"type=bind,source={mount['Source']},target={mount['Target']}"
+    return f"{words},readonly" if mount["ReadOnly"] else words
 
 
 def caller(engine: EngineKind) -> str:

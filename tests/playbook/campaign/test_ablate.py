@@ -153,7 +153,9 @@ def test_a_switch_that_is_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match=r"VARIANTS='rht=off' tries this beside the whole one; leave NVFP4_RHT=0 out"):
         train.run(["ablate", "--runtime", "cpu", "--dry-run"])
     monkeypatch.delenv("NVFP4_RHT")
-    with pytest.raises(UsageError, match=r"VARIANTS='weights=1x16' tries this .*; leave --nvfp4, --switch, or what the config"):
+    with pytest.raises(
+        UsageError, match=r"VARIANTS='weights=1x16' tries this .*; leave --nvfp4, --switch, or what the config"
+    ):
         train.run(["ablate", "--runtime", "cpu", "--dry-run", "--nvfp4", "rht=on weights=1x16"])
 
 

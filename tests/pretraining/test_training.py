@@ -316,6 +316,8 @@ SWITCHES = {"from the start": "0", "at the end": "1.0", "in the middle": "0.5:fo
 def switched(train, runs) -> dict[str, Run]:
     """NVFP4 with a late switch, and one that is added where the unbroken run has its checkpoint of iteration 6."""
     more = {name: ("--nvfp4", f"switch={at}") for name, at in SWITCHES.items()}
+    recompute = ("granularity=full", "method=uniform", "num_layers=1")
+    more["recomputed"] = (*more["in the middle"], *(f"model.recompute_{each}" for each in recompute))
     more["added"] = ("--nvfp4", "switch=6", "--resume", str(runs["nvfp4"]), "--train-iters", "8")
     with ThreadPoolExecutor(2) as pool:
         folders = pool.map(lambda flags: train("nvfp4", *flags)[0], more.values())
@@ -326,6 +328,7 @@ def test_a_late_switch_is_nvfp4_before_it_and_bf16_after(runs, switched) -> None
     bf16, nvfp4 = (run_folder.read_run(runs[precision]) for precision in PRECISIONS)
     assert losses(switched["from the start"]) == losses(bf16) and losses(switched["at the end"]) == losses(nvfp4)
     middle = losses(switched["in the middle"])
+    assert losses(switched["recomputed"]) == middle  # recomputed activations are their own iteration's
     assert middle[:3] == losses(nvfp4)[:3] and middle[3] not in (losses(nvfp4)[3], losses(bf16)[3])
     assert switched["in the middle"].precision["switches_at"] == 3
     assert switched["in the middle"].precision["ingredients"]["switch"] == "0.5:forward"

@@ -29,6 +29,7 @@ HOW = (
     "chance makes any such call. With fewer than three seeds nothing is judged."
 )
 NAME = 28  # characters of a name on a terminal's line
+DRAWN = 52  # of one in the picture
 LEGEND = 18  # points
 ROW = 40
 WHISKER = 0.09
@@ -171,4 +172,4 @@ def _said(row: ablation.Row) -> str:
     """The variant, its mean, and what became of the seeds that have no gap."""
     without = dict.fromkeys(each.verdict for each in row.runs if not each.training_loss_gap)
     said = [f"{row.gap.value:+.2f} %".replace("-", "−")] if row.gap else []
-    return "   ".join([row.name, *said, *without])
+    return "   ".join([textwrap.shorten(row.name, DRAWN, placeholder=" …"), *said, *without])

@@ -329,4 +329,5 @@ def test_the_terminals_table_is_no_wider_than_120_columns(ablated, capsys, seeds
     ablate_job.show(of)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120 and sum("error=mse" in line for line in lines) >= 1
+    assert max(len(ablation_report._said(each)) for each in of.rows) <= 70  # of the picture's width
     assert ("-17.25" in "".join(lines)) == (seeds == 2)  # each seed's where nothing is judged

@@ -16,7 +16,7 @@ import pytest
 import requests
 from docker.errors import APIError
 
-from playbook.launch.container import engine, folders, image, spec
+from playbook.launch.container import engine, image, spec
 from playbook.plan import place
 from playbook.plan.gpus import Gpu
 from pretraining.errors import UsageError
@@ -333,81 +333,17 @@ def test_several_gpus_of_one_container() -> None:
     assert [word for word in cdi.docker_run() if word.startswith("nvidia.com")] == cdi._device_request()["DeviceIDs"]
 
 
-def container_of(tmp_path: Path, *flags: str) -> spec.Container:
-    """What a training with these flags asks for."""
-    args = training_flags.parser("x").parse_args([*flags, "--run-dir", str(tmp_path / "run")])
-    chosen = settings.resolve(args, on_gpu=True, processes=1)
-    return spec.training(chosen, PLACE, chosen.run_dir, [])
-
-
 PROXY = "http://ada:hush@proxy:3128"
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "no_proxy", "HF_ENDPOINT"])
-def test_what_leads_to_the_network_goes_in_by_name(tmp_path: Path, monkeypatch, name: str) -> None:
+def test_what_leads_to_the_network_goes_in_by_name(container_of, tmp_path: Path, monkeypatch, name: str) -> None:
     for each in spec.NETWORK:
         monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, PROXY)
-    asked = container_of(tmp_path)
+    asked = container_of()
     words = asked.docker_run()
     assert words[words.index(name) - 1] == "-e" and "hush" not in " ".join(words) + repr(asked)
     assert asked.create_arguments(api())["environment"][name] == PROXY
     monkeypatch.setenv(name, "")
-    assert name not in container_of(tmp_path).secrets
-
-
-def hub(folder: Path) -> tuple[Path, Path]:
-    """A repository in Hugging Face's cache: its snapshot, whose files are links, and the folder that these lead to."""
-    snapshot, blobs = folder / "models--a--b" / "snapshots" / "c0ffee", folder / "models--a--b" / "blobs"
-    snapshot.mkdir(parents=True), blobs.mkdir()
-    (blobs / "1").write_text("{}")
-    (snapshot / "config.json").symlink_to("../../blobs/1")
-    return snapshot, blobs
-
-
-@pytest.mark.parametrize("name", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"])
-def test_a_hub_cache_of_its_own_is_mounted_and_named(tmp_path: Path, monkeypatch, name: str) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv(name, str(tmp_path / "hub"))
-    asked = container_of(tmp_path)
-    assert asked.environment["HF_HUB_CACHE"] == str(tmp_path / "hub")
-    assert spec.Folder(tmp_path / "hub", True) in asked.folders
-    monkeypatch.delenv(name)
-    assert "HF_HUB_CACHE" not in container_of(tmp_path).environment
-
-
-def test_a_cache_that_lies_elsewhere_by_links_is_there_too(tmp_path: Path, monkeypatch) -> None:
-    home, disk, other = (tmp_path / name for name in ("home", "disk", "other"))
-    home.mkdir(), disk.mkdir()
-    (home / "hub").symlink_to("../disk")
-    hub(other)
-    (disk / "models--a--b").symlink_to(other / "models--a--b")
-    monkeypatch.setenv("HF_HOME", str(home))
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    folders = spec.huggingface_folders("a/b")
-    assert {home, disk, other / "models--a--b"} <= set(folders)
-
-
-def test_links_of_a_folder_are_followed_on_every_way(tmp_path: Path) -> None:
-    snapshot, blobs = hub(tmp_path / "cache")
-    (tmp_path / "far").mkdir()
-    (tmp_path / "far" / "weights").touch()
-    (blobs / "2").symlink_to(tmp_path / "far" / "weights")  # a link to a link
-    (snapshot / "model.safetensors").symlink_to("../../blobs/2")
-    (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "tokenizer.json").symlink_to(tmp_path / "far" / "weights")
-    (snapshot / "words").symlink_to(tmp_path / "words")  # a link to a folder with links
-    (snapshot / "gone").symlink_to("nowhere")
-    (snapshot / "round").symlink_to("round")
-    assert folders.behind_links(snapshot) == {snapshot, blobs, tmp_path / "far", tmp_path / "words"}
-    assert folders.behind_links(tmp_path / "no") == set()
-
-
-def test_a_snapshot_to_begin_with_brings_its_blobs(tmp_path: Path, monkeypatch) -> None:
-    snapshot, blobs = hub(tmp_path / "cache")
-    (tmp_path / "llama").symlink_to(snapshot)
-    monkeypatch.setattr("pretraining.request.checks.pretrained.check", lambda *_: None)
-    for given in (snapshot, tmp_path / "llama"):
-        asked = container_of(tmp_path, "--from", str(given), "--model", "llama32-1b")
-        mounted = {each.path: each.writable for each in asked.folders}
-        assert mounted[snapshot] is mounted[blobs] is False
+    assert name not in container_of().secrets

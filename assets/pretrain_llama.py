@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
 
     from pretraining.megatron.changes import Change
+    from pretraining.request.precisions import Precision
     from pretraining.run.run_facts import EnvironmentFile
 
 
@@ -78,7 +79,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         bridge_config.check_built(context.state, chosen)
         changes.check_kept(context.state.cfg, changed, "Megatron-Bridge")
         environment.complete(context, run.sampler.describe() if run.sampler else {}, changes.facts(chosen, changed))
-        if on_gpu and chosen.precision.quantized and not chosen.emulate:
+        if on_gpu:
             admit_kernels(context.state.cfg, chosen, environment)
         if chosen.export:
             weights.export(context.model, chosen.model, chosen.export, chosen.resume)
@@ -113,28 +114,41 @@ def make_ready(
 
 
 def admit_kernels(config: ConfigContainer, chosen: settings.Settings, environment: EnvironmentFile) -> None:
-    """Hold the GPU's own kernels for this precision against the specification, and record what came of it.
+    """Hold the GPU's own kernels of each precision of a run against the specification, and record what came of it.
 
     Raises:
         WrongKernels: they compute something else.
     """
-    if chosen.no_probe:
-        environment.add(probe={"skipped": True})
-        return
-    import torch
-
-    from pretraining.megatron import compat
+    from pretraining.megatron import bridge_config, compat
     from pretraining.selfcheck import probe
 
-    found = probe.probe(probe.TransformerEngine(compat.engine_recipe(config.model)))
-    environment.add(probe=found.as_json())
-    if found.problem:
-        also = ", or --emulate (EMULATE=1), which needs no such kernels" if chosen.precision.fp4 else ""
-        raise WrongKernels(
-            f"{chosen.precision.name} of Transformer Engine {packages.installed().get('transformer-engine')} is "
-            f"wrong on this {torch.cuda.get_device_name()}: {found.problem}. Take a newer image (TAG=){also}; "
-            "--no-probe (PROBE=0) trains all the same, and the record says so"
-        )
+    native = dict(bridge_config.native_configs(config.model, chosen))
+    if chosen.no_probe and native:
+        environment.add(probe={"skipped": True})
+    if chosen.no_probe or not native:
+        return
+    probed = {row: probe.probe(probe.TransformerEngine(compat.engine_recipe(model))) for row, model in native.items()}
+    environment.add(
+        probe={
+            "passed": not any(found.problem for found in probed.values()),
+            "seconds": round(sum(found.seconds for found in probed.values()), 3),
+            "found": {f"{row.name}: {of}": said for row, found in probed.items() for of, said in found.found.items()},
+        }
+    )
+    for row, found in probed.items():
+        if found.problem:
+            raise WrongKernels(_wrong(row, found.problem))
+
+
+def _wrong(precision: Precision, problem: str) -> str:
+    import torch
+
+    also = ", or --emulate (EMULATE=1), which needs no such kernels" if precision.fp4 else ""
+    return (
+        f"{precision.name} of Transformer Engine {packages.installed().get('transformer-engine')} is wrong on this "
+        f"{torch.cuda.get_device_name()}: {problem}. Take a newer image (TAG=){also}; --no-probe (PROBE=0) trains all "
+        "the same, and the record says so"
+    )
 
 
 def parts_of_the_loop(

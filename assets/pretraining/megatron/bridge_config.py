@@ -5,9 +5,11 @@ A default that depends on the model stands in `request/models.py`.
 
 from __future__ import annotations
 
+import copy
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -110,6 +112,19 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
         preset.num_layers_at_start_in_bf16 = bf16_head
         preset.num_layers_at_end_in_bf16 = bf16_tail
     return preset
+
+
+def native_configs(model: Any, settings: Settings) -> Iterator[tuple[Precision, Any]]:
+    """Each precision that the engine's own kernels compute in a run, and the model's built config as it is then.
+
+    That of a late switch has the fields of its preset.
+    """
+    if settings.precision.quantized and not settings.emulate:
+        yield settings.precision, model
+    if settings.switches_at is not None and (to := settings.late_switch.precision) and to.quantized:
+        preset, model = mixed_precision(to, 0, 0), copy.copy(model)
+        model.fp8, model.fp8_recipe, model.fp4 = preset.fp8, preset.fp8_recipe, None
+        yield to, model
 
 
 def follow_changes(config: ConfigContainer) -> None:

@@ -85,9 +85,6 @@ class Findings:
     problem: str = ""
     seconds: float = 0.0
 
-    def as_json(self) -> dict[str, Any]:
-        return {"passed": not self.problem, "seconds": round(self.seconds, 3), "found": self.found}
-
     def add(self, name: str, said: str, problem: str) -> None:
         self.found[name] = problem or said
         self.problem = self.problem or (f"{name}: {problem}" if problem else "")

@@ -52,6 +52,37 @@ def test_a_checkpoint_of_another_precision_is_measured(trained) -> None:
     assert content["iterations"] == [4, 5] and content["recipe"]["bf16"] == "fc2:0"
 
 
+@pytest.mark.slow
+def test_on_a_gpu_a_layer_is_known_while_it_computes_forward(in_python) -> None:
+    inside, after, measured = in_python("""
+        import sys, torch
+        from pathlib import Path
+        from types import ModuleType, SimpleNamespace
+        from pretraining.megatron import cpu
+        cpu.enable()
+        engine = sys.modules["pretraining.numerics.te_quantizer"] = ModuleType("te_quantizer")  # needs a GPU
+        told, inside = [], []
+        engine.measure = told.append
+        from pretraining.run.sensitivity import Sensitivity
+        watcher = Sensitivity(SimpleNamespace(watched=[1, 1]), Path(), on_gpu=True)
+
+        class Linear(torch.nn.Module):
+            def forward(self, x):
+                inside.append(watcher._measurement.layer)
+                return x
+
+        module = Linear()
+        undo = watcher._watch_on_gpu("a layer", module)
+        module(torch.ones(1))
+        after = watcher._measurement.layer
+        for each in undo:
+            each()
+        module(torch.ones(1))
+        answer = inside, after, [each is watcher._measurement for each in told] == [True, False]
+    """)
+    assert inside == ["a layer", None] and after is None and measured
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

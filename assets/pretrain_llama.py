@@ -28,7 +28,7 @@ if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/dev/nvidiactl").ex
 from pretraining import packages
 from pretraining.errors import EndedEarly, UsageError, WrongKernels
 from pretraining.inputs import finetuning
-from pretraining.megatron import cpu, writers
+from pretraining.megatron import compat, cpu, writers
 from pretraining.megatron.plugin import Plugin
 from pretraining.numerics import late_switch
 from pretraining.record import files, run_folder
@@ -56,6 +56,7 @@ def train(run: ending.RunEnd, chosen: settings.Settings, processes: int, on_gpu:
         cpu.enable()
     else:
         ending.check_capability(chosen)
+        compat.give_nvrx_a_version()
     run.sampler = device_monitor.start(run.folder, on_gpu=on_gpu)
     from megatron.bridge.training.pretrain import pretrain
 
@@ -97,7 +98,7 @@ def make_ready(
     config: ConfigContainer, changed: dict[str, Change], chosen: settings.Settings, run: ending.RunEnd, on_gpu: bool
 ) -> None:
     """Write the config into the run folder; then fit it, and Megatron, to this machine."""
-    from pretraining.megatron import changes, compat, switching, tuning
+    from pretraining.megatron import changes, switching, tuning
 
     if run.rank == 0:
         files.write_text(run.folder / run_folder.CONFIG, changes.as_text(config, chosen, changed))

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,6 +195,13 @@ def set_evaluation(config: ConfigContainer, iters: int, interval: int) -> None:
     section = getattr(config, evaluation_section())
     section.eval_iters = iters
     section.eval_interval = interval
+
+
+def give_nvrx_a_version() -> None:
+    """Have `nvidia_resiliency_ext.__version__`, which its 0.4 lacks and Megatron-Core from 0.17.1 reads as it loads."""
+    name = "nvidia_resiliency_ext"
+    if find_spec(name) and not hasattr(nvrx := importlib.import_module(name), "__version__"):
+        nvrx.__version__ = metadata.version(name)
 
 
 def save_without_nvrx() -> None:

@@ -2,6 +2,7 @@
 
     assets/results/
         README.md                   the list of comparisons, between its marks
+        stacks.md                   what ran with each Megatron-Bridge and Transformer Engine, likewise
         NAME/
             README.md               what was found, in words, with the tables and pictures between its marks
             about.json              {"command": what made the runs}, where that is known; of an ablation "ablation" too
@@ -10,7 +11,7 @@
             ablation.json           in its place
             pictures/*.svg          made from the runs
 
-A page shows a comparison, an ablation or the profile of a run between `<!-- results: NAME -->` and
+A page shows one of these, a comparison, an ablation or the profile of a run between `<!-- results: NAME -->` and
 `<!-- end of results -->`; `make results` fills that in, and leaves the rest of the page alone. Nothing that is made
 holds a clock, a path or a name of the machine that made it.
 """
@@ -48,7 +49,8 @@ ABOUT = "about.json"
 PICTURES = "pictures"
 # Of the report's pictures, those that the pages show.
 SHOWN = ("speed", "speed-up", "cost-of-emulation", "step-times", "loss")
-ALL = "all"  # the list of all comparisons, as a mark names it
+ALL, STACKS = "all", "stacks"  # the list of all comparisons, and what ran with each stack, as a mark names them
+TESTED = "test-gpu-*.txt"  # what `make test-gpu` printed, and on what
 _MARK = re.compile(r"^<!-- results: ", re.MULTILINE)
 _MARKED = re.compile(rf"({_MARK.pattern}(\S+) -->\n).*?^(<!-- end of results -->)$", re.DOTALL | re.MULTILINE)
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -144,8 +146,8 @@ def made_from(project: Path) -> dict[Path, bytes]:
 
 
 def pages_of(project: Path) -> list[Path]:
-    """The pages that may have marks: the list, and what a folder says of its records."""
-    return [project / RESULTS / "README.md", *sorted((project / RESULTS).glob("[!.]*/README.md"))]
+    """The pages that may have marks: those beside the records, and what a folder says of its own."""
+    return [*sorted((project / RESULTS).glob("*.md")), *sorted((project / RESULTS).glob("[!.]*/README.md"))]
 
 
 @dataclass(frozen=True)
@@ -182,12 +184,15 @@ def _pictures(published: Published, folder: Path) -> list[Picture]:
 def _filled(page: Path, published: dict[str, Published], pictures: dict[str, list[Picture]], project: Path) -> str:
     """The page, with what belongs between its marks."""
     report.prepare_matplotlib()
-    from playbook.publish import pages
+    from playbook.publish import pages, stacks
 
     def fill(found: re.Match[str]) -> str:
         name, records = found[2], f"{RESULTS / found[2]}/"
         if name == ALL:
             inside = pages.listing([(each.name, each.runs, each.result, each.command) for each in published.values()])
+        elif name == STACKS:
+            tested = sorted((project / RESULTS).glob(TESTED))
+            inside = stacks.table([run for each in published.values() for run in each.runs], tested)
         elif name in published and (run := published[name].profile):
             command = published[name].command
             inside = pages.profiled(run, records=records, command=command)

@@ -170,6 +170,20 @@ def test_half_an_nvrx_is_not_saved_with(monkeypatch, whole: bool, kept: bool) ->
     assert strategies.HAVE_NVRX is kept
 
 
+@pytest.mark.parametrize("its_own", [None, "0.6.0"])
+def test_an_nvrx_without_a_version_gets_that_of_its_package(monkeypatch, tmp_path, its_own: str | None) -> None:
+    package, info = tmp_path / "nvidia_resiliency_ext", tmp_path / "nvidia_resiliency_ext-0.4.1.dist-info"
+    package.mkdir()
+    if its_own:
+        (package / "__init__.py").write_text(f"__version__ = {its_own!r}\n")
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nvidia-resiliency-ext\nVersion: 0.4.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nvidia_resiliency_ext", raising=False)
+    compat.give_nvrx_a_version()
+    assert sys.modules.pop("nvidia_resiliency_ext").__version__ == (its_own or "0.4.1")
+
+
 RELEASES = {"megatron/compat.py", "packages.py"}  # may tell one release from another
 METHOD = {"numerics/cpu_layers.py", "numerics/measured_layers.py"}  # take the place of `_forward_impl`
 

@@ -17,7 +17,7 @@ from playbook.report import export
 from pretraining.record.run_folder import Run, Verdict
 
 PACKAGES = ("megatron-bridge", "megatron-core", "transformer-engine")
-TITLES = ("Megatron-Bridge", "Megatron-Core", "Transformer Engine", "NeMo image", "on", "runs", "`make test-gpu`",
+TITLES = ("Megatron-Bridge", "Megatron-Core", "Transformer Engine", "NeMo image", "on", "runs", "make test-gpu",
           "losses beside the first's", "step beside the first's")  # fmt: skip
 # What two stacks, or two machines, may differ in and have done the same work.
 _MAY_DIFFER = {"megatron_bridge", "megatron_core", "transformer_engine", "torch", "device", "driver", "cuda", "threads"}

@@ -120,7 +120,7 @@ def admit_kernels(config: ConfigContainer, chosen: settings.Settings, environmen
     Raises:
         WrongKernels: they compute something else.
     """
-    from pretraining.megatron import bridge_config, compat
+    from pretraining.megatron import bridge_config
     from pretraining.selfcheck import probe
 
     native = dict(bridge_config.native_configs(config.model, chosen))

@@ -1,7 +1,7 @@
 """The two sides of a selfcheck: Transformer Engine's native kernels, and this project's arithmetic.
 
 The native side is the small protocol `Native`, so that tests can put the specification in its place. Of Transformer
-Engine it uses what 2.8 to 2.18 have alike: `NVFP4Quantizer`'s keywords and the fields of the tensor it returns.
+Engine it uses what 2.8 to 2.20 have alike: `NVFP4Quantizer`'s keywords and the fields of the tensor it returns.
 """
 
 from __future__ import annotations

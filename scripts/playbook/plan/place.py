@@ -195,6 +195,8 @@ def _on_gpu(place: Place, inventory: gpus.Inventory, wanted: Wanted, precisions:
         return replace(place, gpu=gpu, partners=tuple(partners), choices={**place.choices, "GPUs": choice})
     if gpu.users:
         why += f"; in use by {', '.join(map(str, gpu.users))}"
+    if probed := gpu.probed(precisions, emulate=wanted.emulate):
+        why += f"; {' and '.join(probed)} to be probed at the start"
     choice = Choice(f"{gpu.label}, {gpu.name}", f"{why}; {gpu.size}")
     return replace(place, gpu=gpu, choices={**place.choices, "GPU": choice})
 

@@ -236,6 +236,8 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
             f"the last {settings.sensitivity} iterations",
             "asked for; their step times are no measurement",
         )
+    if settings.no_probe:
+        yield "probe", "none", "asked for; the GPU's own kernels are not tried first, and the record says so"
     if settings.tuned:
         yield "tuned", "CUDA graphs, no NaN checks", "asked for; compares with tuned runs only"
     if settings.config:

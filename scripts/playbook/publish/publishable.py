@@ -321,7 +321,7 @@ _VARIABLES = {
     **dict.fromkeys(("ITERS", "WARMUP", "GBS", "MBS", "SEQ", "SEED", "SAVE", "REPEAT"), re.compile(r"\d{1,9}")),
     "SEEDS": re.compile(r"\d{1,9}([ ,]{1,2}\d{1,9}){0,15}"),
     **dict.fromkeys(("LOSS_MARGIN", "SPEEDUP"), re.compile(r"\d{1,4}(\.\d{1,4})?|published")),
-    **dict.fromkeys(("NPROC", "NODES", "TP", "PP", "CP", "TUNED", "FRESH", "PROFILE"), re.compile(r"\d{1,4}")),
+    **dict.fromkeys(("NPROC", "NODES", "TP", "PP", "CP", "TUNED", "FRESH", "PROFILE", "PROBE"), re.compile(r"\d{1,4}")),
     **dict.fromkeys(("PRECISION", "A", "B"), _any(PRECISIONS)),
     "MODEL": _any(MODELS),
     "RUNTIME": _any(RUNTIMES),

@@ -11,7 +11,7 @@ import pytest
 
 from playbook.cli import train
 from playbook.common import pci
-from playbook.plan import gpus, local_python
+from playbook.plan import gpus, local_python, place
 from pretraining.errors import UsageError
 from pretraining.request.precisions import PRECISIONS
 
@@ -129,6 +129,13 @@ def test_every_precision_is_checked_before_anything_trains(monkeypatch, tmp_path
     with pytest.raises(UsageError, match=refused):
         train.run([*job, "--runtime", "local", "--runs", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_gpu_that_is_to_be_probed_is_told_before_the_start(monkeypatch) -> None:
+    inventory = read(recorded.GB10)
+    monkeypatch.setattr(gpus, "read", lambda: inventory)
+    said = [place.choose(place.Wanted(emulate=emulate), NVFP4, BF16).choices["GPU"].reason for emulate in (False, True)]
+    assert "nvfp4 to be probed at the start" in said[0] and "probed" not in said[1]
 
 
 def test_of_unlike_gpus_the_visible_one_counts(monkeypatch) -> None:

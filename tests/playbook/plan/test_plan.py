@@ -54,6 +54,11 @@ def test_whichever_flag_made_a_choice_it_was_asked_for(flag: tuple[str, str], na
     assert planned(*flag).choices[name].reason == "asked for"
 
 
+def test_a_probe_that_is_left_out_is_shown_and_changes_no_request() -> None:
+    assert planned("--no-probe").choices["probe"].value == "none" and "probe" not in planned().choices
+    assert planned("--no-probe").request() == planned().request()
+
+
 def test_a_profiled_run_is_asked_for_by_no_comparison() -> None:
     assert planned("--profile", "5").request()["profile"] == 5
     assert "profile" not in planned().request()

@@ -67,28 +67,32 @@ def check(user: int, group: int) -> dict[str, object]:
     Returns:
         as `look`, and
         python: the interpreter.
-        closed: what the user may not read or pass, with its mode; "" where all is open.
+        closed: what the user may not read or pass, with its mode, or how their Python fails; "" where all is open.
     """
     own = look()
     closed = "" if user == os.getuid() else _closed_to(user, group, own["modules"])
-    return {**own, "python": sys.executable, "closed": closed and _named(closed, user, group)}
+    return {**own, "python": sys.executable, "closed": closed}
 
 
 def _closed_to(user: int, group: int, modules: dict[str, str]) -> str:
+    """What keeps the user's own Python from finding what root's does, in words."""
     words = [sys.executable, __file__, "look"]
     try:
         ended = subprocess.run(words, user=user, group=group, extra_groups=[], capture_output=True, text=True)
         theirs = json.loads(ended.stdout.splitlines()[-1])
-    except OSError:
-        return sys.executable
+    except OSError as error:
+        return _named(sys.executable, user, group) or f"{sys.executable} ({error.strerror})"
     except (ValueError, IndexError):  # it starts, and does not come to the script
-        return os.path.join(sysconfig.get_path("stdlib"), "encodings", "__init__.py")
+        library = os.path.join(sysconfig.get_path("stdlib"), "encodings", "__init__.py")
+        said = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+        return _named(library, user, group) or f"{sys.executable} ({said})"
     missing = [place for name, place in modules.items() if place and not theirs["modules"][name]]
-    return theirs["closed"] or next(iter(missing), "")
+    closed = theirs["closed"] or next(iter(missing), "")
+    return closed and (_named(closed, user, group) or f"{closed} (not found by user {user})")
 
 
 def _named(path: str, user: int, group: int) -> str:
-    """The first on the way to a path that the user may not read or pass: it, its mode and its owner."""
+    """The first on the way to a path that the user may not read or pass: it, its mode and its owner; "" for none."""
     os.setgroups([])
     os.setegid(group)
     os.seteuid(user)
@@ -96,13 +100,12 @@ def _named(path: str, user: int, group: int) -> str:
         for each in _way(path):
             wanted = os.X_OK if os.path.isdir(each) else os.R_OK
             if not os.path.islink(each) and not os.access(each, wanted, effective_ids=True):
-                path = each
-                break
+                found = os.stat(each)
+                return f"{each} (mode {found.st_mode & 0o7777:04o}, of user {found.st_uid}, group {found.st_gid})"
     finally:
         os.seteuid(0)
         os.setegid(0)
-    found = os.stat(path)
-    return f"{path} (mode {found.st_mode & 0o7777:04o}, of user {found.st_uid}, group {found.st_gid})"
+    return ""
 
 
 def _way(path: str) -> Iterator[str]:

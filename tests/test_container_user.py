@@ -88,6 +88,12 @@ def test_an_interpreter_behind_a_closed_folder(image: Path) -> None:
     assert look(image, str(image / "venv" / "python"))["closed"] == f"{image}/root (mode 0700, of user 0, group 0)"
 
 
+def test_a_python_that_fails_for_the_user_alone_says_how(image: Path) -> None:
+    (image / "lib" / "sitecustomize.py").write_text(f"import os, sys\nif os.getuid() == {USER}: os._exit(3)\n")
+    python = open_python()
+    assert look(image, python)["closed"] == f"{os.path.abspath(python)} (exit code 3)"
+
+
 def test_what_is_not_there_is_empty(image: Path) -> None:
     shutil.rmtree(image / "lib" / "megatron" / "bridge")
     found = look(image, open_python())

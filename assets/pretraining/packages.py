@@ -34,12 +34,28 @@ def engine_release() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", installed().get("transformer-engine", ""))[:2])
 
 
+# The first Transformer Engine that has a feature.
+NVFP4 = (2, 8)  # the recipe (its pull request 2177)
+CUSTOM_RECIPES = (2, 10)  # quantizers of one's own, by which NVFP4 is emulated
 FOUR_OVER_SIX = (2, 18)  # the first release known to have `NVTE_NVFP4_4OVER6`; an older one ignores it
 
 
 # The first whose NVFP4 is also for compute capabilities 10.7, 12.0 and 12.1: before it stochastic rounding gives zeros
 # there, and the Hadamard transform fails (its pull requests 3281, 3265).
 PROBED = (2, 19)
+
+
+# NVIDIA's NeMo images, by tag, and their Transformer Engine: docs/releases/software-versions.md of Megatron-Bridge, as
+# far as it goes (August 2026).
+_IN_NEMO = {"25.09": (2, 7), "25.11": (2, 9), "26.02": (2, 12), "26.04": (2, 14), "26.06": (2, 16)}
+
+
+def image_with(release: tuple[int, ...]) -> str:
+    """Which NeMo image has a Transformer Engine of that release or newer, in words."""
+    for tag, has in _IN_NEMO.items():
+        if has >= release:
+            return f"NeMo {tag} has {dotted(has)} (TAG={tag})"
+    return f"NeMo {tag} has {dotted(has)}, so take a newer one (TAG=)"
 
 
 def dotted(release: tuple[int, ...]) -> str:

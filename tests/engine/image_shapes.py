@@ -30,9 +30,9 @@ class Shape(NamedTuple):
     """An image.
 
     Attributes:
-        tag: of NeMo's, whose versions it has.
-        versions: of Megatron-Bridge and Megatron-Core.
-        closed: what an ordinary user cannot pass; "" where everything is open.
+        tag: one of NeMo's. Nobody here has seen which release has which shape.
+        versions: of Megatron-Bridge and Megatron-Core, different ones in each.
+        closed: how what an ordinary user cannot pass begins; "" where everything is open.
         lines: of its Dockerfile, beside those of every shape.
     """
 
@@ -45,9 +45,9 @@ class Shape(NamedTuple):
 SHAPES = {
     "editable": Shape("26.04", ("0.4.0", "0.17.0")),
     "editable-closed": Shape("26.04.01", ("0.4.2", "0.17.1"), "/opt/Megatron-Bridge/3rdparty"),
-    "dist-packages": Shape("26.06", ("0.5.0", "0.18.0")),
-    "open-python": Shape("26.08", ("0.6.0", "0.19.0")),
-    "root-python": Shape("26.08.01", ("0.6.2", "0.19.2"), "/root"),
+    "dist-packages-closed": Shape("26.06", ("0.5.0", "0.18.0"), "/usr/local/lib/"),
+    "open-python": Shape("26.06.01", ("0.5.1", "0.18.2"), lines=("ENV LD_LIBRARY_PATH=/usr/local/python/lib",)),
+    "root-python": Shape("26.08", ("0.6.0", "0.19.0"), "/root"),
     "user-1000": Shape("26.10", ("0.7.0", "0.20.0"), lines=("ENV HOME=/home/ubuntu", f"USER {USER}:{USER}")),
     "entry-point": Shape("26.10.01", ("0.7.1", "0.20.1")),
 }
@@ -121,8 +121,7 @@ def _settle() -> None:
         _text(_OWN / f"megatron_{name}.pth", str(source))
     shutil.rmtree(_SYSTEM / "megatron")
     _venv(Path(os.path.realpath(sys.executable)))
-    for name, version in (("torch", "2.11.0"), ("transformer_engine", "2.14.1")):
-        _metadata(_SYSTEM, name, version)
+    _metadata(_SYSTEM, "torch", "2.11.0")
     _text(_ENTRY, f'echo "{_BANNER}"\nexec "$@"')
 
 
@@ -132,10 +131,13 @@ def _lay_out(shape: str) -> None:
         _metadata(_OWN, f"megatron_{name}", version)
     if shape == "editable-closed":  # cloned under a umask of 077
         _SOURCES["core"].parent.chmod(0o700)
-    elif shape == "root-python":
+    elif shape == "dist-packages-closed":
+        _SYSTEM.chmod(0o700)
+    elif shape in ("open-python", "root-python"):
         python = Path(os.path.realpath(sys.executable))
-        if Path("/root") not in python.parents:
-            _venv(_move_python(python, Path("/root/.local/share/uv/python")))
+        home = Path("/usr/local/python" if shape == "open-python" else "/root/.local/share/uv/python")
+        if shape == "open-python" or Path("/root") not in python.parents:
+            _venv(_copy_of_python(python, home))
         Path("/root").chmod(0o700)
     elif shape == "user-1000":
         Path("/home/ubuntu").mkdir(parents=True, mode=0o750)
@@ -160,12 +162,14 @@ def _metadata(folder: Path, name: str, version: str) -> None:
     _text(folder / f"{name}-{version}.dist-info" / "METADATA", text)
 
 
-def _move_python(python: Path, to: Path) -> Path:
-    """The interpreter and its library, as uv has its own in the home of who installs it."""
+def _copy_of_python(python: Path, to: Path) -> Path:
+    """The interpreter and its library in a folder of their own, as uv has them in the home of who installs it."""
     library = Path(sysconfig.get_path("stdlib"))
     (to / "bin").mkdir(parents=True)
     shutil.copy(python, to / "bin" / python.name)
     shutil.copytree(library, to / "lib" / library.name, symlinks=True)
+    for shared in library.parent.glob("libpython3*.so*"):
+        shutil.copy(shared, to / "lib")
     return to / "bin" / python.name
 
 

@@ -110,8 +110,9 @@ def _lacks_custom_recipes(looked_for: str) -> UsageError:
     found = packages.installed().get("transformer-engine")
     if found is None:
         why = "Transformer Engine, and none is installed: leave RUNTIME out, and it trains in NVIDIA's NeMo image"
-    elif packages.engine_release() < (2, 10):
-        why = f"Transformer Engine's custom recipes, which came with 2.10, and this is {found}: use a newer NeMo image"
+    elif packages.engine_release() < (least := packages.CUSTOM_RECIPES):
+        came = f"which came with {packages.dotted(least)}, and this is {found}"
+        why = f"Transformer Engine's custom recipes, {came}: {packages.image_with(least)}"
     else:
         why = (
             f"{looked_for}, which Transformer Engine {found} does not have: it was renamed there, and is known by its "

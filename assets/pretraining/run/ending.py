@@ -121,10 +121,15 @@ def check_capability(chosen: Settings) -> None:
             f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
         )
     found = packages.installed().get("transformer-engine", "none")
+    if chosen.precision.fp4 and not chosen.emulate and packages.engine_release() < packages.NVFP4:
+        raise UsageError(
+            f"{chosen.precision.name} needs Transformer Engine {packages.dotted(packages.NVFP4)}, and {found} is here: "
+            f"{packages.image_with(packages.NVFP4)}"
+        )
     if chosen.precision.is_probed(capability, emulate=bool(chosen.emulate)) and not packages.admits_probed():
         raise UsageError(
             f"{chosen.precision.name} on compute capability {capability[0]}.{capability[1]} needs Transformer Engine "
-            f"{packages.dotted(packages.PROBED)}, and {found} is here: take an image that has it (TAG=)"
+            f"{packages.dotted(packages.PROBED)}, and {found} is here: {packages.image_with(packages.PROBED)}"
             f"{', or --emulate (EMULATE=1)' if chosen.precision.fp4 else ''}"
         )
     if chosen.late_switch:
@@ -133,8 +138,8 @@ def check_capability(chosen: Settings) -> None:
     if chooses and not packages.has_four_over_six():
         raise UsageError(
             f"scale={chosen.nvfp4.words()['scale']} needs Transformer Engine "
-            f"{packages.dotted(packages.FOUR_OVER_SIX)}, and {found} is here, which would ignore it; --emulate "
-            "(EMULATE=1) needs no such kernels"
+            f"{packages.dotted(packages.FOUR_OVER_SIX)}, and {found} is here, which would ignore it: "
+            f"{packages.image_with(packages.FOUR_OVER_SIX)}; --emulate (EMULATE=1) needs no such kernels"
         )
 
 

@@ -44,7 +44,6 @@ UNPACKED = 2.5  # on disk, compared with its download
 HELD = "`make attach` follows it, `make stop` ends it"
 # Megatron-Bridge's own requirements on bare metal.
 REQUIRED = {"torch": (2, 7), "cuda": (12, 8), "cudnn": (9, 3)}
-NVFP4_ENGINE = (2, 8)  # the Transformer Engine that brought the NVFP4 recipe (its pull request 2177)
 SHARED_MEMORY_BYTES = 1e9
 SHARED_MEMORY = Path("/dev/shm")
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
@@ -98,9 +97,9 @@ def examine(
     yield Check("runtime", None, runtime)
     yield from _gpu_checks(inventory, wanted, precision, needed=runtime != "cpu")
     if runtime == "container":
-        yield from _engine_checks(wanted, inventory, precision)
+        yield from _engine_checks(wanted, inventory, precision, chosen)
     elif runtime == "local":
-        yield from _local_checks(precision, probed=_probes(inventory, wanted, precision))
+        yield from _local_checks(precision, _least_engine(inventory, wanted, precision, chosen))
         yield from _local_memory()
     elif not python_of("cpu").exists():
         yield _space("disk for the CPU environment", PROJECT, CPU_ENVIRONMENT_BYTES)
@@ -146,7 +145,7 @@ def _chosen(inventory: Inventory, wanted: Wanted, precision: Precision) -> tuple
     return gpus.for_job(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate, count=wanted.processes)
 
 
-def _engine_checks(wanted: Wanted, inventory: Inventory, precision: Precision) -> Iterator[Check]:
+def _engine_checks(wanted: Wanted, inventory: Inventory, precision: Precision, chosen: Settings) -> Iterator[Check]:
     try:
         connected = engine.connect()
     except engine.EngineError as error:
@@ -173,7 +172,8 @@ def _engine_checks(wanted: Wanted, inventory: Inventory, precision: Precision) -
     yield Check("memory for containers", None, f"{gigabytes(connected.memory)} of the machine's")
     if connected.kind.rootless:  # one that runs as root may raise this limit for a container
         yield _locked_memory(needed=True)
-    yield from _image_checks(connected, wanted, inventory)
+    least = _least_engine(inventory, wanted, precision, chosen)
+    yield from _image_checks(connected, wanted, inventory, least)
     if _probes(inventory, wanted, precision) and (old := image.too_old_to_probe(image.named(wanted.tag))):
         cause, _, remedy = old.partition(": ")
         yield Check("image for the probe", False, cause, remedy)
@@ -187,7 +187,7 @@ def _locked_memory(*, needed: bool) -> Check:
     return Check("locked memory", ok, "unlimited" if ok else f"at most {gigabytes(limit, 2)}", remedy, needed)
 
 
-def _image_checks(connected: Engine, wanted: Wanted, inventory: Inventory) -> Iterator[Check]:
+def _image_checks(connected: Engine, wanted: Wanted, inventory: Inventory, least: tuple[int, ...]) -> Iterator[Check]:
     name = image.named(wanted.tag)
     try:
         found = image.find(connected, name)
@@ -208,10 +208,10 @@ def _image_checks(connected: Engine, wanted: Wanted, inventory: Inventory) -> It
         said = f"it is made for CUDA {found.cuda}, the driver serves up to {inventory.cuda}"
         remedy = "update the NVIDIA driver; an older one works only with the compatibility libraries in the image"
         yield Check("driver for the image", ok, said, remedy, needed=False)
-    yield from _look_into(connected, found, wanted.container_user)
+    yield from _look_into(connected, found, wanted.container_user, least)
 
 
-def _look_into(connected: Engine, found: Image, asked: str) -> Iterator[Check]:
+def _look_into(connected: Engine, found: Image, asked: str, least: tuple[int, ...]) -> Iterator[Check]:
     """What trains in the image, and who: the check that every start of a container makes."""
     try:
         inside = user.check(connected, found)
@@ -219,6 +219,8 @@ def _look_into(connected: Engine, found: Image, asked: str) -> Iterator[Check]:
         yield Check("inside the image", False, error.cause, error.remedy)
         return
     yield Check("inside the image", True, str(inside))
+    if least:
+        yield _version("transformer-engine", inside.versions, least, packages.image_with(least))
     if not inside.closed:
         yield Check("user in the container", True, f"{asked or 'me'}: all of it can be read")
         return
@@ -244,7 +246,18 @@ def _container_checks(connected: Engine, inventory: Inventory, wanted: Wanted, p
         )
 
 
-def _local_checks(precision: Precision, *, probed: bool) -> Iterator[Check]:
+def _least_engine(inventory: Inventory, wanted: Wanted, precision: Precision, chosen: Settings) -> tuple[int, ...]:
+    """The oldest Transformer Engine that has what is asked for; () where any will do."""
+    if not precision.fp4:
+        return packages.PROBED if _probes(inventory, wanted, precision) else ()
+    if wanted.emulate:
+        return packages.CUSTOM_RECIPES
+    if _probes(inventory, wanted, precision):
+        return packages.PROBED
+    return packages.FOUR_OVER_SIX if chosen.nvfp4 and chosen.nvfp4.four_over_six else packages.NVFP4
+
+
+def _local_checks(precision: Precision, engine_release: tuple[int, ...]) -> Iterator[Check]:
     python = local_python.python()
     found = _versions(python)
     remedy = "put the Python 3.12 that has Megatron-Bridge first on PATH, as python3"
@@ -253,9 +266,8 @@ def _local_checks(precision: Precision, *, probed: bool) -> Iterator[Check]:
         yield _version(name, found, least, "pip install 'torch>=2.7', for CUDA 12.8 or newer")
     yield _version("megatron-bridge", found, (), "pip install megatron-bridge, for Python 3.12")
     needed = precision.quantized
-    least = packages.PROBED if probed else NVFP4_ENGINE if precision.fp4 else ()
     remedy = "pip install --no-build-isolation 'transformer-engine[pytorch]'"
-    yield _version("transformer-engine", found, least, remedy, needed=needed)
+    yield _version("transformer-engine", found, engine_release, remedy, needed=needed)
 
 
 def _versions(python: str) -> dict[str, str]:

@@ -82,7 +82,9 @@ def test_what_an_emulator_lacks_is_said_as_it_is(engine, with_packages, emulator
     with pytest.raises(UsageError, match="needs Transformer Engine, and none is installed: leave RUNTIME out"):
         compat.quantizer_factory(emulator)
     engine("2.8.0", [])
-    with pytest.raises(UsageError, match=r"custom recipes, which came with 2\.10, and this is 2\.8\.0: use a newer"):
+    with pytest.raises(
+        UsageError, match=r"custom recipes, which came with 2\.10, and this is 2\.8\.0: NeMo 26\.02 has"
+    ):
         compat.quantizer_factory(emulator)
     engine("2.31.4", CUSTOM[:1])
     with pytest.raises(UsageError, match=r"which Transformer Engine 2\.31\.4 does not have: it was renamed") as caught:

@@ -145,8 +145,14 @@ def test_an_engine_that_would_ignore_four_over_six_is_refused(release: str, refu
     chosen = resolve("--nvfp4", "scale=4over6:weights", on_gpu=True)
     if not refused:
         return ending.check_capability(chosen)
-    with pytest.raises(UsageError, match=r"scale=4over6:weights needs Transformer Engine 2\.18, and 2\.14\.1 is here"):
+    said = (
+        r"4over6:weights needs Transformer Engine 2\.18, and 2\.14\.1 is here.*NeMo 26\.06 has 2\.16, so take a newer"
+    )
+    with pytest.raises(UsageError, match=said):
         ending.check_capability(chosen)
+    monkeypatch.setattr(packages, "installed", lambda: {"transformer-engine": "2.7.0+abc"})
+    with pytest.raises(UsageError, match=r"nvfp4 needs Transformer Engine 2\.8, and 2\.7\.0\+abc is here: NeMo 25\.11"):
+        ending.check_capability(resolve("--nvfp4", "rht=off", on_gpu=True))
 
 
 def test_transformer_engines_variables_for_four_over_six(monkeypatch) -> None:

@@ -18,13 +18,15 @@ from playbook.launch.container import spec  # noqa: E402
 
 spec.LABEL = os.environ["PLAYBOOK_TEST_NAMES"]  # before others take it from there
 
-from playbook.launch.container import container_process, engine  # noqa: E402
+from playbook.launch.container import container_process, engine, user  # noqa: E402
 from playbook.plan import gpus, local_python  # noqa: E402
 
 described = json.loads(os.environ["PLAYBOOK_TEST_GPUS"])
 listed = tuple(gpus.Gpu(**{**each, "capability": tuple(each["capability"])}) for each in described)
 gpus.read = lambda: gpus.Inventory(listed, "580.95.05", "13.0")
 local_python.inside_container = lambda: False  # as on a station, wherever the tests run
+
+user.CACHE = Path(os.environ["HF_HOME"]).parent / "cache" / "images"
 
 if "PLAYBOOK_TEST_NO_GPU" in os.environ:
     send, type_out = spec.Container.create_arguments, spec.Container.docker_run

@@ -55,3 +55,14 @@ def test_a_driver_older_than_the_images_cuda_is_pointed_out(station, examine) ->
     check = checks["driver for the image"]
     assert not check["ok"] and "14.1" in check["found"] and "13.0" in check["found"] and "update" in check["remedy"]
     assert code == 0, "it may work through the image's compatibility libraries"
+
+
+def test_an_engine_older_than_what_is_asked_for_is_named_with_the_image_that_has_it(examine) -> None:
+    code, checks = examine()
+    assert checks["transformer-engine"]["ok"] and "2.14.1 (needs 2.8 or newer)" in checks["transformer-engine"]["found"]
+    code, checks = examine("--nvfp4", "scale=4over6:weights")
+    check = checks["transformer-engine"]
+    assert code == 1 and not check["ok"] and "2.14.1 (needs 2.18 or newer)" in check["found"]
+    assert check["remedy"] == "NeMo 26.06 has 2.16, so take a newer one (TAG=)"
+    code, checks = examine("--nvfp4", "scale=4over6:weights", "--emulate")
+    assert code == 0 and "needs 2.10" in checks["transformer-engine"]["found"]

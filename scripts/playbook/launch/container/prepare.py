@@ -76,7 +76,7 @@ def entered(place: Place, connected: Engine) -> Place:
         EngineError: the image cannot be pulled, is none to train in, or is closed to the user that was asked for.
     """
     found = image.ensure(connected, place.image)
-    closed = user.check(connected, found).closed
+    closed = user.remembered(connected, found).closed
     if closed and place.container_user == "me":
         raise EngineError(f"{closed} of {found.name} is closed to you", user.REMEDY)
     choices, who = place.choices, place.container_user or ("root" if closed else "me")

@@ -7,9 +7,10 @@ or looks for one. assets/container_user.py does what has to be done inside.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from playbook.launch.container import DEFAULT_TAG, spec
 from playbook.launch.container.engine import APIError, DockerException, Engine, EngineError, NotFound, explain
 from playbook.launch.container.spec import Container, Folder
 from playbook.plan.place import Image
+from pretraining.record import files
 
 SCRIPT = str(ASSETS / "container_user.py")
+CACHE = PROJECT / ".cache" / "images"
 ANOTHER = f"name NVIDIA's NeMo image or one that is built on it: TAG={DEFAULT_TAG}"
-_LOST = (requests.RequestException, DockerException, OSError)
-
-
 REMEDY = "CONTAINER_USER=root, or leave CONTAINER_USER out"
+_LOST = (requests.RequestException, DockerException, OSError)
 
 
 class _NoAnswer(EngineError):
@@ -64,6 +65,19 @@ def check(engine: Engine, image: Image) -> Found:
     if missing := [name for name, place in answer["modules"].items() if not place]:
         cause = f"{image.name} has no {' and no '.join(missing)} where its Python ({answer['python']}) looks"
         raise EngineError(f"{cause}; found: {found}", ANOTHER)
+    return found
+
+
+def remembered(engine: Engine, image: Image) -> Found:
+    """`check`, once for an image and a caller: an image of one digest never changes. Raises as that does."""
+    asked = f"{image.digest} {spec.caller(engine.kind)} {Path(SCRIPT).read_text(encoding='utf-8')}"
+    file = CACHE / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Found(**json.loads(file.read_text(encoding="utf-8")))
+    found = check(engine, image)
+    with contextlib.suppress(OSError):  # then it is asked again
+        CACHE.mkdir(parents=True, exist_ok=True)
+        files.write_text(file, json.dumps(asdict(found)))
     return found
 
 

@@ -45,9 +45,9 @@ FOUR_OVER_SIX = (2, 18)  # the first release known to have `NVTE_NVFP4_4OVER6`; 
 PROBED = (2, 19)
 
 
-# NVIDIA's NeMo images, by tag, and their Transformer Engine: docs/releases/software-versions.md of Megatron-Bridge, as
-# far as it goes (August 2026).
-_IN_NEMO = {"25.09": (2, 7), "25.11": (2, 9), "26.02": (2, 12), "26.04": (2, 14), "26.06": (2, 16)}
+# NVIDIA's NeMo images, by tag, and their Transformer Engine: docs/releases/software-versions.md of Megatron-Bridge, and
+# of 26.08 the commit that its 0.6.0 pins in pyproject.toml. Of later ones nothing is known.
+_IN_NEMO = {"25.09": (2, 7), "25.11": (2, 9), "26.02": (2, 12), "26.04": (2, 14), "26.06": (2, 16), "26.08": (2, 17)}
 
 
 def image_with(release: tuple[int, ...]) -> str:
@@ -56,6 +56,12 @@ def image_with(release: tuple[int, ...]) -> str:
         if has >= release:
             return f"NeMo {tag} has {dotted(has)} (TAG={tag})"
     return f"NeMo {tag} has {dotted(has)}, so take a newer one (TAG=)"
+
+
+def lacks(tag: str, release: tuple[int, ...]) -> bool:
+    """Whether a NeMo image of a tag, such as 26.04.01, is known to have an older Transformer Engine than that."""
+    newest = max((has for other, has in _IN_NEMO.items() if other <= tag[:5]), default=())
+    return tag[:5] <= max(_IN_NEMO) and newest < release
 
 
 def dotted(release: tuple[int, ...]) -> str:

@@ -63,6 +63,6 @@ def test_an_engine_older_than_what_is_asked_for_is_named_with_the_image_that_has
     code, checks = examine("--nvfp4", "scale=4over6:weights")
     check = checks["transformer-engine"]
     assert code == 1 and not check["ok"] and "2.14.1 (needs 2.18 or newer)" in check["found"]
-    assert check["remedy"] == "NeMo 26.06 has 2.16, so take a newer one (TAG=)"
+    assert check["remedy"] == "NeMo 26.08 has 2.17, so take a newer one (TAG=)"
     code, checks = examine("--nvfp4", "scale=4over6:weights", "--emulate")
     assert code == 0 and "needs 2.10" in checks["transformer-engine"]["found"]

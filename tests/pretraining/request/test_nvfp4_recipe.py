@@ -146,7 +146,7 @@ def test_an_engine_that_would_ignore_four_over_six_is_refused(release: str, refu
     if not refused:
         return ending.check_capability(chosen)
     said = (
-        r"4over6:weights needs Transformer Engine 2\.18, and 2\.14\.1 is here.*NeMo 26\.06 has 2\.16, so take a newer"
+        r"4over6:weights needs Transformer Engine 2\.18, and 2\.14\.1 is here.*NeMo 26\.08 has 2\.17, so take a newer"
     )
     with pytest.raises(UsageError, match=said):
         ending.check_capability(chosen)

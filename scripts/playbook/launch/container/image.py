@@ -49,17 +49,14 @@ def named(tag: str | None) -> str:
     return f"{REPOSITORY}:{tag or DEFAULT_TAG}"
 
 
-LAST_OLD = (26, 8)  # NeMo's tag with Transformer Engine 2.18, by the branch that it is built from
-
-
 def too_old_to_probe(name: str) -> str:
     """Why an image of NeMo's has no kernels that a probe could admit, and what to do; "" where it may have."""
-    tag = re.fullmatch(rf"{re.escape(REPOSITORY)}:(\d\d)\.(\d\d)(\.\d+)?", name)
-    if not tag or (int(tag[1]), int(tag[2])) > LAST_OLD:
+    tag = re.fullmatch(rf"{re.escape(REPOSITORY)}:(\d\d\.\d\d(\.\d+)?)", name)
+    if not tag or not packages.lacks(tag[1], packages.PROBED):
         return ""
     return (
-        f"Transformer Engine {packages.dotted(packages.PROBED)} or newer is needed, and {name} has an older one: take "
-        f"a later image than NeMo's {LAST_OLD[0]}.{LAST_OLD[1]:02} (TAG=), or for nvfp4 EMULATE=1"
+        f"Transformer Engine {packages.dotted(packages.PROBED)} or newer is needed, and {name} has an older one: "
+        f"{packages.image_with(packages.PROBED)}, or for nvfp4 EMULATE=1"
     )
 
 

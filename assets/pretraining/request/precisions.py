@@ -7,7 +7,7 @@ No torch in this module: the host reads the same table.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pretraining import packages
@@ -192,6 +192,22 @@ class LateSwitch(NamedTuple):
     def precision(self) -> Precision | None:
         """The one that it leads to, None where that is the forward pass's alone."""
         return PRECISIONS.get(self.to)
+
+    def check(self, capability: tuple[int, int]) -> None:
+        """Raise UsageError where a GPU of that compute capability lacks the precision that it leads to."""
+        if self.precision and not self.precision.trains_on(capability):
+            raise UsageError(
+                f"--switch {self}: {self.to} needs {self.precision.needs}; this GPU has compute capability "
+                f"{packages.dotted(capability)}: --switch {self._replace(to='bf16')} works"
+            )
+
+
+def with_switch(precision: Precision, switch: LateSwitch | None) -> Precision:
+    """A row that takes the memory of one with a late switch: BF16 weights, and the larger of both activations."""
+    if switch is None:
+        return precision
+    after = switch.precision or precision
+    return replace(precision, gather="BF16", saved_bytes=max(precision.saved_bytes, after.saved_bytes))
 
 
 def switch_word(text: str) -> str:

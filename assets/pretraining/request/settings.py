@@ -20,7 +20,7 @@ from pretraining.request import checks, config_file, flags, nvfp4_recipe, parall
 from pretraining.request.blends import Blend
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, PYTHON_STDLIB, Model, find_model
 from pretraining.request.overrides import Word, flag_of
-from pretraining.request.precisions import LateSwitch, Precision, default_tail, find_precision
+from pretraining.request.precisions import LateSwitch, Precision, default_tail, find_precision, with_switch
 
 _NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
 _SWITCHES = ("evaluate", "tuned", "tensorboard", "no_probe")
@@ -334,6 +334,7 @@ def _fit(
         "micro_batch": checks.micro_batch_size(asked.micro_batch_size, model, sizes, whole),
         "sequence": sizes["sequence_length"],
     }
+    precision = with_switch(precision, LateSwitch.of(asked.switch))
     fit = parallel.smallest(model, precision, processes=processes, gpu_bytes=gpu_bytes, **batch)
     asked.tensor_parallel, asked.pipeline_parallel = fit.tensor, fit.pipeline
     asked.why["split"] = fit.reason

@@ -133,7 +133,8 @@ def check_capability(chosen: Settings) -> None:
             f"{', or --emulate (EMULATE=1)' if chosen.precision.fp4 else ''}"
         )
     if chosen.late_switch:
-        _check_switch(chosen.late_switch, capability, emulated=bool(chosen.emulate), found=found)
+        chosen.late_switch.check(capability)
+        _require_hybrid(chosen.late_switch, emulated=bool(chosen.emulate), found=found)
     chooses = chosen.nvfp4 and chosen.nvfp4.four_over_six and not chosen.emulate
     if chooses and not packages.has_four_over_six():
         raise UsageError(
@@ -143,17 +144,13 @@ def check_capability(chosen: Settings) -> None:
         )
 
 
-def _check_switch(switch: LateSwitch, capability: tuple[int, int], *, emulated: bool, found: str) -> None:
-    works = f"--switch {switch._replace(to='bf16')} works"
-    if switch.precision and not switch.precision.trains_on(capability):
-        raise UsageError(
-            f"--switch {switch}: {switch.to} needs {switch.precision.needs}; this GPU has compute capability "
-            f"{packages.dotted(capability)}: {works}"
-        )
+def _require_hybrid(switch: LateSwitch, *, emulated: bool, found: str) -> None:
+    """Raise UsageError where a native switch of the forward pass needs a newer Transformer Engine than `found`."""
     if switch.to == "forward" and not emulated and not packages.has_hybrid_quantizers():
         raise UsageError(
             f"--switch {switch} needs Transformer Engine {packages.dotted(packages.HYBRID)}, and {found} is here "
-            f"(nemo:26.08 has 2.17): {works}, and NVFP4 with --emulate (EMULATE=1) needs no such kernels"
+            f"(nemo:26.08 has 2.17): --switch {switch._replace(to='bf16')} works, and NVFP4 with --emulate (EMULATE=1) "
+            "needs no such kernels"
         )
 
 

@@ -9,9 +9,10 @@ from pretraining.errors import UsageError
 from pretraining.numerics import late_switch
 from pretraining.record import run_folder
 from pretraining.request import flags as training_flags
-from pretraining.request import settings
+from pretraining.request import footprint, settings
+from pretraining.request.models import find_model
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe
-from pretraining.request.precisions import LateSwitch
+from pretraining.request.precisions import PRECISIONS, LateSwitch, with_switch
 from pretraining.run import ending, run_facts
 
 ITERATIONS = ("--train-iters", "20")
@@ -187,3 +188,18 @@ def test_what_a_process_is_told() -> None:
     finally:
         late_switch.use(None, None)
     assert late_switch.switched_to() == ""
+
+
+def test_memory_is_that_of_bf16_weights_and_of_the_larger_activations() -> None:
+    fp8, nvfp4, bf16 = (PRECISIONS[name] for name in ("fp8", "nvfp4", "bf16"))
+    assert with_switch(fp8, None) is fp8
+    switched = with_switch(fp8, LateSwitch(9, "bf16"))
+    assert (switched.gather, switched.copy_bytes, switched.saved_bytes) == ("BF16", fp8.copy_bytes, bf16.saved_bytes)
+    assert with_switch(nvfp4, LateSwitch(9, "fp8")).saved_bytes == fp8.saved_bytes
+    assert with_switch(nvfp4, LateSwitch(9, "forward")).saved_bytes == nvfp4.saved_bytes
+    model = find_model("llama31-8b")
+    needed = [
+        footprint.memory(model, row, footprint.Split(1, 1, 1, 1), micro_batch=1, sequence=8192).total
+        for row in (fp8, switched)
+    ]
+    assert needed[0] < needed[1]

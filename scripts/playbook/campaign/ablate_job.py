@@ -60,7 +60,7 @@ def ablate(args: argparse.Namespace, where: Place) -> int:
     steps = _steps(args, seeds, where)
     model.check_long_enough(steps[0].plan.settings.train_iters)
     if args.dry_run:
-        print(f"# {_how_many(steps)}")
+        print(textwrap.indent(_how_many(steps), "# "))
         for step in steps:
             print(f"# {step.name}")
             start.show_dry(step.plan, args.runs)
@@ -112,7 +112,8 @@ def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.
 def _how_many(steps: Sequence[Step]) -> str:
     tried = list(dict.fromkeys(step.variant.name for step in steps))
     seeds = len(steps) // len(tried)
-    return f"{len(steps)} runs: {wording.joined(tried)}, each with {seeds} seed{'s' * (seeds > 1)}"
+    said = f"{len(steps)} runs: {wording.joined(tried)}, each with {seeds} seed{'s' * (seeds > 1)}"
+    return textwrap.fill(said, 118, break_on_hyphens=False)
 
 
 def _how_long(missing: Sequence[reuse.Request], args: argparse.Namespace) -> str:

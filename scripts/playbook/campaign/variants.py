@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pretraining.errors import UsageError, unknown
 from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, as_text, words_in
 
-REMEDIES = ("switch=0.82:forward", "scale=4over6")  # what the default set tries beside taking something away
+REMEDIES = ("switch=0.82:bf16", "scale=4over6")  # what the default set tries beside taking something away
 _WHOLE, _TAIL = "whole", "tail"
 
 

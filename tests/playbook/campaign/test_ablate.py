@@ -163,7 +163,7 @@ def test_the_variants_of_a_model() -> None:
     def said(*sizes: int) -> list[str]:
         return [each.name for each in variants.default(*sizes)]
 
-    recipes = ["rht=off", "stochastic=off", "weights=1x16", "switch=0.82:forward", "scale=4over6"]
+    recipes = ["rht=off", "stochastic=off", "weights=1x16", "switch=0.82:bf16", "scale=4over6"]
     assert said(12, 0, 1) == ["tail=0", *recipes, "tail=2"]
     assert said(32, 0, 4) == ["tail=0", *recipes, "tail=1", "tail=2"]
     assert said(2, 0, 1) == ["tail=0", *recipes]

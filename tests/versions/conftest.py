@@ -11,6 +11,8 @@ sys.path.append(str(Path(__file__).parent))
 
 import version_environments as environments
 
+from playbook.common import nemo_tags
+
 
 class Release(NamedTuple):
     """A Megatron-Bridge: its version, an interpreter, and the PYTHONPATH that its packages and the playbook are on."""
@@ -29,3 +31,14 @@ def release(request: pytest.FixtureRequest, environment) -> Release:
         print(f"\nnot tested: {missing}")
         pytest.skip(str(missing))
     return Release(request.param, python, os.pathsep.join([*folders, environment()["PYTHONPATH"]]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which NeMo image each release stands for, and which could not be tried, where these tests ran."""
+    if not any("tests/versions/" in report.nodeid for report in terminalreporter.getreports("passed")):
+        return
+    terminalreporter.section("Megatron-Bridge and NeMo images")
+    for version in (environments.OWN, *environments.NEWER):
+        terminalreporter.line(f"{version}: NeMo {nemo_tags.image_of(version)}")
+    for version in nemo_tags.ON_NO_INDEX:
+        terminalreporter.line(f"{version}: NeMo {nemo_tags.image_of(version)}, not tried: on no package index")

@@ -380,6 +380,7 @@ def in_time() -> Iterator[None]:
 def test_nothing_of_anybody_else_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, tried: Attempt, everything: tuple[str, ...]
 ) -> None:
+    assert len({each.__name__ for each in ATTEMPTS}) == len(ATTEMPTS) >= 40
     runs, elsewhere = tmp_path / "project" / "nemo_experiments", tmp_path / "elsewhere"
     runs.mkdir(parents=True)
     elsewhere.mkdir()
@@ -397,6 +398,3 @@ def test_nothing_of_anybody_else_is_lost(
     assert "keeping " in said or not any(path.is_relative_to(runs) for path in protected)
     if held := getattr(tried, "held", None):
         held.close()
-
-
-assert len({tried.__name__ for tried in ATTEMPTS}) == len(ATTEMPTS) >= 40

@@ -120,6 +120,8 @@ def admit_kernels(config: ConfigContainer, chosen: settings.Settings, environmen
     Raises:
         WrongKernels: they compute something else.
     """
+    import torch
+
     from pretraining.megatron import bridge_config
     from pretraining.selfcheck import probe
 
@@ -128,7 +130,13 @@ def admit_kernels(config: ConfigContainer, chosen: settings.Settings, environmen
         environment.add(probe={"skipped": True})
     if chosen.no_probe or not native:
         return
-    probed = {row: probe.probe(probe.TransformerEngine(compat.engine_recipe(model))) for row, model in native.items()}
+    probed = {
+        row: probe.probe(
+            lambda model=model: probe.TransformerEngine(compat.engine_recipe(model)),
+            required=row.is_probed(torch.cuda.get_device_capability()),
+        )
+        for row, model in native.items()
+    }
     environment.add(
         probe={
             "passed": not any(found.problem for found in probed.values()),

@@ -9,6 +9,7 @@ native kernels' place in the probe. Names and keywords are read in its syntax tr
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import itertools
 import json
@@ -166,7 +167,7 @@ def probed() -> dict[str, Any]:
     for rht, two_d, four_over_six in itertools.product((True, False), (True, False), chosen):
         if not (rht and four_over_six == "all"):
             recipe = Nvfp4Recipe(rht=rht, stochastic=False, two_d=two_d, four_over_six=four_over_six)
-            found = probe.probe(Engine(reference, recipe), "cpu")
+            found = probe.probe(functools.partial(Engine, reference, recipe), "cpu")
             answers[" ".join(f"{word}={value}" for word, value in recipe.words().items())] = found.found
     return answers
 

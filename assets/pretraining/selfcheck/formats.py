@@ -25,7 +25,7 @@ ULPS = 4  # of float32, by which a scale may be off that is known from its inver
 
 
 class NotKnown(Exception):
-    """A quantizer of which this project has no specification."""
+    """A quantizer of which this project has no specification, or one whose tensors have another layout."""
 
 
 class Side(NamedTuple):
@@ -67,8 +67,13 @@ class Nvfp4:
         return nvfp4.quantize(matrix, how, folded=packages.folds_block_scale())
 
     def read(self, made: Any, side: str, matrix: Tensor) -> Side:
-        """One side of the engine's tensor. Raises LayoutError."""
-        found, specified = engines.read(engines.stored(made)[side], *matrix.shape), self._quantized(matrix, side)
+        """One side of the engine's tensor. Raises LayoutError for codes of another shape, NotKnown for scales."""
+        stored, specified = engines.stored(made)[side], self._quantized(matrix, side)
+        _shaped(stored.codes, (len(matrix), matrix.shape[1] // 2))
+        try:
+            found = engines.read(stored, *matrix.shape)
+        except LayoutError as error:
+            raise NotKnown(str(error)) from error
         scales_off = _steps(found.scales).sub(_steps(specified.scales)).abs()
         if self.how.four_over_six:  # where both scales do alike, an error summed otherwise takes the other one
             scales_off = scales_off.clamp(max=1)
@@ -123,7 +128,7 @@ class Fp8:
         return scaled.clamp(-most, most).to(self.dtype)
 
     def read(self, made: Any, side: str, matrix: Tensor) -> Side:
-        """One side of the engine's tensor. Raises LayoutError."""
+        """One side of the engine's tensor. Raises LayoutError for codes of another shape, NotKnown for scales."""
         codes, inverse = (each.cpu().contiguous() for each in self._stored(made, side, matrix))
         scale = 1 / inverse.float()
         apart = scale.view(torch.int32).sub(self._scales(matrix).view(torch.int32)).abs()
@@ -137,20 +142,20 @@ class Fp8:
             data, columns = made._data, made._transpose
             if side == "columns":  # where products take them so, there is no transpose
                 data = data.T if columns is None or made._transpose_invalid else columns
-            return _shaped(data, matrix), made._scale_inv.float().reshape(1, 1).expand(matrix.shape)
+            return _shaped(data, matrix.shape), made._scale_inv.float().reshape(1, 1).expand(matrix.shape)
         rows, columns = (found // one for found, one in zip(matrix.shape, self.tile, strict=True))
         whose = "rowwise" if side == "rows" else "columnwise"
         data, scales = getattr(made, f"_{whose}_data"), getattr(made, f"_{whose}_scale_inv")
         if scales.dtype == torch.uint8:  # MXFP8: E8M0, and the columns are not stored as a transpose
             if getattr(made, "_with_gemm_swizzled_scales", False):
-                raise LayoutError("block scales in the order of cuBLAS's tiles, expected row by row")
+                raise NotKnown("block scales in the order of cuBLAS's tiles, expected row by row")
             data, scales = (each.T if side == "columns" else each for each in (data, scales))
             scales = torch.ldexp(torch.ones_like(scales, dtype=torch.float32), scales.int() - 127)
         elif self.tile[0] == 1:  # tiles of a row are stored tile by tile, for all rows
             scales = scales.T
         if scales.shape[0] < rows or scales.shape[1] < columns:
-            raise LayoutError(f"scales of shape {tuple(scales.shape)}, expected at least {(rows, columns)}")
-        return _shaped(data, matrix), _spread(scales[:rows, :columns], self.tile)
+            raise NotKnown(f"scales of shape {tuple(scales.shape)}, expected at least {(rows, columns)}")
+        return _shaped(data, matrix.shape), _spread(scales[:rows, :columns], self.tile)
 
 
 def of_quantizer(quantizer: Any) -> Nvfp4 | Fp8:
@@ -192,9 +197,9 @@ def matrices(x: Tensor) -> dict[str, Tensor]:
     return dict(zip(SIDES, engines.matrices(x), strict=True))
 
 
-def _shaped(data: Tensor, matrix: Tensor) -> Tensor:
-    if data.shape != matrix.shape:
-        raise LayoutError(f"codes of shape {tuple(data.shape)}, expected {tuple(matrix.shape)}")
+def _shaped(data: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    if tuple(data.shape) != tuple(wanted):
+        raise LayoutError(f"codes of shape {tuple(data.shape)}, expected {tuple(wanted)}")
     return data.view(torch.uint8)
 
 

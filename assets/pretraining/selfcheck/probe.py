@@ -9,7 +9,7 @@ zeros, or without chance (Transformer Engine issues 2255, 2956, 3217).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -76,36 +76,58 @@ class Findings:
     """What the probe came to.
 
     Attributes:
+        required: what cannot be held is a problem.
         found: by tensor or result, in words.
         problem: the first that is not as it has to be; "" where all are.
         seconds: it took.
     """
 
+    required: bool = False
     found: dict[str, str] = field(default_factory=dict)
     problem: str = ""
     seconds: float = 0.0
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Within: an error is found. A kernel that fails is wrong; one that cannot be called or read is not held."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (formats.NotKnown, AttributeError, ImportError, TypeError) as error:
+            said = f"not held: {error}"
+            self.add(name, said, said if self.required else "")
+        except (RuntimeError, AssertionError, ValueError) as error:
+            self.add(name, "", f"it fails: {(str(error).strip().splitlines() or [type(error).__name__])[0]}")
 
     def add(self, name: str, said: str, problem: str) -> None:
         self.found[name] = problem or said
         self.problem = self.problem or (f"{name}: {problem}" if problem else "")
 
 
-def probe(engine: Engine, device: str = "cuda") -> Findings:
-    """Hold an engine's kernels against the specification; the state of random numbers stays as it was."""
-    began, findings = time.monotonic(), Findings()
+def probe(make: Callable[[], Engine], device: str = "cuda", *, required: bool = False) -> Findings:
+    """Hold an engine's kernels against the specification; the state of random numbers stays as it was.
+
+    Args:
+        make: the engine, which may be of a release that has other names.
+        device: where it computes.
+        required: what cannot be held is a problem too: there is no other reason to trust the kernels.
+    """
+    began, findings = time.monotonic(), Findings(required)
     with _own_random_numbers(device):
         shapes = {"input": (TOKENS, INPUTS), "weight": (OUTPUTS, INPUTS), "grad_output": (TOKENS, OUTPUTS)}
         generator = torch.Generator().manual_seed(3)
         given = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
-        known = {}
-        for name, quantizer in engine.quantizers.items():
-            try:
-                known[name] = formats.of_quantizer(quantizer)
-                _hold(findings, name, quantizer, known[name], given[name], device)
-            except (formats.NotKnown, AttributeError) as unread:  # says nothing of the kernels
-                findings.add(name, f"not held: {unread}", "")
+        known: dict[str, Nvfp4 | Fp8] = {}
+        with findings.of("quantizers"):
+            engine = make()
+            for name, quantizer in engine.quantizers.items():
+                with findings.of(name):
+                    known[name] = formats.of_quantizer(quantizer)
+                    _hold(findings, name, quantizer, known[name], given[name], device)
         if len(known) == len(TENSORS):
-            _hold_layer(findings, engine, known, given, device)
+            with findings.of("layer"):
+                _hold_layer(findings, engine, known, given, device)
     findings.seconds = time.monotonic() - began
     return findings
 

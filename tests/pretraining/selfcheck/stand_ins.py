@@ -8,8 +8,9 @@ import torch
 from pretraining.numerics import nvfp4
 from pretraining.numerics.cpu_layers import NVFP4, PreparedWeight, linear
 from pretraining.numerics.nvfp4 import Operand
+from pretraining.request.nvfp4_recipe import TENSORS
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
-from pretraining.selfcheck import engines
+from pretraining.selfcheck import engines, probe
 from pretraining.selfcheck.engines import Stored
 
 
@@ -100,3 +101,51 @@ class Specified:
 
     def model(self, weights):
         return Layers(weights, NVFP4(Recipe(stochastic=False)))
+
+
+def held(engine, **more):
+    """What the probe finds of an engine on the CPU."""
+    return probe.probe(lambda: engine, "cpu", **more)
+
+
+class NVFP4Quantizer:
+    """Named and with attributes as Transformer Engine's."""
+
+    def __init__(self, how, **reference):
+        self.with_2d_quantization, self.with_rht, self.stochastic_rounding = (
+            how.is_own_transpose,
+            how.rht,
+            how.stochastic,
+        )
+        self.nvfp4_use_4over6, self.nvfp4_e4m3_max = bool(how.four_over_six), 256 if how.four_over_six else 448
+        self.nvfp4_4over6_err_mode = how.four_over_six.upper()
+        self.how, self.reference = how, Reference(**reference)
+
+    def __call__(self, x):
+        return as_returned(self.reference.quantize(x, self.how))
+
+
+class ProbeEngine:
+    """The recipe's quantizers by the specification; `tampered` are arguments of `Reference` for single ones."""
+
+    def __init__(self, recipe=None, change=None, **tampered):
+        self.recipe = self.multiplies = recipe or Recipe()
+        self.change = change or (lambda *results: results)
+        self.quantizers = {
+            each: NVFP4Quantizer(self.recipe.rounding(each), **tampered.get(each, {})) for each in TENSORS
+        }
+
+    def layer(self, *given):
+        """The products of what the specification quantizes by `multiplies`."""
+        made = []
+        for name, x in zip(TENSORS, given, strict=True):
+            how = self.multiplies.rounding(name)
+            rows, columns = nvfp4.quantize(x, how.of_rows), nvfp4.quantize(x.T.contiguous(), how)
+            made.append((rows.dequantize(), columns.dequantize()))
+        (x, xt), (weight, weight_t), (gradient, gradient_t) = made
+        return self.change(x @ weight.T, gradient @ weight_t.T, gradient_t @ xt.T)
+
+
+def to_zero(scaled, uniform):
+    """A stochastic rounding that leaves nothing."""
+    return torch.zeros_like(scaled, dtype=torch.uint8)

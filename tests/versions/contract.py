@@ -8,6 +8,7 @@ No weights are made. Transformer Engine is a stand-in that has a version and not
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ import torch
 from megatron.bridge.training.config import ConfigContainer, runtime_config_update
 
 from pretraining.megatron import changes, compat
+from pretraining.numerics import late_switch
 from pretraining.request import flags as training_flags
 from pretraining.request import models, precisions, settings
 
@@ -195,6 +197,49 @@ def kept_in_bf16() -> dict[str, Any]:
     }
 
 
+SWITCHES = ("fp8 6:bf16", "mxfp8 6:bf16", "fp8_blockwise 6:bf16", "nvfp4 6:bf16", "nvfp4 6:fp8")
+
+
+def switched() -> dict[str, Any]:
+    """The weights' format under a late switch, and of what layers of Megatron-Core ask a context before and after it."""
+    from megatron.core import fp4_utils, fp8_utils
+    from megatron.core.transformer import transformer_block
+
+    from pretraining.megatron import switching
+
+    contexts = {"get_fp8_context": fp8_utils, "get_fp4_context": fp4_utils}
+    answer: dict[str, Any] = {
+        name: list(inspect.signature(getattr(module, name)).parameters) for name, module in contexts.items()
+    }
+    for words in SWITCHES:
+        precision, to = words.split()
+        chosen, config, processes = built("--model", "llama32-1b", "--precision", precision, "--switch", to)
+        switching.check(config, chosen)
+        validated(config, processes)
+        seen: list[str] = []
+        for name, module in contexts.items():
+            setattr(module, name, _seeing(name, seen))
+            setattr(transformer_block, name, getattr(module, name))
+        switching.provide(config, chosen)
+        for done in (5, 6):
+            late_switch.use(chosen.late_switch, chosen.switches_at, done=done)
+            block = "get_fp4_context" if config.model.fp4 else "get_fp8_context"
+            getattr(transformer_block, block)(config.model, 4)
+        answer[words] = [compat.gathered_in(config), *seen]
+    return answer
+
+
+def _seeing(name: str, seen: list[str]) -> Any:
+    """In place of a context of Megatron-Core's, one that keeps of which format and recipe it was asked for."""
+
+    def context(config: Any, layer_no: int, is_init: bool) -> None:
+        number = name[4:7]
+        seen.append(f"{getattr(config, number)} {getattr(config, f'{number}_recipe')}")
+
+    context.__name__ = name
+    return context
+
+
 def saved() -> dict[str, Any]:
     """A config with overrides, saved and taken back: what the overrides came to, and whether both are the same."""
     path = Path(sys.argv[1]).with_name("saved.yaml")
@@ -210,7 +255,7 @@ def saved() -> dict[str, Any]:
 def main() -> None:
     """Write the answers."""
     answers: dict[str, Any] = {"versions": packages.installed(), "import_seconds": time.process_time()}
-    for question in (every_config, words, gathers, tuned, kept_in_bf16, saved):
+    for question in (every_config, words, gathers, tuned, kept_in_bf16, switched, saved):
         try:
             answers[question.__name__] = question()
         except Exception:

@@ -55,6 +55,10 @@ CALLED = {
     ("pytorch/quantization.py", "fp8_autocast"): "enabled fp8_recipe",
     ("pytorch/module/linear.py", "Linear.__init__"): "in_features out_features bias params_dtype device",
 }
+HYBRID = {  # since `packages.HYBRID`
+    ("pytorch/tensor/hybrid_tensor.py", "HybridQuantizer.__init__"): "rowwise_quantizer columnwise_quantizer",
+    ("pytorch/tensor/identity_tensor.py", "IdentityQuantizer.__init__"): "",
+}
 
 
 def names_and_keywords() -> list[str]:
@@ -68,10 +72,11 @@ def names_and_keywords() -> list[str]:
     for file, fields in STORED.items():
         text = (SOURCES / f"pytorch/tensor/storage/{file}.py").read_text(encoding="utf-8")
         missing += [f"{file}: {each}" for each in fields if f"{each}:" not in text and f".{each} =" not in text]
-    for (file, name), keywords in CALLED.items():
+    for (file, name), keywords in (CALLED | (HYBRID if packages.has_hybrid_quantizers() else {})).items():
         has = _keywords(_definition(file, name))
         missing += [f"{name}({each}=)" for each in keywords.split() if each not in has]
-    return missing
+    base = _definition("pytorch/module/base.py", "TransformerEngineBaseModule")
+    return missing + ["_fp8_workspaces"] * ("_fp8_workspaces" not in _attributes(base))
 
 
 def variables() -> list[str]:

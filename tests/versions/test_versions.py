@@ -66,6 +66,18 @@ def test_a_product_that_is_kept_in_bf16_is_so_in_megatron_core(answers) -> None:
     assert answers["kept_in_bf16"] == {"quantized": [False, False], "gather": None}
 
 
+def test_a_late_switch_keeps_bf16_weights_and_changes_each_layers_recipe(answers) -> None:
+    assert answers["switched"] == {
+        "get_fp8_context": ["config", "layer_no", "is_init"],
+        "get_fp4_context": ["config", "layer_no", "is_init"],
+        "fp8 6:bf16": [None, "hybrid tensorwise"],
+        "mxfp8 6:bf16": [None, "e4m3 mxfp8"],
+        "fp8_blockwise 6:bf16": [None, "hybrid blockwise"],
+        "nvfp4 6:bf16": [None, "e2m1 nvfp4"],
+        "nvfp4 6:fp8": [None, "e2m1 nvfp4", "hybrid tensorwise"],
+    }
+
+
 def test_a_saved_config_with_overrides_is_taken_back(answers) -> None:
     assert answers["saved"]["same"]
     found = answers["saved"]["facts"]["overrides"]

@@ -201,7 +201,7 @@ SWITCHES = ("fp8 6:bf16", "mxfp8 6:bf16", "fp8_blockwise 6:bf16", "nvfp4 6:bf16"
 
 
 def switched() -> dict[str, Any]:
-    """The weights' format under a late switch, and of what layers of Megatron-Core ask a context before and after it."""
+    """The weights' format under a late switch, and what its layers ask Megatron-Core for before and after it."""
     from megatron.core import fp4_utils, fp8_utils
     from megatron.core.transformer import transformer_block
 

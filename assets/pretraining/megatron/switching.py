@@ -43,7 +43,8 @@ class Switching(Callback):
         for module in (each for chunk in context.model for each in chunk.modules()):
             vars(module).get("_fp8_workspaces", {}).clear()
         if torch.distributed.get_rank() == 0:
-            print(f"pretrain_llama.py: iteration {done + 1} is the first by {self._chosen.late_switch}", flush=True)
+            said = f"iteration {done + 1} and later ones train by --switch {self._chosen.late_switch}"
+            print(f"pretrain_llama.py: {said}", flush=True)
 
 
 def check(config: ConfigContainer, chosen: Settings) -> None:

@@ -140,7 +140,7 @@ def test_each_iteration_says_where_training_is_and_old_copies_of_weights_go(swit
         seen.append((late_switch.switched_to(), len(layer._fp8_workspaces)))
         layer._fp8_workspaces["weight"] = "copy"
     assert seen == [("", 1), ("", 1), ("bf16", 0), ("bf16", 1)]
-    assert capsys.readouterr().out == "pretrain_llama.py: iteration 7 is the first by 6:bf16\n"
+    assert capsys.readouterr().out == "pretrain_llama.py: iteration 7 and later ones train by --switch 6:bf16\n"
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,6 @@ import contextlib
 import functools
 import importlib
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -25,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretraining import packages
 from pretraining.errors import UsageError
+from pretraining.megatron import dataset_helper
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
@@ -253,7 +250,7 @@ def skip_compile_helpers() -> None:
     if find_spec("megatron.core.datasets.helpers_cpp") is None:
         if os.access(source, os.W_OK):
             return
-        built = _built_copy(source, packages.installed().get("megatron-core", ""))
+        built = dataset_helper.built_copy(source, packages.installed().get("megatron-core", ""))
         megatron.core.datasets.__path__.append(str(built))
         importlib.invalidate_caches()
     import megatron.bridge.training.initialize
@@ -261,44 +258,6 @@ def skip_compile_helpers() -> None:
 
     for module in (megatron.core.datasets.utils, megatron.bridge.training.initialize):
         module.compile_helpers = lambda: None
-
-
-# What it is built from.
-_HELPER_SOURCES = ("helpers.cpp", "Makefile")
-
-
-def _built_copy(source: Path, version: str) -> Path:
-    """A folder below HOME that holds the built helper, made at the first run.
-
-    Args:
-        source: `megatron/core/datasets`, with the helper's source and Makefile.
-        version: of Megatron-Core, so that another image gets a copy of its own.
-
-    Raises:
-        UsageError: it cannot be built, with what make said.
-    """
-    caches = Path.home() / ".cache" / "nvfp4-playbook"
-    folder = caches / f"dataset-helper-{version}-{sys.implementation.cache_tag}"
-    if folder.exists():
-        return folder
-    caches.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=caches))
-    try:
-        for file in _HELPER_SOURCES:
-            shutil.copy(source / file, beside)
-        made = subprocess.run(["make", "-C", str(beside)], capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise OSError(f"make said: {(made.stderr.strip().splitlines() or ['nothing'])[-1]}")
-        with contextlib.suppress(OSError):  # another process was first
-            beside.replace(folder)
-    except OSError as error:
-        raise UsageError(
-            f"Megatron-Core's dataset helper cannot be built by this user ({error}): take an image that has it, such "
-            "as the one `make image` builds"
-        ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
 
 
 @contextlib.contextmanager

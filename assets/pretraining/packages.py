@@ -69,6 +69,11 @@ def dotted(release: tuple[int, ...]) -> str:
     return ".".join(map(str, release))
 
 
+def has_nvfp4() -> bool:
+    """Whether Transformer Engine has NVFP4's recipe."""
+    return engine_release() >= NVFP4
+
+
 def has_four_over_six() -> bool:
     """Whether Transformer Engine's own kernels choose among two scales of a block."""
     return engine_release() >= FOUR_OVER_SIX

@@ -121,7 +121,7 @@ def check_capability(chosen: Settings) -> None:
             f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
         )
     found = packages.installed().get("transformer-engine", "none")
-    if chosen.precision.fp4 and not chosen.emulate and packages.engine_release() < packages.NVFP4:
+    if chosen.precision.fp4 and not chosen.emulate and not packages.has_nvfp4():
         raise UsageError(
             f"{chosen.precision.name} needs Transformer Engine {packages.dotted(packages.NVFP4)}, and {found} is here: "
             f"{packages.image_with(packages.NVFP4)}"

@@ -79,10 +79,10 @@ def _closed_to(user: int, group: int, modules: dict[str, str]) -> str:
     words = [sys.executable, __file__, "look"]
     try:
         ended = subprocess.run(words, user=user, group=group, extra_groups=[], capture_output=True, text=True)
-        theirs = json.loads(ended.stdout.splitlines()[-1])
+        theirs = json.loads(next(line for line in reversed(ended.stdout.splitlines()) if line.startswith("{")))
     except OSError as error:
         return _named(sys.executable, user, group) or f"{sys.executable} ({error.strerror})"
-    except (ValueError, IndexError):  # it starts, and does not come to the script
+    except (ValueError, StopIteration):  # it starts, and does not come to the script
         library = os.path.join(sysconfig.get_path("stdlib"), "encodings", "__init__.py")
         said = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
         return _named(library, user, group) or f"{sys.executable} ({said})"

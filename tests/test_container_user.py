@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +29,16 @@ def script():  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """What the script needs of an image, open to everybody: modules, and this Python by a link."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    for name in ("torch", "megatron/core", "megatron/bridge"):
-        (tmp_path / "lib" / name).mkdir(parents=True)
-        (tmp_path / "lib" / name / "__init__.py").touch()
-    shutil.copy(SCRIPT, tmp_path)
-    return tmp_path
+def image() -> Iterator[Path]:
+    """What the script needs of an image, open to everybody, as pytest's own folders are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        for name in ("torch", "megatron/core", "megatron/bridge"):
+            (path / "lib" / name).mkdir(parents=True)
+            (path / "lib" / name / "__init__.py").touch()
+        shutil.copy(SCRIPT, path)
+        yield path
 
 
 def look(image: Path, python: str) -> dict:
@@ -92,6 +95,15 @@ def test_a_python_that_fails_for_the_user_alone_says_how(image: Path) -> None:
     (image / "lib" / "sitecustomize.py").write_text(f"import os, sys\nif os.getuid() == {USER}: os._exit(3)\n")
     python = open_python()
     assert look(image, python)["closed"] == f"{os.path.abspath(python)} (exit code 3)"
+
+
+def test_a_python_that_greets_and_takes_leave_is_understood(image: Path) -> None:
+    text = "import atexit\nprint('welcome')\natexit.register(print, 'goodbye')\n"
+    (image / "lib" / "sitecustomize.py").write_text(text)
+    words = [open_python(), str(image / SCRIPT.name), "check", f"{USER}:{USER}"]
+    ended = subprocess.run(words, env={"PYTHONPATH": str(image / "lib")}, capture_output=True, text=True)
+    welcome, answer, goodbye = ended.stdout.splitlines()
+    assert (welcome, goodbye) == ("welcome", "goodbye") and json.loads(answer)["closed"] == ""
 
 
 def test_what_is_not_there_is_empty(image: Path) -> None:

@@ -42,6 +42,14 @@ def shapes(engine: Host) -> dict[str, str]:
     return {name: shape.tag for name, shape in SHAPES.items()}
 
 
+@pytest.fixture
+def station(station: Station) -> Iterator[Station]:
+    """A station whose home others can reach: pytest's own folders are root's alone."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        station.home = Path(folder)
+        yield station
+
+
 class Person:
     """Somebody at a station, whose launcher really is theirs."""
 
@@ -49,8 +57,6 @@ class Person:
         self.station, self.number = station, number
         words = (f"--reuid={number}", f"--regid={number}", "--clear-groups", *READS)
         self.before = ("setpriv", *words) if number else ()
-        for folder in (station.home, *station.home.parents[:2]):
-            folder.chmod(0o755)  # pytest's, which are root's alone
         os.chown(station.home, number, number)
         if station.engine.own:
             station.engine.own.socket.chmod(0o666)  # as a member of the group docker has it

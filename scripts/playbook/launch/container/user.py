@@ -98,6 +98,8 @@ def take_back(engine: Engine, identity: str) -> None:
         try:
             failed = _inside(engine, container["Image"], path, ["hand", owner, str(since), *folders], mounts)["failed"]
         except EngineError as error:
+            if isinstance(error.__cause__, requests.RequestException):  # the engine is away, and may come back
+                raise error.__cause__ from error
             failed = error.cause
         if failed:
             by_hand = f"sudo chown -R {owner} {' '.join(folders)}"

@@ -27,7 +27,7 @@ Stack = tuple[str, ...]
 
 
 class _Beside(NamedTuple):
-    """A run beside one of the same work with the first stack: `step` is None where the devices differ."""
+    """A run beside one of the same work with the first stack: `step` is None where it says nothing of the stack."""
 
     loss: float
     step: float | None
@@ -111,7 +111,7 @@ def _beside(runs: Sequence[Run], first: Sequence[Run]) -> tuple[str, str]:
     losses = [f"{kind} {max(pair.loss for pair in pairs):.1e}" for kind, pairs in sorted(found.items())]
     steps = {kind: [pair.step for pair in pairs if pair.step is not None] for kind, pairs in sorted(found.items())}
     timed = [f"{kind} {median(ratios):.3f}" for kind, ratios in steps.items() if ratios]
-    return ", ".join(losses), ", ".join(timed) or "other devices"
+    return ", ".join(losses), ", ".join(timed) or "not alone on one kind of GPU"
 
 
 def _comparable(run: Run) -> bool:
@@ -121,7 +121,8 @@ def _comparable(run: Run) -> bool:
 def _pair(run: Run, other: Run) -> _Beside:
     losses = {line["iteration"]: line["loss"] for line in other.train}
     gaps = [abs(line["loss"] / losses[line["iteration"]] - 1) for line in run.train if losses.get(line["iteration"])]
-    mine, theirs = measure(run).step, measure(other).step
+    mine, theirs = measure(run), measure(other)
     alike = run.environment["device"]["name"] == other.environment["device"]["name"]
-    ratio = mine.value / theirs.value if alike and mine and theirs else None
+    alone = not (mine.shared or theirs.shared)  # else other processes had memory of the GPU, and may have had its time
+    ratio = mine.step.value / theirs.step.value if alike and alone and mine.step and theirs.step else None
     return _Beside(max(gaps, default=float("nan")), ratio)

@@ -57,7 +57,7 @@ def test_steps_of_another_gpu_and_of_a_profile_are_not_compared(trained) -> None
     on_other = rows([trained(OLD), trained(NEW, gpu="NVIDIA H200")])[1]
     assert (
         on_other["losses beside the first's"] == "bf16 0.0e+00"
-        and on_other["step beside the first's"] == "other devices"
+        and on_other["step beside the first's"] == "not alone on one kind of GPU"
     )
     watched = rows([trained(OLD), trained(NEW, environment={"profiled": [50, 60]})])[1]
     assert watched["losses beside the first's"] == watched["step beside the first's"] == "no run of the same work"

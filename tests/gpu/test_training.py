@@ -35,7 +35,7 @@ TRAININGS = {
     "nearest": ((*WIDE, "--emulate"), {"NVFP4_STOCHASTIC": "0"}),
     "stochastic": ((*TINY, "--emulate"), {}),
     "stochastic again": ((*TINY, "--emulate"), {}),
-    "eager": ((*TINY, "--emulate", *AS_TUNED), {}),
+    "eager": ((*TINY, *AS_TUNED, "--emulate"), {}),
     "replayed": ((*TINY, "--emulate", "--tuned"), {}),
 }
 

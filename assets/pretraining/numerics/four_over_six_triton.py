@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pretraining.numerics.nvfp4 import BLOCK
 from pretraining.numerics.rounding_triton import (
     LENGTH,
     SCALED_MAX,
+    blocks_in,
     count_programs,
     divided_by_six,
     element_multiplier,
@@ -46,7 +46,7 @@ def choose(x: Tensor, amax: Tensor, blocks: tl.constexpr, how: Rounding) -> Tens
     if not how.four_over_six:
         return amax
     height, width = x.shape
-    groups, across = triton.cdiv(height, BLOCK), triton.cdiv(width, BLOCK)
+    groups, across = blocks_in(height), blocks_in(width)
     shape = {ROWS: (height, across), TILES: (groups, across)}.get(blocks, (groups, width))
     scales = torch.empty(shape, dtype=torch.float32, device=x.device)
     if x.numel():

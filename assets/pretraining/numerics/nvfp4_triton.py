@@ -26,6 +26,7 @@ from pretraining.numerics.rounding_triton import (
     ALL_NAN,
     LENGTH,
     block_scales,
+    blocks_in,
     byte_of,
     count_programs,
     element_multiplier,
@@ -86,7 +87,7 @@ def quantize(
     amax = _amax(x, columns=columns, rht=how.rht)
     scales = torch.empty(2, dtype=torch.float32, device=x.device)
     of_rows = x.new_empty(x.shape if rows else 0)
-    of_columns = x.new_empty((triton.cdiv(height, BLOCK) * BLOCK, width) if columns else 0)
+    of_columns = x.new_empty((blocks_in(height) * BLOCK, width) if columns else 0)
     row_scales = choose(x, amax, ROWS, how) if rows else amax
     column_scales = choose(x, amax[1:], ROTATED if how.rht else COLUMNS, how) if columns else amax
     if x.numel():
@@ -133,7 +134,7 @@ def _amax(x: Tensor, *, columns: bool, rht: bool, skip: Tensor | None = None) ->
     height, width = x.shape
     amax = torch.zeros(2, dtype=torch.int32, device=x.device)
     if x.numel():
-        groups = min(GROUPS, triton.cdiv(height, BLOCK))
+        groups = min(GROUPS, blocks_in(height))
         options = {"ROTATED": columns and rht, "GROUPS": groups, "SKIPS": skip is not None, **strips_of(width)}
         programs = count_programs(height, width, groups)
         _amax_kernel[(programs,)](x, amax, amax if skip is None else skip, height, width, **options)

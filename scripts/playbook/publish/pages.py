@@ -108,12 +108,15 @@ def _alone(run: Run) -> str:
         found = breakdown.load(run.folder)
         most = sorted(found.rows, key=lambda row: -row.milliseconds)[:4]
         return "profile: " + ", ".join(f"{row.kind} {100 * row.milliseconds / found.step:.1f} %" for row in most)
-    result = measure(run).result
+    measured = measure(run)
+    start = run.parity.get("start_iteration")
+    resumed = [f"resumed at iteration {start}"] if start else []
+    if measured.shared:
+        return ", ".join([*resumed, "shared its GPU: its losses count, its step times do not"])
+    result = measured.result
     figures = [result.step_time, result.tokens_per_second_per_gpu]
     if run.precision.get("arithmetic") == "native":  # an emulation's FLOP/s say nothing of the GPU
         figures.append(result.model_tflops_per_gpu)
-    start = run.parity.get("start_iteration")
-    resumed = [f"resumed at iteration {start}"] if start else []
     return ", ".join([*resumed, *(f"{wording.value(each)}{_spread(each)}" for each in figures if each)])
 
 

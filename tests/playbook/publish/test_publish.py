@@ -137,6 +137,17 @@ def test_a_resumed_run_says_where(empty: Path, make_run) -> None:
     assert "| 1 | resumed at iteration 19, " in (empty / INDEX).read_text()
 
 
+def test_a_run_on_a_shared_gpu_has_no_step_time(empty: Path, make_run) -> None:
+    run = make_run("bf16", step=0.2)
+    sample = {"device": 0, "used_bytes": 60 * 10**9, "process_bytes": 20 * 10**9, "power_w": 300.0}
+    lines = [json.dumps({"time": 1000.0 + at, **sample}) + "\n" for at in range(20)]
+    (run / "device.jsonl").write_text("".join(lines))
+    publish.add(empty, [run], "one")
+    publish.rebuild(empty)
+    page = (empty / INDEX).read_text()
+    assert "| 1 | shared its GPU: its losses count, its step times do not |" in page and "200.0 ms" not in page
+
+
 def test_what_repeats_a_folder_stands_below_the_list(empty: Path, make_run) -> None:
     publish.add(empty, [make_run("bf16")], "one")
     publish.add(empty, [make_run("nvfp4", name="other")], "two")

@@ -94,6 +94,7 @@ ENVIRONMENT: Shape = {
     "weights_from": _TEXT,
     "finetuned": _TEXT,
     "profiled": PAIR,
+    "measured": PAIR,
     "text": {"bigram_entropy": _NUMBER},
     "sampling": {"rate_hz": _NUMBER, "problem": _TEXT},
     "parity": {

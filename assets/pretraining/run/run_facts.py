@@ -64,7 +64,7 @@ class EnvironmentFile:
             "weights_from": settings.weights,
             "finetuned": settings.finetune,
             "trained": settings.trains,
-            **({"profiled": settings.watched} if settings.watched else {}),
+            **({"measured" if settings.sensitivity else "profiled": settings.watched} if settings.watched else {}),
             **({"text": {"bigram_entropy": builtin.bigram_entropy, "tokens": builtin.tokens}} if builtin else {}),
         }
         self._write()

@@ -30,8 +30,9 @@ class Entry:
         started: UTC.
         verdict: "unreadable" where the folder is damaged, "running" while its lock is held; `cause` then says more.
         iterations, of: done and wanted, with those of the run that it goes on from.
-        step_time: s, the median of the timed iterations; None of a profiled run, where it is no measurement.
+        step_time: s, the median of the timed iterations; None of a run whose steps were watched.
         loss: nats a token, the mean of the last tenth.
+        profiled, measured: by `make profile`, by `make sensitivity`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     tokens_per_second: float | None = None
     loss: float | None = None
     profiled: bool = False
+    measured: bool = False
 
 
 def entries(runs: Path) -> list[Entry]:
@@ -71,7 +73,7 @@ def _entry(folder: Path) -> Entry:
     figures = of_run(measured, ("step_time", "tokens_per_second", "training_loss"))
     step_time, rate, loss = (each and each.value for each in figures.values())
     request = run.plan.get("request") or {}
-    profiled = "profiled" in run.environment
+    how, _ = soundness.watched(run) or ("", [])
     verdict, cause = soundness.verdict(run, measured.lines)
     if verdict == run_folder.Verdict.INCOMPLETE and lock.processes(folder) and (used := lock.in_use(folder)):
         verdict, cause = RUNNING, used
@@ -86,10 +88,11 @@ def _entry(folder: Path) -> Entry:
         cause=cause,
         iterations=measured.window.last,
         of=run.parity.get("train_iters") or request.get("train_iters"),
-        step_time=None if profiled else step_time,
-        tokens_per_second=None if profiled else rate,
+        step_time=None if how else step_time,
+        tokens_per_second=None if how else rate,
         loss=loss,
-        profiled=profiled,
+        profiled=how == "profiled",
+        measured=how == "measured",
     )
 
 
@@ -114,7 +117,8 @@ def _show(found: list[Entry]) -> None:
     rows = [["run", "precision", "verdict", "done", "step", "loss"]]
     for entry in found:
         done = f"{entry.iterations}/{entry.of}" if entry.of is not None else "-"
-        step = "profiled" if entry.profiled else _seconds(entry.step_time)
+        watched = "profiled" * entry.profiled or "measured" * entry.measured
+        step = watched or _seconds(entry.step_time)
         loss = f"{entry.loss:.4f}" if entry.loss is not None else "-"
         precision = model.label(entry.precision, entry.arithmetic) or "-"
         rows.append([entry.name, precision, entry.verdict, done, step, loss])

@@ -74,7 +74,7 @@ def _seeds(runs: dict[str, Measured]) -> list[Difference]:
 
 def _between(a: Measured, b: Measured, of: tuple[str, str]) -> tuple[list[Difference], list[str]]:
     facts, unchecked = _facts(a, b, of)
-    found = (_not_succeeded, _profiled, _unsound, _validation_set)
+    found = (_not_succeeded, _watched, _unsound, _validation_set)
     differences = [*(each for of_kind in found for each in of_kind(a, b, of)), *facts]
     flops = _flops(a, b, of)
     if flops is None:
@@ -94,13 +94,14 @@ def _not_succeeded(a: Measured, b: Measured, of: tuple[str, str]) -> list[Differ
     return [Difference("verdict", *said, f"mend the cause, then {' and '.join(again)} again", of)]
 
 
-def _profiled(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
+def _watched(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:
     """What watches a step slows it: no run that was profiled or measured is compared, not even with another such."""
-    found = [soundness.profiled(each.run) for each in (a, b)]
+    found = [soundness.watched(each.run) for each in (a, b)]
     if not any(found):
         return []
-    said = ["iterations {} to {}".format(*each) if each else "no" for each in found]
-    return [Difference("profiled", *said, "train again without the profiler, which slows the steps it watches", of)]
+    said = ["{} {} to {}".format(each[0], *each[1]) if each else "no" for each in found]
+    way_out = "train again with neither make profile nor make sensitivity, which slow the steps they watch"
+    return [Difference("watched iterations", *said, way_out, of)]
 
 
 def _unsound(a: Measured, b: Measured, of: tuple[str, str]) -> list[Difference]:

@@ -135,8 +135,9 @@ def warnings(run: Run, lines: Lines) -> list[str]:
         said.append(f"the device's memory and power were not sampled: {problem}")
     if (run.environment.get("probe") or {}).get("skipped"):
         said.append("the GPU's own kernels were not held against the specification (PROBE=0)")
-    if found := profiled(run):
-        said.append("iterations {} to {} were profiled: their step times are no measurement".format(*found))
+    if found := watched(run):
+        how, (first, last) = found
+        said.append(f"iterations {first} to {last} were {how}: their step times tell nothing")
     if start := run.parity.get("start_iteration"):
         said.append(f"resumed at iteration {start}")
     if (interval := lines.every) > 1:
@@ -150,9 +151,9 @@ def warnings(run: Run, lines: Lines) -> list[str]:
     return said
 
 
-def profiled(run: Run) -> list[int] | None:
-    """The first and the last iteration that a profiler or a measurement watched, None where none did."""
-    return run.environment.get("profiled")
+def watched(run: Run) -> tuple[str, list[int]] | None:
+    """How the steps were slowed, "profiled" or "measured" (`make sensitivity`), and the first and last that were."""
+    return next(((how, run.environment[how]) for how in ("profiled", "measured") if run.environment.get(how)), None)
 
 
 def skipped(lines: Lines) -> int:

@@ -231,13 +231,9 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
         default = f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
         yield "split", split, settings.why.get("split", default)
     if settings.profile:
-        yield "profiled", f"the last {settings.profile} iterations", "asked for; its step times are no measurement"
+        yield "profiled", f"the last {settings.profile} iterations", "asked for; their step times tell nothing"
     if settings.sensitivity:
-        yield (
-            "measured",
-            f"the last {settings.sensitivity} iterations",
-            "asked for; their step times are no measurement",
-        )
+        yield "measured", f"the last {settings.sensitivity} iterations", "asked for; their step times tell nothing"
     if settings.no_probe:
         yield "probe", "none", "asked for; the GPU's own kernels are not tried first, and the record says so"
     if settings.tuned:

@@ -166,6 +166,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "model": _MODEL,
         "finetuned": words(*SCHEMES),
         "profiled": [number],
+        "measured": [number],
         "text": {"bigram_entropy": number, "tokens": _numbers("train validation test")},
         "sampling": _numbers("rate_hz"),
         "probe": _numbers("passed skipped seconds"),

@@ -115,7 +115,7 @@ def _beside(runs: Sequence[Run], first: Sequence[Run]) -> tuple[str, str]:
 
 
 def _comparable(run: Run) -> bool:
-    return run.verdict is Verdict.SUCCEEDED and soundness.profiled(run) is None and bool(run.train)
+    return run.verdict is Verdict.SUCCEEDED and soundness.watched(run) is None and bool(run.train)
 
 
 def _pair(run: Run, other: Run) -> _Beside:

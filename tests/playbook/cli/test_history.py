@@ -6,6 +6,8 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from playbook.cli import history
 from pretraining.record import lock, run_folder
 
@@ -38,11 +40,13 @@ def test_all_runs_newest_first(make_run, capsys) -> None:
     assert (found[0]["name"], found[0]["verdict"], found[0]["step_time"]) == ("first", "succeeded", 0.2)
 
 
-def test_a_profiled_run_has_no_step_time(make_run, capsys) -> None:
-    runs = make_run("bf16", environment={"profiled": [56, 60]}).parent
-    assert "profiled" in listed(capsys, runs)
+@pytest.mark.parametrize("how", ["profiled", "measured"])
+def test_a_watched_run_has_no_step_time(make_run, capsys, how: str) -> None:
+    runs = make_run("bf16", environment={how: [56, 60]}).parent
+    assert how in listed(capsys, runs)
     (entry,) = json.loads(listed(capsys, runs, "--json"))
-    assert (entry["profiled"], entry["step_time"], entry["tokens_per_second"]) == (True, None, None)
+    assert [name for name in ("profiled", "measured") if entry[name]] == [how]
+    assert entry["step_time"] is entry["tokens_per_second"] is None
 
 
 def test_an_emulation_is_called_one_and_a_resumed_run_counts_whole(make_run, capsys) -> None:

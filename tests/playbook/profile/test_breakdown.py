@@ -135,16 +135,17 @@ def test_the_table_says_what_the_profiler_cost_and_where_to_look(make_run, capsy
         breakdown.show(folder)
 
 
+@pytest.mark.parametrize("how", ["profiled", "measured"])
 @pytest.mark.parametrize("both", [True, False])
-def test_a_profiled_run_is_not_compared(make_run, both: bool) -> None:
-    profiled = {"profiled": [56, 60]}
-    runs = [make_run("bf16", environment=profiled if both else {}), make_run("nvfp4", environment=profiled)]
+def test_a_watched_run_is_not_compared(make_run, both: bool, how: str) -> None:
+    watched = {how: [56, 60]}
+    runs = [make_run("bf16", environment=watched if both else {}), make_run("nvfp4", environment=watched)]
     groups = [[loading.load(run)] for run in runs]
     with pytest.raises(comparison.NotComparable) as refused:
         comparison.compare(groups)
-    way_out = "train again without the profiler, which slows the steps it watches"
-    said = "iterations 56 to 60"
-    assert refused.value.differences == [Difference("profiled", said if both else "no", said, way_out)]
+    way_out = "train again with neither make profile nor make sensitivity, which slow the steps they watch"
+    said = f"{how} 56 to 60"
+    assert refused.value.differences == [Difference("watched iterations", said if both else "no", said, way_out)]
     forced = comparison.compare(groups, force=True)
     assert forced.forced
-    assert forced.arms[1].runs[0].warnings == ["iterations 56 to 60 were profiled: their step times are no measurement"]
+    assert forced.arms[1].runs[0].warnings == [f"iterations 56 to 60 were {how}: their step times tell nothing"]

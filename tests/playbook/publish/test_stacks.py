@@ -59,8 +59,9 @@ def test_steps_of_another_gpu_and_of_a_profile_are_not_compared(trained) -> None
         on_other["losses beside the first's"] == "bf16 0.0e+00"
         and on_other["step beside the first's"] == "not alone on one kind of GPU"
     )
-    watched = rows([trained(OLD), trained(NEW, environment={"profiled": [50, 60]})])[1]
-    assert watched["losses beside the first's"] == watched["step beside the first's"] == "no run of the same work"
+    for how in ("profiled", "measured"):
+        watched = rows([trained(OLD), trained(NEW, environment={how: [50, 60]})])[1]
+        assert watched["losses beside the first's"] == watched["step beside the first's"] == "no run of the same work"
 
 
 def test_what_failed_and_what_was_resumed_is_said(trained) -> None:

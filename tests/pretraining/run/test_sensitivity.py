@@ -37,7 +37,7 @@ def trained(train) -> dict[str, Path]:
 def test_it_trains_as_it_would_and_says_what_it_measured(trained) -> None:
     plain, measured = (run_folder.read_run(trained[name]) for name in ("plain", "measured"))
     assert [line["loss"] for line in measured.train] == [line["loss"] for line in plain.train]
-    assert measured.environment["profiled"] == [4, 5]
+    assert measured.environment["measured"] == [4, 5] and "profiled" not in measured.environment
     found = findings.load(trained["measured"])
     in_bf16 = {(cell.projection, cell.layer) for cell in found.cells if not cell.errors}
     assert in_bf16 == {("fc2", 0), *((name, 3) for name in ("qkv", "proj", "fc1", "fc2"))}  # named, and the tail

@@ -128,3 +128,17 @@ def test_what_root_made_since_then_is_handed_over_and_nothing_else(tmp_path: Pat
     assert owners == {**handed, "theirs": (777, 777), "shared": (USER, 777)}
     assert Path("/etc/passwd").stat().st_uid == 0
     assert run.stat().st_uid == 0, "the mounted folder is not the container's"
+
+
+def test_roots_folder_of_before_stays_roots_though_the_run_wrote_into_it(tmp_path: Path, monkeypatch) -> None:
+    module, shared = script(), tmp_path / "a cache" / "of all"
+    monkeypatch.setattr(module, "SLACK_SECONDS", 0)
+    shared.mkdir(parents=True)
+    time.sleep(0.05)
+    since = time.time() - 0.02  # the kernel's clock for files ticks behind
+    (shared / "new").touch()
+    assert shared.stat().st_ctime >= since
+    if module._made(str(shared), shared.stat()) >= since:
+        pytest.skip("this file system does not say when a file was made")
+    assert module.hand(USER, USER, since, [str(tmp_path)]) == {"handed": 1, "failed": ""}
+    assert (shared / "new").stat().st_uid == USER and shared.stat().st_uid == 0

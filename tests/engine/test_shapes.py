@@ -44,8 +44,8 @@ def shapes(engine: Host) -> dict[str, str]:
 
 @pytest.fixture
 def station(station: Station) -> Iterator[Station]:
-    """A station whose home others can reach: pytest's own folders are root's alone."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    """A station whose home others can reach, with a blank in its path: pytest's own folders are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="a home ", ignore_cleanup_errors=True) as folder:
         station.home = Path(folder)
         yield station
 

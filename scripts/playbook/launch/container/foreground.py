@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 from dataclasses import replace
 
 from playbook.launch import local
 from playbook.launch.container import engine, spec, user
-from playbook.launch.container.engine import EngineError
+from playbook.launch.container.engine import DockerException, EngineError, NotFound
 from playbook.launch.container.spec import Container
 
 SHELL = ["sh", "-c", "command -v bash >/dev/null && exec bash; exec sh"]
@@ -33,17 +34,31 @@ def run(container: Container, job: str, otherwise: str = "") -> int:
     made = [path for path in spec.written_folders(container) if not path.exists()]
     for path in made:
         path.mkdir(parents=True, exist_ok=True)
+    if container.owner:
+        container = replace(container, name=f"{spec.LABEL}-{secrets.token_hex(6)}")
     try:
         return local.in_foreground(container.in_foreground())
     finally:
         if container.owner:
-            user.take_back_all(engine.connect())
+            _take_back(container.name)
         for path in reversed(made):
             with contextlib.suppress(OSError):  # it has something in it
                 path.rmdir()
 
 
+def _take_back(name: str) -> None:
+    """Hand its files over, whether it ended or could not start; the job's own exit code stays, whatever comes."""
+    try:
+        connected = engine.connect()
+        if not connected.api.inspect_container(name)["State"]["Running"]:  # else only its docker command was killed
+            user.take_back(connected, name)
+    except NotFound:
+        return
+    except (EngineError, DockerException, OSError) as error:
+        print(f"files that were made as root are still root's: the next command hands them over ({error})", flush=True)
+
+
 def shell(training: Container) -> Container:
     """A shell in the container that a training would get."""
-    secrets = spec.given((*spec.SECRETS, *spec.NETWORK))
-    return replace(training, name=None, labels={}, command=SHELL, secrets=secrets)
+    given = spec.given((*spec.SECRETS, *spec.NETWORK))
+    return replace(training, name=None, labels={}, command=SHELL, secrets=given)

@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from http.client import CONFLICT, NOT_FOUND
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import requests
 
 from playbook import ASSETS, PROJECT
 from playbook.launch.container import DEFAULT_TAG, spec
-from playbook.launch.container.engine import APIError, DockerException, Engine, EngineError, NotFound, explain
+from playbook.launch.container.engine import APIError, DockerException, Engine, EngineError, explain
 from playbook.launch.container.spec import Container, Folder
 from playbook.plan.place import Image
 from pretraining.record import files
@@ -98,22 +100,29 @@ def take_back(engine: Engine, identity: str) -> None:
         try:
             failed = _inside(engine, container["Image"], path, ["hand", owner, str(since), *folders], mounts)["failed"]
         except EngineError as error:
-            if isinstance(error.__cause__, requests.RequestException):  # the engine is away, and may come back
-                raise error.__cause__ from error
+            away = error.__cause__
+            if isinstance(away, requests.RequestException) and not isinstance(away, APIError):  # and may come back
+                raise away from error
             failed = error.cause
         if failed:
-            by_hand = f"sudo chown -R {owner} {' '.join(folders)}"
+            by_hand = f"sudo find {shlex.join(folders)} -user 0 -exec chown -h {owner} {{}} +"
             print(f"files that were made as root could not be handed to you ({failed}): {by_hand}", flush=True)
     engine.api.remove_container(identity, force=True, v=True)
 
 
 def take_back_all(engine: Engine) -> None:
-    """The same for ended containers in the foreground of a terminal, whose command was killed."""
-    wanted = [f"{spec.LABEL}.owner", f"{spec.LABEL}.project={PROJECT}"]
+    """The same for the caller's ended containers in the foreground of a terminal, whose command was killed.
+
+    Another user of the project has folders that the caller may not see: theirs are left to them.
+    """
+    wanted = [f"{name}={value}" for name, value in spec.ownership(engine.kind).items()]
     for each in engine.api.containers(all=True, filters={"label": wanted, "status": ["exited", "dead"]}):
         if spec.LABEL not in each["Labels"]:  # a run's has an end to record first
-            with contextlib.suppress(NotFound):
+            try:
                 take_back(engine, each["Id"])
+            except APIError as error:
+                if error.status_code not in (NOT_FOUND, CONFLICT):  # another terminal's command was first, or is at it
+                    raise
 
 
 def _inside(engine: Engine, image: str, path: str, words: list[str], folders: tuple[Folder, ...] = ()) -> Any:

@@ -98,7 +98,7 @@ def make_ready(
     config: ConfigContainer, changed: dict[str, Change], chosen: settings.Settings, run: ending.RunEnd, on_gpu: bool
 ) -> None:
     """Write the config into the run folder; then fit it, and Megatron, to this machine."""
-    from pretraining.megatron import changes, switching, tuning
+    from pretraining.megatron import bridge_config, changes, switching, tuning
 
     if run.rank == 0:
         files.write_text(run.folder / run_folder.CONFIG, changes.as_text(config, chosen, changed))
@@ -106,6 +106,8 @@ def make_ready(
         cpu.adapt(config)
         changes.check_kept(config, changed, changes.CPU)
     tuning.keep_loaded_base(config, chosen, run.folder)
+    if on_gpu:
+        bridge_config.check_weights(config, chosen)
     if on_gpu and chosen.switches_at is not None:
         switching.check(config, chosen)
         switching.provide(config, chosen)

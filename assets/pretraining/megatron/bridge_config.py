@@ -49,9 +49,7 @@ def build_config(settings: Settings, run_dir: Path, builtin: builtin_text.Text |
     if settings.emulate:
         config.mixed_precision.fp4_recipe = "custom"
         config.model.fp4_quantizer_factory = compat.quantizer_factory(settings.emulate)
-    if settings.emulate or settings.late_switch:  # what makes the weights, or reads them, may be another quantizer
-        compat.keep_bf16_weights(config.mixed_precision)
-    if settings.nvfp4 and (settings.nvfp4.in_bf16 or settings.nvfp4.primary):
+    if _needs_bf16_weights(settings):
         compat.keep_bf16_weights(config.mixed_precision)
     if settings.nvfp4 and settings.nvfp4.in_bf16:
         linear_layers.keep(config, settings.nvfp4.kept_in_bf16)
@@ -112,6 +110,24 @@ def mixed_precision(precision: Precision, bf16_head: int, bf16_tail: int) -> Mix
         preset.num_layers_at_start_in_bf16 = bf16_head
         preset.num_layers_at_end_in_bf16 = bf16_tail
     return preset
+
+
+def _needs_bf16_weights(settings: Settings) -> str:
+    """What of a run makes or reads the linear layers' weights by another quantizer or none; "" where nothing does."""
+    if settings.emulate:
+        return "--emulate"
+    if settings.late_switch:
+        return f"--switch {settings.late_switch}"
+    said = settings.nvfp4.changed() if settings.nvfp4 else {}
+    return next((f"{word}={said[word]}" for word in ("bf16", "primary") if word in said), "")
+
+
+def check_weights(config: ConfigContainer, settings: Settings) -> None:
+    """Raise UsageError where the user changed the weights of a run that rests on BF16 ones."""
+    if (needs := _needs_bf16_weights(settings)) and (kept := compat.gathered_in(config)):
+        raise UsageError(
+            f"mixed_precision.{kept}_param_gather=true leaves no BF16 weights for {needs}: drop one of them"
+        )
 
 
 def native_configs(model: Any, settings: Settings) -> Iterator[tuple[Precision, Any]]:

@@ -48,12 +48,7 @@ class Switching(Callback):
 
 
 def check(config: ConfigContainer, chosen: Settings) -> None:
-    """Raise UsageError where the user changed what a late switch rests on: BF16 weights, and no CUDA graphs."""
-    if kept := compat.gathered_in(config):
-        raise UsageError(
-            f"mixed_precision.{kept}_param_gather=true leaves no BF16 weights for --switch {chosen.late_switch}: drop "
-            "one of them"
-        )
+    """Raise UsageError where the user turned on CUDA graphs, which a late switch cannot change."""
     if found := compat.cuda_graphs(config):
         raise UsageError(
             f"{found} replays each iteration as it was first, and so cannot --switch {chosen.late_switch}: drop one"

@@ -32,6 +32,7 @@ class Precision:
         probed: further ones, for which Transformer Engine has kernels from `packages.PROBED` on, and nobody is known to
             have trained with them: a run begins where they pass `selfcheck/probe.py`.
         needs: the same in words.
+        per_tensor: a whole tensor has one scale.
         fp4: the arithmetic is NVFP4's, whose recipe `--nvfp4` changes and which can be emulated.
         gather: how the preset stores and gathers the linear layers' weights: BF16, or already quantized (FP8, FP4).
         gather_since: the first Megatron-Bridge whose preset gathers so; before it BF16.
@@ -47,6 +48,7 @@ class Precision:
     capabilities: tuple[tuple[int, int], ...] | None = None
     probed: tuple[tuple[int, int], ...] = ()
     needs: str = "compute capability 8.0 or newer"
+    per_tensor: bool = False
     fp4: bool = False
     gather: str = "BF16"
     gather_since: tuple[int, ...] = ()
@@ -90,6 +92,7 @@ PRECISIONS: dict[str, Precision] = {
             capabilities=((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1)),
             probed=_RUBIN,
             needs="FP8 tensor cores: compute capability 8.9 or newer",
+            per_tensor=True,
             gather="FP8",
             saved_bytes=1.0,
             copy_bytes=2.0,
@@ -193,13 +196,22 @@ class LateSwitch(NamedTuple):
         """The one that it leads to, None where that is the forward pass's alone."""
         return PRECISIONS.get(self.to)
 
-    def check(self, capability: tuple[int, int]) -> None:
-        """Raise UsageError where a GPU of that compute capability lacks the precision that it leads to."""
-        if self.precision and not self.precision.trains_on(capability):
+    def check(self, before: Precision, capability: tuple[int, int]) -> None:
+        """Raise UsageError where a GPU of that compute capability cannot go on so from the precision before it."""
+        works = f"this GPU has compute capability {packages.dotted(capability)}: --switch {self._replace(to='bf16')}"
+        if self.to == "forward" and before.per_tensor and not _multiplies_fp8_columns(capability):
             raise UsageError(
-                f"--switch {self}: {self.to} needs {self.precision.needs}; this GPU has compute capability "
-                f"{packages.dotted(capability)}: --switch {self._replace(to='bf16')} works"
+                f"--switch {self}: Transformer Engine quantizes {before.name}, which scales whole tensors, for the "
+                f"backward pass alone only on 10.x (its issue 3158), and {works} works, and on Hopper "
+                f"--precision fp8_blockwise --switch {self}"
             )
+        if self.precision and not self.precision.trains_on(capability):
+            raise UsageError(f"--switch {self}: {self.to} needs {self.precision.needs}; {works} works")
+
+
+def _multiplies_fp8_columns(capability: tuple[int, int]) -> bool:
+    """Whether FP8 products take operands in any layout: Transformer Engine's `is_non_tn_fp8_gemm_supported`."""
+    return (10, 0) <= capability < (12, 0) or capability >= (13, 0)
 
 
 def with_switch(precision: Precision, switch: LateSwitch | None) -> Precision:

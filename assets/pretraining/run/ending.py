@@ -133,7 +133,7 @@ def check_capability(chosen: Settings) -> None:
             f"{', or --emulate (EMULATE=1)' if chosen.precision.fp4 else ''}"
         )
     if chosen.late_switch:
-        chosen.late_switch.check(capability)
+        chosen.late_switch.check(chosen.precision, capability)
         _require_hybrid(chosen.late_switch, emulated=bool(chosen.emulate), found=found)
     chooses = chosen.nvfp4 and chosen.nvfp4.four_over_six and not chosen.emulate
     if chooses and not packages.has_four_over_six():

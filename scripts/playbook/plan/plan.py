@@ -143,7 +143,7 @@ def planned(args: argparse.Namespace, precision: str, where: Place) -> Plan:
         gpu_bytes=room if args.auto_split else None,
     )
     if chosen.late_switch and where.gpu:
-        chosen.late_switch.check(where.gpu.capability)
+        chosen.late_switch.check(chosen.precision, where.gpu.capability)
     return make_plan(chosen, where, args.nproc)
 
 

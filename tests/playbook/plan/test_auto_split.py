@@ -45,3 +45,5 @@ def test_a_late_switch_is_of_the_quantized_side_and_to_what_the_gpu_has() -> Non
     assert emulated.request()["nvfp4"]["switch"] == "0.5:fp8" and "late switch" not in emulated.choices
     with pytest.raises(UsageError, match=r"mxfp8 needs .* has compute capability 9\.0: --switch 0\.5:bf16 works"):
         planned(*size, "--switch", "0.5:mxfp8", precision="fp8")
+    with pytest.raises(UsageError, match=r"--precision fp8_blockwise --switch 0\.5:forward"):
+        planned(*size, "--switch", "0.5:forward", precision="fp8")

@@ -150,20 +150,39 @@ def test_each_iteration_says_where_training_is_and_old_copies_of_weights_go(swit
         ({"cuda_graph_impl": "none", "enable_cuda_graph": False}, None),
         ({"cuda_graph_impl": "local"}, r"model\.cuda_graph_impl=local replays each iteration .* --switch 6:bf16: drop"),
         ({"external_cuda_graph": True}, r"model\.external_cuda_graph=True replays"),
-        (
-            {"fp8_param_gather": True},
-            r"mixed_precision\.fp8_param_gather=true leaves no BF16 weights for --switch 6:bf16",
-        ),
-        ({"fp4_param_gather": True}, r"mixed_precision\.fp4_param_gather=true leaves no BF16 weights"),
     ],
 )
 def test_what_a_switch_rests_on(switching, fields: dict, said: str | None) -> None:
-    config = SimpleNamespace(mixed_precision=SimpleNamespace(**fields), model=SimpleNamespace(**fields))
+    config = SimpleNamespace(model=SimpleNamespace(**fields))
     run = chosen("--precision", "fp8", "--switch", "6")
     if said is None:
         return switching.check(config, run)
     with pytest.raises(UsageError, match=said):
         switching.check(config, run)
+
+
+@pytest.mark.parametrize(
+    ("flags", "needs"),
+    [
+        (("--precision", "fp8", "--switch", "6"), "--switch 6:bf16"),
+        (("--nvfp4", "switch=6:fp8"), "--switch 6:fp8"),
+        (("--nvfp4", "bf16=qkv"), "bf16=qkv"),
+        (("--nvfp4", "primary=bf16"), "primary=bf16"),
+        (("--emulate",), "--emulate"),
+        (("--precision", "fp8"), ""),
+        (("--nvfp4", "rht=off"), ""),
+    ],
+)
+@pytest.mark.parametrize("kept", ["fp8", "fp4"])
+def test_what_rests_on_bf16_weights(switching, flags: tuple[str, ...], needs: str, kept: str) -> None:
+    check = switching.bridge_config.check_weights
+    preset = SimpleNamespace(fp8_param_gather=False, fp4_param_gather=False)
+    check(SimpleNamespace(mixed_precision=preset), chosen(*flags))
+    setattr(preset, f"{kept}_param_gather", True)
+    if not needs:
+        return check(SimpleNamespace(mixed_precision=preset), chosen(*flags))
+    with pytest.raises(UsageError, match=rf"{kept}_param_gather=true leaves no BF16 weights for {needs}: drop one"):
+        check(SimpleNamespace(mixed_precision=preset), chosen(*flags))
 
 
 def test_forward_in_bf16_leaves_gradients_to_the_recipe(monkeypatch) -> None:

@@ -84,6 +84,9 @@ def test_the_cpu_computes_no_fp8() -> None:
     assert refusal("--switch", "9:fp8").startswith("--switch 9:fp8: fp8 needs FP8 tensor cores")
 
 
+FP8_IN_ONE_PASS = r"quantizes fp8, .* 9\.0: --switch 9:bf16 works, .* --precision fp8_blockwise --switch 9:forward$"
+
+
 @pytest.mark.parametrize(
     ("capability", "release", "flags", "said"),
     [
@@ -92,12 +95,13 @@ def test_the_cpu_computes_no_fp8() -> None:
         ((9, 0), "2.12.0", ("--emulate", "--switch", "9:forward"), ""),
         ((9, 0), "2.12.0", ("--emulate", "--switch", "9:mxfp8"), r"mxfp8 needs a Blackwell .*: --switch 9:bf16 works"),
         ((8, 0), "2.12.0", ("--emulate", "--switch", "0.5:fp8"), r"fp8 needs FP8 .* 8\.0: --switch 0\.5:bf16 works"),
-        (
-            (9, 0),
-            "2.18.0",
-            ("--precision", "fp8", "--switch", "9:forward"),
-            r"Transformer Engine 2\.19, and 2\.18",
-        ),
+        ((10, 0), "2.18.0", ("--precision", "fp8", "--switch", "9:forward"), r"Transformer Engine 2\.19, and 2\.18"),
+        ((10, 0), "2.19.0", ("--precision", "fp8", "--switch", "9:forward"), ""),
+        ((9, 0), "2.20.0", ("--precision", "fp8", "--switch", "9:forward"), FP8_IN_ONE_PASS),
+        ((8, 9), "2.20.0", ("--precision", "fp8", "--switch", "9:forward"), r"8\.9: --switch 9:bf16 works"),
+        ((12, 0), "2.20.0", ("--precision", "fp8", "--switch", "9:forward"), r"12\.0: --switch 9:bf16 works"),
+        ((9, 0), "2.20.0", ("--precision", "fp8_blockwise", "--switch", "9:forward"), ""),
+        ((10, 0), "2.20.0", ("--precision", "mxfp8", "--switch", "9:forward"), ""),
         ((10, 3), "2.18.0", ("--nvfp4", "switch=9:forward"), r"Transformer Engine 2\.19, and 2\.18"),
         ((10, 3), "2.19.0", ("--nvfp4", "switch=9:forward"), ""),
     ],

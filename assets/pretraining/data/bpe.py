@@ -10,7 +10,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ _MADE_FROM = "made_from.json"
 
 def size_of(name: str) -> int | None:
     """The words asked for by `bpe:SIZE`, None for another tokenizer. Raises UsageError for a size that is none."""
-    if not name.startswith("bpe:"):
+    misspelt = re.fullmatch(r"bpe\W?[\d_,]*k?", name, re.IGNORECASE) and not Path(name).exists()
+    if not name.startswith("bpe:") and not misspelt:
         return None
     size = re.sub(r"(?<=\d)[_,](?=\d)", "", name.removeprefix("bpe:"))
     if not size.isdecimal() or not SMALLEST <= int(size) <= LARGEST:
@@ -77,8 +79,25 @@ def _trained(size: int, texts: Iterator[str]) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    _interruptibly(lambda: tokenizer.train_from_iterator(texts, trainer))
     return tokenizer
+
+
+def _interruptibly(work: Callable[[], object]) -> None:
+    """Do it in a thread that ends with the process: Ctrl-C waits for whatever the main thread does in Rust."""
+    failures: list[Exception] = []
+
+    def do() -> None:
+        try:
+            work()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _texts(inputs: list[Source], text_field: str) -> Iterator[str]:

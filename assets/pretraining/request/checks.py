@@ -306,9 +306,17 @@ def data(data: str, model: Model) -> tuple[str, dict[str, blends.Blend]]:
         if known and known.vocabulary_size > words:
             raise UsageError(
                 f"--data {prefix} was tokenized by {known.tokenizer} into {known.vocabulary_size} words, and "
-                f"{model.name} has {words}: `make data` with a tokenizer that fits the model"
+                f"{model.name} has {words}: {_with_words(known.vocabulary_size)}`make data` with a tokenizer that fits "
+                f"{model.name}"
             )
     return blends.as_words(parsed), parsed
+
+
+def _with_words(words: int) -> str:
+    """The smallest model that has so many words, as the beginning of a remedy; "" where none has."""
+    sizes = {name: (each.hf_config["vocab_size"], each.hf_config["hidden_size"]) for name, each in MODELS.items()}
+    name = min((name for name, (has, _) in sizes.items() if has >= words), key=sizes.__getitem__, default="")
+    return name and f"--model {name} has {sizes[name][0]}; or "
 
 
 def resume(run: Path | None, model: Model, precision: Precision | None, finetune: str | None) -> Path | None:

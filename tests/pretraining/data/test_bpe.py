@@ -1,6 +1,8 @@
 """A tokenizer trained on the text: the same from the same text, whole or not at all, and never another's."""
 
 import json
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from transformers import AutoTokenizer
 
 import prepare_data
 from pretraining.data import bpe, sources
+from pretraining.errors import UsageError
 from pretraining.inputs import manifest
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rk", "st", "lé", "m_", "}")]
@@ -86,3 +89,32 @@ def test_what_a_longer_text_is_trained_on(tmp_path: Path, monkeypatch) -> None:
     inputs = sources.find(str(path), None)
     found = [int(text.split()[1]) for text in bpe._texts(inputs, "body")]
     assert 180 < len(found) < 280 and min(found) < 50 and max(found) > 750
+
+
+@pytest.mark.parametrize("name", ["bpe", "BPE:2048", "bpe2048", "bpe-2048", "bpe:16k", "bpe:", "bpe:511", "bpe:262145"])
+def test_a_size_that_is_none_and_a_misspelt_name(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"{name}: bpe:SIZE takes 512 to"):
+        bpe.size_of(name)
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "me/bpe-2048", "bpe-512", "bpemb"])
+def test_another_tokenizer(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bpe-512").mkdir()
+    assert bpe.size_of(name) is None
+
+
+def test_ctrl_c_does_not_wait_for_the_tokenizer() -> None:
+    """Its library runs in Rust, where Python hears of no signal."""
+    release = threading.Event()
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bpe._interruptibly(lambda: release.wait(20))
+    finally:
+        release.set()
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ZeroDivisionError):
+        bpe._interruptibly(lambda: 1 / 0)

@@ -335,12 +335,18 @@ def test_a_manifest_with_more_words_than_the_model(tmp_path: Path) -> None:
     for ending in (".bin", ".idx"):
         (tmp_path / f"corpus{ending}").touch()
     known = {name: 0 for name in manifest.Manifest.__dataclass_fields__}
-    for words, refused in ((257, False), (258, True)):
+    for words, fits in (
+        (257, ""),
+        (258, "llama-110m has 16384"),
+        (16385, "llama32-1b has 128256"),
+        (10**6, "`make data`"),
+    ):
         content = known | {"tokenizer": "my/tokenizer", "vocabulary_size": words}
         (tmp_path / f"corpus{manifest.ENDING}").write_text(json.dumps(content))
-        if refused:
+        if fits:
             said = refusal("--data", str(tmp_path / "corpus"))
-            assert "was tokenized by my/tokenizer into 258 words, and tiny has 257" in said
+            assert f"was tokenized by my/tokenizer into {words} words, and tiny has 257: " in said and fits in said
+            assert said.count(" has ") == (1 if words == 10**6 else 2)
         else:
             assert resolve("--data", str(tmp_path / "corpus")).data == str(tmp_path / "corpus")
     (tmp_path / f"corpus{manifest.ENDING}").write_text("{}")

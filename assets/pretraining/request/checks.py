@@ -316,7 +316,7 @@ def _with_words(words: int) -> str:
     """The smallest model that has so many words, as the beginning of a remedy; "" where none has."""
     sizes = {name: (each.hf_config["vocab_size"], each.hf_config["hidden_size"]) for name, each in MODELS.items()}
     name = min((name for name, (has, _) in sizes.items() if has >= words), key=sizes.__getitem__, default="")
-    return name and f"--model {name} has {sizes[name][0]}; or "
+    return name and f"{'' if MODELS[name].on_cpu else 'on a GPU '}--model {name} has {sizes[name][0]}; or "
 
 
 def resume(run: Path | None, model: Model, precision: Precision | None, finetune: str | None) -> Path | None:

@@ -91,8 +91,8 @@ def test_what_a_longer_text_is_trained_on(tmp_path: Path, monkeypatch) -> None:
     assert 180 < len(found) < 280 and min(found) < 50 and max(found) > 750
 
 
-@pytest.mark.parametrize("name", ["bpe", "BPE:2048", "bpe2048", "bpe-2048", "bpe:16k", "bpe:", "bpe:511", "bpe:262145"])
-def test_a_size_that_is_none_and_a_misspelt_name(name: str, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["bpe", "BPE:2048", "bpe2048", "bpe-2048", "bpe=16k"])
+def test_a_misspelt_name(name: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=f"{name}: bpe:SIZE takes 512 to"):
         bpe.size_of(name)

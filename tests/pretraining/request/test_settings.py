@@ -337,7 +337,7 @@ def test_a_manifest_with_more_words_than_the_model(tmp_path: Path) -> None:
     known = {name: 0 for name in manifest.Manifest.__dataclass_fields__}
     for words, fits in (
         (257, ""),
-        (258, "llama-110m has 16384"),
+        (258, "on a GPU --model llama-110m has 16384"),
         (16385, "llama32-1b has 128256"),
         (10**6, "`make data`"),
     ):

@@ -98,12 +98,13 @@ def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.
             return None, 1
         result = study.add(step.variant, loading.load(run.folder))
         if gap := result.training_loss_gap:
-            print(f"  loss gap to BF16 {gap.value:+.2f} % over the last tenth", flush=True)
+            print(f"  loss gap to BF16 {gap.value:+.2f} % at the end", flush=True)
         elif result.problem:
             code = code or int(result.verdict == Verdict.SUCCEEDED)
             print(f"  no loss gap: {result.problem}", flush=True)
         if step is steps[1] and missing and not long:  # one of each precision tells
-            print(_how_long([request for request in missing if request not in requests[:2]], args), flush=True)
+            if long := _how_long([request for request in missing if request not in requests[:2]], args):
+                print(long, flush=True)
         if step is steps[2 * len({each.seed for each in steps}) - 1]:
             print(ablation.power(study.found[WHOLE], len({each.variant for each in steps})), flush=True)
     return study, code

@@ -272,7 +272,8 @@ def power(whole: Sequence[Trained], arms: int) -> str:
     """
     values = [each.training_loss_gap.value for each in whole if each.training_loss_gap]
     if len(values) < stats.FEWEST:
-        return f"{len(values)} seeds with a loss gap: no difference will be judged; SEEDS= with {stats.FEWEST} or more"
+        few = ("no seed has", "one seed has", "two seeds have")[len(values)]
+        return f"{few} a loss gap: no difference will be judged, which takes {stats.FEWEST} (SEEDS=)"
     pilot = stats.over(values)
     planned = replace(pilot, freedom=(arms - 1) * pilot.freedom)
     shown = float(stats.shown_among(planned, arms, len(values)))

@@ -96,10 +96,10 @@ def table(of: Ablation, *, everything: bool = False) -> list[list[str]]:
     """The header, then a row a variant; of several seeds the figures stand in their order.
 
     Args:
-        everything: with each seed's figures; else they are left out where the seeds are judged, and names are broken:
-            no terminal is wide enough.
+        everything: with each seed's figures; else they are left out where the mean says it, of one seed or of seeds
+            that are judged, and names are broken: no terminal is wide enough.
     """
-    each = everything or of.shown is None
+    each = everything or (of.shown is None and len(of.seeds) > 1)
     rows = [
         ["", "tail", *["gap, %"] * each, "to BF16", "to whole", *["training loss", "validation gap, %"] * everything]
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from playbook.common.tables import print_table
 from playbook.sensitivity import advice, heat_map
 from playbook.sensitivity.findings import PRODUCTS, Cell, Findings, load
+from pretraining.request.models import MODELS
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 THRESHOLD = math.sqrt(3)  # arXiv 2505.19115, see numerics/quantization_error.py
@@ -95,9 +96,17 @@ def _advised(found: Findings, share: float) -> list[str]:
         return [f"For {of} nothing more can be kept in BF16: give a larger BUDGET=."]
     return [
         f"Largest errors first, {_linear_layers(len(kept.cells))} into {of}; {100 * kept.share:.1f} % are then in "
-        "BF16. Errors choose them; whether the loss gains is for make compare to say:",
-        f'  make compare BF16_TAIL=0 NVFP4="{kept.words}"',
+        "BF16. Errors choose them; whether the loss gains is for make compare to say (with EMULATE=1 on a GPU without "
+        "FP4 tensor cores):",
+        f'  make compare {_work(found)}BF16_TAIL=0 NVFP4="{kept.words}"',
     ]
+
+
+def _work(found: Findings) -> str:
+    """What names the model whose layers these are; the rest of the training is the user's to say."""
+    known = MODELS.get(found.model)
+    own = f'ARGS="model.num_layers={found.layers}" ' if known and known.num_layers != found.layers else ""
+    return f"MODEL={found.model} {own}"
 
 
 def _linear_layers(count: int) -> str:

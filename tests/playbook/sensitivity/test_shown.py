@@ -19,7 +19,7 @@ def test_a_small_model_is_shown_whole(measured: Callable[..., Path], capsys) -> 
     assert rows[-1] == ["3", "fc2", "70.0", "70.0", "70.0", "3.0", "7.0", "1.4", "low"]
     assert len(rows) == 7 and ["0", "fc2", *["10.0"] * 3, "3.0", "7.0", "10.0"] in rows
     assert "9.9 times its own rounding noise" in told and "in 1 of 15 linear" in " ".join(told.split())
-    assert 'make compare BF16_TAIL=0 NVFP4="bf16=qkv:0,fc2:3"' in told
+    assert 'make compare MODEL=tiny BF16_TAIL=0 NVFP4="bf16=qkv:0,fc2:3"' in told
     folder = run_folder_of(told)
     assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
     drawn = ElementTree.parse(folder / DRAWING).getroot()

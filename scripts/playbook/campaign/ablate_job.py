@@ -102,9 +102,9 @@ def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.
         elif result.problem:
             code = code or int(result.verdict == Verdict.SUCCEEDED)
             print(f"  no loss gap: {result.problem}", flush=True)
-        if step is steps[1] and missing and not long:  # one of each precision tells
-            if long := _how_long([request for request in missing if request not in requests[:2]], args):
-                print(long, flush=True)
+        others = [request for request in missing if request not in requests[:2]]
+        if step is steps[1] and not long and (then := _how_long(others, args)):  # one of each precision tells
+            print(then, flush=True)
         if step is steps[2 * len({each.seed for each in steps}) - 1]:
             print(ablation.power(study.found[WHOLE], len({each.variant for each in steps})), flush=True)
     return study, code

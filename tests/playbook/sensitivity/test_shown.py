@@ -33,7 +33,9 @@ def run_folder_of(told: str) -> Path:
 
 def test_a_large_model_is_shown_by_projections_and_its_worst(measured: Callable[..., Path], capsys) -> None:
     shown.show(measured(32, {("fc1", 30): 0.4}), 0.1)
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[1:2] == ["fc1"]]
+    told = capsys.readouterr().out
+    assert 'make compare MODEL=tiny ARGS="model.num_layers=32" BF16_TAIL=0 NVFP4="bf16=' in told
+    rows = [line.split() for line in told.splitlines() if line.split()[1:2] == ["fc1"]]
     assert rows[0][:2] == ["all", "fc1"] and rows[0][2] == "12.1"  # the root mean square of 31 times 10 and once 40
     assert rows[1][:3] == ["30", "fc1", "40.0"]
 

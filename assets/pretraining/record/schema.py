@@ -84,7 +84,11 @@ ENVIRONMENT: Shape = {
         "emulator": _TEXT,
         "bf16_head_layers": _COUNT,
         "bf16_tail_layers": _COUNT,
-        "ingredients": {...: CHOICE},
+        "ingredients": {
+            **dict.fromkeys(("rht", "stochastic", "two_d"), FLAG),
+            **dict.fromkeys(("four_over_six", "chosen_by", "switch", "in_bf16", "primary"), TEXT),
+            ...: CHOICE,
+        },
         "switches_at": _COUNT,
     },
     "probe": {"passed": FLAG, "skipped": FLAG, "seconds": _NUMBER, "found": {...: TEXT}},

@@ -10,7 +10,7 @@ from typing import Any
 from pretraining.errors import UsageError, unknown
 from pretraining.inputs import finetuning, manifest, tokenizer_folder
 from pretraining.inputs.instructions import FIELDS
-from pretraining.record import checkpoint, run_folder
+from pretraining.record import checkpoint, run_folder, schema
 from pretraining.request import blends, footprint, nvfp4_recipe, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
 from pretraining.request.precisions import EMULATORS, NEVER, PRECISIONS, LateSwitch, Precision
@@ -103,9 +103,17 @@ def recipe(
 
 
 def _past_precision(args: argparse.Namespace, precision: Precision) -> dict[str, Any]:
-    """The record's facts of precision of the run that is resumed; {} where there is none, or it was in another."""
+    """The record's facts of precision of the run that is resumed; {} where there is none, or it was in another.
+
+    Raises:
+        Damaged: its recipe is none.
+    """
     known = args.resume and run_folder.holds_run(args.resume)
     facts = run_folder.read_facts(args.resume).precision if known else {}
+    for name, value in facts.get("ingredients", {}).items():
+        if name in nvfp4_recipe.TITLES and not nvfp4_recipe.is_spelled(name, value):
+            found = f"precision.ingredients.{name} is {schema.shown(value)}, which no run is trained with"
+            raise schema.Damaged(run_folder.there(args.resume / run_folder.ENVIRONMENT), found)
     return facts if facts.get("name") == precision.name else {}
 
 

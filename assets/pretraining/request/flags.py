@@ -23,6 +23,8 @@ RUNS = "nemo_experiments"
 SEED = 1234
 # who says a setting
 ASKED, FILED, OF_RUN = "asked for", "as in the config file", "as in the run that it begins with"
+OF_TARGET = "this target's default"
+SAYERS = (ASKED, FILED, OF_RUN, OF_TARGET)  # of several settings in one line the first counts
 
 _SECRET = re.compile(
     r"(?<=://)[^/\s@:]*:[^/\s@]+(?=@)"  # in a URL
@@ -150,6 +152,16 @@ def _add_data(add: Callable[..., Any]) -> None:
     add("--run-dir", type=Path, metavar="DIR", help=f"the run folder (default: a new one in {RUNS}/)")
 
 
+def fill_in(args: argparse.Namespace, who: str, **values: Any) -> None:
+    """Give the settings that nobody asked for these values, in place; `who`, one of SAYERS, says them then."""
+    new = {name: value for name, value in values.items() if value is not None and getattr(args, name) is None}
+    vars(args).update(new, filled_in={**_filled_in(args), **dict.fromkeys(new, who)})
+
+
+def _filled_in(args: argparse.Namespace) -> dict[str, str]:
+    return getattr(args, "filled_in", {})
+
+
 def merged(args: argparse.Namespace) -> argparse.Namespace:
     """All that was asked for: the command line and its overrides, below them its config file.
 
@@ -159,16 +171,16 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
     Returns:
         The arguments, in which `precision` stands for --disable-fp4 too, `nvfp4` is words and their values, `overrides`
         fields and their values. Beside them `file` is the config file, read, `left` what is not taken from it, `why`
-        who said each setting (ASKED, FILED or OF_RUN), and `trains` whether it is to train.
+        who of SAYERS said each setting, and `trains` whether it is to train.
 
     Raises:
         UsageError: a setting with two values, an override of what the playbook decides, or no config file.
     """
     given, changes = overrides.settings_among(overrides.parse(args.overrides or ()))
-    of_run = set(getattr(args, "of_run", ()))  # what the launcher filled in, where nobody asked
+    filled_in = {name: who for name, who in _filled_in(args).items() if name not in given}
     for name, value in given.items():
         present = getattr(args, name)
-        if present not in (None, value) and name not in of_run:
+        if present not in (None, value) and name not in _filled_in(args):
             raise UsageError(
                 f"{flag_of(name)} {present} and an override that says {value} are one setting with two values; drop one"
             )
@@ -185,7 +197,7 @@ def merged(args: argparse.Namespace) -> argparse.Namespace:
     whole["nvfp4"] = (below.get("nvfp4") or {}) | recipe | ({"switch": whole["switch"]} if whole["switch"] else {})
     whole["overrides"] = (below.get("overrides") or {}) | changes
     why = {name: FILED if file else OF_RUN for name, value in below.items() if value not in (None, {})}
-    why |= dict.fromkeys(above, ASKED) | dict.fromkeys(of_run - given.keys(), OF_RUN)
+    why |= dict.fromkeys(above, ASKED) | filled_in
     trains = not args.evaluate and args.export is None
     return argparse.Namespace(**{"left": {}, **whole, "file": file, "why": why, "trains": trains})
 

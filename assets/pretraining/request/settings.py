@@ -155,7 +155,7 @@ class Settings:
     def reason(self, default: str, *names: str) -> str:
         """Who said one of these settings; `default` where nobody did."""
         said = {self.why.get(name) for name in names}
-        return next((who for who in (flags.ASKED, flags.FILED, flags.OF_RUN) if who in said), default)
+        return next((who for who in flags.SAYERS if who in said), default)
 
     def as_flags(self) -> list[str]:
         """The flags that give exactly these settings, whatever the defaults are where they are parsed."""

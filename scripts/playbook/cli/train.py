@@ -18,6 +18,7 @@ from pretraining.errors import UsageError
 from pretraining.record import checkpoint, run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import flags as training_flags
+from pretraining.request.flags import OF_TARGET, fill_in
 from pretraining.request.overrides import flag_of
 from pretraining.request.precisions import EMULATORS, find_precision
 
@@ -141,9 +142,9 @@ def _evaluates_several(args: argparse.Namespace) -> bool:
 def _fill_in(args: argparse.Namespace) -> None:
     """Set what the job, or the earlier run that it begins with, says of the training, in place."""
     if args.job == "profile":
-        args.profile = PROFILED if args.profile is None else args.profile
-        if args.train_iters is None and args.config is None:
-            args.train_iters = BEFORE_PROFILED + args.profile
+        fill_in(args, OF_TARGET, profile=PROFILED)
+        if args.config is None:
+            fill_in(args, OF_TARGET, train_iters=BEFORE_PROFILED + args.profile)
     if args.job == "sensitivity":
         _fill_in_measured(args)
     if _evaluates_several(args):
@@ -154,24 +155,23 @@ def _fill_in(args: argparse.Namespace) -> None:
         earlier_run.like_run(args, earlier_run.folder_of(args.resume, args.runs))
     if args.job in ("sft", "lora"):
         args.finetune = args.finetune or args.job
-        args.precision = args.precision or "bf16"
+        fill_in(args, OF_TARGET, precision="bf16")
 
 
 def _fill_in_measured(args: argparse.Namespace) -> None:
     """Emulated NVFP4 in every layer, unless it is asked for otherwise; from a checkpoint on, where RUN= names one."""
     advice.budget(args.budget)
-    args.sensitivity = MEASURED if args.sensitivity is None else args.sensitivity
+    fill_in(args, OF_TARGET, sensitivity=MEASURED, bf16_tail_layers=0)
     if training_flags.asked_precision(args) in (None, "nvfp4"):
-        args.precision, args.emulate = "nvfp4", args.emulate or EMULATORS[0]
-    if args.bf16_tail_layers is None:
-        args.bf16_tail_layers = 0
+        fill_in(args, OF_TARGET, precision="nvfp4", emulate=EMULATORS[0])
     if args.run:
         folder = earlier_run.folder_of(args.run, args.runs)
         earlier_run.like_run(args, folder)
         if args.train_iters is None:
-            args.train_iters = checkpoint.find(folder, args.iteration, flag="--run") + args.sensitivity
-    elif args.train_iters is None and args.config is None:
-        args.train_iters = BEFORE_MEASURED + args.sensitivity
+            at = checkpoint.find(folder, args.iteration, flag="--run")
+            fill_in(args, OF_TARGET, train_iters=at + args.sensitivity)
+    elif args.config is None:
+        fill_in(args, OF_TARGET, train_iters=BEFORE_MEASURED + args.sensitivity)
 
 
 def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:

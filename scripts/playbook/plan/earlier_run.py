@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
-from pretraining.request.flags import asked_precision
+from pretraining.request.flags import OF_RUN, asked_precision, fill_in
 from pretraining.request.precisions import PRECISIONS
 
 # flag: the fact of `environment.json` that it was
@@ -60,8 +60,7 @@ def like_run(args: argparse.Namespace, folder: Path) -> None:
     named = asked_precision(args) or (args.job if _job(args) in PRECISIONS else "nvfp4")
     if named == trained:
         there |= {side: run.precision.get(side) for side in ("bf16_head_layers", "bf16_tail_layers")}
-    there = {flag: value for flag, value in there.items() if value is not None and getattr(args, flag) is None}
-    vars(args).update(there, of_run=tuple(there))
+    fill_in(args, OF_RUN, **there)
 
 
 def _job(args: argparse.Namespace) -> str:

@@ -28,7 +28,7 @@ SAME_WORK = (
     *("num_layers", *KEPT, "train_iters", "warmup_iters", "global_batch_size", "micro_batch_size"),
     *("sequence_length", "data", "seed", "finetune", "tokenizer", "trains"),
 )
-SPEED_ONLY = "asked for; speed only: without BF16 layers the loss is not the recipe's"
+SPEED_ONLY = "speed only: without BF16 layers the loss is not the recipe's"
 BATCH = ("global_batch_size", "micro_batch_size", "seq_length")
 
 
@@ -164,7 +164,7 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
     arithmetic = "emulated exactly on the CPU" if runtime == "cpu" else "on the GPU's tensor cores"
     if settings.emulate:
         by = {"triton": "", "reference": ", by Transformer Engine's reference quantizer"}[settings.emulate]
-        arithmetic = f"emulated on the GPU's BF16 tensor cores{by}: asked for"
+        arithmetic = f"emulated on the GPU's BF16 tensor cores{by}: {settings.reason(ASKED, 'emulate')}"
     kept = f"first {settings.bf16_head_layers} and last {settings.bf16_tail_layers} of {settings.num_layers} layers"
     choices = {
         **place.choices,
@@ -178,7 +178,8 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
         speed_only = precision.is_speed_only(settings.bf16_head_layers, settings.bf16_tail_layers)
         speed_only &= not (settings.nvfp4 and settings.nvfp4.in_bf16)
         default = f"the default for {precision.name}"
-        choices["kept in BF16"] = Choice(kept, SPEED_ONLY) if speed_only else choice(kept, default, *KEPT)
+        who = settings.reason(default, *KEPT)
+        choices["kept in BF16"] = Choice(kept, f"{who}; {SPEED_ONLY}" if speed_only else who)
     if settings.nvfp4 and (how := nvfp4_recipe.differs(settings.nvfp4.facts())):
         choices["NVFP4 recipe"] = Choice(how, _why_less(settings))
     elif settings.late_switch:
@@ -231,9 +232,11 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
         default = f"of {processes} processes{whole if theirs > 1 == settings.context_parallel else ''}"
         yield "split", split, settings.why.get("split", default)
     if settings.profile:
-        yield "profiled", f"the last {settings.profile} iterations", "asked for; their step times tell nothing"
+        who = settings.reason(ASKED, "profile")
+        yield "profiled", f"the last {settings.profile} iterations", f"{who}; their step times tell nothing"
     if settings.sensitivity:
-        yield "measured", f"the last {settings.sensitivity} iterations", "asked for; their step times tell nothing"
+        who = settings.reason(ASKED, "sensitivity")
+        yield "measured", f"the last {settings.sensitivity} iterations", f"{who}; their step times tell nothing"
     if settings.no_probe:
         yield "probe", "none", "asked for; the GPU's own kernels are not tried first, and the record says so"
     if settings.tuned:

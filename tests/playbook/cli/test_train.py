@@ -281,6 +281,25 @@ def test_a_measured_run_is_shown_again_and_takes_nothing_else(tmp_path: Path, ca
         train.run(["sensitivity", "--run", str(tmp_path), "--train-iters", "3"])
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("sensitivity",), {"kept in BF16": "D", "iterations": "D", "measured": "D"}),
+        (("sensitivity", "--bf16-tail-layers", "1", "--train-iters", "9"), {"kept in BF16": "A", "iterations": "A"}),
+        (("sensitivity", "mixed_precision.num_layers_at_end_in_bf16=1"), {"kept in BF16": "A", "measured": "D"}),
+        (("sensitivity", "--sensitivity", "3", "train.train_iters=9"), {"measured": "A", "iterations": "A"}),
+        (("profile",), {"profiled": "D", "iterations": "D"}),
+        (("profile", "--profile", "3"), {"profiled": "A", "iterations": "D"}),
+    ],
+)
+def test_what_a_target_sets_by_default_was_not_asked_for(words, says: dict[str, str], runs: Path, capsys) -> None:
+    assert train.run([*words, "--runtime", "cpu", "--dry-run", "--runs", str(runs)]) == 0
+    said = capsys.readouterr().out
+    for name, who in says.items():
+        (line,) = (each for each in said.splitlines() if each.startswith(f"#   {name} "))
+        assert ("this target's default" in line, "asked for" in line) == (who == "D", who == "A"), line
+
+
 def test_a_dry_run_starts_nothing(job, runs: Path) -> None:
     said, _ = job("compare", "--dry-run")
     assert "training.py" in said and "--precision bf16" in said and "--precision nvfp4" in said

@@ -10,7 +10,7 @@ import pytest
 
 from pretraining import packages
 from pretraining.errors import UsageError
-from pretraining.record import run_folder
+from pretraining.record import run_folder, schema
 from pretraining.request import config_file, nvfp4_recipe, settings
 from pretraining.request import flags as training_flags
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe
@@ -243,6 +243,33 @@ def test_a_resumed_run_goes_on_as_it_began(past: Path, monkeypatch) -> None:
     assert resolve(*given, "--evaluate").nvfp4 == Nvfp4Recipe(rht=False)
     monkeypatch.setenv("NVFP4_2D", "0")
     assert "weights=1x16: leave --nvfp4 and the like out" in refusal(*given)
+
+
+@pytest.mark.parametrize("precision", ["nvfp4", "fp8"])
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("in_bf16", True, "in_bf16 is true and not a text"),
+        ("switch", False, "switch is false and not a text"),
+        ("primary", 7, "primary is 7 and not a text"),
+        ("rht", "off", 'rht is "off" and not true or false'),
+        ("in_bf16", "attention", 'in_bf16 is "attention", which'),
+        ("switch", "never:bf16", 'switch is "never:bf16", which'),
+        ("four_over_six", "none", 'four_over_six is "none", which'),
+    ],
+)
+def test_a_damaged_recipe_is_no_recipe(past: Path, precision: str, name: str, value, found: str) -> None:
+    file = past / run_folder.ENVIRONMENT
+    about = json.loads(file.read_text())
+    about["precision"] |= {"name": precision, "ingredients": {name: value}}
+    run_folder.write_json(file, about)
+    said = refusal("--model", "tiny", "--resume", str(past), "--precision", precision, on_gpu=True)
+    assert said.startswith(f"{file} is damaged: precision.ingredients.{found}") and "undamaged copy" in said
+
+
+def test_each_field_of_the_recipe_has_a_shape_in_the_record() -> None:
+    shapes = schema.ENVIRONMENT["precision"]["ingredients"]
+    assert all(shapes[name].fits(value) for name, value in vars(Nvfp4Recipe()).items())
 
 
 def test_what_a_process_uses_and_transformer_engine_is_told(monkeypatch) -> None:

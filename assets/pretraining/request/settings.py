@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from pretraining.request.blends import Blend
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, PYTHON_STDLIB, Model, find_model
 from pretraining.request.overrides import Word, flag_of
 from pretraining.request.precisions import LateSwitch, Precision, default_tail, find_precision, with_switch
+from pretraining.request.recipe import recipe_checks
 
 _NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
 _SWITCHES = ("evaluate", "tuned", "tensorboard", "no_probe")
 _NO_FLAG = ("blends", "engine_switches", "overrides", "left", "switches_at", "why", *_SWITCHES)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """What to train, how and on what; sizes as in `models.Model`.
 
@@ -211,7 +211,7 @@ def resolve(
     if gpu_bytes is not None and processes is not None and processes > 1:
         _fit(asked, model, precision, sizes, processes, gpu_bytes)
     split = _split(asked, model, precision, {**numerics, **sizes}, processes, on_gpu=on_gpu)
-    switch = checks.late_switch(asked, precision, numerics["nvfp4"], sizes, past["iteration"], on_gpu=on_gpu)
+    switch = recipe_checks.late_switch(asked, precision, numerics["nvfp4"], sizes, past["iteration"], on_gpu=on_gpu)
     return Settings(
         model=model,
         precision=precision,
@@ -250,7 +250,7 @@ def _numerics(asked: argparse.Namespace, model: Model, precision: Precision, *, 
             f"{head} first and {tail} last layers in BF16 leave none of {model.name}'s {layers} layers in "
             f"{precision.name}; lower --bf16-head-layers or --bf16-tail-layers"
         )
-    recipe = checks.recipe(
+    recipe = recipe_checks.recipe(
         asked,
         model,
         precision,

@@ -8,9 +8,10 @@ from playbook.common.tables import print_table
 from playbook.plan import gpus
 from pretraining import packages
 from pretraining.errors import UsageError
-from pretraining.request import checks, footprint, nvfp4_recipe, parallel
+from pretraining.request import footprint, nvfp4_recipe, parallel
 from pretraining.request.models import MODELS, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision
+from pretraining.request.recipe import recipe_checks
 from pretraining.request.recipe.kept_in_bf16 import EXAMPLE
 from pretraining.units import amount
 
@@ -97,7 +98,7 @@ def _print_words() -> None:
         found = nvfp4_recipe.Nvfp4Recipe.of(asked | beside)
         reference = (
             "no"
-            if checks.not_of_the_reference(found)
+            if recipe_checks.not_of_the_reference(found)
             else "always"
             if {"stochastic", "primary"} & asked.keys()
             else "yes"
@@ -110,8 +111,8 @@ def _print_words() -> None:
 def _native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
     needed = {packages.FOUR_OVER_SIX: found.four_over_six, packages.HYBRID: found.switch.endswith(":forward")}
     said = [f"from Transformer Engine {packages.dotted(release)}" for release, needs in needed.items() if needs]
-    if checks.not_native(found):
-        if checks.not_native(found.without("rht")):
+    if recipe_checks.not_native(found):
+        if recipe_checks.not_native(found.without("rht")):
             return "no"
         said.insert(0, "beside rht=off")
     return ", ".join(said) or "yes"

@@ -1,1 +1,1 @@
-"""Words of the NVFP4 recipe whose value has a grammar of its own. Standard library only: the host plans with them."""
+"""Words of the NVFP4 recipe whose value has a grammar of its own, and which recipe can run. No torch here."""

@@ -1,0 +1,182 @@
+"""What a command line asks of the NVFP4 recipe and of a late switch, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from pretraining.errors import UsageError
+from pretraining.record import run_folder, schema
+from pretraining.request import footprint, nvfp4_recipe
+from pretraining.request.models import Model
+from pretraining.request.precisions import NEVER, LateSwitch, Precision
+from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
+
+
+def recipe(
+    args: argparse.Namespace,
+    model: Model,
+    precision: Precision,
+    emulator: str | None,
+    *,
+    native: bool,
+    layers: int,
+    ends: tuple[int, int],
+) -> nvfp4_recipe.Nvfp4Recipe | None:
+    """How NVFP4 trains: as asked for, else as the run that is resumed did; None in another precision.
+
+    Args:
+        args: merged, so that `nvfp4` says all that was asked for.
+        model, precision, emulator: of the run.
+        native: Transformer Engine's own kernels compute it.
+        layers: of the model.
+        ends: how many of the first and of the last of them are in BF16.
+
+    Raises:
+        UsageError: words that the emulator, the engine or the model does not know, or another recipe than the resumed
+            run's.
+    """
+    if not precision.fp4:
+        return None
+    facts = _past_precision(args, precision)
+    past = nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
+    found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **args.nvfp4})
+    if emulator == "reference":
+        if others := not_of_the_reference(found):
+            raise UsageError(
+                f"--emulate reference rounds to nearest and knows no other change of the recipe: leave "
+                f"{' and '.join(f'{word}={found.changed()[word]}' for word in others)} out"
+            )
+        kept = {name: getattr(found, name) for name in ("switch", "in_bf16", "primary")}
+        found = nvfp4_recipe.Nvfp4Recipe(stochastic=False, **kept)
+    if found.chosen_by != nvfp4_recipe.Nvfp4Recipe.chosen_by and not found.four_over_six:
+        raise UsageError(f"error={found.chosen_by} is how scale=4over6 chooses; write both, or leave it out")
+    if found.in_bf16:
+        if footprint.shape_of(model.hf_config).experts:
+            raise UsageError(
+                f"bf16={found.in_bf16} in --nvfp4: not every layer of {model.name} has {', '.join(PROJECTIONS)}; leave "
+                "it out, or keep whole layers in BF16 (--bf16-head-layers, --bf16-tail-layers)"
+            )
+        kept = found.kept_in_bf16.of(layers, range(ends[0], layers - ends[1]))
+        found = replace(found, in_bf16=str(kept))
+    if native and (why := not_native(found)):
+        raise UsageError(why)
+    # Where it switches may change before it has, see `late_switch`.
+    if past and replace(past, switch=found.switch) != found and args.trains and not args.sensitivity:
+        raise UsageError(
+            f"--resume {args.resume} was trained with {nvfp4_recipe.as_text(past.words())}, and this asks for "
+            f"{nvfp4_recipe.as_text(found.words())}: leave --nvfp4 and the like out, or begin anew"
+        )
+    return found
+
+
+def _past_precision(args: argparse.Namespace, precision: Precision) -> dict[str, Any]:
+    """The record's facts of precision of the run that is resumed; {} where there is none, or it was in another.
+
+    Raises:
+        Damaged: its recipe is none.
+    """
+    known = args.resume and run_folder.holds_run(args.resume)
+    facts = run_folder.read_facts(args.resume).precision if known else {}
+    for name, value in facts.get("ingredients", {}).items():
+        if name in nvfp4_recipe.TITLES and not nvfp4_recipe.is_spelled(name, value):
+            found = f"precision.ingredients.{name} is {schema.shown(value)}, which no run is trained with"
+            raise schema.Damaged(run_folder.there(args.resume / run_folder.ENVIRONMENT), found)
+    return facts if facts.get("name") == precision.name else {}
+
+
+def not_of_the_reference(found: nvfp4_recipe.Nvfp4Recipe) -> list[str]:
+    """The words that Transformer Engine's reference quantizer does not know; it rounds to nearest, whatever is said."""
+    knows = {"stochastic", "bf16", "primary"} | ({"switch"} if not found.switch.endswith(":forward") else set())
+    return [word for word in found.changed() if word not in knows]
+
+
+def not_native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
+    """What Transformer Engine's own kernels do not compute (read: 2.20), and what would; "" where they do."""
+    if found.four_over_six in ("all", "activations") and found.rht:
+        return (
+            f"scale={found.words()['scale']}: Transformer Engine's kernels choose no scale of a tensor with a Hadamard "
+            "transform; scale=4over6:weights works, or rht=off beside it, or --emulate (EMULATE=1)"
+        )
+    return ""
+
+
+def late_switch(
+    args: argparse.Namespace,
+    precision: Precision,
+    recipe: nvfp4_recipe.Nvfp4Recipe | None,
+    sizes: dict[str, int],
+    past: int | None,
+    *,
+    on_gpu: bool,
+) -> dict[str, Any]:
+    """The settings of a late switch: `switch`, which of NVFP4 stands in its recipe, and `switches_at`.
+
+    Of a run that trains nothing, it is where it was.
+
+    Args:
+        args: merged.
+        precision, recipe: of the run.
+        sizes: with `train_iters`.
+        past: the iteration of the checkpoint that the run begins with.
+        on_gpu: whether it trains on one.
+
+    Raises:
+        UsageError: there is nothing to switch from or to, the run ends before it, or the iterations up to that
+            checkpoint were trained otherwise.
+    """
+    if not precision.quantized:
+        if args.switch not in (None, NEVER):
+            raise UsageError(f"--switch leads to a higher precision, and {precision.name} is the highest; leave it out")
+        return {"switch": None, "switches_at": None}
+    of_past = _past_precision(args, precision)
+    said = of_past.get("ingredients", {}).get("switch") or NEVER
+    word = (recipe.switch or NEVER) if recipe else args.switch or said
+    switch = LateSwitch.of(word)
+    if switch:
+        _check_target(switch, args, precision, on_gpu=on_gpu)
+    before = of_past.get("switches_at")
+    if not args.trains:
+        at = before if switch else None
+    else:
+        iterations = sizes["train_iters"]
+        at = switch.first(iterations) if switch else None
+        if at is not None and at > iterations:
+            raise UsageError(
+                f"--switch {switch} comes after the last of {iterations} iterations; lower it, or train longer"
+            )
+        if past:
+            _check_past(args, precision, (before, said), (at, switch), past)
+    return {"switch": None if recipe or word == said == NEVER else word, "switches_at": at}
+
+
+def _check_target(switch: LateSwitch, args: argparse.Namespace, precision: Precision, *, on_gpu: bool) -> None:
+    if switch.to == precision.name:
+        raise UsageError(f"--switch {switch} leads from {precision.name} to {precision.name}; leave it out")
+    if not on_gpu and switch.precision and not switch.precision.on_cpu:
+        raise UsageError(f"--switch {switch}: {switch.to} needs {switch.precision.needs}, and no GPU was found")
+    if args.tuned:
+        raise UsageError(f"--tuned replays each iteration as it was first, and so cannot --switch {switch}; drop one")
+
+
+def _check_past(
+    args: argparse.Namespace,
+    precision: Precision,
+    theirs: tuple[int | None, str],
+    ours: tuple[int | None, LateSwitch | None],
+    past: int,
+) -> None:
+    """Raise UsageError where the resumed run has switched, up to iteration `past`, and this would have otherwise.
+
+    `theirs`, `ours`: how many iterations come before the switch, and the switch.
+    """
+    (before, said), (at, switch) = theirs, ours
+    then, now = (past if each is None else min(each, past) for each in (before, at))
+    to = LateSwitch.read(said).to if then < past else None
+    if then != now or (to and to != switch.to):
+        raise UsageError(
+            f"--resume {args.resume} trained {then} of its {past} iterations in {precision.name}"
+            f"{f' and the others by {before}:{to}' if to else ''}, and --switch {switch or NEVER} says "
+            f"otherwise: write --switch {f'{before}:{to}' if to else f'{past} or later'}"
+        )

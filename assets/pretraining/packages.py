@@ -38,8 +38,7 @@ def engine_release() -> tuple[int, ...]:
 NVFP4 = (2, 8)  # the recipe (its pull request 2177)
 CUSTOM_RECIPES = (2, 10)  # quantizers of one's own, by which NVFP4 is emulated
 FOUR_OVER_SIX = (2, 18)  # the first release known to have `NVTE_NVFP4_4OVER6`; an older one ignores it
-
-
+HYBRID = (2, 19)  # a quantizer of its own for each direction
 # The first whose NVFP4 is also for compute capabilities 10.7, 12.0 and 12.1: before it stochastic rounding gives zeros
 # there, and the Hadamard transform fails (its pull requests 3281, 3265).
 PROBED = (2, 19)
@@ -82,9 +81,6 @@ def has_four_over_six() -> bool:
 def admits_probed() -> bool:
     """Whether Transformer Engine's kernels are worth a probe on the GPUs of `Precision.probed`."""
     return engine_release() >= PROBED
-
-
-HYBRID = (2, 19)  # the first release with a quantizer of its own for each direction
 
 
 def has_hybrid_quantizers() -> bool:

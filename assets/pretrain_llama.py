@@ -223,8 +223,8 @@ def main() -> int:
         rendezvous.describe(rank, processes)
         train(run, chosen, processes, on_gpu)
         code = run.succeeded()
-    except BaseException as error:
-        ending.caught()
+    except BaseException as raised:
+        error = ending.caught(raised)
         if not (
             isinstance(error, UsageError | EndedEarly | WrongKernels) or run.ended_by_saving(error)
         ):  # whose one line says all

@@ -43,6 +43,8 @@ REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
 _TRACEBACK_LINES = 40
 
+_came: list[str] = []  # the signal that is ending this process
+
 
 class Interrupted(KeyboardInterrupt):
     """SIGTERM, handled as Ctrl-C is."""
@@ -60,6 +62,7 @@ def interrupt_on_sigterm() -> None:
         for each in (signal.SIGTERM, signal.SIGINT):  # one is enough: a second must not interrupt the verdict
             signal.signal(each, signal.SIG_IGN)
         name = signal.Signals(number).name
+        _came.append(name)
 
         def again(*_: object) -> None:
             raise Interrupted(name)
@@ -91,12 +94,18 @@ def _end_where_stuck() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def caught() -> None:
-    """An end has been caught: nothing raises from a signal any more."""
+def caught(error: BaseException) -> BaseException:
+    """`error` ends the run: nothing raises from a signal any more. Returns what ended it: a signal, if one came.
+
+    Code that catches everything gives what a signal raised another type: Python 3.11's `__set_name__` makes it a
+    RuntimeError, an extension that imports while it loads an ImportError.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    came = _came.pop() if _came else ""
+    return Interrupted(came) if came and not isinstance(error, KeyboardInterrupt) else error
 
 
 def has_gpu() -> bool:

@@ -180,13 +180,13 @@ def test_signals_become_interruptions() -> None:
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             ending.interrupt_on_sigterm()
-            with pytest.raises(KeyboardInterrupt, match=number.name):
+            with pytest.raises(KeyboardInterrupt, match=number.name) as raised:
                 signal.raise_signal(number)
-            ending.caught()
+            assert ending.caught(raised.value) is raised.value
             signal.raise_signal(signal.SIGINT)  # the verdict is being written: no second interruption
             signal.raise_signal(signal.SIGTERM)
     finally:
-        ending.caught()
+        ending.caught(KeyboardInterrupt())
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
 
@@ -218,7 +218,7 @@ def test_an_interruption_swallowed_by_a_destructor_comes_again() -> None:
         "try:\n"
         "    time.sleep(20)\n"
         "except ending.Interrupted as error:\n"
-        "    ending.caught(); time.sleep(1.2); print(f'caught {error}')\n"
+        "    ending.caught(error); time.sleep(1.2); print(f'caught {error}')\n"
     )
     found = {**os.environ, "PYTHONPATH": str(training_flags.PROJECT / "assets")}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=15, env=found)

@@ -127,7 +127,7 @@ def test_a_killed_training_reads_as_incomplete(start_training, until, tmp_path: 
 def train_after(environment, tmp_path: Path):
     """Runs the training script after the given code has changed something in its process."""
 
-    def run(code: str, *flags: str) -> tuple[run_folder.Run, str]:
+    def run(code: str, *flags: str, exits: int = 1) -> tuple[run_folder.Run, str]:
         flags = ("--model", "tiny", "--train-iters", "20", "--global-batch-size", "8", "--data", "mock", *flags)
         lines = f"import pretrain_llama\n{textwrap.dedent(code)}\npretrain_llama.main()"
         folder = tmp_path / "run"
@@ -135,7 +135,7 @@ def train_after(environment, tmp_path: Path):
             [sys.executable, "-c", lines, *flags, "--run-dir", str(folder)],
             env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
-        assert ended.returncode == 1, ended.stderr[-2000:]
+        assert ended.returncode == exits, ended.stderr[-2000:]
         return run_folder.read_run(folder), ended.stdout + ended.stderr
 
     return run
@@ -223,6 +223,25 @@ def test_a_disk_that_fills_ends_a_run_that_saves_with_a_checkpoint(train_after) 
     assert said.count("saving a checkpoint, then ending") == 1 and "Traceback" not in said
 
 
+def test_an_interrupt_that_other_code_turned_into_another_error_stays_one(train_after) -> None:
+    run, said = train_after(
+        """
+        import os, signal, time
+        from pretraining.run import rendezvous
+        def interrupted(*_):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            except BaseException as error:
+                raise RuntimeError("Error calling __set_name__") from error
+        rendezvous.describe = interrupted
+        """,
+        exits=130,
+    )
+    assert (run.verdict, run.outcome["cause"]) == (Verdict.INTERRUPTED, "interrupted by SIGTERM")
+    assert "Error calling __set_name__" in said  # the log still shows where it was
+
+
 def test_a_run_whose_folder_is_removed_ends(start_training, until, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start_training(folder)
@@ -238,7 +257,7 @@ def test_a_stray_rank_changes_nothing_of_a_run_that_lives_or_has_ended(
     start_training, until, environment, tmp_path: Path, rank: int
 ) -> None:
     folder = tmp_path / "run"
-    process = start_training(folder)
+    process = start_training(folder, "--train-iters", "2000")
     until(lambda: (folder / run_folder.LOG).exists(), 120)
 
     def refused() -> str:
@@ -253,7 +272,7 @@ def test_a_stray_rank_changes_nothing_of_a_run_that_lives_or_has_ended(
 
     assert f"is in use by process {process.pid} (training)" in refused()
     process.terminate()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == 130, process.stdout.read()[-4000:]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert "already holds a run" in refused()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

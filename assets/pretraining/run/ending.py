@@ -326,7 +326,14 @@ def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
         return Verdict.FAILED, f"the disk is full{where}: free some space, `make clean` lists what old runs hold", 1
     if isinstance(error, SystemExit):
         return Verdict.FAILED, f"Megatron ended the process with exit code {error.code}: see {run_folder.LOG}", 1
-    return Verdict.FAILED, f"{type(error).__name__}: {first_line or f'see {run_folder.LOG}'}", 1
+    return Verdict.FAILED, f"{type(error).__name__}: {first_line or _line_of(error)}", 1
+
+
+def _line_of(error: BaseException) -> str:
+    """What an error without words, an `assert` of Megatron's, says by its line of code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{(frames and frames[-1].line) or 'it says nothing'}{at}: see {run_folder.LOG}"
 
 
 def _is_full_disk(error: BaseException | None, folder: Path) -> bool:

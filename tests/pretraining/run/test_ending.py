@@ -47,7 +47,7 @@ class OutOfMemoryError(RuntimeError):
         (SystemExit(3), Verdict.FAILED, 1, "Megatron ended the process with exit code 3: see train.log"),
         (SystemExit(), Verdict.FAILED, 1, "Megatron ended the process with exit code None"),
         (ValueError("\n first\nsecond"), Verdict.FAILED, 1, "ValueError: first"),
-        (AssertionError(), Verdict.FAILED, 1, "AssertionError: see train.log"),
+        (AssertionError(), Verdict.FAILED, 1, "AssertionError: it says nothing: see train.log"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )  # fmt: skip
@@ -189,6 +189,13 @@ def test_signals_become_interruptions() -> None:
         ending.caught(KeyboardInterrupt())
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
+
+
+def test_an_error_without_words_is_told_by_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as raised:
+        raise ValueError
+    cause = ending.classify(raised.value, tmp_path)[1]
+    assert cause.startswith("ValueError: raise ValueError (test_ending.py:") and cause.endswith("): see train.log")
 
 
 def test_the_end_is_written_once_and_by_the_right_process(tmp_path: Path) -> None:

@@ -48,33 +48,20 @@ NEAREST = Rounding()
 
 
 class Operand(NamedTuple):
-    """A quantized matrix as a product wants it, from a fast version.
+    """A quantized matrix as a product wants it, from a fast version."""
 
-    Attributes:
-        values: code value times block scale, exact in BF16, in the layout of the source; float32 on a CPU, bfloat16 on
-            a GPU.
-        scale: the FP32 tensor scale, see ``QuantizedMatrix.tensor_scale``: a number on a CPU, of shape (1,) on a GPU.
-    """
-
-    values: torch.Tensor
-    scale: torch.Tensor | float
+    values: torch.Tensor  # as of ``QuantizedMatrix``, in the layout of the source; float32 on a CPU, bfloat16 on a GPU
+    scale: torch.Tensor | float  # its ``tensor_scale``: a number on a CPU, float32 of shape (1,) on a GPU
 
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A quantized matrix of shape (rows, K), blocks of 16 along K.
+    """A quantized matrix of shape (rows, K), blocks of 16 along K."""
 
-    Attributes:
-        codes: uint8 of shape (rows, K / 2): two E2M1 codes a byte, the even column in the low nibble.
-        scales: float8_e4m3fn of shape (rows, K / 16); the scale of a 16x16 tile is repeated over its rows.
-        amax: float32 of shape (1,), the largest magnitude before quantization.
-        scale_max: the block scale that amax was scaled for.
-    """
-
-    codes: torch.Tensor
-    scales: torch.Tensor
-    amax: torch.Tensor
-    scale_max: float = E4M3_MAX
+    codes: torch.Tensor  # uint8 of shape (rows, K / 2): two E2M1 codes a byte, the even column in the low nibble
+    scales: torch.Tensor  # float8_e4m3fn of shape (rows, K / 16); the scale of a 16x16 tile is repeated over its rows
+    amax: torch.Tensor  # float32 of shape (1,), the largest magnitude before quantization
+    scale_max: float = E4M3_MAX  # the block scale that amax was scaled for
 
     @property
     def values(self) -> torch.Tensor:

@@ -82,13 +82,7 @@ def quantize(x: torch.Tensor, how: Rounding = NEAREST, *, columns: bool = False,
 
 
 def round_bf16(x: torch.Tensor, scale: float = 1.0, *, inplace: bool = False) -> torch.Tensor:
-    """``(x * scale).bfloat16().float()`` in one pass.
-
-    Args:
-        x: float32 of any shape.
-        scale: the alpha of the product that gave x.
-        inplace: overwrite x, which must be contiguous.
-    """
+    """``(x * scale).bfloat16().float()`` in one pass. To work ``inplace``, float32 x must be contiguous."""
     x = x.detach().contiguous()
     out = x if inplace else torch.empty_like(x)
     _scale_and_round(x.view(-1).numpy(), out.view(-1).numpy(), np.float32(scale), inplace)
@@ -391,7 +385,6 @@ def _for_each_strip(x, out, largest, measure, blocks, rht, scales, choice, stoch
 
 @_compile_parallel
 def _scale_and_round(x, out, scale, inplace):
-    """out = bf16(x * scale), one-dimensional."""
     for i in prange((x.size + CHUNK - 1) // CHUNK):
         first, last = i * CHUNK, (i + 1) * CHUNK
         if inplace:

@@ -12,8 +12,8 @@ import ctypes
 import functools
 import re
 from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +40,7 @@ class _Heuristic(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """A product of given sizes: handles of cuBLASLt, which live as long as the process."""
 
     operation: c_void_p
@@ -82,27 +81,24 @@ def product(a: Tensor, b: Tensor, alpha: Tensor, *, out: Tensor | None = None, a
     stream = torch.cuda.current_stream(a.device).cuda_stream
     workspace = _workspace(a.device, stream)
     # cuBLAS counts by columns: it computes out.T = b.T @ a.T.
-    _check(
-        _library().cublasLtMatmul(
-            _handle(a.device),
-            plan.operation,
-            c_void_p(alpha.data_ptr()),
-            c_void_p(second.data_ptr()),
-            plan.layouts[0],
-            c_void_p(first.data_ptr()),
-            plan.layouts[1],
-            c_void_p(beta.data_ptr()),
-            c_void_p(out.data_ptr()),
-            plan.layouts[2],
-            c_void_p(out.data_ptr()),
-            plan.layouts[2],
-            byref(plan.algorithm),
-            c_void_p(workspace.data_ptr()),
-            c_size_t(_WORKSPACE_BYTES),
-            c_void_p(stream),
-        ),
-        "cublasLtMatmul",
+    result = c_void_p(out.data_ptr()), plan.layouts[2]
+    status = _library().cublasLtMatmul(
+        _handle(a.device),
+        plan.operation,
+        c_void_p(alpha.data_ptr()),
+        c_void_p(second.data_ptr()),
+        plan.layouts[0],
+        c_void_p(first.data_ptr()),
+        plan.layouts[1],
+        c_void_p(beta.data_ptr()),
+        *result,  # what is added to
+        *result,
+        byref(plan.algorithm),
+        c_void_p(workspace.data_ptr()),
+        c_size_t(_WORKSPACE_BYTES),
+        c_void_p(stream),
     )
+    _check(status, "cublasLtMatmul")
     return out
 
 
@@ -134,11 +130,8 @@ def _plan(
     library = _library()
     operation = c_void_p()
     _check(library.cublasLtMatmulDescCreate(byref(operation), _COMPUTE_32F, _CUDA_TYPES[torch.float32]), "descriptor")
-    for attribute, value in (
-        (_POINTER_MODE, _POINTER_MODE_DEVICE),
-        (_TRANSPOSE_A, int(transposed_b)),
-        (_TRANSPOSE_B, int(transposed_a)),
-    ):
+    settings = {_POINTER_MODE: _POINTER_MODE_DEVICE, _TRANSPOSE_A: transposed_b, _TRANSPOSE_B: transposed_a}
+    for attribute, value in settings.items():
         setting = c_int32(value)
         _check(library.cublasLtMatmulDescSetAttribute(operation, attribute, byref(setting), c_size_t(4)), "attribute")
     layouts = (
@@ -148,37 +141,26 @@ def _plan(
     )
     preference = c_void_p()
     _check(library.cublasLtMatmulPreferenceCreate(byref(preference)), "preference")
-    alignments = enumerate((*aligned, aligned[-1]), _ALIGNMENT_A)  # the result is read where it was: C is D
-    for attribute, wanted in (
-        (_MAX_WORKSPACE, c_uint64(_WORKSPACE_BYTES)),
-        (_REDUCTION_SCHEMES, c_uint32(_IN_COMPUTE_TYPE)),
-        *((attribute, c_uint32(multiple)) for attribute, multiple in alignments),
-    ):
+    wishes = {_MAX_WORKSPACE: c_uint64(_WORKSPACE_BYTES), _REDUCTION_SCHEMES: c_uint32(_IN_COMPUTE_TYPE)}
+    # The result is read where it was: C is D.
+    wishes |= enumerate(map(c_uint32, (*aligned, aligned[-1])), _ALIGNMENT_A)
+    for attribute, wanted in wishes.items():
         size = c_size_t(ctypes.sizeof(wanted))
-        _check(
-            library.cublasLtMatmulPreferenceSetAttribute(preference, attribute, byref(wanted), size),
-            f"preference {attribute}",
-        )
+        status = library.cublasLtMatmulPreferenceSetAttribute(preference, attribute, byref(wanted), size)
+        _check(status, f"preference {attribute}")
     best, found = _Heuristic(), c_int()
-    _check(
-        library.cublasLtMatmulAlgoGetHeuristic(
-            _handle(device), operation, *layouts, layouts[2], preference, 1, byref(best), byref(found)
-        ),
-        f"an algorithm for {rows} x {depth} x {columns}",
+    status = library.cublasLtMatmulAlgoGetHeuristic(
+        _handle(device), operation, *layouts, layouts[2], preference, 1, byref(best), byref(found)
     )
+    _check(status, f"an algorithm for {rows} x {depth} x {columns}")
     if not found.value:
         raise RuntimeError(f"cuBLASLt has no algorithm for a product {rows} x {depth} x {columns} into {dtype}")
     return _Plan(operation, layouts, best)
 
 
 def _layout(dtype: torch.dtype, rows: int, columns: int) -> c_void_p:
-    layout = c_void_p()
-    _check(
-        _library().cublasLtMatrixLayoutCreate(
-            byref(layout), _CUDA_TYPES[dtype], c_uint64(rows), c_uint64(columns), c_int64(rows)
-        ),
-        "layout",
-    )
+    layout, shape = c_void_p(), (c_uint64(rows), c_uint64(columns), c_int64(rows))
+    _check(_library().cublasLtMatrixLayoutCreate(byref(layout), _CUDA_TYPES[dtype], *shape), "layout")
     return layout
 
 

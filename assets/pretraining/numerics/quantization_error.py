@@ -44,30 +44,19 @@ PRODUCTS = {  # each with its two operands
 
 
 class Layer(NamedTuple):
-    """A linear layer of the model.
+    """A linear layer of the model."""
 
-    Attributes:
-        number: of its transformer layer in the whole model, from 0.
-        projection: one of PROJECTIONS.
-        parameters: of its weight in the whole model; each of the three products costs 2 FLOPs a token for each.
-    """
-
-    number: int
-    projection: str
-    parameters: int
+    number: int  # of its transformer layer in the whole model, from 0
+    projection: str  # one of PROJECTIONS
+    parameters: int  # of its weight in the whole model; each of the three products costs 2 FLOPs a token for each
 
 
 class Sample(NamedTuple):
-    """Some vectors of an operand, along the contraction.
+    """Some vectors of an operand, along the contraction, before and after quantization."""
 
-    Attributes:
-        exact, rounded: before and after quantization, float32 of shape (vectors, contraction).
-        sums: squared error, squared norm, clipped and zeroed elements, and all of them; float64 of shape (5,).
-    """
-
-    exact: Tensor
-    rounded: Tensor
-    sums: Tensor
+    exact: Tensor  # float32 of shape (vectors, contraction)
+    rounded: Tensor  # likewise
+    sums: Tensor  # squared error, squared norm, clipped and zeroed elements, all of them; float64 of shape (5,)
 
 
 @torch.no_grad()
@@ -129,16 +118,11 @@ Sums = dict[tuple[Layer, str, str], list[float]]  # by layer, product, and opera
 
 
 class Measurement:
-    """Sums over all that passes through the layers of this process.
-
-    Attributes:
-        layer: whose forward pass is running, where the layers themselves do not know it.
-        layers: all that there are, also those in BF16.
-    """
+    """Sums over all that passes through the layers of this process."""
 
     def __init__(self) -> None:
-        self.layer: Layer | None = None
-        self.layers: set[Layer] = set()
+        self.layer: Layer | None = None  # whose forward pass is running, where the layers themselves do not know it
+        self.layers: set[Layer] = set()  # all that there are, also those in BF16
         self._sums: dict[tuple[Layer, str, str], Tensor] = {}  # by layer, product, and operand or ""
         self._gradients: dict[Layer, Tensor] = {}  # of this step, BF16's and NVFP4's
 
@@ -190,10 +174,8 @@ def findings(of_processes: list[tuple[set[Layer], Sums]]) -> dict[str, Any]:
         set().union(*(layers for layers, _ in of_processes)),
         key=lambda each: (each.number, PROJECTIONS.index(each.projection)),
     )
-    noise = norm = 0.0
-    for layer in layers:
-        squares = whole.get((layer, "wgrad", ""), [0.0, 0.0])
-        noise, norm = noise + layer.parameters * squares[0], norm + layer.parameters * squares[1]
+    squares = {layer: whole.get((layer, "wgrad", ""), [0.0, 0.0]) for layer in layers}
+    noise, norm = (sum(layer.parameters * each[part] for layer, each in squares.items()) for part in (0, 1))
     return {
         "gradient_over_noise": _root(norm, noise),
         "layers": [
@@ -201,7 +183,7 @@ def findings(of_processes: list[tuple[set[Layer], Sums]]) -> dict[str, Any]:
                 "layer": layer.number,
                 "projection": layer.projection,
                 "parameters": layer.parameters,
-                "gradient_over_noise": _root(*reversed(whole.get((layer, "wgrad", ""), [0.0, 0.0]))),
+                "gradient_over_noise": _root(*reversed(squares[layer])),
                 "products": {name: _of_product(whole, layer, name) for name in PRODUCTS if (layer, name, "") in whole},
             }
             for layer in layers

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
@@ -61,6 +60,9 @@ class Look:
     def label(self) -> str:
         """The arm's name in a legend."""
         return wording.name(self.arm)
+
+
+Looks = Sequence[Look]
 
 
 def looks(comparison: Comparison) -> list[Look]:
@@ -143,8 +145,7 @@ def raw(axes: Axes, x: Array, y: Array, look: Look, *, faint: bool) -> bool:
     if len(x) <= 2 * series.PIXELS:
         axes.plot(x, y, color=look.colour, linewidth=0.9, alpha=FAINT + 0.1 if faint else 0.9)
         return False
-    found = series.envelope(x, y)
-    axes.fill_between(found.x, found.low, found.high, color=look.colour, alpha=FAINT, linewidth=0)
+    axes.fill_between(*series.envelope(x, y), color=look.colour, alpha=FAINT, linewidth=0)
     return True
 
 
@@ -162,9 +163,3 @@ def thinned_line(axes: Axes, x: Array, y: Array, look: Look) -> None:
     """A smooth line in the arm's look, at no more points than pixels."""
     kept = series.thinned(len(x))
     line(axes, x[kept], y[kept], look)
-
-
-def last_known(values: Array) -> float | None:
-    """The last that is a number."""
-    known = values[np.isfinite(values)]
-    return float(known[-1]) if len(known) else None

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 
 from playbook.compare.model import Comparison, Contrast, Figured, RunResult
@@ -51,25 +51,15 @@ def _of_run(run: RunResult) -> Iterator[tuple[str, Figure]]:
         yield "step_time outliers", Figure(times.outliers, "", count=times.count)
 
 
-def _rows(arm: str, label: str, run: int | str, figures: Sequence[tuple[str, Figure]]) -> Iterator[tuple]:
+def _rows(arm: str, label: str, run: int | str, figures: Iterable[tuple[str, Figure]]) -> Iterator[Iterable]:
     for name, figure in figures:
-        ends = ["" if end is None else end for end in (figure.low, figure.high)]
-        yield (
-            _cell(arm),
-            _cell(label),
-            run,
-            _cell(name),
-            figure.value,
-            figure.unit,
-            *ends,
-            _cell(figure.spread),
-            figure.count,
-        )
+        row = (arm, label, run, name, figure.value, figure.unit, figure.low, figure.high, figure.spread, figure.count)
+        yield map(_cell, row)
 
 
-def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in tuple("=+-@\t\r\n") else text
+def _cell(value: object) -> object:
+    """A value of which no spreadsheet takes a text for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n") else value
 
 
 def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str:

@@ -6,12 +6,10 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from playbook.compare.model import Arm, Comparison, RunResult
 from playbook.compare.stats import Figure
@@ -23,6 +21,9 @@ from pretraining.request.nvfp4_recipe import TITLES
 from pretraining.units import gigabytes
 
 HERE = Path(__file__).parent
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 _GROUPS = ("Hardware", "Software", "Precision", "Work")
 _HARDWARE = ("host", "device", "processes")
 GROUPS = (
@@ -40,14 +41,6 @@ class Drawing:
     caption: str
 
 
-@dataclass(frozen=True)
-class StepTimes:
-    """A run's step times as figures."""
-
-    median: Figure
-    range: Figure
-
-
 def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], beside: list[str]) -> str:
     """The page.
 
@@ -57,17 +50,17 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
         drawings: by name; see `canvas.Plot`.
         beside: the names of the files with the same data.
     """
-    page = _template().render(
+    page = _TEMPLATES.get_template("page.html.j2").render(
         folderless=folderless,
         result=comparison,
         title=title(comparison),
         model=_model(runs),
         created=comparison.created.replace("T", " ").replace("Z", " UTC"),
-        css=Markup(_css()),
+        css=(HERE / "page.css").read_text(encoding="utf-8"),
         wording=wording,
         names={arm.name: wording.name(arm) for arm in comparison.arms},
         colours={look.arm.name: VARIABLES[look.colour] for look in looks(comparison)},
-        plots={name: Drawing(Markup(each.svg), each.caption) for name, each in drawings.items()},
+        plots=drawings,
         groups=[(heading, drawn) for heading, drawn in GROUPS if any(name in drawings for name in drawn)],
         contrasts=[(contrast, wording.against(contrast)) for contrast in comparison.contrasts],
         rows=wording.rows(comparison),
@@ -94,7 +87,7 @@ def _model(runs: Runs) -> str:
     return ", ".join(filter(None, models))
 
 
-def _runs(arms: list[Arm], runs: Runs) -> list[tuple[str, RunResult, StepTimes | None, str]]:
+def _runs(arms: list[Arm], runs: Runs) -> list[tuple[str, RunResult, dict[str, Figure], str]]:
     """Every run with what it is called, its step times and when it started, in turn where all tell that."""
     found = [
         (arm.run_label(index), result, _step_times(result), str(run.environment.get("started") or ""))
@@ -104,25 +97,11 @@ def _runs(arms: list[Arm], runs: Runs) -> list[tuple[str, RunResult, StepTimes |
     return sorted(found, key=lambda each: each[3]) if all(started for *_, started in found) else found
 
 
-def _step_times(run: RunResult) -> StepTimes | None:
-    found = run.step_times
-    if not found:
-        return None
-    middle = Figure(found.median, "s", found.first_quartile, found.third_quartile)
-    return StepTimes(middle, Figure(found.median, "s", found.minimum, found.maximum))
-
-
-@cache
-def _template() -> Any:
-    jinja = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return jinja.get_template("page.html.j2")
-
-
-@cache
-def _css() -> str:
-    return (HERE / "page.css").read_text(encoding="utf-8")
+def _step_times(run: RunResult) -> dict[str, Figure]:
+    if not (found := run.step_times):
+        return {}
+    quartiles = Figure(found.median, "s", found.first_quartile, found.third_quartile)
+    return {"median": quartiles, "range": Figure(found.median, "s", found.minimum, found.maximum)}
 
 
 @dataclass(frozen=True)

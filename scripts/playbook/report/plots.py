@@ -11,23 +11,7 @@ from playbook.compare.model import Comparison, Ratio
 from playbook.compare.stats import Figure
 from playbook.report import canvas as drawing
 from playbook.report import curves, series, wording
-from playbook.report.canvas import (
-    BOTTOM,
-    LEFT,
-    TOP,
-    Look,
-    Plot,
-    Runs,
-    last_known,
-    numbers,
-    panel_title,
-    panels,
-    raw,
-    same_axis_where_near,
-    single,
-    thinned_line,
-    time_unit,
-)
+from playbook.report.canvas import BOTTOM, LEFT, TOP, Look, Plot, Runs, numbers
 from playbook.report.svg import BAND, INK
 from pretraining.record.run_folder import Run
 
@@ -54,7 +38,7 @@ def _ratios(name: str, what: str, ratios: Mapping[str, Ratio], looks: Sequence[L
     """The ratios of one kind, by arm."""
     shown = [look for look in looks if look.arm.name in ratios]
     title = f"{what.capitalize()} against {looks[0].label}"
-    canvas, axes = single(title, height=TOP + BOTTOM + 38 * len(shown))
+    canvas, axes = drawing.single(title, height=TOP + BOTTOM + 38 * len(shown))
     axes.grid(visible=False)
     smallest = max(ratios[look.arm.name].smallest for look in shown)
     said = []
@@ -101,10 +85,10 @@ def repeats(comparison: Comparison, _runs: Runs, looks: Sequence[Look]) -> Plot 
     if most < 2:
         return None
     title = "Step time of each run"
-    canvas, axes = panels(title, [look for look, _ in timed], height=14 * most + 6, below=24)
+    canvas, axes = drawing.panels(title, [look for look, _ in timed], height=14 * most + 6, below=24)
     said = []
     for panel, (look, times) in zip(axes, timed, strict=True):
-        scale, unit = time_unit(times[0].median)
+        scale, unit = drawing.time_unit(times[0].median)
         for row, each in enumerate(times):
             ends = [each.first_quartile * scale, each.third_quartile * scale]
             panel.plot(ends, [row, row], color=look.colour, linewidth=4, alpha=0.4, solid_capstyle="butt")
@@ -113,9 +97,9 @@ def repeats(comparison: Comparison, _runs: Runs, looks: Sequence[Look]) -> Plot 
         panel.set_yticks(range(len(times)), [f"run {row + 1}" for row in range(len(times))])
         panel.spines["left"].set_visible(False)
         numbers(panel.xaxis, 5)
-        panel_title(panel, look, unit)
+        drawing.panel_title(panel, look, unit)
         said.append(f"{look.label}: {', '.join(wording.number(each.median * scale) for each in times)} {unit}")
-    own = "" if same_axis_where_near(axes) else " Each panel has its own axis."
+    own = "" if drawing.same_axis_where_near(axes) else " Each panel has its own axis."
     caption = f"Mark: median; bar: interquartile range within the run. Runs of an arm in their order.{own}"
     return Plot("repeats", canvas, title, "; ".join(said), caption)
 
@@ -127,32 +111,27 @@ def loss(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | No
         return None
     tokens = _tokens_a_step(runs, shown)
     title = "Training loss, nats a token"
-    canvas, axes = single(title, height=270, legend=shown)
+    canvas, axes = drawing.single(title, height=270, legend=shown)
     windows, validated, said = set(), False, []
     for look in reversed(shown):  # the dashed baseline on top, so that two equal curves both show
         for run in runs[look.arm.name]:
             scale = tokens.get(look.arm.name, 1)
             x, y = series.column(run.train, "iteration") * scale, series.column(run.train, "loss")
             windows.add(window := series.smoothing_window(len(y)))
-            raw(axes, x, y, look, faint=window > 1)
-            thinned_line(axes, x, series.smooth(y, window), look)
+            drawing.raw(axes, x, y, look, faint=window > 1)
+            drawing.thinned_line(axes, x, smooth := series.smooth(y, window), look)
             found = [each for each in run.evaluations if each.get("split") == "validation"]
             validated = validated or bool(found)
             axes.plot(series.column(found, "iteration") * scale, series.column(found, "loss"), color=look.colour,
                       linestyle="none", marker=look.marker, markersize=6, markerfacecolor="none")  # fmt: skip
-        end = last_known(series.smooth(y, window))
-        said.append(f"{look.label} ends at {end:.4f}" if end is not None else f"{look.label} has no loss")
+        known = smooth[np.isfinite(smooth)]
+        said.append(f"{look.label} ends at {known[-1]:.4f}" if len(known) else f"{look.label} has no loss")
     axes.set_xlabel("tokens" if tokens else "iteration")
     numbers(axes.xaxis, 5)
     numbers(axes.yaxis, 6)
     marks = " Open marks: validation." if validated else ""
-    return Plot(
-        "loss",
-        canvas,
-        title,
-        "; ".join(reversed(said)),
-        f"{_smoothing(windows)}{marks} {_same_tokens(comparison, tokens)}",
-    )
+    caption = f"{_smoothing(windows)}{marks} {_same_tokens(comparison, tokens)}"
+    return Plot("loss", canvas, title, "; ".join(reversed(said)), caption)
 
 
 def _knows_loss(run: Run) -> bool:
@@ -177,11 +156,8 @@ def _same_tokens(comparison: Comparison, tokens: dict[str, int]) -> str:
 
 def _smoothing(windows: set[int]) -> str:
     """What is faint, and over how many iterations the strong line is a mean."""
-    if windows == {1}:
-        return "Every iteration."
-    return (
-        f"Faint: every iteration; line: mean over {wording.joined([f'{each:,}' for each in sorted(windows)])} of them."
-    )
+    over = wording.joined([f"{each:,}" for each in sorted(windows)])
+    return "Every iteration." if over == "1" else f"Faint: every iteration; line: mean over {over} of them."
 
 
 def loss_gap(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot | None:
@@ -194,14 +170,14 @@ def loss_gap(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot 
     if not gaps or _tokens_a_step(runs, looks):
         return None
     title = f"Loss gap to {base.label}, per cent"
-    canvas, axes = single(title, height=270, legend=[look for look, _, _ in gaps])
+    canvas, axes = drawing.single(title, height=270, legend=[look for look, _, _ in gaps])
     contrasts = {each.candidate: each for each in comparison.contrasts}
     axes.axhline(0, color=INK, linewidth=1.2)
     windows, said = set(), []
     for at, (look, x, gap) in enumerate(gaps):
         windows.add(window := series.smoothing_window(len(gap)))
-        raw(axes, x, gap, look, faint=window > 1)
-        thinned_line(axes, x, series.smooth(gap, window), look)
+        drawing.raw(axes, x, gap, look, faint=window > 1)
+        drawing.thinned_line(axes, x, series.smooth(gap, window), look)
         if figure := contrasts[look.arm.name].training_loss_gap:
             _end_mark(axes, x[-1] + (x[-1] - x[0]) * (0.03 + 0.035 * at), figure, look)
             said.append(f"{look.label}: {wording.value(figure, signed=True)} over the last tenth")
@@ -209,14 +185,14 @@ def loss_gap(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot 
     numbers(axes.xaxis, 5)
     beyond = _zoom(axes, gaps, [contrasts[look.arm.name].training_loss_gap for look, _, _ in gaps])
     numbers(axes.yaxis, 6)
-    parts = [_smoothing(windows)]
+    caption = _smoothing(windows)
     if beyond:
-        parts.append("The axis is that of the second half: the first iterations lie beyond it.")
+        caption += " The axis is that of the second half: the first iterations lie beyond it."
     if said:
-        parts.append("Right of the curve: the last tenth, with its interval over seeds where they are enough.")
+        caption += " Right of the curve: the last tenth, with its interval over seeds where they are enough."
     if max(len(runs[look.arm.name]) for look in looks) > 1:
-        parts.append("Runs of an arm are averaged first.")
-    return Plot("loss-gap", canvas, title, "; ".join(said), " ".join(parts))
+        caption += " Runs of an arm are averaged first."
+    return Plot("loss-gap", canvas, title, "; ".join(said), caption)
 
 
 def _zoom(axes: Axes, gaps: Sequence[tuple[Look, series.Array, series.Array]], ends: Sequence[Figure | None]) -> bool:

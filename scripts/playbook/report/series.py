@@ -7,7 +7,6 @@ outlier is lost, and a smoothed line. Histograms count every value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -25,31 +24,6 @@ FEWEST_SMOOTHED = 5  # iterations
 MOST_BINS = 60
 
 
-@dataclass(frozen=True)
-class Envelope:
-    """The smallest and the largest value under each pixel that has one; arrays of shape [pixels] or shorter."""
-
-    x: Array
-    low: Array
-    high: Array
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of all values.
-
-    Attributes:
-        edges: shape [bins + 1].
-        counts: shape [bins].
-        below, above: how many lie outside the edges.
-    """
-
-    edges: Array
-    counts: NDArray[np.int64]
-    below: int
-    above: int
-
-
 def column(lines: Sequence[Mapping[str, Any]], name: str) -> Array:
     """One number a line, NaN where it has none; shape [lines]."""
     if isinstance(lines, Lines):
@@ -57,16 +31,19 @@ def column(lines: Sequence[Mapping[str, Any]], name: str) -> Array:
     return np.array([value if isinstance(value := line.get(name), int | float) else np.nan for line in lines], float)
 
 
-def envelope(x: Array, y: Array, pixels: int = PIXELS) -> Envelope:
-    """The extremes of `y` in each of `pixels` equal parts of the range of `x`, which ascends."""
+def envelope(x: Array, y: Array, pixels: int = PIXELS) -> tuple[Array, Array, Array]:
+    """The middle, the smallest and the largest `y` of each of `pixels` equal parts of the range of `x` that has one.
+
+    `x` ascends; the arrays have the shape [pixels] or are shorter.
+    """
     known = ~np.isnan(y)
     x, y = x[known], y[known]
     if not len(x):
-        return Envelope(x, y, y)
+        return x, y, y
     starts = np.unique(np.searchsorted(x, np.linspace(x[0], x[-1], pixels, endpoint=False)))
     ends = np.append(starts[1:], len(x))
     middle = (x[starts] + x[ends - 1]) / 2
-    return Envelope(middle, np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts))
+    return middle, np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
 
 
 def smoothing_window(count: int) -> int:
@@ -103,11 +80,11 @@ def medians(x: Array, y: Array, parts: int) -> tuple[Array, Array]:
     return np.array(middles, dtype=float), np.array(values, dtype=float)
 
 
-def histogram(values: Array) -> Histogram:
-    """Count all `values`, of which there is at least one.
+def histogram(values: Array) -> tuple[NDArray[np.int64], Array]:
+    """The counts, [bins], and edges, [bins + 1], of `values`, of which there is at least one.
 
     Bins are as wide as Freedman and Diaconis say, between the quartiles widened by four times their distance: what
-    lies beyond is counted, not drawn, or one stall would squeeze the rest into one bin.
+    lies beyond is in no bin, or one stall would squeeze the rest into one.
     """
     low, high = np.quantile(values, [0.25, 0.75])
     spread = high - low
@@ -118,8 +95,7 @@ def histogram(values: Array) -> Histogram:
         first, last = first - half, last + half
     width = 2 * spread / len(values) ** (1 / 3)
     bins = int(np.clip((last - first) / width if width else 1, 8, MOST_BINS))
-    counts, edges = np.histogram(values, bins=bins, range=(first, last))
-    return Histogram(edges, counts, int((values < first).sum()), int((values > last).sum()))
+    return np.histogram(values, bins=bins, range=(first, last))
 
 
 def loss_gap(new: Sequence[Run], base: Sequence[Run]) -> tuple[Array, Array]:
@@ -128,7 +104,7 @@ def loss_gap(new: Sequence[Run], base: Sequence[Run]) -> tuple[Array, Array]:
     Returns:
         The iterations that all runs have, and the gap at each in per cent, NaN where a run has no loss.
     """
-    iterations = reduce(_common, [column(run.train, "iteration") for run in (*new, *base)])
+    iterations = reduce(np.intersect1d, [column(run.train, "iteration") for run in (*new, *base)])
     means = [np.mean([_losses_at(run, iterations) for run in runs], axis=0) for runs in (new, base)]
     with np.errstate(invalid="ignore", divide="ignore"):
         gap = 100 * (means[0] / means[1] - 1)
@@ -136,13 +112,8 @@ def loss_gap(new: Sequence[Run], base: Sequence[Run]) -> tuple[Array, Array]:
     return iterations, gap
 
 
-def _common(one: Array, other: Array) -> Array:
-    return one if np.array_equal(one, other) else np.intersect1d(one, other)
-
-
 def _losses_at(run: Run, iterations: Array) -> Array:
-    own, losses = column(run.train, "iteration"), column(run.train, "loss")
-    return losses if len(own) == len(iterations) else losses[np.searchsorted(own, iterations)]
+    return column(run.train, "loss")[np.searchsorted(column(run.train, "iteration"), iterations)]
 
 
 def memory(run: Run) -> tuple[Array, Array]:

@@ -90,12 +90,9 @@ def as_file(element: str) -> str:
 def _plain(tag: str) -> str:
     """A tag with the page's font and colours, without what changes nothing; a hundredth of a point is enough."""
     tag = re.sub(r" ?font-family: [^;\"]*;?| transform=\"rotate\(-0 [^\"]*\"|stroke-linecap: square;? ?", "", tag)
-    tag = re.sub(r"#[0-9a-f]{6}\b", lambda found: _variable(found[0]), tag)
+    for colour, name in VARIABLES.items():
+        tag = tag.replace(colour, f"var(--{name})")
     return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag)
-
-
-def _variable(colour: str) -> str:
-    return f"var(--{VARIABLES[colour]})" if colour in VARIABLES else colour
 
 
 def _own_ids(body: str, name: str) -> str:

@@ -127,7 +127,8 @@ def _cell(figure: Figure | None, digits: int) -> Cell:
     if figure is None:
         return Cell(NOT_KNOWN)
     ends = "" if figure.low is None or figure.high is None else _ends(figure, digits)
-    return Cell(_fixed(figure.value, digits), tuple(filter(None, (ends, _gibibytes(figure)))))
+    gibibytes = f"{_fixed(figure.value * 1e9 / 2**30, 2)} GiB" if figure.unit == "GB" else ""
+    return Cell(_fixed(figure.value, digits), tuple(filter(None, (ends, gibibytes))))
 
 
 def against(contrast: Contrast) -> list[Against]:
@@ -176,7 +177,8 @@ def number(value: float) -> str:
 def value(figure: Figure, *, signed: bool = False) -> str:
     """The value with its unit."""
     shown = _readable(figure)
-    return f"{_fixed(shown.value, _digits(shown), signed=signed)}{_unit(shown.unit)}"
+    unit = {"": "", "x": "×"}.get(shown.unit, f"\N{NO-BREAK SPACE}{shown.unit}")
+    return f"{_fixed(shown.value, _digits(shown), signed=signed)}{unit}"
 
 
 def bare(figure: Figure) -> str:
@@ -197,10 +199,6 @@ def sentence(text: str) -> str:
 
 def _ends(figure: Figure, digits: int, *, signed: bool = False) -> str:
     return " to ".join(_fixed(end, digits, signed=signed) for end in (figure.low, figure.high))
-
-
-def _gibibytes(figure: Figure) -> str:
-    return f"{_fixed(figure.value * 1e9 / 2**30, 2)} GiB" if figure.unit == "GB" else ""
 
 
 def _readable(figure: Figure) -> Figure:
@@ -235,10 +233,6 @@ def _significant(value: float) -> int:
 def _fixed(value: float, digits: int, *, signed: bool = False) -> str:
     text = f"{value:{'+' if signed else ''},.{digits}f}"
     return text.replace("-", "−")
-
-
-def _unit(unit: str) -> str:
-    return {"": "", "x": "×"}.get(unit, f"\N{NO-BREAK SPACE}{unit}")
 
 
 def warnings(comparison: Comparison) -> list[str]:

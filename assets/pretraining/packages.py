@@ -68,24 +68,9 @@ def dotted(release: tuple[int, ...]) -> str:
     return ".".join(map(str, release))
 
 
-def has_nvfp4() -> bool:
-    """Whether Transformer Engine has NVFP4's recipe."""
-    return engine_release() >= NVFP4
-
-
-def has_four_over_six() -> bool:
-    """Whether Transformer Engine's own kernels choose among two scales of a block."""
-    return engine_release() >= FOUR_OVER_SIX
-
-
-def admits_probed() -> bool:
-    """Whether Transformer Engine's kernels are worth a probe on the GPUs of `Precision.probed`."""
-    return engine_release() >= PROBED
-
-
-def has_hybrid_quantizers() -> bool:
-    """Whether Transformer Engine's own kernels can compute the forward pass otherwise than the backward pass."""
-    return engine_release() >= HYBRID
+def engine_has(release: tuple[int, ...]) -> bool:
+    """Whether Transformer Engine is of that release or newer, and so has what came with it."""
+    return engine_release() >= release
 
 
 @functools.cache

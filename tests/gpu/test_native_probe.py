@@ -30,7 +30,7 @@ RECIPES = {
 
 def engine(name):
     row, capability = PRECISIONS.get(name, PRECISIONS["fp8"]), torch.cuda.get_device_capability()
-    if not row.trains_on(capability) or (row.is_probed(capability) and not packages.admits_probed()):
+    if not row.trains_on(capability) or (row.is_probed(capability) and not packages.engine_has(packages.PROBED)):
         pytest.skip(f"this GPU has no {name}")
     if name == "fp8_blockwise" and not (found := quantization.check_fp8_block_scaling_support())[0]:
         pytest.skip(found[1])

@@ -72,7 +72,7 @@ def names_and_keywords() -> list[str]:
     for file, fields in STORED.items():
         text = (SOURCES / f"pytorch/tensor/storage/{file}.py").read_text(encoding="utf-8")
         missing += [f"{file}: {each}" for each in fields if f"{each}:" not in text and f".{each} =" not in text]
-    for (file, name), keywords in (CALLED | (HYBRID if packages.has_hybrid_quantizers() else {})).items():
+    for (file, name), keywords in (CALLED | (HYBRID if packages.engine_has(packages.HYBRID) else {})).items():
         has = _keywords(_definition(file, name))
         missing += [f"{name}({each}=)" for each in keywords.split() if each not in has]
     base = _definition("pytorch/module/base.py", "TransformerEngineBaseModule")
@@ -86,7 +86,7 @@ def variables() -> list[str]:
 
 
 def _may_choose() -> bool:
-    return packages.has_four_over_six()
+    return packages.engine_has(packages.FOUR_OVER_SIX)
 
 
 def _definition(file: str, name: str) -> Any:

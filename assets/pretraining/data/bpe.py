@@ -37,13 +37,10 @@ def size_of(name: str) -> int | None:
 
 
 def train(size: int, inputs: list[Source], text_field: str, folder: Path) -> None:
-    """Make a tokenizer's folder, where an earlier run did not.
+    """Make a tokenizer's folder, whole or not at all, where an earlier run did not.
 
     Args:
         size: of its vocabulary in words, the end of a document among them.
-        inputs: what it is trained on.
-        text_field: of the text in JSON or Parquet.
-        folder: where it is put; made whole or not at all.
 
     Raises:
         UsageError: the folder holds something else, or the text is too little for so many words.

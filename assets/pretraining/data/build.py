@@ -76,7 +76,8 @@ class Build:
         except BlockingIOError:
             raise UsageError(f"--out {prefix}: another `make data` writes it; wait for it or name another") from None
         self._check_plan(plan)
-        self.state = self._read_state()
+        state = self.folder / "state.json"
+        self.state = State(**json.loads(state.read_text(encoding="utf-8"))) if state.exists() else State()
         self.resumed = self.state.chunks
         self._committed = time.monotonic()
         self._digest = hashlib.sha256()
@@ -112,10 +113,6 @@ class Build:
                 f"--out {self.prefix}: an unfinished run in {self.folder} had other {' and '.join(differing)}: go on "
                 "with the same, or remove that folder"
             )
-
-    def _read_state(self) -> State:
-        path = self.folder / "state.json"
-        return State(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else State()
 
     def open(self, dtype: type[np.number]) -> None:
         """Open the files for appending, cut to what the state says; tokens so far are read once for the checksum."""
@@ -191,17 +188,16 @@ class Build:
             sha256={".bin": self._digest.hexdigest(), ".idx": index_digest},
             created=run_folder.utc_now(),
         )
-        run_folder.write_json(self.folder / "manifest", written.as_dict())
+        run_folder.write_json(self.folder / "manifest", asdict(written))
         (self.folder / "finishing").touch()
         self._move_into_place()
         return written
 
     def finish_interrupted(self) -> bool:
         """Finish a run that was interrupted while it moved its files into place. Returns whether there was one."""
-        if not (self.folder / "finishing").exists():
-            return False
-        self._move_into_place()
-        return True
+        if interrupted := (self.folder / "finishing").exists():
+            self._move_into_place()
+        return interrupted
 
     def _move_into_place(self) -> None:
         for name, ending in (("tokens", ".bin"), ("manifest", manifest.ENDING), ("index", ".idx")):

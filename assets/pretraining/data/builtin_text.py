@@ -33,17 +33,13 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2
 class Text:
     """The built-in text as Megatron datasets.
 
-    Attributes:
-        folder: holds `train`, `validation` and `test`, each a .bin/.idx pair.
-        identity: "python-stdlib-<version>-<hash of the content>".
-        documents, tokens: of each split.
-        bigram_entropy: of the validation split in nats a byte, by its own pair counts: what a model scores that
-            knows only the previous byte. A loss below it has learned more than letter pairs.
+    `bigram_entropy` is the validation split's in nats a byte, by its own pair counts: what a model scores that knows
+    only the previous byte. A loss below it has learned more than letter pairs.
     """
 
-    folder: Path
-    identity: str
-    documents: dict[str, int]
+    folder: Path  # holds `train`, `validation` and `test`, each a .bin/.idx pair
+    identity: str  # "python-stdlib-<version>-<hash of the content>"
+    documents: dict[str, int]  # of each split
     tokens: dict[str, int]
     bigram_entropy: float
 
@@ -63,7 +59,9 @@ def prepare(cache: Path) -> Text:
     for name in files:
         content = (stdlib / name).read_bytes()
         digest.update(name.encode() + b"\0" + content)
-        documents[_split_of(name)].append(np.frombuffer(content, dtype=np.uint8))
+        bucket = hashlib.sha256(name.encode()).digest()[0] % 20
+        split = {0: "validation", 1: "test"}.get(bucket, "train")
+        documents[split].append(np.frombuffer(content, dtype=np.uint8))
     identity = f"{PYTHON_STDLIB}-{platform.python_version()}-{digest.hexdigest()[:12]}"
     folder = cache / "text" / identity
     if not (folder / _MANIFEST).exists():
@@ -79,11 +77,6 @@ def _sources(stdlib: Path) -> Iterator[str]:
             path = Path(parent, name)
             if name.endswith(".py") and path.stat().st_size:
                 yield path.relative_to(stdlib).as_posix()
-
-
-def _split_of(name: str) -> str:
-    bucket = hashlib.sha256(name.encode()).digest()[0] % 20
-    return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
 def _write(folder: Path, identity: str, documents: dict[str, list[np.ndarray]]) -> None:

@@ -38,40 +38,26 @@ LONGEST_WINDOW = 2**31  # of zstd --long=31; its library alone stops at 2**27
 
 @dataclass(frozen=True)
 class Source:
-    """An input file.
-
-    Attributes:
-        kind: "jsonl", "text" or "parquet".
-        compression: of `contents.COMPRESSIONS`, or "".
-        size, mtime_ns: as it was found; an interrupted run goes on only from the same files.
-        note: where it is not what its name says, what it is read as.
-    """
+    """An input file as it was found; an interrupted run goes on only from the same files."""
 
     path: Path
-    kind: str
-    compression: str
+    kind: str  # "jsonl", "text" or "parquet"
+    compression: str  # of `contents.COMPRESSIONS`, or ""
     size: int
     mtime_ns: int
-    note: str = ""
+    note: str = ""  # where it is not what its name says, what it is read as
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a source.
+    """A part of a source: the lines that start in a range of the file, or content that is carried."""
 
-    Attributes:
-        number: of the source.
-        start, end: the lines that start in this range of the file; not for content that is carried.
-        content: what a worker could not read for itself: decompressed lines, or the texts of Parquet rows.
-        consumed: bytes of the file that it stands for, for progress.
-    """
-
-    number: int
+    number: int  # of the source
     source: Source
     start: int = 0
     end: int = 0
-    content: bytes | list[Any] | None = None
-    consumed: int = 0
+    content: bytes | list[Any] | None = None  # what a worker could not read: decompressed lines, texts of Parquet rows
+    consumed: int = 0  # bytes of the file that it stands for, for progress
 
     @property
     def weight(self) -> int:
@@ -97,11 +83,10 @@ class Piece:
 
 
 def find(patterns: str, kind: str | None = None) -> list[Source]:
-    """The files that `patterns` name, sorted within each pattern, each once.
+    """The files that `patterns` name, as `words` reads them, sorted within each pattern, each once.
 
     Args:
-        patterns: as `words` reads them.
-        kind: "jsonl", "text" or "parquet" for all of them, or None to tell by their content and their endings.
+        kind: of all of them, or None to tell by their content and their endings.
 
     Raises:
         UsageError: nothing matches, a file's kind cannot be told, or its content is of another.
@@ -111,11 +96,7 @@ def find(patterns: str, kind: str | None = None) -> list[Source]:
 
 
 def words(patterns: str) -> list[str]:
-    """The files and patterns of `--input`: the whole where there is such a file or it matches, else by blanks.
-
-    Raises:
-        UsageError: a quotation mark without its other one.
-    """
+    """The files and patterns of `--input`: the whole where there is such a file or it matches, else by blanks."""
     if os.path.lexists(patterns) or matching(patterns):
         return [patterns]
     try:
@@ -194,12 +175,8 @@ def _head(path: Path) -> tuple[bytes, str]:
 def chunks(sources: list[Source], field: str) -> Iterator[list[Piece]]:
     """The corpus in order, cut into lists of pieces of about CHUNK_BYTES together.
 
-    Args:
-        sources: the files.
-        field: the column of a Parquet file.
-
     Raises:
-        UsageError: a compressed or Parquet file is damaged or lacks the column.
+        UsageError: a compressed or Parquet file is damaged, or lacks the column `field`.
     """
     held: list[Piece] = []
     weight = 0
@@ -266,8 +243,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
     if compression == "zstd":
         return io.BufferedReader(_Zstd(raw), MIB)
-    open_as = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
-    return open_as[compression](raw, "rb")
+    return {"gzip": gzip, "bzip2": bz2, "xz": lzma}[compression].open(raw, "rb")
 
 
 class _Zstd(io.RawIOBase):

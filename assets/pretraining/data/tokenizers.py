@@ -46,12 +46,7 @@ class Bytes:
 
 
 class HuggingFace:
-    """A fast tokenizer, encoding a batch at a time on one thread.
-
-    Args:
-        file: its `tokenizer.json`.
-        dtype: of the ids.
-    """
+    """A fast tokenizer by its `tokenizer.json`, encoding a batch at a time on one thread."""
 
     def __init__(self, file: Path, dtype: type[np.number]) -> None:
         from tokenizers import Tokenizer as Fast

@@ -24,25 +24,15 @@ class Bad:
 
 @dataclass
 class Result:
-    """What became of a chunk.
+    """What became of a chunk."""
 
-    Attributes:
-        tokens: the ids of every document and its end, as the .bin has them.
-        lengths: of each document in tokens, int32.
-        lines: lines read of each piece.
-        bad: of each piece, the broken ones.
-        empty: documents without text, left out.
-        text_bytes: UTF-8 bytes of the documents.
-        largest: the largest id, -1 where there is none.
-    """
-
-    tokens: bytes = b""
-    lengths: bytes = b""
-    lines: list[int] = field(default_factory=list)
-    bad: list[list[Bad]] = field(default_factory=list)
-    empty: int = 0
-    text_bytes: int = 0
-    largest: int = -1
+    tokens: bytes = b""  # the ids of every document and its end, as the .bin has them
+    lengths: bytes = b""  # of each document in tokens, int32
+    lines: list[int] = field(default_factory=list)  # read of each piece
+    bad: list[list[Bad]] = field(default_factory=list)  # of each piece, the broken ones
+    empty: int = 0  # documents without text, left out
+    text_bytes: int = 0  # of the documents in UTF-8
+    largest: int = -1  # id, -1 where there is none
 
 
 @dataclass(frozen=True)
@@ -96,12 +86,8 @@ def _tokenize(texts: list[str | bytes], result: Result) -> None:
         tokens[position : position + len(ids)] = ids
         position += len(ids) + 1
     result.tokens, result.lengths = tokens.tobytes(), lengths.tobytes()
-    result.text_bytes = sum(len(text) if isinstance(text, bytes) else _utf8_length(text) for text in texts)
+    result.text_bytes = sum(len(text if isinstance(text, bytes) or text.isascii() else text.encode()) for text in texts)
     result.largest = int(tokens.max()) if len(tokens) else -1
-
-
-def _utf8_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def documents(

@@ -16,21 +16,14 @@ HEAD = 2**16  # bytes to look at
 
 
 class Format(NamedTuple):
-    """A kind of file that is told by fixed bytes, or one of several.
-
-    Attributes:
-        what: in words.
-        begins: its bytes, which stand at `at`.
-        mend: the shell command that makes something readable of FILE, as NEW; "" where no common one does.
-    """
+    """A kind of file that is told by fixed bytes, or one of several."""
 
     what: str
     begins: bytes | tuple[bytes, ...]
-    mend: str = ""
-    at: int = 0
+    mend: str = ""  # the shell command that makes something readable of FILE, as NEW; "" where no common one does
+    at: int = 0  # where the bytes stand
 
     def is_in(self, head: bytes) -> bool:
-        """Whether the bytes stand there."""
         return head.startswith(self.begins, self.at)
 
 
@@ -118,10 +111,8 @@ def fault(path: Path, head: bytes, kind: str | None, compression: str = "", *, a
     """Why a file cannot be read as lines of JSON or as text, and the command that mends it; None where it can.
 
     Args:
-        path: of the file, for the message.
-        head: its first `HEAD` bytes, decompressed.
+        head: its first `HEAD` bytes, decompressed from `compression`.
         kind: "jsonl", "text", or None where its name does not tell.
-        compression: that the head was in, or "".
         asked: that the kind was asked for, so that text may be of any look.
     """
     for each in _FORMATS:

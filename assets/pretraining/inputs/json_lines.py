@@ -15,11 +15,7 @@ def is_blank(line: bytes) -> bool:
 
 
 def texts(line: bytes, *fields: str) -> list[str]:
-    """The texts of an object's `fields`, in their order.
-
-    Raises:
-        ValueError: what is wrong with the line, in words.
-    """
+    """The texts of an object's `fields`, in their order. Raises ValueError with what is wrong with the line."""
     found = _object(line)
     if missing := [repr(field) for field in fields if field not in found]:
         only = ", ".join(map(repr, found)) or "an empty object"

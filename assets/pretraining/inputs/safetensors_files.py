@@ -53,11 +53,7 @@ class Tensor(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        UsageError: it is missing, something else, or not JSON.
-    """
+    """The object that a JSON file holds. Raises UsageError where it is missing, something else, or not JSON."""
     content = _read(path)
     if content.startswith(b"\xef\xbb\xbf"):
         raise UsageError(

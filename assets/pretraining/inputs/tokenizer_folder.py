@@ -30,8 +30,9 @@ END = _ENDS[0]  # of a tokenizer that is made here
 def check(folder: Path, flag: str, most: int | None = None) -> None:
     """Raise UsageError where a local folder is no tokenizer, by its files and not by loading it.
 
+    Nothing is said of one that is not there, which may be a repository.
+
     Args:
-        folder: the folder; nothing is said of one that is not there, which may be a repository.
         flag: what the user gave it to.
         most: words of the model that will read its tokens.
     """
@@ -53,11 +54,7 @@ def check(folder: Path, flag: str, most: int | None = None) -> None:
 
 
 def completed(tokenizer: str, cache: Path) -> str:
-    """A name for `transformers`: the same, or of a folder with `tokenizer.json` alone another one with its class.
-
-    Args:
-        tokenizer: a repository or a folder.
-        cache: where such a folder is kept, by its content.
+    """A name for `transformers`: the same, or of a folder with `tokenizer.json` alone one in `cache` with its class.
 
     Raises:
         UsageError: it does not say which token ends a document.
@@ -74,28 +71,15 @@ def completed(tokenizer: str, cache: Path) -> str:
 
 
 def save(tokenizer: str, folder: Path) -> None:
-    """Write a tokenizer into an existing folder.
-
-    Args:
-        tokenizer: "bytes", a repository or a folder.
-        folder: of a model.
-
-    Raises:
-        UsageError: it cannot be had.
-    """
+    """Write "bytes", or a tokenizer of a repository or folder, into a model's folder. Raises UsageError as `load`."""
     if tokenizer == BYTES:
         write(folder, json.dumps(_of_bytes(), indent=1) + "\n")
-        return
-    load(tokenizer).save_pretrained(folder)
+    else:
+        load(tokenizer).save_pretrained(folder)
 
 
 def write(folder: Path, fast: str) -> None:
-    """Write a tokenizer that was made here, which ends documents with END, into an existing folder.
-
-    Args:
-        folder: to write to.
-        fast: the text of its `tokenizer.json`.
-    """
+    """Write a tokenizer that was made here, which ends documents with END; `fast` is its `tokenizer.json`."""
     (folder / _FAST).write_text(fast, encoding="utf-8")
     _write_config(folder, END)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.inputs import finetuning, instructions, tokenizer_folder
+from pretraining.inputs import finetuning, tokenizer_folder
 from pretraining.megatron import compat
 from pretraining.record import run_folder
 from pretraining.request.models import Model
@@ -27,11 +27,9 @@ def set_up(config: ConfigContainer, settings: Settings) -> None:
     """Point a fine-tuning recipe at the data, the tokenizer and the weights to begin with."""
     from megatron.bridge.training.config import FinetuningDatasetConfig
 
-    given = finetuning.files(settings.data)
+    given, name = finetuning.files(settings.data), finetuning.identify(settings.data)
     config.dataset = FinetuningDatasetConfig(
-        dataset_root=str(
-            instructions.lay_out(given, settings.cache_dir / "instructions" / finetuning.identify(settings.data))
-        ),
+        dataset_root=str(finetuning.lay_out(given, settings.cache_dir / "instructions" / name)),
         seq_length=settings.sequence_length,
         seed=settings.seed,
         max_train_samples=settings.train_iters * settings.global_batch_size,
@@ -47,7 +45,7 @@ def set_up(config: ConfigContainer, settings: Settings) -> None:
 def evaluation_batches(settings: Settings) -> int:
     """Whole batches in the validation file, at most 32."""
     file = finetuning.files(settings.data).get(finetuning.VALIDATION)
-    return min(32, instructions.check(file).lines // settings.global_batch_size) if file else 0
+    return min(32, finetuning.check(file).lines // settings.global_batch_size) if file else 0
 
 
 def keep_loaded_base(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:

@@ -49,17 +49,13 @@ class Kind:
 Shape = Kind | list | dict
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-NUMBER = Kind("a number", _is_number)
+NUMBER = Kind("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 WHOLE = Kind("a whole number", _is_whole)
 COUNT = Kind("a whole number from 0", lambda value: _is_whole(value) and value >= 0)
 PAIR = Kind("two whole numbers", lambda value: isinstance(value, list) and [*map(_is_whole, value)] == [True, True])

@@ -24,15 +24,10 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Blend:
-    """Datasets to draw from.
+    """Datasets to draw from."""
 
-    Attributes:
-        prefixes: absolute, without ending.
-        weights: one each, or None for by length.
-    """
-
-    prefixes: tuple[str, ...]
-    weights: tuple[float, ...] | None = None
+    prefixes: tuple[str, ...]  # absolute, without ending
+    weights: tuple[float, ...] | None = None  # one each, or None for by length
 
     def as_megatron(self) -> tuple[list[str], list[float] | None]:
         """The pair that Megatron's `blend` is."""

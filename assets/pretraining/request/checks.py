@@ -8,7 +8,6 @@ from typing import Any
 
 from pretraining.errors import UsageError, unknown
 from pretraining.inputs import finetuning, manifest, tokenizer_folder
-from pretraining.inputs.instructions import FIELDS
 from pretraining.record import checkpoint, run_folder
 from pretraining.request import blends, footprint, pretrained
 from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
@@ -60,7 +59,7 @@ def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -
 def sensitivity(args: argparse.Namespace, precision: Precision, found: dict[str, Any]) -> int | None:
     """How many iterations to measure. Raises UsageError where they are not there, or not in NVFP4 as it is emulated.
 
-    `found`: settings that are known by now, and whether it trains on a GPU.
+    `found` are the settings that are known by now, and whether it trains on a GPU.
     """
     last, iterations, at = args.sensitivity, found["train_iters"], found["switches_at"]
     if last is None:
@@ -100,13 +99,8 @@ def check_cpu(model: Model, precision: Precision) -> None:
 def micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], replicas: int) -> int:
     """The micro batch size given, or the model's own, or the largest below it that divides.
 
-    Args:
-        given: the flag.
-        sizes: with `global_batch_size`.
-        replicas: copies of the model that share it.
-
     Raises:
-        UsageError: one does not divide the other; it names the nearest that does.
+        UsageError: one does not divide what `replicas` leave of the other; it names the nearest that does.
     """
     batch = sizes["global_batch_size"]
     if batch % replicas:
@@ -114,7 +108,7 @@ def micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], rep
             f"--global-batch-size {batch} does not divide over {replicas} model replicas; take a multiple of {replicas}"
         )
     share = batch // replicas
-    if given is None:  # the model's own, or the largest below it that divides
+    if given is None:
         return next(size for size in range(min(model.micro_batch_size, share), 0, -1) if share % size == 0)
     if given < 1 or share % given:
         divisors = [size for size in range(1, share + 1) if share % size == 0]
@@ -127,11 +121,7 @@ def micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], rep
 
 
 def data(data: str, model: Model) -> tuple[str, dict[str, blends.Blend]]:
-    """The data in the words of `blends.py`, and the blends that they are.
-
-    Raises:
-        UsageError: a file is missing, or its vocabulary too large.
-    """
+    """The data in the words of `blends.py`, and as blends. Raises UsageError for a missing or unfit dataset."""
     if data in (MOCK, PYTHON_STDLIB):
         return data, {}
     parsed = blends.parse(data)
@@ -197,7 +187,7 @@ def instructions(args: argparse.Namespace) -> str:
     if not args.weights:
         raise UsageError(f"{args.finetune} tunes weights: name them with --from (FROM=), hf:NAME, a folder or a run")
     if not args.data:
-        fields = " and ".join(FIELDS)
+        fields = " and ".join(finetuning.FIELDS)
         raise UsageError(f"{args.finetune} needs instructions: --data FILE.jsonl (DATA=), with {fields} a line")
     finetuning.files(args.data)
     return str(Path(args.data).absolute())
@@ -218,11 +208,7 @@ def tokenizer(args: argparse.Namespace, model: Model) -> str:
 def starting_weights(given: str | None, model: Model, changed: dict[str, Any], *, finetune: bool) -> str | None:
     """The weights to begin with. Raises UsageError where a folder holds none, or another model's.
 
-    Args:
-        given: the flag.
-        model: what trains.
-        changed: the fields of Megatron's config that are not the model's own, by their full names.
-        finetune: whether it is tuned, which a run's weights can be as well.
+    `changed` are the fields of Megatron's config that are not the model's own, by their full names.
     """
     if given is None:
         return None

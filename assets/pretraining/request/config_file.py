@@ -42,25 +42,15 @@ _OBJECTS = ("megatron.", "torch.", "signal.Signals", "transformers.", f"{plugin_
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What such a file holds.
-
-    Attributes:
-        arguments: the training script's, or None in a file written by hand.
-        version: of the Megatron-Bridge that saved it, or None.
-        tree: sections of fields.
-    """
+    """What such a file holds."""
 
     path: Path
-    arguments: list[str] | None
-    version: str | None
-    tree: dict[str, Any]
+    arguments: list[str] | None  # the training script's, or None in a file written by hand
+    version: str | None  # of the Megatron-Bridge that saved it
+    tree: dict[str, Any]  # sections of fields
 
     def edited_settings(self, arguments: dict[str, Any]) -> dict[str, int]:
-        """The settings that the file's fields give, other than those its own arguments gave.
-
-        Args:
-            arguments: of the file, by name.
-        """
+        """The settings that the file's fields give, other than those that its own arguments, by name, gave."""
         leaves = {name: value for name, value in flat(self.tree).items() if name in overrides.SETTINGS}
         if self.arguments is not None:
             leaves = {name: value for name, value in leaves.items() if arguments.get(overrides.SETTINGS[name]) != value}
@@ -68,11 +58,7 @@ class ConfigFile:
 
 
 def read(path: Path) -> ConfigFile:
-    """Read a config file.
-
-    Raises:
-        UsageError: not there, or not a mapping of sections.
-    """
+    """Read a config file. Raises UsageError where it is not there, or not a mapping of sections."""
     import yaml
 
     if wrong := contents.pointer(path):
@@ -184,13 +170,7 @@ def digest(path: Path) -> str:
 
 
 def text_of(config: ConfigContainer, arguments: list[str], version: str) -> str:
-    """The file for a config.
-
-    Args:
-        config: to be saved.
-        arguments: the training script's, which chose the recipe.
-        version: of Megatron-Bridge.
-    """
+    """The file for a config; `arguments` are the training script's, `version` is Megatron-Bridge's."""
     import yaml
 
     own = {PLAYBOOK: {ARGUMENTS: arguments, VERSION: version}}

@@ -57,12 +57,21 @@ class Shape:
         """Width of all key heads, and of all value heads."""
         return self.groups * self.head_size
 
+    @property
+    def conv(self) -> int:
+        """Width of a Mamba layer's convolution."""
+        return self.mamba_inner + 2 * self.mamba_groups * self.mamba_state
+
+    @property
+    def active(self) -> int:
+        """Units of all experts that a token meets."""
+        return self.experts_a_token * self.expert_size + self.shared_size
+
 
 def shape_of(config: dict[str, Any]) -> Shape:
     """The sizes in a Hugging Face config of a Llama or a Nemotron-H."""
-    heads = config["num_attention_heads"]
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     pattern = config.get("hybrid_override_pattern", "")
-    layers = config["num_hidden_layers"]
     common = {
         "hidden": config["hidden_size"],
         "heads": heads,
@@ -106,8 +115,7 @@ def expert_parameters(shape: Shape) -> int:
 def linear_parameters(shape: Shape) -> int:
     """Parameters of the layers' matrices, which the precision is about; the routed experts' apart."""
     attention = 2 * shape.hidden * (shape.attention + shape.keys)
-    conv = shape.mamba_inner + 2 * shape.mamba_groups * shape.mamba_state
-    mamba = shape.hidden * (shape.mamba_inner + conv + shape.mamba_heads) + shape.mamba_inner * shape.hidden
+    mamba = shape.hidden * (shape.mamba_inner + shape.conv + shape.mamba_heads) + shape.mamba_inner * shape.hidden
     return (
         shape.attention_layers * attention
         + shape.mlp_layers * 3 * shape.hidden * shape.mlp_size
@@ -119,14 +127,12 @@ def linear_parameters(shape: Shape) -> int:
 def other_parameters(shape: Shape) -> int:
     """Norms, routers, and the Mamba layers' convolution and per-head values."""
     norms = (shape.attention_layers + shape.mlp_layers + shape.mamba_layers + shape.moe_layers + 1) * shape.hidden
-    conv = shape.mamba_inner + 2 * shape.mamba_groups * shape.mamba_state
-    mamba = conv * (shape.mamba_kernel + 1) + 3 * shape.mamba_heads + shape.mamba_inner
+    mamba = shape.conv * (shape.mamba_kernel + 1) + 3 * shape.mamba_heads + shape.mamba_inner
     router = shape.experts * shape.hidden
     return norms + shape.mamba_layers * mamba + shape.moe_layers * router
 
 
 def parameters(shape: Shape) -> int:
-    """All of them."""
     outer = embedding(shape) * (1 if shape.tied else 2)
     return outer + linear_parameters(shape) + expert_parameters(shape) + other_parameters(shape)
 
@@ -144,8 +150,7 @@ def flops_per_token(shape: Shape, sequence: int) -> float:
         mamba += shape.mamba_layers * 2 * shape.hidden * (2 * inner + groups + shape.mamba_heads + inner)
     attention = shape.attention_layers * 4 * shape.hidden * (shape.attention + shape.keys)
     mlp = shape.mlp_layers * 6 * shape.hidden * shape.mlp_size
-    active = shape.experts_a_token * shape.expert_size + shape.shared_size
-    moe = shape.moe_layers * 4 * shape.hidden * active
+    moe = shape.moe_layers * 4 * shape.hidden * shape.active
     return 3.0 * (attention + mlp + scores + mamba + moe + 2 * embedding(shape))
 
 
@@ -160,26 +165,18 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True)
 class Split:
-    """Over how many processes what is split.
-
-    Attributes:
-        data: replicas, which share the optimizer's state (the distributed optimizer) with those that share a sequence.
-        expert: processes that share the routed experts.
-        virtual: pieces of the layers a pipeline stage holds.
-        context: processes that share a sequence.
-    """
+    """Over how many processes what is split."""
 
     tensor: int = 1
     pipeline: int = 1
-    data: int = 1
+    data: int = 1  # replicas, which share the optimizer's state with those that share a sequence
     expert: int = 1
-    virtual: int = 1
+    virtual: int = 1  # pieces of the layers a pipeline stage holds
     context: int = 1
 
 
@@ -194,13 +191,7 @@ def split_of(model: Model, processes: int) -> Split:
 def memory(
     model: Model, precision: Precision, split: Split, *, micro_batch: int, sequence: int, recomputed: float = 0.0
 ) -> Memory:
-    """The memory of training `model` in `precision`, as its recipe does.
-
-    Args:
-        micro_batch: sequences a forward pass.
-        sequence: tokens a sequence.
-        recomputed: see `process_memory`.
-    """
+    """The memory of training `model` in `precision`, as its recipe does; see `process_memory`."""
     shape, quantized = shape_of(model.hf_config), 1 - kept_share(model, precision)
     tokens = micro_batch * sequence
     return process_memory(shape, precision, split, tokens=tokens, quantized=quantized, recomputed=recomputed)
@@ -270,11 +261,8 @@ def _layer_bytes(shape: Shape, precision: Precision | None) -> float:
     attention = (BF16 + saved) * shape.hidden + BF16 * (shape.attention + 2 * shape.keys) + output
     attention += FP32 * shape.heads
     mlp = (BF16 + saved) * shape.hidden + BF16 * 2 * shape.mlp_size + saved * shape.mlp_size
-    conv = shape.mamba_inner + 2 * shape.mamba_groups * shape.mamba_state
-    mamba = (BF16 + saved) * shape.hidden + BF16 * (2 * shape.mamba_inner + conv) + saved * shape.mamba_inner
-    active = shape.experts_a_token * shape.expert_size + shape.shared_size
-    copies = shape.experts_a_token + 1
-    moe = BF16 * shape.hidden + saved * copies * shape.hidden + (BF16 + saved) * active
+    mamba = (BF16 + saved) * shape.hidden + BF16 * (2 * shape.mamba_inner + shape.conv) + saved * shape.mamba_inner
+    moe = (BF16 + saved * (shape.experts_a_token + 1)) * shape.hidden + (BF16 + saved) * shape.active
     return (
         shape.attention_layers * attention
         + shape.mlp_layers * mlp

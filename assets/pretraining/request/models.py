@@ -23,41 +23,25 @@ PYTHON_STDLIB = "python-stdlib"
 
 @dataclass(frozen=True)
 class Model:
-    """A named model with its defaults.
-
-    Attributes:
-        recipe: the pretraining recipe's function in `megatron.bridge.recipes`, below it a module a family.
-        family: that module.
-        on_cpu: small enough to train without a GPU.
-        train_iters, warmup_iters: iterations in all, and those over which the learning rate rises.
-        global_batch_size, micro_batch_size: sequences a step, and sequences a forward pass and process.
-        sequence_length: tokens a sequence.
-        data: "mock" (random tokens) or "python-stdlib" (real text as bytes, see `data/builtin_text.py`).
-        eval_iters: evaluation batches after training; 0 where the data is mock.
-        learning_rate: peak and final rate, or None for the recipe's own (3e-4 falling to 3e-5).
-        tensor_parallel, pipeline_parallel: processes that share one copy of the model in its recipe.
-        expert_parallel: processes that share its experts, among those and its replicas.
-        virtual_pipeline: pieces of the layers that each pipeline stage holds, in its recipe.
-        recipe_context_parallel: what else its recipe splits, the sequence; the playbook does not, see `settings.py`.
-    """
+    """A named model with its defaults."""
 
     name: str
-    recipe: str
-    family: str = "llama.llama3"
-    on_cpu: bool = False
+    recipe: str  # the pretraining recipe's function in `megatron.bridge.recipes`
+    family: str = "llama.llama3"  # the module of it
+    on_cpu: bool = False  # small enough to train without a GPU
     train_iters: int = 50
-    warmup_iters: int = 2
-    global_batch_size: int = 64
-    micro_batch_size: int = 4
-    sequence_length: int = 4096
-    data: str = MOCK
-    eval_iters: int = 0
-    learning_rate: tuple[float, float] | None = None
-    tensor_parallel: int = 1
+    warmup_iters: int = 2  # over which the learning rate rises
+    global_batch_size: int = 64  # sequences a step
+    micro_batch_size: int = 4  # sequences a forward pass and process
+    sequence_length: int = 4096  # tokens
+    data: str = MOCK  # random tokens, or PYTHON_STDLIB: real text as bytes, see `data/builtin_text.py`
+    eval_iters: int = 0  # evaluation batches after training; 0 where the data is mock
+    learning_rate: tuple[float, float] | None = None  # peak and final; None: the recipe's own, 3e-4 falling to 3e-5
+    tensor_parallel: int = 1  # processes that share one copy of the model in its recipe
     pipeline_parallel: int = 1
-    expert_parallel: int = 1
-    virtual_pipeline: int = 1
-    recipe_context_parallel: int = 1
+    expert_parallel: int = 1  # processes that share its experts, among those and its replicas
+    virtual_pipeline: int = 1  # pieces of the layers that each pipeline stage holds in its recipe
+    recipe_context_parallel: int = 1  # by which its recipe splits the sequence; the playbook does not, see `parallel`
 
     @cached_property
     def hf_config(self) -> dict[str, Any]:

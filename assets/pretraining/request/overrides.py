@@ -96,11 +96,7 @@ def _is_open(word: str) -> bool:
 
 
 def parse(words: Iterable[str]) -> dict[str, Word]:
-    """Field to value, as written; of a field given twice the last.
-
-    Raises:
-        UsageError: not of the form `section.field=value`.
-    """
+    """Field to value, as written; of a field given twice the last. Raises UsageError for a word of another form."""
     found = {}
     for word in words:
         matched = _FORM.fullmatch(word)
@@ -117,7 +113,6 @@ def settings_among(given: Mapping[str, Any], origin: str = "") -> tuple[dict[str
     """Split overrides into what flags set, by the flag's argument name, and the rest, by field.
 
     Args:
-        given: field to value.
         origin: the file they stand in, for messages; "" for the command line.
 
     Raises:

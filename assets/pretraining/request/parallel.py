@@ -51,11 +51,7 @@ def fewest_processes(split: dict[str, int], model: Model) -> int:
 
 
 def replicas(split: dict[str, int], model: Model, processes: int) -> int:
-    """Copies of the model among so many processes.
-
-    Raises:
-        UsageError: the processes are no multiple of those that hold it.
-    """
+    """Copies of the model among so many processes. Raises UsageError where these are no multiple of those it needs."""
     fewest = fewest_processes(split, model)
     if processes % fewest:
         kinds = " x ".join(f"{name.removesuffix('_parallel')} {size}" for name, size in split.items())
@@ -71,11 +67,7 @@ def replicas(split: dict[str, int], model: Model, processes: int) -> int:
 def check(model: Model, layers: int, split: dict[str, int], *, on_gpu: bool, sequence: int) -> None:
     """Raise UsageError where a size does not divide, with the nearest that does.
 
-    Args:
-        layers: of the model as it will be built.
-        split: `tensor_parallel`, `pipeline_parallel` and `context_parallel`, each at least 1.
-        on_gpu: the CPU's attention has no context parallelism.
-        sequence: tokens a sequence.
+    `layers` are the model's as it will be built, `split` the size of each of KINDS, `sequence` its tokens.
     """
     tensor, pipeline, context = (split[f"{kind}_parallel"] for kind in ("tensor", "pipeline", "context"))
     if wrong := _not_cut(model, tensor):
@@ -123,11 +115,6 @@ def smallest(
     recomputed: float = 0.0,
 ) -> Fit:  # fmt: skip
     """The split over fewest processes whose estimated memory fits, tensor before pipeline parallelism.
-
-    Args:
-        gpu_bytes: memory of one GPU.
-        micro_batch, sequence: sequences a forward pass, and tokens each.
-        recomputed: the share of the layers that compute their activations again.
 
     Raises:
         UsageError: none fits that many processes, with the least memory a process could have.

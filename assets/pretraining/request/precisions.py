@@ -20,40 +20,27 @@ EMULATORS = ("triton", "reference")
 
 @dataclass(frozen=True)
 class Precision:
-    """One row of the table.
-
-    Attributes:
-        preset: the function in `megatron.bridge.training.mixed_precision`.
-        on_cpu: the CPU runtime has its arithmetic (see `numerics/`).
-        bf16_head, bf16_tail: layers the preset itself keeps in BF16 at the start and at the end; a tail of None is
-            "an eighth of the layers, at least one", which is 4 of 32: wholly in NVFP4 training may diverge (arXiv
-            2509.25149, section 4.1, keeps about 15 % of the linear layers in BF16, most of them the last).
-        capabilities: CUDA compute capabilities whose tensor cores train in it, or None for any from 8.0.
-        probed: further ones, for which Transformer Engine has kernels from `packages.PROBED` on, and nobody is known to
-            have trained with them: a run begins where they pass `selfcheck/probe.py`.
-        needs: the same in words.
-        per_tensor: a whole tensor has one scale.
-        fp4: the arithmetic is NVFP4's, whose recipe `--nvfp4` changes and which can be emulated.
-        gather: how the preset stores and gathers the linear layers' weights: BF16, or already quantized (FP8, FP4).
-        gather_since: the first Megatron-Bridge whose preset gathers so; before it BF16.
-        saved_bytes: for the backward pass, of an element of a linear layer's input (with its share of the scales).
-        copy_bytes: of the quantized copies of a weight, both orientations, where the weight itself is BF16.
-    """
+    """One row of the table."""
 
     name: str
-    preset: str
-    on_cpu: bool = False
+    preset: str  # the function in `megatron.bridge.training.mixed_precision`
+    on_cpu: bool = False  # the CPU runtime has its arithmetic, see `numerics/`
+    # Layers the preset itself keeps in BF16 at the start and at the end; a tail of None is "an eighth of the layers, at
+    # least one", which is 4 of 32: wholly in NVFP4 training may diverge (arXiv 2509.25149, section 4.1, keeps about
+    # 15 % of the linear layers in BF16, most of them the last).
     bf16_head: int = 0
     bf16_tail: int | None = 0
-    capabilities: tuple[tuple[int, int], ...] | None = None
+    capabilities: tuple[tuple[int, int], ...] | None = None  # whose tensor cores train in it; None: any from 8.0
+    # Further ones, for which Transformer Engine has kernels from `packages.PROBED` on, and nobody is known to have
+    # trained with them: a run begins where they pass `selfcheck/probe.py`.
     probed: tuple[tuple[int, int], ...] = ()
-    needs: str = "compute capability 8.0 or newer"
-    per_tensor: bool = False
-    fp4: bool = False
-    gather: str = "BF16"
-    gather_since: tuple[int, ...] = ()
-    saved_bytes: float = 2.0
-    copy_bytes: float = 0.0
+    needs: str = "compute capability 8.0 or newer"  # the same in words
+    per_tensor: bool = False  # a whole tensor has one scale
+    fp4: bool = False  # the arithmetic is NVFP4's, whose recipe `--nvfp4` changes and which can be emulated
+    gather: str = "BF16"  # how the preset stores and gathers linear layers' weights: BF16, or already quantized
+    gather_since: tuple[int, ...] = ()  # the first Megatron-Bridge whose preset gathers so; before it BF16
+    saved_bytes: float = 2.0  # for the backward pass, an element of a linear layer's input with its share of the scales
+    copy_bytes: float = 0.0  # of a weight's quantized copies, both orientations, where itself is BF16
 
     @property
     def quantized(self) -> bool:
@@ -155,15 +142,10 @@ _LATE_SWITCH = rf"(\d{{1,9}}|[01]?\.\d{{1,9}}):({'|'.join(TARGETS)})"
 
 
 class LateSwitch(NamedTuple):
-    """From where on a training goes on in a higher precision (arXiv 2509.25149, appendix D).
+    """From where on a training goes on in a higher precision (arXiv 2509.25149, appendix D)."""
 
-    Attributes:
-        at: a fraction of the iterations, or how many of them where it is an int.
-        to: one of TARGETS; after "forward", gradients are still computed as before.
-    """
-
-    at: float | int
-    to: str
+    at: float | int  # a fraction of the iterations, or how many of them
+    to: str  # one of TARGETS; after "forward", gradients are still computed as before
 
     @classmethod
     def read(cls, text: str) -> LateSwitch:

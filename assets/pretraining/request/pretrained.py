@@ -67,12 +67,7 @@ def source(given: str) -> str:
 
 
 def asked_for(model: Model, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's Hugging Face config with what is changed of it.
-
-    Args:
-        model: as the recipe has it.
-        changed: fields of Megatron's model, all of them or a few; as text where a user wrote them.
-    """
+    """The model's Hugging Face config with what is changed of it: fields of Megatron's model, as text or as values."""
     config = dict(model.hf_config)
     values = {name: _value(value) for name, value in changed.items()}
     for name, field in _MEGATRON.items():
@@ -93,11 +88,7 @@ def _value(written: Any) -> Any:
 
 
 def without_a_place(built: Mapping[str, Any]) -> str:
-    """What of a built Llama no Hugging Face config can say, "" where all is said.
-
-    Args:
-        built: the fields of Megatron's model.
-    """
+    """What of a built Llama, by the fields of Megatron's model, no Hugging Face config can say; "" for nothing."""
     return some(
         f"model.{name}={built[name]}" for name, plain in _ONLY_MEGATRONS.items() if built.get(name, plain) != plain
     )
@@ -107,9 +98,8 @@ def check(folder: str, wanted: dict[str, Any], name: str, *, given: str = "", wh
     """Raise UsageError where a local folder is not the model called `name`, whole and in plain numbers.
 
     Args:
-        folder: the folder; a repository is checked when it is loaded.
+        folder: a repository is checked when it is loaded.
         wanted: the model's config.
-        name: for messages.
         given: what --from names, where it is not the folder.
         whole: whether its tensors are looked at too.
     """

@@ -29,85 +29,52 @@ _NO_FLAG = ("blends", "engine_switches", "overrides", "left", "switches_at", "wh
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to train, how and on what; sizes as in `models.Model`.
-
-    Attributes:
-        num_layers: transformer layers, the model's own unless cut for a benchmark.
-        bf16_head_layers, bf16_tail_layers: layers kept in BF16 at the start and the end of the model.
-        data: "mock", "python-stdlib", Megatron datasets in the words of `blends.py`, or a path of instructions.
-        blends: those datasets by split; empty for other data.
-        seed: of weights, data order and stochastic rounding.
-        save: write a checkpoint every so many iterations, at the end and when interrupted, or None for none.
-        emulate: which of `EMULATORS` computes NVFP4 on a GPU without FP4 tensor cores, or None.
-        nvfp4: what of the NVFP4 recipe is on; None in another precision.
-        switch: its late switch as `switch_word` has it; None where nobody speaks of it, and NVFP4's is the recipe's.
-        switches_at: how many iterations come before the late switch; None without one.
-        engine_switches: Transformer Engine's variables that are set, see `nvfp4_recipe.engine_switches`.
-        resume: the run folder whose checkpoint to continue from, or None.
-        iteration: that checkpoint's, or None without any.
-        weights: Hugging Face's to begin with, a repository or local folder, or None for random ones.
-        finetune: None to pretrain, or "sft", "lora" or "dora" on the instructions in `data`, beginning with `weights`,
-            which may then also be a run folder.
-        tokenizer: of the instructions, a Hugging Face name or folder; None but for tuning.
-        evaluate: train nothing, only evaluate `resume`'s checkpoint, which may be of another precision.
-        export: train nothing, only write `resume`'s weights to this folder for Hugging Face, or None.
-        run_dir: the run folder, or None for a new one named by time, precision and model.
-        cache_dir: where the built-in text and Megatron's dataset indices are kept between runs.
-        profile: record so many of the last iterations with PyTorch's profiler, see `profiling`, or None.
-        sensitivity: measure the rounding of so many of the last iterations, see `quantization_error`, or None.
-        tensorboard, wandb_project, mlflow_experiment: which writers run beside the record, see `writers`.
-        tensor_parallel, pipeline_parallel, context_parallel: processes that one copy of the model is split over.
-        tuned: with CUDA graphs and fewer checks.
-        no_probe: a GPU's own quantized kernels are taken as they are, see `selfcheck/probe.py`.
-        overrides: value by "section.field" of the config, sorted, beyond what is a setting itself.
-        config: a config file whose fields go before the overrides, or None.
-        plugin: the user's Python file, or None.
-        left: what a config file says and is not taken from it, by argument.
-        why: who said a setting, by its argument's name: `flags.ASKED` and its kin; defaults are not in it.
-    """
+    """What to train, how and on what; sizes as in `models.Model`. None stands for none, or for not."""
 
     model: Model
     precision: Precision
-    num_layers: int
-    bf16_head_layers: int
-    bf16_tail_layers: int
+    num_layers: int  # the model's own unless cut for a benchmark
+    bf16_head_layers: int  # kept in BF16 at the start of the model
+    bf16_tail_layers: int  # and at its end
     train_iters: int
     warmup_iters: int
     global_batch_size: int
     micro_batch_size: int
     sequence_length: int
-    data: str
-    blends: dict[str, Blend]
-    seed: int
-    save: int | None
-    emulate: str | None
-    nvfp4: nvfp4_recipe.Nvfp4Recipe | None
-    switch: str | None
-    switches_at: int | None
-    engine_switches: tuple[str, ...]
-    resume: Path | None
-    iteration: int | None
-    weights: str | None
-    finetune: str | None
-    tokenizer: str | None
-    evaluate: bool
-    export: Path | None
-    run_dir: Path | None
-    cache_dir: Path
-    profile: int | None
-    sensitivity: int | None
-    tensorboard: bool
+    data: str  # "mock", "python-stdlib", Megatron datasets in the words of `blends.py`, or a path of instructions
+    blends: dict[str, Blend]  # those datasets by split; empty for other data
+    seed: int  # of weights, data order and stochastic rounding
+    save: int | None  # write a checkpoint every so many iterations, at the end and when interrupted
+    emulate: str | None  # which of `EMULATORS` computes NVFP4 on a GPU without FP4 tensor cores
+    nvfp4: nvfp4_recipe.Nvfp4Recipe | None  # what of its recipe is on
+    switch: str | None  # another precision's late switch by `switch_word`, None where nobody speaks of it
+    switches_at: int | None  # how many iterations come before the late switch
+    engine_switches: tuple[str, ...]  # Transformer Engine's variables that are set, see `nvfp4_recipe`
+    resume: Path | None  # the run folder whose checkpoint to continue from
+    iteration: int | None  # that checkpoint's
+    weights: str | None  # Hugging Face's to begin with, a repository or local folder
+    finetune: str | None  # "sft", "lora" or "dora" on instructions; `weights` may then be a run folder too
+    tokenizer: str | None  # of the instructions, a Hugging Face name or folder
+    evaluate: bool  # train nothing, only evaluate `resume`'s checkpoint, which may be of another precision
+    export: Path | None  # train nothing, only write `resume`'s weights to this folder for Hugging Face
+    run_dir: Path | None  # None for a new one named by time, precision and model
+    cache_dir: Path  # where the built-in text and Megatron's dataset indices are kept between runs
+    profile: int | None  # record so many of the last iterations with PyTorch's profiler, see `profiling`
+    sensitivity: int | None  # measure the rounding of so many of the last iterations, see `quantization_error`
+    tensorboard: bool  # the writers beside the record, see `writers`
     wandb_project: str | None
     mlflow_experiment: str | None
-    tensor_parallel: int
+    tensor_parallel: int  # processes that one copy of the model is split over, by kind
     pipeline_parallel: int
     context_parallel: int
-    tuned: bool
-    no_probe: bool
-    overrides: dict[str, Word]
-    config: config_file.ConfigFile | None
-    plugin: Path | None
+    tuned: bool  # with CUDA graphs and fewer checks
+    no_probe: bool  # a GPU's own quantized kernels are taken as they are, see `selfcheck/probe.py`
+    overrides: dict[str, Word]  # by "section.field" of the config, sorted, beyond what is a setting itself
+    config: config_file.ConfigFile | None  # whose fields go before the overrides
+    plugin: Path | None  # the user's Python file
+    # What a config file says and is not taken from it, by argument.
     left: Mapping[str, Any] = dataclasses.field(compare=False, repr=False)
+    # Who said a setting, by its argument's name: `flags.ASKED` and its kin; defaults are not in it.
     why: Mapping[str, str] = dataclasses.field(compare=False, repr=False)
 
     @property

@@ -121,8 +121,8 @@ def check_capability(chosen: Settings) -> None:
     """Raise UsageError where this GPU or engine has no kernels for the precision, before Megatron is imported."""
     import torch
 
-    capability = torch.cuda.get_device_capability()
-    if not chosen.precision.trains_on(capability, emulate=bool(chosen.emulate)):
+    capability, emulated = torch.cuda.get_device_capability(), bool(chosen.emulate)
+    if not chosen.precision.trains_on(capability, emulate=emulated):
         also = ", or --emulate" if chosen.precision.trains_on(capability, emulate=True) else ""
         works = [name for name, row in PRECISIONS.items() if row.trains_on(capability)]
         raise UsageError(
@@ -130,12 +130,12 @@ def check_capability(chosen: Settings) -> None:
             f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
         )
     found = packages.installed().get("transformer-engine", "none")
-    if chosen.precision.fp4 and not chosen.emulate and not packages.has_nvfp4():
+    if chosen.precision.fp4 and not chosen.emulate and not packages.engine_has(packages.NVFP4):
         raise UsageError(
             f"{chosen.precision.name} needs Transformer Engine {packages.dotted(packages.NVFP4)}, and {found} is here: "
             f"{packages.image_with(packages.NVFP4)}"
         )
-    if chosen.precision.is_probed(capability, emulate=bool(chosen.emulate)) and not packages.admits_probed():
+    if chosen.precision.is_probed(capability, emulate=emulated) and not packages.engine_has(packages.PROBED):
         raise UsageError(
             f"{chosen.precision.name} on compute capability {capability[0]}.{capability[1]} needs Transformer Engine "
             f"{packages.dotted(packages.PROBED)}, and {found} is here: {packages.image_with(packages.PROBED)}"
@@ -143,9 +143,9 @@ def check_capability(chosen: Settings) -> None:
         )
     if chosen.late_switch:
         chosen.late_switch.check(chosen.precision, capability)
-        _require_hybrid(chosen.late_switch, emulated=bool(chosen.emulate), found=found)
+        _require_hybrid(chosen.late_switch, emulated=emulated, found=found)
     chooses = chosen.nvfp4 and chosen.nvfp4.four_over_six and not chosen.emulate
-    if chooses and not packages.has_four_over_six():
+    if chooses and not packages.engine_has(packages.FOUR_OVER_SIX):
         raise UsageError(
             f"scale={chosen.nvfp4.words()['scale']} needs Transformer Engine "
             f"{packages.dotted(packages.FOUR_OVER_SIX)}, and {found} is here, which would ignore it: "
@@ -155,7 +155,7 @@ def check_capability(chosen: Settings) -> None:
 
 def _require_hybrid(switch: LateSwitch, *, emulated: bool, found: str) -> None:
     """Raise UsageError where a native switch of the forward pass needs a newer Transformer Engine than `found`."""
-    if switch.to == "forward" and not emulated and not packages.has_hybrid_quantizers():
+    if switch.to == "forward" and not emulated and not packages.engine_has(packages.HYBRID):
         raise UsageError(
             f"--switch {switch} needs Transformer Engine {packages.dotted(packages.HYBRID)}, and {found} is here "
             f"(nemo:26.08 has 2.17): --switch {switch._replace(to='bf16')} works, and NVFP4 with --emulate (EMULATE=1) "

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.errors import UsageError
-from pretraining.inputs import finetuning, instructions
+from pretraining.inputs import finetuning
 
 packed = partial(gzip.compress, mtime=0)  # tests are called by what they are given: the same in each process
 
@@ -129,8 +129,8 @@ def test_alpacas_form_is_not_half_read(tmp_path: Path) -> None:
 def test_what_is_no_instruction_is_not_laid_out(tmp_path: Path, content: bytes, blank: int) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(content)
-    assert instructions.check(file).lines == 6
-    folder = instructions.lay_out({finetuning.TRAINING: file}, tmp_path / "cache" / "a-123")
+    assert finetuning.check(file).lines == 6
+    folder = finetuning.lay_out({finetuning.TRAINING: file}, tmp_path / "cache" / "a-123")
     assert folder == tmp_path / "cache" / "a-123-cleaned"
     assert (folder / finetuning.TRAINING).read_bytes().splitlines() == [line.strip() for line in good(6)]
     word = "line" if blank == 1 else "lines"
@@ -140,7 +140,7 @@ def test_what_is_no_instruction_is_not_laid_out(tmp_path: Path, content: bytes, 
 def test_whole_files_are_linked(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"".join(good(6)))
-    folder = instructions.lay_out({finetuning.TRAINING: file}, tmp_path / "a-123")
+    folder = finetuning.lay_out({finetuning.TRAINING: file}, tmp_path / "a-123")
     assert folder == tmp_path / "a-123" and (folder / finetuning.TRAINING).readlink() == file
     file.write_bytes(b"".join(good(4)) + b"\n")  # changed since: looked at again
-    assert instructions.check(file) == instructions.Counts(4, 1, False)
+    assert finetuning.check(file) == finetuning.Counts(4, 1, False)

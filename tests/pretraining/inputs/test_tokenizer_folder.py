@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_the_tokenizer_of_a_run(tmp_path: Path, flags: tuple[str, ...], found: s
     none = dict.fromkeys(("end_of_document", "largest_token", "documents", "tokens", "text_bytes"), 0)
     none |= dict.fromkeys(("empty_documents", "bad_lines", "vocabulary_size"), 0)
     known = manifest.Manifest(tokenizer="gpt2", dtype="uint16", sources=[], sha256={}, created="", **none)
-    (tmp_path / "text.manifest.json").write_text(json.dumps(known.as_dict()))
+    (tmp_path / "text.manifest.json").write_text(json.dumps(asdict(known)))
     words = [word.replace("PREFIX", str(tmp_path / "text")) for word in flags]
     (tmp_path / run_folder.CONFIG).write_text(json.dumps({config_file.PLAYBOOK: {config_file.ARGUMENTS: words}}))
     assert training_flags.parser("x").parse_args(words)

@@ -21,15 +21,10 @@ EXAMPLE = "qkv,fc2:0,1,layers:30-31"
 
 @dataclass(frozen=True)
 class KeptInBf16:
-    """Equal where the same products are kept.
+    """Equal where the same products are kept."""
 
-    Attributes:
-        everywhere: those of PROJECTIONS that are kept in every layer.
-        layers: of each of the others the layers in which it is kept, counted from 0 in the whole model.
-    """
-
-    everywhere: frozenset[str]
-    layers: dict[str, frozenset[int]]
+    everywhere: frozenset[str]  # those of PROJECTIONS that are kept in every layer
+    layers: dict[str, frozenset[int]]  # of each of the others those in which it is kept, from 0 in the whole model
 
     @classmethod
     def read(cls, text: str) -> KeptInBf16:
@@ -78,11 +73,8 @@ class KeptInBf16:
     def of(self, layers: int, quantized: range) -> KeptInBf16:
         """The same in a model of so many layers; a list of all of them is every layer's.
 
-        Args:
-            quantized: the layers that are not in BF16 anyway.
-
         Raises:
-            UsageError: the model has no such layer, or nothing is left in NVFP4.
+            UsageError: the model has no such layer, or nothing of its `quantized` layers is left in NVFP4.
         """
         named = max((max(each) for each in self.layers.values()), default=0)
         if named >= layers:

@@ -28,10 +28,8 @@ def recipe(
 
     Args:
         args: merged, so that `nvfp4` says all that was asked for.
-        model, precision, emulator: of the run.
         native: Transformer Engine's own kernels compute it.
-        layers: of the model.
-        ends: how many of the first and of the last of them are in BF16.
+        ends: how many of the first and of the last layers are in BF16.
 
     Raises:
         UsageError: words that the emulator, the engine or the model does not know, or another recipe than the resumed
@@ -116,11 +114,8 @@ def late_switch(
     Of a run that trains nothing, it is where it was.
 
     Args:
-        args: merged.
-        precision, recipe: of the run.
         sizes: with `train_iters`.
         past: the iteration of the checkpoint that the run begins with.
-        on_gpu: whether it trains on one.
 
     Raises:
         UsageError: there is nothing to switch from or to, the run ends before it, or the iterations up to that

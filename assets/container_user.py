@@ -29,13 +29,7 @@ SLACK_SECONDS = 60  # between this machine's clock and a file server's
 
 
 def look() -> dict[str, object]:
-    """What the present user finds.
-
-    Returns:
-        modules: where each lies; "" for one that is not there.
-        versions: of the packages.
-        closed: the first file of theirs that cannot be read, else "".
-    """
+    """What the present user finds: where each module lies, or "", the versions, and the first file that is closed."""
     modules = {name: _place(name) for name in MODULES}
     versions = {}
     for name in PACKAGES:
@@ -64,13 +58,7 @@ def _closed_files(modules: dict[str, str]) -> Iterator[str]:
 
 
 def check(user: int, group: int) -> dict[str, object]:
-    """What root finds, and what keeps the user from finding the same.
-
-    Returns:
-        as `look`, and
-        python: the interpreter.
-        closed: what the user may not read or pass, with its mode, or how their Python fails; "" where all is open.
-    """
+    """As `look`, with root's interpreter, and as `closed` what keeps the user from finding the same, "" for nothing."""
     own = look()
     closed = "" if user == os.getuid() else _closed_to(user, group, own["modules"])
     return {**own, "python": sys.executable, "closed": closed}
@@ -124,12 +112,7 @@ def _way(path: str) -> Iterator[str]:
 def hand(user: int, group: int, since: float, folders: list[str]) -> dict[str, object]:
     """Give the user what is root's below the folders and was made since then; nobody else's, nor what was there.
 
-    Args:
-        since: seconds of Unix time.
-
-    Returns:
-        handed: how many.
-        failed: the first that could not be, with its error; else "".
+    `since` is in Unix time. Returns how many, and the first that could not be, with its error.
     """
     handed, failed = 0, ""
     for folder in folders:

@@ -69,16 +69,11 @@ def parser() -> argparse.ArgumentParser:
 class Progress:
     """A live line on a terminal, a plain one every 15 seconds otherwise."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self, total: int, start: int) -> None:
+        self._total, self._start = total, start  # bytes of all, and those that an earlier run finished
         self._began = time.monotonic()
-        self._said = 0.0 if sys.stdout.isatty() else self._began
-        self._start = 0
         self._live = sys.stdout.isatty()
-
-    def begin_at(self, done: int) -> None:
-        """Count speed from here: `done` bytes were finished by an earlier run."""
-        self._start = done
+        self._said = 0.0 if self._live else self._began
 
     def show(self, done: int, state: State) -> None:
         """Bytes of the input that are done, and what they came to."""
@@ -103,7 +98,6 @@ def prepare(args: argparse.Namespace) -> Manifest | None:
     """Make the dataset, or go on with it. Returns its manifest, None where only the last renames were left to do.
 
     Raises:
-        UsageError: as `sources.find`, `tokenizers.prepare` and `Build` say.
         BadLines: after all of the input was read; what was tokenized stays.
     """
     if args.workers < 1:
@@ -141,12 +135,12 @@ def prepare(args: argparse.Namespace) -> Manifest | None:
 
 def _tokenize(build: Build, task: worker.Task, inputs: list[sources.Source], args: argparse.Namespace) -> None:
     """Append every chunk that is not yet in the build, in order."""
-    progress = Progress(sum(source.size for source in inputs))
+    total = sum(source.size for source in inputs)
     chunks = sources.chunks(inputs, args.field)
     done = sum(piece.consumed for _ in range(build.resumed) for piece in next(chunks))
     if build.resumed:
-        print(f"going on at {100 * done / sum(source.size for source in inputs):.0f} % of an earlier run", flush=True)
-    progress.begin_at(done)
+        print(f"going on at {100 * done / total:.0f} % of an earlier run", flush=True)
+    progress = Progress(total, done)
     told = build.state.bad > 0
     try:
         for chunk, result in in_order(chunks, task, args.workers):
@@ -169,11 +163,7 @@ def _tokenize(build: Build, task: worker.Task, inputs: list[sources.Source], arg
 def in_order(
     chunks: Iterator[list[Piece]], task: worker.Task, workers: int
 ) -> Iterator[tuple[list[Piece], worker.Result]]:
-    """Each chunk with its result, in the order of `chunks`; at most two a worker are under way.
-
-    Raises:
-        UsageError: a worker died.
-    """
+    """Each chunk with its result, in the order of `chunks`; at most two a worker are under way."""
     pool = _pool(task, workers)
     waiting: collections.deque[tuple[list[Piece], Future[worker.Result]]] = collections.deque()
     try:

@@ -117,11 +117,7 @@ def make_ready(
 
 
 def admit_kernels(config: ConfigContainer, chosen: settings.Settings, environment: EnvironmentFile) -> None:
-    """Hold the GPU's own kernels of each precision of a run against the specification, and record what came of it.
-
-    Raises:
-        WrongKernels: they compute something else.
-    """
+    """Hold a GPU's own kernels of each of a run's precisions against the specification, and record what came of it."""
     import torch
 
     from pretraining.megatron import bridge_config

@@ -83,12 +83,7 @@ def run(folder: Path, commit: str) -> int:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
-    """Make the folder before the work, and remove it after one that wrote nothing.
-
-    Raises:
-        UsageError: it holds a selfcheck, or cannot be written to.
-        OSError: it cannot be made.
-    """
+    """Make the folder before the work, and remove it after one that wrote nothing. Raises UsageError for a used one."""
     if (folder / run_folder.SELFCHECK).exists():
         raise UsageError(f"{folder} holds a selfcheck already; name another folder")
     existed = folder.exists()

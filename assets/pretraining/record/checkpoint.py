@@ -89,10 +89,7 @@ class _StandInReader(_Reader):
 
 
 def data_files(folder: Path) -> dict[str, int]:
-    """The files of one iteration's checkpoint, each with the bytes that it holds at least. Needs no torch.
-
-    Args:
-        folder: `checkpoints/iter_0000010` of a run.
+    """The files of one iteration's folder, each with the bytes that it holds at least. Needs no torch.
 
     Raises:
         UsageError: `.metadata` is missing or damaged, or names what no checkpoint holds.
@@ -125,10 +122,6 @@ def find(run: Path, iteration: int | None = None, *, flag: str = "--resume") -> 
 
     What is looked at is that every file is there, as long as it should be, and of its format; a changed byte in the
     middle of a tensor is not seen. Needs no torch.
-
-    Args:
-        run: the run folder.
-        flag: that named it; `--from` takes the last alone.
 
     Raises:
         UsageError: there is none, or it is not whole; it names the newest that is.

@@ -26,25 +26,16 @@ class Strength(IntEnum):
 
 @dataclass(frozen=True)
 class End:
-    """A row: how an end counts, what it is called, and how it is told.
-
-    Attributes:
-        cause: "" where the words that tell it say all.
-        states: Slurm's words for it.
-        printed, raised: patterns of the lines, and of the exceptions, that tell it, "" for none. A first group is the
-            words for it; without one the whole line is.
-        remedy: what to do, "" where the cause says it.
-        signal: its number, where it is one.
-    """
+    """A row: how an end counts, what it is called, and how it is told."""
 
     verdict: Verdict
-    cause: str = ""
-    states: tuple[str, ...] = ()
-    printed: str = ""
-    raised: str = ""
+    cause: str = ""  # "" where the words that tell it say all
+    states: tuple[str, ...] = ()  # Slurm's words for it
+    printed: str = ""  # a pattern of the lines that tell it; its first group, or the whole line, is the words for it
+    raised: str = ""  # the same of exceptions
     strength: Strength = Strength.CAUSE
-    remedy: str = ""
-    signal: int = 0
+    remedy: str = ""  # "" where the cause says it
+    signal: int = 0  # its number, where it is one
 
     @property
     def told(self) -> str:
@@ -128,8 +119,8 @@ def raised(exception: str) -> tuple[End, str]:
 
 
 def _first(patterns: list[tuple[re.Pattern[str], End]], text: str) -> tuple[End, str] | None:
-    found = next(((end, match) for pattern, end in patterns if (match := pattern.search(text))), None)
-    return found and (found[0], found[1][1] if found[1].re.groups else text)
+    found = ((end, match) for pattern, end in patterns if (match := pattern.search(text)))
+    return next(((end, match[1] if match.re.groups else text) for end, match in found), None)
 
 
 def signalled(line: str) -> End | None:

@@ -16,15 +16,9 @@ def beside(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str, *, keep_existing: bool = False) -> bool:
-    """Write a file whole or not at all: beside it, synced, then moved into place.
+    """Write a file in UTF-8 whole or not at all: beside it, synced, then moved into place.
 
-    Args:
-        path: the file.
-        text: what it will hold, in UTF-8.
-        keep_existing: leave a file that is already there, however close the race.
-
-    Returns:
-        Whether `path` now holds `text`.
+    With `keep_existing` a file that is there is left, however close the race. Returns whether it now holds `text`.
     """
     new = beside(path)
     try:

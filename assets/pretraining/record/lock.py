@@ -12,7 +12,7 @@ anything else is written, and whoever is refused has changed nothing.
 On a file system that cannot lock (some network and FUSE ones) the claim is safe all the same, because only one process
 can create a file. Whether a run lives is then told by its recorded processes, and on their own machine alone.
 
-Only the standard library is used here: cleaning asks before anything is installed.
+Cleaning asks before anything is installed.
 """
 
 from __future__ import annotations
@@ -42,24 +42,15 @@ _ASKING = 3
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told apart from any other that ever had its number.
+    """A process, told apart from any other that ever had its number."""
 
-    Attributes:
-        run: the name of the run that it is part of.
-        role: "launcher" or "training".
-        host: the name of its machine, or of its container.
-        boot, namespace: where the number has a meaning: one start of one kernel, and in it one PID namespace.
-        number: its process number.
-        started: when it was started, in clock ticks after the boot.
-    """
-
-    run: str
-    role: str
-    host: str
-    boot: str
-    namespace: str
+    run: str  # the name of the run that it is part of
+    role: str  # "launcher" or "training"
+    host: str  # the name of its machine, or of its container
+    boot: str  # the number has a meaning in one start of one kernel
+    namespace: str  # and in it in one PID namespace
     number: int
-    started: int
+    started: int  # in clock ticks after the boot
 
     @classmethod
     def this(cls, run: str, role: str, number: int = 0) -> Process:
@@ -100,13 +91,7 @@ class _CannotLock(Exception):
 
 
 class Held:
-    """A lock that this process holds until it ends, or closes it.
-
-    Attributes:
-        folder: the run folder.
-        run: the name of the run.
-        problem: a sentence where the file system cannot lock, else "".
-    """
+    """A lock that this process holds until it ends, or closes it; `problem` says where the file system cannot lock."""
 
     def __init__(self, file: IO[str], folder: Path, run: str = "", problem: str = "") -> None:
         self.folder, self.run = folder, run
@@ -142,12 +127,7 @@ def run_of_environment() -> str:
 
 
 def hold(folder: Path, run: str, role: str) -> Held:
-    """Claim a run folder, which exists, for a run, or join that run in it.
-
-    Args:
-        folder: the run folder.
-        run: the name of the run.
-        role: of this process, see `Process`.
+    """Claim a run folder, which exists, for a run, or join that run in it; `role` is as in `Process`.
 
     Raises:
         UsageError: another run is in it, or has been. Nothing was changed.

@@ -23,8 +23,6 @@ Of a published run (`assets/results`) the two `.jsonl` files are compressed, and
 One writer for each file. JSON files are written beside their place and renamed into it, so a reader never
 meets half of one; `metrics.jsonl` loses at most its last line to a power cut. A folder without
 `outcome.json` is a run that has not ended, or whose end nobody saw: never a finished one.
-
-Only the standard library is used here: the host reads records without torch.
 """
 
 from __future__ import annotations
@@ -102,8 +100,6 @@ def write_outcome(
     """Write the verdict unless somebody already did; the first to see the end is right.
 
     Args:
-        folder: the run folder.
-        verdict: how the run ended.
         cause: one sentence for a person, "" for a success.
         exit_code: of the training process; 130 for an interruption.
         details: further facts, such as `iterations` and `peak_memory`: {"bytes", "kind": a `Peak`, "processes",
@@ -114,19 +110,8 @@ def write_outcome(
     Returns:
         Whether this call wrote it.
     """
-    return write_json(
-        folder / OUTCOME,
-        {
-            "kind": KIND,
-            "schema": SCHEMA,
-            "verdict": verdict,
-            "cause": cause,
-            "exit_code": exit_code,
-            "ended": utc_now(),
-            **(details or {}),
-        },
-        keep_existing=True,
-    )
+    outcome = {"kind": KIND, "schema": SCHEMA, "verdict": verdict, "cause": cause, "exit_code": exit_code}
+    return write_json(folder / OUTCOME, {**outcome, "ended": utc_now(), **(details or {})}, keep_existing=True)
 
 
 def holds_run(folder: Path) -> bool:
@@ -145,7 +130,6 @@ def open_lines(path: Path) -> Iterator[BinaryIO]:
     """Open `metrics.jsonl` or samples to read, compressed or not.
 
     Raises:
-        OSError: it cannot be read.
         Damaged: it was compressed and is broken, such as half of one; this also comes from reading within.
     """
     path = there(path)
@@ -192,10 +176,7 @@ def logs_of(folder: Path, rank: int, processes: int) -> list[Path]:
 
 
 def slowest_rank_sentence(slowest: dict[str, Any]) -> str:
-    """`slowest_rank` of an outcome (see `stragglers.OwnTime.slowest`) as a person is told it.
-
-    Earlier records have no `measure` and no `partners`, and mean the computation.
-    """
+    """`slowest_rank` of an outcome (see `stragglers.OwnTime.slowest`) as a person is told it."""
     rank = f"rank {slowest['rank']} (host {slowest['host']}, local rank {slowest['local_rank']})"
     longer = f"{slowest['over_median']:.0%} longer"
     if slowest.get("measure") == "attention":
@@ -246,7 +227,6 @@ class MetricsWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -264,8 +244,7 @@ class Run:
     uses it, and `process_bytes` the training's share. On the CPU runtime `device` is "cpu" and `process_bytes`, the
     resident memory of the training's processes on that machine, all that is told.
     Whatever a device does not tell is null. The first second is start-up, the last may be shorter than one.
-    `environment["sampling"]` has `rate_hz`, or the `problem` that keeps it from sampling. Earlier records also have the
-    device's own counter, `energy_j`, and `energy_from`; nothing reads these.
+    `environment["sampling"]` has `rate_hz`, or the `problem` that keeps it from sampling.
     """
 
     folder: Path
@@ -318,19 +297,15 @@ def read_metrics(path: Path) -> tuple[Sequence[dict[str, Any]], list[dict[str, A
 
 
 def read_run(folder: Path, metrics: Callable[[Path], tuple] = read_metrics, *, samples: bool = True) -> Run:
-    """Read a run folder, finished or not.
+    """Read a run folder, finished or not. Raises as `read_facts` and `open_lines` do.
 
     Args:
         metrics: reads its metrics as `read_metrics` does: the host has a faster one.
         samples: whether to read these too; without them nothing is known of energy.
-
-    Raises:
-        FileNotFoundError, Damaged, UsageError, OSError: as `read_facts` and `open_lines` do.
     """
     run = read_facts(folder)
     train, evaluations = metrics(folder / METRICS)
-    sampled = read_samples(folder) if samples else []
-    return replace(run, train=train, evaluations=evaluations, samples=sampled)
+    return replace(run, train=train, evaluations=evaluations, samples=read_samples(folder) if samples else [])
 
 
 def read_facts(folder: Path) -> Run:
@@ -340,21 +315,15 @@ def read_facts(folder: Path) -> Run:
         FileNotFoundError: the folder holds no file of a record.
         Damaged: one of the JSON files is not a record's (they are renamed into place whole, so somebody edited it).
         UsageError: it is of a newer playbook.
-        OSError: one of them cannot be read.
     """
     if not any(there(folder / name).exists() for name in (PLAN, ENVIRONMENT, METRICS, OUTCOME)):
         raise FileNotFoundError(f"{folder} is not a run folder: it has none of {PLAN}, {ENVIRONMENT}, {METRICS}")
     outcome = schema.read(folder / OUTCOME, schema.OUTCOME)
     if outcome.get("verdict", Verdict.INCOMPLETE) not in list(Verdict):
-        raise Damaged(
-            folder / OUTCOME, f"the verdict {schema.shown(outcome['verdict'])} is none of {', '.join(Verdict)}"
-        )
-    return Run(
-        folder=folder,
-        plan=schema.read(folder / PLAN, schema.PLAN),
-        environment=schema.read(folder / ENVIRONMENT, schema.ENVIRONMENT),
-        outcome=outcome,
-    )
+        found = f"the verdict {schema.shown(outcome['verdict'])} is none of {', '.join(Verdict)}"
+        raise Damaged(folder / OUTCOME, found)
+    plan = schema.read(folder / PLAN, schema.PLAN)
+    return Run(folder, plan, schema.read(folder / ENVIRONMENT, schema.ENVIRONMENT), outcome)
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 A shape says of a value what it may be: a `Kind`, a list of one shape, or a dictionary of shapes by name, of which any
 may be missing and further names are allowed; `...` stands for all other names. Null is as missing where an object or a
-list is expected. Only the standard library is used here, as in `record`.
+list is expected.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def read(path: Path, shape: Shape) -> dict[str, Any]:
     """The object in a JSON file of a record, {} where there is no such file.
 
     Raises:
-        Damaged: it is no JSON, not of that shape, or of a newer schema.
-        OSError: it cannot be read.
+        Damaged: it is no JSON, or not of that shape.
+        UsageError: it is of a newer schema.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -171,9 +171,6 @@ def lines(texts: Iterable[bytes], shape: Shape, path: Path, before: int = 0) -> 
     Args:
         texts: the lines with their ends.
         before: lines of the file that came before these.
-
-    Raises:
-        Damaged: one is no JSON, or not of that shape.
     """
     for number, text in enumerate(texts, before + 1):
         try:
@@ -207,11 +204,7 @@ def _printable(value: Any) -> Any:
 def check(value: Any, shape: Shape, path: Path, at: str = "") -> None:
     """Hold a parsed value against its shape; nulls in the place of objects and lists are taken out of it.
 
-    Args:
-        at: where in the file the value is: names and indices, each followed by a full stop.
-
-    Raises:
-        Damaged: with the field.
+    `at` is where in the file the value is: names and indices, each followed by a full stop.
     """
     _check_every(value, path, at, 0)
     _check(value, shape, path, at)

@@ -123,11 +123,13 @@ def test_a_folder_of_a_job_is_of_that_job_alone(tmp_path: Path) -> None:
 
 def test_a_helper_that_is_forked_does_not_hold_on_to_it(tmp_path: Path) -> None:
     held = lock.hold(tmp_path, "one", "training")
-    told, tell = os.pipe()
+    (told, tell), (begun, begin) = os.pipe(), os.pipe()
     if (child := os.fork()) == 0:
         os.close(tell)
+        os.write(begin, b"1")
         os.read(told, 1)
         os._exit(0)
+    os.read(begun, 1)  # by then it has let go
     held.close()
     assert lock.in_use(tmp_path) == ""
     os.close(tell)

@@ -20,11 +20,7 @@ from pretraining.record.run_folder import Peak, Run, utc_now
 
 
 class NotComparable(Exception):
-    """The runs did not do the same work, or one did not finish it. Exit code 1.
-
-    Attributes:
-        differences: what is in the way, each with both values and the way out.
-    """
+    """The runs did not do the same work, or one did not finish it: `differences` are in the way. Exit code 1."""
 
     def __init__(self, differences: list[Difference]) -> None:
         super().__init__("the runs cannot be compared")
@@ -154,22 +150,18 @@ def _verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, doubt: st
         losses: whether the losses are of the same tokens, as far as the runs tell.
     """
     by_name = {arm.name: arm for arm in arms}
-    losses = losses and not mock
-    said = [part for each in contrasts for part in _of_contrast(each, by_name[each.candidate], base, losses=losses)]
+    said = [doubt]
+    for contrast in contrasts:
+        arm = by_name[contrast.candidate]
+        if contrast.step_time:
+            said.append(speedup.verdict(contrast.step_time, arm, base))
+        elif labels := [*arm.unusable, *base.unusable]:
+            said.append(f"Nothing is said of the speed of {arm.name}: step times of {', '.join(labels)} are unusable.")
+        if losses and not mock:
+            said.append(contrast.loss)
     if mock and any(arm.training_loss for arm in arms):
         said.append("The data is mock: its losses say nothing about accuracy.")
-    return " ".join(filter(None, [doubt, *said]))
-
-
-def _of_contrast(contrast: Contrast, arm: Arm, base: Arm, *, losses: bool) -> list[str]:
-    said = []
-    if contrast.step_time:
-        said.append(speedup.verdict(contrast.step_time, arm, base))
-    elif labels := [*arm.unusable, *base.unusable]:
-        said.append(f"Nothing is said of the speed of {arm.name}: step times of {', '.join(labels)} are unusable.")
-    if contrast.loss and losses:
-        said.append(contrast.loss)
-    return said
+    return " ".join(filter(None, said))
 
 
 def _measured(groups: Sequence[Sequence[Run]]) -> dict[str, list[Measured]]:

@@ -64,7 +64,8 @@ def between(
     names = (arms[0].name, arms[1].name)
     misplaced = given is not None and given.is_published and (arms[0].precision, arms[1].precision) != ("nvfp4", "bf16")
     given = None if misplaced else given
-    seeds = _by_seed(runs, base_runs)
+    ours, theirs = loss_gap.by_seed(runs), loss_gap.by_seed(base_runs)
+    seeds = [list(zip(ours[seed], theirs[seed], strict=False)) for seed in ours if seed in theirs]
     holds = _holds_rate([*runs, *base_runs])
     logs, loss, said = _attempt(seeds, _training_curve, names, "training")
     validation = np.empty(0)
@@ -80,12 +81,6 @@ def between(
     return EqualLoss(
         _figure(logs), _figure(validation), loss, effective, given is not None, holds, list(filter(None, said))
     )
-
-
-def _by_seed(runs: Sequence[Measured], base_runs: Sequence[Measured]) -> list[list[Pair]]:
-    """For each seed that both arms have its pairs of runs, in the order given."""
-    ours, theirs = loss_gap.by_seed(runs), loss_gap.by_seed(base_runs)
-    return [list(zip(ours[seed], theirs[seed], strict=False)) for seed in ours if seed in theirs]
 
 
 def _attempt(
@@ -197,26 +192,23 @@ def _effective(logs: np.ndarray, seeds: list[list[Pair]], ratio: Ratio | None, g
         return _figure(math.log(given.value) - logs)
     if ratio is None or ratio.what != "speed-up":
         return None
-    speeds = [
-        np.mean([math.log(np.median(base.times) / np.median(new.times)) for new, base in pairs]) for pairs in seeds
-    ]
-    return _figure(np.array(speeds) - logs)
+    speeds = [[math.log(np.median(base.times) / np.median(new.times)) for new, base in pairs] for pairs in seeds]
+    return _figure(np.array([np.mean(each) for each in speeds]) - logs)
 
 
 def _said(figure: Figure, loss: float, names: tuple[str, str], of: str) -> str:
     new, base = names
     more = 100 * (figure.value - 1)
     needs = f"{abs(more):.1f} % {'fewer' if more < 0 else 'more'} tokens than {base}"
-    if figure.low is None or figure.high is None:
-        over = _without_interval(figure)
-    else:
-        low, high = (100 * (end - 1) for end in (figure.low, figure.high))
-        over = f"95 % interval {low:+.1f} to {high:+.1f} % over {figure.count} seeds"
+    over = _over(figure, lambda low, high: f"{100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %")
     return f"For the same {of} loss ({loss:.4f}), {new} needs {needs} ({over})."
 
 
-def _without_interval(figure: Figure) -> str:
-    return f"{'one seed' if figure.count == 1 else f'{figure.count} seeds'}: how seeds differ is unknown"
+def _over(figure: Figure, ends: Callable[[float, float], str]) -> str:
+    """What a figure rests on, and its interval as `ends` says it, where it has one."""
+    if figure.low is None or figure.high is None:
+        return f"{'one seed' if figure.count == 1 else f'{figure.count} seeds'}: how seeds differ is unknown"
+    return f"95 % interval {ends(figure.low, figure.high)} over {figure.count} seeds"
 
 
 def _of_the_rate(holds: bool | None) -> str:
@@ -236,8 +228,5 @@ def _of_the_speed(figure: Figure | None, ratio: Ratio | None, given: SpeedUp | N
         return "An emulation has no speed to set against that; SPEEDUP=published, or a number, projects." * emulated
     speed = f"{given.value:.3g}x, {given.source}" if given else "these runs' own"
     kind = "Effective speed-up, projected" if given else "Effective speed-up"
-    if figure.low is None or figure.high is None:
-        over = _without_interval(figure)
-    else:
-        over = f"95 % interval {figure.low:.2f} to {figure.high:.2f} over {figure.count} seeds"
+    over = _over(figure, "{:.2f} to {:.2f}".format)
     return f"{kind}: {figure.value:.2f}x, the speed-up ({speed}) over the ratio of tokens ({over})."

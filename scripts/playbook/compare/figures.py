@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -122,26 +123,19 @@ def measure(run: Run) -> Measured:
 
 
 def alike(runs: Sequence[Measured]) -> list[Measured]:
-    """The runs with one kind of peak memory, where they have one in common, and each line of as many iterations."""
-    shared = [kind for kind in runs[0].memory if all(kind in run.memory for run in runs)]
-    if Peak.HELD in shared and any(run.shared for run in runs):
-        shared.remove(Peak.USED)
-    kind = next((kind for wanted in MEMORY_KINDS for kind in shared if kind.startswith(wanted)), (shared or [""])[0])
-    return [replace(run, memory_kind=kind) for run in over_alike(runs)]
-
-
-def over_alike(runs: Sequence[Measured]) -> list[Measured]:
-    """The runs, a line of each standing for as many iterations where logs were printed at other intervals.
+    """The runs with one kind of peak memory, where they have one in common, and each line of as many iterations.
 
     A mean of ten iterations is another thing than one of them: it hides a stall, and its loss is an earlier one's.
     Where the lines of one do not end with common iterations they stay as they are, which `parity` refuses.
     """
+    shared = [kind for kind in runs[0].memory if all(kind in run.memory for run in runs)]
+    if Peak.HELD in shared and any(run.shared for run in runs):
+        shared.remove(Peak.USED)
+    kind = next((kind for wanted in MEMORY_KINDS for kind in shared if kind.startswith(wanted)), (shared or [""])[0])
     each = [run.lines.every for run in runs if len(run.lines)]
     meet = all(not (run.lines.iterations % run.lines.every).any() for run in runs)
-    if len(set(each)) < 2 or not meet:
-        return list(runs)
-    every = math.lcm(*each)
-    return [replace(run, every=0 if run.lines.every == every else every) for run in runs]
+    every = math.lcm(*each) if meet and len(set(each)) > 1 else 0
+    return [replace(run, memory_kind=kind, every=0 if run.lines.every == every else every) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -319,10 +313,7 @@ def _on_several_gpus(arm: Arm) -> bool:
     return any((run.facts.get("world_size") or 1) > 1 and run.device != "cpu" for run in arm.runs)
 
 
-def _natively(arm: Arm) -> bool:
-    return arm.computes_natively
-
-
+_natively = attrgetter("computes_natively")
 NATS = "nats a token"
 METRICS = (
     Metric("step_time", "Step time", "step time", "s", lambda of: of.step),
@@ -373,10 +364,8 @@ def _warnings(of: Measured) -> list[str]:
             "no layer in BF16: training may diverge; it did in arXiv 2509.25149 (section 4.1, its size not said), and "
             "did not in a Llama 3.1 8B over 160B tokens (MrHuff/mfu-fp4-training)"
         )
-    said += [
-        f"the record contradicts itself: {name}: {what}"
-        for name, what in soundness.contradictions(of.run, of.lines).items()
-    ]
+    contradictions = soundness.contradictions(of.run, of.lines)
+    said += [f"the record contradicts itself: {name}: {what}" for name, what in contradictions.items()]
     if of.shared:
         said.append(
             f"others used {of.shared:.1f} GB of its GPU: step times are no measurement, and power and MFU are not "

@@ -47,20 +47,6 @@ def band(facts: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def outside(value: float, limits: list[float], kind: str) -> tuple[str, str]:
-    """Where a figure lies: "below", "above" or "inside", and what usually explains it.
-
-    Args:
-        limits: the lowest and the highest published.
-        kind: "tflops" or "speed_up", as under `[usually]`.
-    """
-    if value < limits[0]:
-        return "below", _data()["usually"][f"{kind}_low"]
-    if value > limits[1]:
-        return "above", _data()["usually"][f"{kind}_high"]
-    return "inside", ""
-
-
 def against_published(arms: list[Arm], contrasts: list[Contrast], baseline: Arm) -> list[str]:
     """A sentence for each figure that has a published band, then their sources.
 
@@ -81,17 +67,18 @@ def against_published(arms: list[Arm], contrasts: list[Contrast], baseline: Arm)
         is_speed_up = contrast.step_time is not None and contrast.step_time.what == "speed-up"
         if entry and is_speed_up and (arm.precision, baseline.precision) == ("nvfp4", "bf16"):
             value = contrast.step_time.figure.value
-            said.append(
-                _sentence(f"{arm.name} over {baseline.name}: {value:.2f}x", value, entry["speed_up"], "speed_up")
-            )
+            figure = f"{arm.name} over {baseline.name}: {value:.2f}x"
+            said.append(_sentence(figure, value, entry["speed_up"], "speed_up"))
             sources[f"{entry['name']}: {entry['source']}"] = None
     return [*said, *sources]
 
 
 def _sentence(figure: str, value: float, limits: list[float], kind: str) -> str:
-    where, why = outside(value, limits, kind)
-    said = f"{figure}, {where} the published {limits[0]:,.4g} to {limits[1]:,.4g}"
-    return f"{said}; usually {why}." if why else f"{said}."
+    """Where a figure lies, and what usually explains it; `kind` is "tflops" or "speed_up", as under `[usually]`."""
+    low, high = limits
+    where, end = ("below", "low") if value < low else ("above", "high") if value > high else ("inside", "")
+    why = f"; usually {_data()['usually'][f'{kind}_{end}']}" if end else ""
+    return f"{figure}, {where} the published {low:,.4g} to {high:,.4g}{why}."
 
 
 @dataclass(frozen=True)
@@ -100,17 +87,12 @@ class SpeedUp:
 
     Attributes:
         source: in words, "given" or what published it.
-        typed: as it was given.
+        is_published: whether it is that of the playbook's source, NVFP4's over BF16, and of no other pair.
     """
 
     value: float
     source: str
-    typed: str
-
-    @property
-    def is_published(self) -> bool:
-        """Whether it is that of the playbook's source, NVFP4's over BF16, and of no other pair."""
-        return self.typed == PUBLISHED
+    is_published: bool = False
 
 
 def speed_up(text: str) -> SpeedUp:
@@ -119,7 +101,7 @@ def speed_up(text: str) -> SpeedUp:
         return SpeedUp(
             9.05 / 5.39,
             "published: 9.05 s over 5.39 s a step, Llama 3 8B on one GB300, NVIDIA's DGX Station playbook",
-            PUBLISHED,
+            is_published=True,
         )
     try:
         value = float(text)
@@ -127,4 +109,4 @@ def speed_up(text: str) -> SpeedUp:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is needed, such as 1.68, or {PUBLISHED}")
-    return SpeedUp(value, "given", text)
+    return SpeedUp(value, "given")

@@ -66,7 +66,10 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
 def measure(top: list[Measured], bottom: list[Measured]) -> Ratio:
     """The ratio of two configurations' step times, of whatever they are, and whether it is a difference."""
     figure, smallest, shown = _figure(top, bottom)
-    return Ratio("step-time ratio", figure, "", _differs(figure, smallest), smallest, shown)
+    differs = None
+    if figure.low is not None and figure.high is not None:
+        differs = not figure.low <= 1 <= figure.high and abs(math.log(figure.value)) > math.log1p(smallest)
+    return Ratio("step-time ratio", figure, "", differs, smallest, shown)
 
 
 def _tail(arm: Arm) -> tuple[int | None, int | None]:
@@ -91,7 +94,8 @@ def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float,
     smallest = max(SMALLEST_WITHIN, *(soundness.distribution(times).spread for times in (*tops, *bottoms)))
     if within is None:
         return Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x"), smallest, None
-    spread = within_runs(max(len(top), len(bottom)))
+    runs = "this run" if len(top) == len(bottom) == 1 else "these runs"
+    spread = f"95 % interval within {runs} only, block bootstrap over iterations"
     return _with(within, spread, min(map(len, (*tops, *bottoms)))), smallest, None
 
 
@@ -99,19 +103,13 @@ def _with(found: Interval, spread: str, count: int) -> Figure:
     return Figure(found.value, "x", found.low, found.high, spread, count)
 
 
-def _differs(figure: Figure, smallest: float) -> bool | None:
-    """Whether the interval leaves 1 out, and the ratio is further from it than the smallest difference."""
-    if figure.low is None or figure.high is None:
-        return None
-    return not figure.low <= 1 <= figure.high and abs(math.log(figure.value)) > math.log1p(smallest)
-
-
 def verdict(ratio: Ratio, arm: Arm, base: Arm) -> str:
     """What it comes to, in a sentence."""
     pair = f"{arm.name} ({arm.label}) and {base.name} ({base.label})"
     interval = stats.between(ratio.figure)
     repeats = min(len(arm.runs), len(base.runs))
-    more = "" if repeats >= stats.FEWEST else f"; {_few(repeats)}"
+    few = f"; {'one run' if repeats == 1 else 'two runs'} cannot tell how runs differ: REPEAT={stats.FEWEST}"
+    more = "" if repeats >= stats.FEWEST else few
     if ratio.what == "step-time ratio":
         if ratio.differs:
             return f"A difference in speed: {arm.name} takes {ratio.sentence} {interval}{more}."
@@ -127,13 +125,9 @@ def verdict(ratio: Ratio, arm: Arm, base: Arm) -> str:
     if not ratio.differs:
         more += _power(ratio, repeats)
         return f"No difference in speed is shown between {pair}: {ratio.sentence} {interval}{more}."
-    return f"{arm.called} is {_faster(ratio.figure.value)} {base.called} {interval}{more}."
-
-
-def _few(repeats: int) -> str:
-    """What so few repeats are, and what to do about it."""
-    are = "one run" if repeats == 1 else "two runs"
-    return f"{are} cannot tell how runs differ: REPEAT={stats.FEWEST}"
+    value = ratio.figure.value
+    faster = f"{value:.2f} times as fast as" if value >= 1 else f"slower, at {value:.2f} of the speed of"
+    return f"{arm.called} is {faster} {base.called} {interval}{more}."
 
 
 def _power(ratio: Ratio, repeats: int) -> str:
@@ -141,16 +135,6 @@ def _power(ratio: Ratio, repeats: int) -> str:
     if ratio.shown is None:
         return ""
     return f"; {repeats} repeats that spread so show {100 * ratio.shown:.2g} % eight times in ten"
-
-
-def _faster(value: float) -> str:
-    return f"{value:.2f} times as fast as" if value >= 1 else f"slower, at {value:.2f} of the speed of"
-
-
-def within_runs(repeats: int) -> str:
-    """What an interval is called that sees how iterations differ, and not how runs do."""
-    runs = "this run" if repeats == 1 else "these runs"
-    return f"95 % interval within {runs} only, block bootstrap over iterations"
 
 
 def ratio_over_repeats(top: Sequence[float], bottom: Sequence[float]) -> stats.Difference:
@@ -239,7 +223,7 @@ def _median_draws(times: np.ndarray, generator: np.random.Generator, series: int
     return np.log(np.quantile(times, np.clip(share, 0, 1))) - math.log(middle)
 
 
-def _mean_draws(deviations: np.ndarray, generator: np.random.Generator, series: int = 1) -> np.ndarray:
+def _mean_draws(deviations: np.ndarray, generator: np.random.Generator, series: int) -> np.ndarray:
     """Resampled means of a centred series in moving blocks, [DRAWS], spread as Student's t of as many blocks is.
 
     Args:

@@ -58,38 +58,21 @@ class Interval:
     high: float
 
 
-def quartiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """First quartile, median, third quartile, by linear interpolation. Raises ValueError without values."""
-    if not len(values):
-        raise ValueError("no values")
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return float(low), float(middle), float(high)
-
-
-def mean_sd(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; the latter is None of fewer than two values.
-
-    Raises ValueError without values.
-    """
-    if not len(values):
-        raise ValueError("no values")
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def median_figure(values: Sequence[float] | np.ndarray, unit: str = "") -> Figure:
-    """The median with its interquartile range. Raises ValueError without values."""
-    low, middle, high = quartiles(values)
+def median_figure(values: np.ndarray) -> Figure:
+    """The median with its interquartile range, by linear interpolation; of one value or more."""
+    low, middle, high = map(float, np.quantile(values, [0.25, 0.5, 0.75]))
     if len(values) == 1:
-        return Figure(middle, unit)
-    return Figure(middle, unit, low, high, "interquartile range", len(values))
+        return Figure(middle, "")
+    return Figure(middle, "", low, high, "interquartile range", len(values))
 
 
-def mean_figure(values: Sequence[float] | np.ndarray, unit: str = "") -> Figure:
-    """The mean, give or take one standard deviation. Raises ValueError without values."""
-    mean, sd = mean_sd(values)
-    if sd is None:
-        return Figure(mean, unit)
-    return Figure(mean, unit, mean - sd, mean + sd, "standard deviation", len(values))
+def mean_figure(values: np.ndarray) -> Figure:
+    """The mean, give or take one standard deviation of the sample; of one value or more."""
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Figure(mean, "")
+    deviation = float(np.std(values, ddof=1))
+    return Figure(mean, "", mean - deviation, mean + deviation, "standard deviation", len(values))
 
 
 def first_timed(lines: Lines, first: int) -> int:
@@ -273,14 +256,10 @@ def beyond(t: Array, freedom: Array) -> Array:
     return beta(np.asarray(freedom) / 2, 0.5, freedom / (freedom + np.square(t)))
 
 
-def quantile(freedom: Array, share: float) -> Array:
-    """What Student's t stays below with a probability of `share`, which is above 0.5."""
-    return _quantile(freedom, share)
-
-
 @np.vectorize
 @cache
-def _quantile(freedom: float, share: float) -> float:
+def quantile(freedom: float, share: float) -> float:
+    """What Student's t stays below with a probability of `share`, which is above 0.5."""
     half = freedom / 2
     density = math.exp(math.lgamma(half + 0.5) - math.lgamma(half)) / math.sqrt(math.pi * freedom)
     found = NormalDist().inv_cdf(share)

@@ -3,6 +3,7 @@ import statistics
 import pytest
 
 from playbook.compare import model, stats
+from playbook.compare.stats import Figure
 from playbook.record.columns import Lines
 
 
@@ -40,22 +41,16 @@ def test_a_first_line_that_contains_iteration_1_is_not_timed() -> None:
 
 
 def test_quartiles_are_interpolated() -> None:
-    assert stats.quartiles([4.0, 1.0, 3.0, 2.0]) == (1.75, 2.5, 3.25)
-    assert stats.quartiles([7.0]) == (7.0, 7.0, 7.0)
+    assert stats.median_figure([4.0, 1.0, 3.0, 2.0]) == Figure(2.5, "", 1.75, 3.25, "interquartile range", 4)
+    assert stats.median_figure([7.0]) == Figure(7.0, "")
 
 
 def test_mean_and_sd_agree_with_the_standard_library_far_from_zero() -> None:
     values = [1e9 + step / 7 for step in range(100)]
-    mean, sd = stats.mean_sd(values)
-    assert mean == pytest.approx(statistics.mean(values))
-    assert sd == pytest.approx(statistics.stdev(values), rel=1e-9)
-    assert stats.mean_sd([3.0]) == (3.0, None)
-
-
-@pytest.mark.parametrize("function", [stats.quartiles, stats.mean_sd])
-def test_no_values_is_an_error(function) -> None:
-    with pytest.raises(ValueError, match="no values"):
-        function([])
+    found = stats.mean_figure(values)
+    assert found.value == pytest.approx(statistics.mean(values))
+    assert found.high - found.value == pytest.approx(statistics.stdev(values), rel=1e-6)  # of what 1e9 leaves
+    assert stats.mean_figure([3.0]) == Figure(3.0, "")
 
 
 @pytest.mark.parametrize(("count", "part"), [(3, 3), (10, 5), (50, 5), (51, 6), (200, 20)])

@@ -7,9 +7,8 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 from playbook.campaign import ablation, ablation_report, compare_job, reuse, variants
 from playbook.campaign.gather import Turn, gather
@@ -18,7 +17,7 @@ from playbook.common.tables import print_table
 from playbook.compare import model, saved, stats
 from playbook.launch import start
 from playbook.plan.place import Place
-from playbook.plan.plan import Plan, planned
+from playbook.plan.plan import planned
 from playbook.record import loading
 from playbook.report import wording
 from pretraining.errors import UsageError
@@ -32,28 +31,19 @@ SEEDS = [training_flags.SEED + at for at in range(stats.FEWEST)]  # fewer judge 
 RESULTS = (Verdict.SUCCEEDED, Verdict.DIVERGED)  # the same seed diverges again: nothing is gained by training it twice
 
 
-class Step(NamedTuple):
-    """One run to make."""
+@dataclass(frozen=True)
+class Step(Turn):
+    """One run to make, of a variant with a seed."""
 
     variant: Variant
     seed: int
-    plan: Plan
-
-    @property
-    def name(self) -> str:
-        """As the terminal calls it."""
-        return f"{self.variant.name}, seed {self.seed}"
 
 
 def ablate(args: argparse.Namespace, where: Place) -> int:
     """Do the job. Returns the exit code: 1 where a run failed; a run that diverged is a result.
 
-    Args:
-        where: from `place.choose`.
-
-    Raises:
-        UsageError: flags that the ablation sets itself, seeds that are none, too few iterations.
-        NotStarted, OSError, KeyboardInterrupt: as `launch.start.train`.
+    Raises UsageError: flags that the ablation sets itself, seeds that are none, too few iterations; and what
+    `launch.start.train` raises.
     """
     _refuse(args)
     seeds = SEEDS if args.seeds is None else reuse.seeds(args.seeds)
@@ -66,7 +56,7 @@ def ablate(args: argparse.Namespace, where: Place) -> int:
             start.show_dry(step.plan, args.runs)
         return 0
     where = start.ready(where, args.runs)
-    steps = [step._replace(plan=step.plan.at(where)) for step in steps]
+    steps = [replace(step, plan=step.plan.at(where)) for step in steps]
     study, code = _trained(steps, args)
     if study is None:
         return code
@@ -83,12 +73,11 @@ def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.
     requests = [step.plan.request() for step in steps]
     past = [None] * len(steps) if args.fresh else reuse.reusable(requests, args.runs, RESULTS)
     again = "the same command, without FRESH=1," if args.fresh else "the same command"
-    turns = [Turn(step.name, step.plan) for step in steps]
     study, code = ablation.Study(), 0
     missing = [request for request, run in zip(requests, past, strict=True) if run is None]
     long = _how_long(missing, args)
     print("\n".join(filter(None, (_how_many(steps), long))), flush=True)
-    for step, (run, ended) in zip(steps, gather(turns, past, args.runs, results=RESULTS, again=again), strict=True):
+    for step, (run, ended) in zip(steps, gather(steps, past, args.runs, results=RESULTS, again=again), strict=True):
         if run.verdict not in RESULTS:
             code = 1
             if step.variant == BF16 or run.verdict is Verdict.INTERRUPTED:
@@ -167,7 +156,7 @@ def _steps(args: argparse.Namespace, seeds: Sequence[int], where: Place) -> list
         job = planned(argparse.Namespace(**{**vars(args), **own}), variant.precision, where)
         if defaulted:
             job.choices["model"] = replace(job.choices["model"], reason="make ablate's default with a GPU")
-        return Step(variant, seed, job)
+        return Step(f"{variant.name}, seed {seed}", job, variant, seed)
 
     first = [step(variant, seed) for seed in seeds for variant in (BF16, WHOLE)]
     chosen = first[1].plan.settings
@@ -194,11 +183,7 @@ def _is_possible(variant: Variant, step: Callable[[Variant], Step]) -> bool:
 
 
 def _refuse_equal(steps: Sequence[Step]) -> None:
-    """Raise UsageError where two variants do the same work here, whatever their words.
-
-    Args:
-        steps: one of each, with one seed, the whole recipe's first.
-    """
+    """Raise UsageError where two of these, one of each variant, do the same work here, whatever their words."""
     done: dict[str, str] = {}
     for step in steps:
         settings, request = step.plan.settings, step.plan.request()

@@ -54,13 +54,9 @@ class Trained:
 
 
 def trained(of: Measured, base: Measured | None) -> Trained:
-    """The run's losses, and its gaps to BF16's run with the same seed.
-
-    Args:
-        base: None where it is that run itself.
-    """
+    """The run's losses, and its gaps to BF16's run with the same seed; `base` is None where it is that run itself."""
     run, result = of.run, of.result
-    said = Trained(
+    found = Trained(
         seed=seed_of(run),
         run=run.folder.name,
         verdict=result.verdict,
@@ -71,16 +67,16 @@ def trained(of: Measured, base: Measured | None) -> Trained:
         validation_loss=result.validation_loss,
     )
     if result.verdict != Verdict.SUCCEEDED:
-        return replace(said, problem=f"{result.verdict}: {result.cause}")
+        return replace(found, problem=f"{result.verdict}: {result.cause}")
     if base is None:
-        return said
+        return found
     pair = alike([base, of])
     differences, _ = parity.check(dict(zip("AB", pair, strict=True)))
     if void := [str(each) for each in differences if each.void]:
-        return replace(said, problem=f"not comparable: {joined(void)}")
+        return replace(found, problem=f"not comparable: {joined(void)}")
     training, validation = (gap([pair[1]], [pair[0]]) for gap in (loss_gap.training, loss_gap.validation))
     return replace(
-        said,
+        found,
         problem="" if training or loss_gap.on_mock([base]) else "no loss was recorded",
         training_loss_gap=training and training.figure,
         validation_loss_gap=validation and validation.figure,
@@ -121,11 +117,7 @@ class Ablation:
     """The result.
 
     Attributes:
-        verdict: some sentences to put on top.
-        tokens: of each run.
         shown: the difference that these seeds show eight times in ten, per cent; None where nothing is judged.
-        scope: one sentence on what these runs can and cannot show.
-        reproduce: the command that makes it again.
     """
 
     created: str
@@ -174,11 +166,7 @@ class Study:
 
     def result(self, *, created: str, reproduce: str = "") -> Ablation:
         """The variants set against BF16 and against the whole recipe, both of which are there."""
-        at = {seed: at for at, seed in enumerate(self._bases)}  # which is how seeds are paired
-        found = {
-            variant: sorted(runs, key=lambda run: at.get(run.seed, len(at))) for variant, runs in self.found.items()
-        }
-        rows, shown = _judged([_row(variant, runs, self._tail) for variant, runs in found.items()])
+        rows, shown = _judged([self._row(variant, runs) for variant, runs in self.found.items()])
         base = next(iter(self._bases.values()))
         facts = base.run.environment
         return Ablation(
@@ -199,6 +187,16 @@ class Study:
             published=loss_gap.published_at(base),
             reproduce=reproduce,
         )
+
+    def _row(self, variant: Variant, runs: Sequence[Trained]) -> Row:
+        """A variant's runs in the order of BF16's, which is how seeds are paired."""
+        seeds = list(self._bases)
+        runs = sorted(runs, key=lambda run: seeds.index(run.seed) if run.seed in seeds else len(seeds))
+        tail = None if variant == BF16 else self._tail if variant.tail is None else variant.tail
+        row = Row(variant.name, variant.recipe, tail, runs)
+        if not row.gaps:
+            return row
+        return replace(row, gap=Figure(float(np.mean(row.gaps)), "%", spread=NOT_JUDGED, count=len(row.gaps)))
 
 
 def of_runs(runs: Sequence[Run], *, created: str, reproduce: str) -> Ablation:
@@ -221,13 +219,6 @@ def _variant(run: Run) -> Variant:
         return BF16
     recipe = Nvfp4Recipe.recorded(run.precision.get("ingredients", {}))
     return variants.of(recipe, run.precision.get("bf16_tail_layers", 0))
-
-
-def _row(variant: Variant, runs: Sequence[Trained], tail: int) -> Row:
-    values = [each.training_loss_gap.value for each in runs if each.training_loss_gap]
-    kept = None if variant == BF16 else tail if variant.tail is None else variant.tail
-    gap = Figure(float(np.mean(values)), "%", spread=NOT_JUDGED, count=len(values)) if values else None
-    return Row(variant.name, variant.recipe, kept, list(runs), gap)
 
 
 def _judged(rows: list[Row]) -> tuple[list[Row], float | None]:
@@ -264,12 +255,7 @@ def _unjudged(row: Row) -> dict[str, str]:
 
 
 def power(whole: Sequence[Trained], arms: int) -> str:
-    """What the seeds of the first pairs let expect of the whole ablation, before the rest is trained.
-
-    Args:
-        whole: the runs of the whole recipe.
-        arms: how many there will be, BF16 among them.
-    """
+    """What the whole recipe's seeds let expect of an ablation of so many arms (BF16 is one), before it is trained."""
     values = [each.training_loss_gap.value for each in whole if each.training_loss_gap]
     if len(values) < stats.FEWEST:
         few = ("no seed has", "one seed has", "two seeds have")[len(values)]
@@ -324,9 +310,8 @@ def problems(of: Ablation) -> list[str]:
     said = [f"seed {each.seed} of {row.name}: {each.problem}" for row, each in runs if each.problem]
     states = Counter(each.code for _, each in runs if each.code)
     if len(states) > 1:
-        said.append(
-            f"not one state of the code: {joined([f'{count} runs of {code}' for code, count in states.items()])}"
-        )
+        counted = [f"{count} runs of {code}" for code, count in states.items()]
+        said.append(f"not one state of the code: {joined(counted)}")
     return said
 
 

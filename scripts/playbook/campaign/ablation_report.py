@@ -36,11 +36,7 @@ WHISKER = 0.09
 
 
 def write(of: Ablation, folder: Path) -> list[Path]:
-    """Write all three into a new folder, which appears whole. Returns the paths.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write all three into a new folder, which appears whole. Returns the paths. Raises OSError."""
     with svg.style():
         drawn = svg.png(picture(of), KIND)
     files = {
@@ -65,23 +61,18 @@ def as_markdown(of: Ablation) -> str:
         section(of, escaped(f"{ablation.about(of)}."), [(TITLE, PICTURE)]),
         "## Runs",
         escaped(versions),
-        _as_table(runs),
+        as_table(runs),
         f'Any two of them compare: `make compare RUNS="{" ".join(pair)}"`.',
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def section(of: Ablation, what: str, pictures: Sequence[tuple[str, str]]) -> str:
-    """The ablation for a page, without a heading.
-
-    Args:
-        what: was trained, in Markdown.
-        pictures: title and path of each, the path relative to the page.
-    """
+    """The ablation for a page, without a heading; of each picture its title, and its path relative to the page."""
     parts = [
         wrapped(what),
         wrapped(f"**{escaped(of.verdict)}**"),
-        _as_table(table(of, everything=True)),
+        as_table(table(of, everything=True)),
         wrapped(HOW),
         *(f"- {escaped(problem)}" for problem in ablation.problems(of)),
         *(wrapped(escaped(wording.sentence(each))) for each in (of.scope, of.published) if each),
@@ -121,10 +112,6 @@ def _each(row: ablation.Row, name: str, form: str) -> str:
         f"{figure.value:{form}}" if figure else run.verdict if name == "training_loss_gap" and run.problem else "-"
         for run, figure in zip(row.runs, values, strict=True)
     )
-
-
-def _as_table(rows: list[list[str]]) -> str:
-    return as_table(rows[0], rows[1:])
 
 
 def picture(of: Ablation) -> Canvas:

@@ -23,14 +23,9 @@ from pretraining.request import nvfp4_recipe
 
 
 def compare(pairs: Sequence[Sequence[plan.Plan]], args: argparse.Namespace) -> int:
-    """Compare what both arms were asked for. Returns the exit code.
+    """Compare what both arms were asked for, plans of both for each repeat or seed. Returns the exit code.
 
-    Args:
-        pairs: the plans of both arms, for each repeat or seed.
-
-    Raises:
-        UsageError: no arm is called what `--base` says.
-        NotStarted, OSError, KeyboardInterrupt: as `launch.start.train`.
+    Raises UsageError where no arm is called what `--base` says; and what `launch.start.train` raises.
     """
     model = pairs[0][1].settings.model.name
     order = reuse.turns(len(pairs))

@@ -22,8 +22,7 @@ from pretraining.request.models import MOCK, PYTHON_STDLIB
 def of_runs(args: argparse.Namespace) -> dict[str, argparse.Namespace]:
     """The command line of each evaluation, by the name of its run.
 
-    Raises:
-        UsageError: fewer than two, one that is no run, one named twice, or evaluators that would differ.
+    Raises UsageError: fewer than two, one that is no run, one named twice, or evaluators that would differ.
     """
     found: dict[str, argparse.Namespace] = {}
     if args.run:
@@ -68,15 +67,9 @@ def _tokenizer(data: str | None) -> str:
 
 
 def evaluate(args: argparse.Namespace, where: Place) -> int:
-    """Do the job. Returns the exit code.
+    """Evaluate the runs in `args.checkpoints`, in a precision that is said. Returns the exit code.
 
-    Args:
-        args: with the runs in `checkpoints`, and a precision.
-        where: from `start.find_place`.
-
-    Raises:
-        UsageError: as `of_runs`; or the evaluators turned out to differ, or what they read.
-        NotStarted, OSError, KeyboardInterrupt: as `launch.start.train`.
+    Raises UsageError as `of_runs`, or where what they read turned out to differ; and what `launch.start.train` raises.
     """
     asked = of_runs(args)
     plans = {called: planned(each, each.precision, where) for called, each in asked.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from playbook.campaign import reuse
 from playbook.launch.start import exit_code, train
@@ -14,7 +14,8 @@ from pretraining.record import lock
 from pretraining.record.run_folder import Run, Verdict
 
 
-class Turn(NamedTuple):
+@dataclass(frozen=True)
+class Turn:
     """One run to make, and what it is called."""
 
     name: str
@@ -34,13 +35,11 @@ def gather(
 
     Args:
         past: for each turn the finished run that does for it; it counts as in use from now on.
-        runs: where run folders go.
         results: the verdicts of a run that need not be made again.
         again: what goes on where this was cut.
         said: whether past runs are told.
 
-    Raises:
-        NotStarted, OSError, KeyboardInterrupt: as `launch.start.train`.
+    Raises what `launch.start.train` raises.
     """
     done = sum(run is not None for run in past)
     for run in filter(None, past):

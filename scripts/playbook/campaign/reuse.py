@@ -103,11 +103,7 @@ def finished(runs: Path, verdicts: Collection[Verdict] = DONE) -> list[Run]:
 
 
 def seconds(asked: Sequence[Request], runs: Path) -> float | None:
-    """How long these trainings take in all, by the newest finished run of each one's size; None where one is missing.
-
-    Args:
-        runs: where run folders are.
-    """
+    """How long these trainings take, by the newest finished run of each one's size; None where one is missing."""
     size = ("model", "precision", "train_iters", "global_batch_size", "sequence_length", "runtime", "processes")
     size += ("num_layers", "emulate", "tuned")
 
@@ -131,10 +127,9 @@ def _ended(folder: Path, verdicts: Collection[Verdict] = DONE) -> Run | None:
 
 @dataclass
 class Begun:
-    """A comparison whose runs are all trained anew, begun and not yet written.
+    """A comparison that is trained anew and not yet written: its folder holds `repeats.json` until then.
 
     Attributes:
-        folder: where it will be; holds `repeats.json` until then.
         asked: what makes it the same comparison when it is asked for again.
         names: the run folders that are done, a turn each.
     """
@@ -169,12 +164,7 @@ class Begun:
 
 
 def begin(asked: Sequence[Request], runs: Path, name: str) -> Begun:
-    """The comparison to train anew: one of the same work and the same code that was cut short, else a new one.
-
-    Args:
-        asked: of each turn.
-        name: of the model, for the folder's.
-    """
+    """The comparison to train anew: one of the same work and the same code that was cut short, else a new one."""
     wanted = json.loads(json.dumps({"requests": asked, "code": code_state.digest()}, default=str))
     for file in sorted(runs.glob(f"*/{BEGUN}"), reverse=True):
         try:

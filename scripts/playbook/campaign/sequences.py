@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from playbook.compare import stats
-from playbook.compare.stats import Interval
+from playbook.compare.stats import Figure
 from pretraining.errors import UsageError
 from pretraining.record import run_folder, schema
 from pretraining.record.run_folder import Run
@@ -29,26 +28,8 @@ EVALUATOR = {
 }
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How far a checkpoint's loss lies from another's on the same sequences.
-
-    Attributes:
-        interval: in nats a token, its ends NaN of too few sequences.
-        sequences: how many.
-    """
-
-    interval: Interval
-    sequences: int
-
-
 def read(folder: Path) -> dict[str, dict[str, float]]:
-    """The loss of each sequence, nats a token, by split and by a name made of its tokens.
-
-    Raises:
-        Damaged: a line is none.
-        OSError: a file cannot be read.
-    """
+    """The loss of each sequence, nats a token, by split and by a name made of its tokens. Raises Damaged, OSError."""
     found: dict[str, dict[str, float]] = {}
     for path in (folder / run_folder.SEQUENCES, *sorted(folder.glob(run_folder.sequences_of("*")))):
         if path.is_file():
@@ -60,14 +41,7 @@ def read(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def check_evaluators(runs: Mapping[str, Run]) -> None:
-    """Refuse evaluations that were made by unequal evaluators.
-
-    Args:
-        runs: evaluations by what they are called.
-
-    Raises:
-        UsageError: with the first fact that differs, both values, and what would make it one.
-    """
+    """Raise UsageError for unequal evaluators: the first fact that differs, both values, and what would make it one."""
     for name, way_out in EVALUATOR.items():
         refuse_unequal(name, {called: run.parity.get(name) for called, run in runs.items()}, way_out)
     for name in ("name", "arithmetic", "ingredients", "switches_at"):
@@ -87,11 +61,7 @@ def refuse_unequal(what: str, values: Mapping[str, object], way_out: str) -> Non
 
 
 def check_same(losses: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Refuse evaluations of other sequences, or of none. Raises UsageError.
-
-    Args:
-        losses: what `read` gave of each.
-    """
+    """Raise UsageError for evaluations of other sequences, or of none, by what `read` gave of each."""
     for called, found in losses.items():
         if not found:
             raise UsageError(
@@ -114,21 +84,21 @@ def mean(losses: Mapping[str, float]) -> float:
     return float(np.mean(list(losses.values())))
 
 
-def difference(new: Mapping[str, float], base: Mapping[str, float]) -> Difference:
+def difference(new: Mapping[str, float], base: Mapping[str, float]) -> Figure:
     """The mean difference over the sequences of both, with a t-interval over them; they are taken as independent."""
     values = np.array([new[name] - base[name] for name in base if name in new])
-    if len(values) < FEWEST:
-        return Difference(Interval(float(values.mean()), math.nan, math.nan), len(values))
-    found = stats.over(values)
-    return Difference(Interval(float(found.value), *map(float, found.ends())), len(values))
+    found = Figure(float(values.mean()), "nats a token", count=len(values))
+    if found.count < FEWEST:
+        return found
+    low, high = map(float, stats.over(values).ends())
+    return replace(found, low=low, high=high)
 
 
-def sentence(found: Difference, new: str, base: str) -> str:
+def sentence(found: Figure, new: str, base: str) -> str:
     """What a difference comes to."""
-    value, low, high = found.interval.value, found.interval.low, found.interval.high
-    said = f"{new} {value:+.4f} nats a token from {base}"
-    if math.isnan(low):
-        return f"{said}: {found.sequences} sequences are too few for an interval"
-    over = f"95 % interval {low:+.4f} to {high:+.4f}, paired over {found.sequences} sequences"
-    verdict = "no difference is shown" if low <= 0 <= high else "higher" if value > 0 else "lower"
+    said = f"{new} {found.value:+.4f} nats a token from {base}"
+    if found.low is None or found.high is None:
+        return f"{said}: {found.count} sequences are too few for an interval"
+    over = f"95 % interval {found.low:+.4f} to {found.high:+.4f}, paired over {found.count} sequences"
+    verdict = "no difference is shown" if found.low <= 0 <= found.high else "higher" if found.value > 0 else "lower"
     return f"{said} ({over}): {verdict}"

@@ -45,9 +45,7 @@ def of(recipe: Nvfp4Recipe, tail: int | None = None) -> Variant:
 def default(layers: int, head: int, tail: int) -> list[Variant]:
     """Those beside BF16 and the whole recipe, what is said to matter most first.
 
-    Args:
-        layers: of the model.
-        head, tail: how many the recipe keeps in BF16 at its start and end; that tail is the whole recipe's.
+    Given are the layers of the model, and how many the whole recipe keeps in BF16 at its start and end.
     """
     tails = [Variant("nvfp4", tail=other) for other in (0, 1, 2) if other != tail and head + other < layers]
     without = [of(Nvfp4Recipe().without(each)) for each in INGREDIENTS]
@@ -57,8 +55,7 @@ def default(layers: int, head: int, tail: int) -> list[Variant]:
 def read_all(text: str) -> list[Variant]:
     """Those of "whole | rht=off | switch=0.82:forward tail=0" beside the whole recipe, which is always one.
 
-    Raises:
-        UsageError: an unknown word, with the nearest that is one; one that is the whole recipe, or another one again.
+    Raises UsageError for an unknown word, with the nearest that is one, for the whole recipe, and for one named twice.
     """
     found = [(part.strip(), read(part)) for part in text.split("|")]
     for said, variant in found:

@@ -56,8 +56,7 @@ def between(
     """Set an arm's curve against the baseline's.
 
     Args:
-        arms: the arm and the baseline.
-        runs, base_runs: theirs; real data, because a loss of mock data means nothing.
+        arms: the arm and the baseline; their `runs` are of real data, because a loss of mock data means nothing.
         ratio: of their step times.
         given: a speed-up to project with.
     """

@@ -27,11 +27,9 @@ MEMORY_KINDS = (Peak.USED, Peak.HELD, Peak.RESERVED, Peak.ALLOCATED, Peak.RESIDE
 
 @dataclass(frozen=True)
 class Measured:
-    """A run with its lines as columns.
+    """A run with its lines as columns, all of them and those of the timed window.
 
     Attributes:
-        lines: all of its training lines.
-        window: the iterations that are timed.
         every: how many iterations a compared line stands for, where another run's log has fewer lines; else 0.
         memory: peaks by what they measure, GB.
         memory_kind: which of them is compared; "" for the first.

@@ -105,15 +105,10 @@ class Check:
 
 
 def check(before: Held, now: Held, tolerances: dict[str, float]) -> list[Check]:
-    """Every figure that both comparisons have; losses where a tolerance of theirs is stated.
+    """Every figure that both comparisons have; losses where `tolerances`, per cent by kind, has one of theirs.
 
-    Args:
-        before, now: of two comparison.json.
-        tolerances: per cent for each kind.
-
-    Raises:
-        UsageError: they did not do the same work, one was forced, the baseline has a figure that is gone, or a loss
-            is to be held that cannot be.
+    Raises UsageError: they did not do the same work, one was forced, the baseline has a figure that is gone, or a loss
+    is to be held that cannot be.
     """
     if before.forced or now.forced:
         raise UsageError("a comparison that was forced is held against nothing: its runs did not do the same work")

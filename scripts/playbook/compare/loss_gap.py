@@ -24,10 +24,9 @@ OfPair = Callable[[Measured, Measured], float | None]
 
 @dataclass(frozen=True)
 class Gap:
-    """A relative loss gap, per cent.
+    """A relative loss gap, per cent, of each seed (None is one that is not known).
 
     Attributes:
-        by_seed: the gap of each seed; of one that is not known under None.
         repeats: the lowest and the highest where one seed was run several times: what last bits alone do.
     """
 

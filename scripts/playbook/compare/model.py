@@ -67,12 +67,7 @@ def check_long_enough(iterations: int) -> None:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Step times over the timed iterations, in seconds.
-
-    Attributes:
-        outliers: how many lie beyond a modified z-score of 3.5 (Iglewicz and Hoaglin).
-        count: how many iterations were timed.
-    """
+    """Step times over the timed iterations, seconds; outliers by a modified z-score over 3.5 (Iglewicz and Hoaglin)."""
 
     median: float
     mean: float
@@ -92,11 +87,7 @@ class Distribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Figured:
-    """What has figures: `figures.METRICS` says which. Each is an attribute too: `arm.step_time`.
-
-    Attributes:
-        figures: by the metric's name, None where not known.
-    """
+    """What has the figures of `figures.METRICS` by name, None where not known; each is an attribute too."""
 
     figures: dict[str, Figure | None]
 
@@ -114,7 +105,6 @@ class RunResult(Figured):
     Attributes:
         source: "run folder" or "raw log".
         device: "cpu", "gpu", or "".
-        step_times: None where no iteration was timed.
         memory: peak bytes as figures in GB, by what they measure: "torch allocated", "device used" and so on.
         warnings: what a reader of its figures has to know, each with what to do.
         facts: the parity facts.
@@ -271,10 +261,9 @@ class Contrast(Figured):
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in the way of a comparison: its name, its value in two runs, and the way out.
+    """One thing that differs, and the way out; `of` is what the two runs are called, such as "A" and "B2".
 
     Attributes:
-        of: what the two runs are called, "A" and "B2".
         void: whether it makes the comparison void; otherwise it is only to be known.
     """
 

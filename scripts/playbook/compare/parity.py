@@ -36,10 +36,7 @@ def check(runs: dict[str, Measured]) -> tuple[list[Difference], list[str]]:
 
     A fact missing from a run folder differs, because run folders record all of them; one missing from a raw log is
     not known, and only named. A log that does not give every size of its model is refused: another may have run there.
-    Seeds differ within an arm, and not between arms.
-
-    Args:
-        runs: by what they are called, in order; two or more. The letter of a name is its arm.
+    Seeds differ within an arm, and not between arms: the letter of a run's name in `runs` is its arm.
     """
     (first, reference), *others = runs.items()
     found: dict[tuple[str, str, str], Difference] = {}
@@ -236,12 +233,7 @@ def _batches(a: Measured, b: Measured) -> list[Difference]:
 
 
 def work(void: list[Difference], not_known: list[str]) -> str:
-    """Whether the runs did the same work, "" where they did.
-
-    Args:
-        void: what differs, which only a forced comparison has.
-        not_known: the facts of `MUST_BE_KNOWN` that were not checked.
-    """
+    """Whether the runs did the same work, "" where they did: from what differs, and `MUST_BE_KNOWN` that is unknown."""
     said = []
     if any(each.name != SETTINGS for each in void):
         said.append("Forced: these runs did not do the same work.")

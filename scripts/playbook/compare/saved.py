@@ -30,13 +30,9 @@ def is_comparison(path: Path, kind: str = KIND) -> bool:
 
 
 def read(path: Path, shape: type[Content] = dict[str, Any]) -> Content:
-    """The content of a comparison.json, given itself or its folder.
+    """The content of a comparison.json, given itself or its folder; all of it, or the fields of a `msgspec.Struct`.
 
-    Args:
-        shape: what is wanted of it: a `msgspec.Struct` of some of its fields, or all of it as it is.
-
-    Raises:
-        UsageError: it is not there, is none, is of another schema, or has another shape.
+    Raises UsageError: it is not there, is none, is of another schema, or has another shape.
     """
     import msgspec  # which cleaning up does without
 
@@ -72,9 +68,7 @@ def new_folder(runs: Path, of: str, kind: str = "comparison") -> Path:
 def check_target(path: Path) -> Path:
     """Where to write for a `--json PATH` given: that file, or in the folder that it is or, not ending in .json, names.
 
-    Raises:
-        UsageError: there is a file that is not a comparison of ours; it is never overwritten.
-        NotADirectoryError: it would lie below a file.
+    Raises UsageError where a file is not a comparison of ours, as it is never overwritten, and NotADirectoryError.
     """
     if path.is_dir() or (path.suffix != ".json" and not os.path.lexists(path)):
         path = path / FILE
@@ -87,11 +81,9 @@ def check_target(path: Path) -> Path:
 
 
 def write(comparison: Comparison, path: Path) -> Path:
-    """Write `comparison.json` whole or not at all; its folder is created. Returns the path written.
+    """Write `comparison.json` whole or not at all, and make its folder. Returns the path written.
 
-    Raises:
-        UsageError: see `check_target`.
-        OSError: it cannot be written.
+    Raises as `check_target`, and OSError.
     """
     path = check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -155,12 +155,8 @@ def ratio_over_repeats(top: Sequence[float], bottom: Sequence[float]) -> stats.D
 def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -> Interval | None:
     """The ratio of two configurations' median step times, as far as iterations within these runs can tell.
 
-    Args:
-        top, bottom: for each run its step times in order, all positive.
-
-    Returns:
-        The ratio of the geometric means of the runs' medians with a block bootstrap over iterations; None where a
-        run has too few of them.
+    That is of the geometric means of the runs' medians, with a block bootstrap over iterations; None where a run has
+    too few of them. Of each run the step times are given in order, all positive.
     """
     if min(map(len, (*top, *bottom))) < FEWEST_ITERATIONS:
         return None
@@ -226,8 +222,7 @@ def _median_draws(times: np.ndarray, generator: np.random.Generator, series: int
 def _mean_draws(deviations: np.ndarray, generator: np.random.Generator, series: int) -> np.ndarray:
     """Resampled means of a centred series in moving blocks, [DRAWS], spread as Student's t of as many blocks is.
 
-    Args:
-        series: how many series of about as many blocks the interval will rest on.
+    The interval will rest on `series` of them with about as many blocks.
     """
     count, lasts = len(deviations), lasting(deviations)
     length = block_length(count, lasts)

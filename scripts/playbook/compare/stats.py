@@ -90,11 +90,7 @@ def last_part(count: int, every: int = 1) -> int:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference with its standard error.
-
-    Attributes:
-        freedom: degrees of freedom of the error.
-    """
+    """A mean difference with its standard error, and the degrees of freedom of that."""
 
     value: Array
     error: Array
@@ -118,8 +114,7 @@ class Difference:
     def smallest_shown(self, tests: float = 1, *, least: float = 0.0) -> Array:
         """The difference that so many tests at once call one in `POWER` of all studies with this spread.
 
-        Args:
-            least: what none of them calls a difference.
+        They call none that is below `least`.
         """
         called = np.maximum(quantile(self.freedom, 1 - LEVEL / (2 * tests)) * self.error, least)
         return called + quantile(self.freedom, POWER) * self.error

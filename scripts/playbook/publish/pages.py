@@ -7,7 +7,6 @@ from datetime import datetime
 
 from playbook.campaign import ablation, ablation_report
 from playbook.campaign.ablation import Ablation
-from playbook.compare import stats
 from playbook.compare.figures import measure
 from playbook.compare.model import Comparison
 from playbook.profile import breakdown
@@ -30,7 +29,6 @@ def section(comparison: Comparison, runs: Runs, *, records: str, pictures: Seque
     """The comparison for a page, without a heading.
 
     Args:
-        comparison: the result; its `reproduce` is the command that makes the runs again.
         runs: of each arm by name.
         records: the folder of its records, as the page says it.
         pictures: title and path of each, the path relative to the page.
@@ -65,16 +63,12 @@ def ablated(of: Ablation, runs: Sequence[Run], *, records: str, pictures: Sequen
 
 
 def profiled(run: Run, *, records: str, command: str) -> str:
-    """Where the time of a profiled run's steps goes, for a page, without a heading.
-
-    Args:
-        records, command: as `section`'s `records` and its comparison's `reproduce`.
-    """
+    """Where the time of a profiled run's steps goes, for a page, without a heading; `command` made the run."""
     found = breakdown.load(run.folder)
-    titles = ["where the time goes", "ms a step", "%", "calls", "most of it"]
+    titles = ("where the time goes", "ms a step", "%", "calls", "most of it")
     parts = [
         export.wrapped(f"{export.escaped(machine([run]))}. {export.escaped(work([run]))}. Records: `{records}`."),
-        export.as_table(titles, breakdown.table(found)),
+        export.as_table([titles, *breakdown.table(found)]),
         export.wrapped(breakdown.beside(run, found)),
     ]
     if command:
@@ -85,11 +79,9 @@ def profiled(run: Run, *, records: str, command: str) -> str:
 def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | Ablation | None, str]]) -> str:
     """A table with a row for each folder of records, and below it the commands that repeat them.
 
-    Args:
-        published: of each folder its name, its runs in order, what they come to, and the command that made them, ""
-            where that is not known.
+    Of each folder its name, its runs in order, what they come to, and the command that made them, "" where not known.
     """
-    rows, commands = [], []
+    rows, commands = [["folder", "on", "what", "runs", "result"]], []
     for name, runs, result, command in published:
         failed = [f"{run.folder.name}: {run.verdict}" for run in runs if run.verdict is not Verdict.SUCCEEDED]
         alone = [] if result else [run for run in runs if run.verdict is Verdict.SUCCEEDED]
@@ -98,8 +90,8 @@ def listing(published: Sequence[tuple[str, Sequence[Run], Comparison | Ablation 
         rows.append([name, machine(runs), work(runs), len(runs), " ".join(filter(None, said))])
         if command:
             commands += [f"    # {name}", f"    {command}"]
-    table = export.as_table(["folder", "on", "what", "runs", "result"], rows, left=True)
-    return "\n\n".join([table, *(["To repeat them:", "\n".join(commands)] if commands else [])])
+    repeat = ["To repeat them:", "\n".join(commands)] if commands else []
+    return "\n\n".join([export.as_table(rows, left=True), *repeat])
 
 
 def _alone(run: Run) -> str:
@@ -117,12 +109,8 @@ def _alone(run: Run) -> str:
     figures = [result.step_time, result.tokens_per_second_per_gpu]
     if run.precision.get("arithmetic") == "native":  # an emulation's FLOP/s say nothing of the GPU
         figures.append(result.model_tflops_per_gpu)
-    return ", ".join([*resumed, *(f"{wording.value(each)}{_spread(each)}" for each in figures if each)])
-
-
-def _spread(figure: stats.Figure) -> str:
-    ends = wording.interval(figure)
-    return f" ({ends})" if ends else ""
+    said = [(wording.value(each), wording.interval(each)) for each in figures if each]
+    return ", ".join([*resumed, *(f"{value} ({ends})" if ends else value for value, ends in said)])
 
 
 def machine(runs: Sequence[Run]) -> str:
@@ -142,12 +130,11 @@ def _each(runs: Sequence[Run], part: Callable[[Run], str]) -> str:
 
 def _device(run: Run) -> str:
     device = run.environment.get("device") or {}
-    driver = [f"driver {device['driver']}"] if device.get("driver") else []
-    cuda = [f"CUDA {device['cuda']}"] if device.get("cuda") else []
-    threads = [f"{device['threads']} threads"] if device.get("threads") else []
+    words = {"driver": "driver {}", "cuda": "CUDA {}", "threads": "{} threads"}
+    said = [word.format(device[name]) for name, word in words.items() if device.get(name)]
     count = run.parity.get("world_size") or 1
     name = device.get("name", "an unknown device")
-    return ", ".join([f"{count}x {name}" if device.get("kind") == "gpu" else name, *driver, *cuda, *threads])
+    return ", ".join([f"{count}x {name}" if device.get("kind") == "gpu" else name, *said])
 
 
 def _versions(run: Run) -> str:

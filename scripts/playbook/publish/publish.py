@@ -19,6 +19,7 @@ holds a clock, a path or a name of the machine that made it.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import itertools
 import json
 import os
@@ -62,7 +63,6 @@ class Published:
     """One folder of records.
 
     Attributes:
-        name: of the folder.
         runs: all of them, in the order in which they ran.
         groups: the succeeded ones by arm's name; empty where fewer than two succeeded.
         result: their comparison or ablation, or None; its `reproduce` is `command`.
@@ -85,9 +85,7 @@ class Published:
 def read(folder: Path) -> Published:
     """Read a folder of records and compare what succeeded, or make its ablation anew.
 
-    Raises:
-        UsageError: it holds no run, or one that cannot be read.
-        comparison.NotComparable: its runs did not do the same work.
+    Raises UsageError where it holds no run, or one that cannot be read, and NotComparable.
     """
     found = [path for path in sorted(folder.iterdir()) if path.is_dir() and run_folder.holds_run(path)]
     if not found:
@@ -121,14 +119,9 @@ def _ended(runs: Sequence[Run]) -> str:
 
 
 def made_from(project: Path) -> dict[Path, bytes]:
-    """Every file that is made from the records, with its content.
+    """Every file that is made from the records of the project in this folder, with its content.
 
-    Args:
-        project: the folder that holds `assets/results` and the pages.
-
-    Raises:
-        UsageError, comparison.NotComparable: as `read`.
-        Failure: a page's mark names nothing that can be shown, or has no end.
+    Raises as `read`, and Failure where a page's mark names nothing that can be shown, or has no end.
     """
     published = {path.name: read(path) for path in sorted((project / RESULTS).glob("[!.]*/"))}
     files: dict[Path, bytes] = {}
@@ -227,14 +220,9 @@ def _rounded(value: Any) -> Any:
 
 
 def rebuild(project: Path) -> list[Path]:
-    """Write what is made from the records, and remove comparisons and pictures that no longer are.
+    """Write what is made from the records, and remove what no longer is. Returns the paths that changed.
 
-    Returns:
-        What changed.
-
-    Raises:
-        UsageError, comparison.NotComparable, Failure: as `made_from`; nothing is written then.
-        OSError: a file cannot be written.
+    Raises as `made_from`, before anything is written, and OSError.
     """
     files = made_from(project)
     changed = {path: text for path, text in files.items() if not path.is_file() or path.read_bytes() != text}
@@ -257,10 +245,8 @@ def add(project: Path, sources: Sequence[Path], name: str) -> list[Path]:
         sources: run folders, or folders of comparisons, which stand for their runs and how they were made; or that of
             an ablation alone.
 
-    Raises:
-        UsageError: a name that is none, a source that is neither, or a run that has not ended.
-        comparison.NotComparable: they did not do the same work; nothing is written.
-        OSError: a copy cannot be written.
+    Raises UsageError (a name that is none, a source that is neither, a run that has not ended) and NotComparable before
+    anything is written, and OSError.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"TO={name!r} names no folder of {RESULTS}: small letters, digits, dots and hyphens")
@@ -314,10 +300,9 @@ def _sources(given: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _same(a: Path, b: Path) -> bool:
-    files = (run_folder.ENVIRONMENT, run_folder.METRICS + run_folder.PACKED)
-    return all((a / name).is_file() and (b / name).is_file() for name in files) and all(
-        (a / name).read_bytes() == (b / name).read_bytes() for name in files
-    )
+    files = [run_folder.ENVIRONMENT, run_folder.METRICS + run_folder.PACKED]
+    same, _, _ = filecmp.cmpfiles(a, b, files, shallow=False)
+    return same == files
 
 
 def _free(folder: Path, run: Run) -> Path:

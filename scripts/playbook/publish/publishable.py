@@ -242,9 +242,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 def copy_run(source: Path, target: Path) -> None:
     """Copy the listed fields of a run folder to `target`, a new one, its lines compressed.
 
-    Raises:
-        UsageError: a file of the record is a link, or not of JSON.
-        OSError: it cannot be read or written.
+    Raises UsageError where a file of the record is a link or not of JSON, and OSError.
     """
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):

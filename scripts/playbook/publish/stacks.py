@@ -47,14 +47,14 @@ def table(runs: Iterable[Run], tested: Iterable[Path]) -> str:
             stacks[tuple(versions[package] for package in PACKAGES)].append(run)
     outputs = [path.read_text(encoding="utf-8") for path in tested]
     ordered = sorted(stacks, key=_numbers)
-    rows = []
+    rows: list[Sequence[str]] = [TITLES]
     for stack in ordered:
         mine = stacks[stack]
         devices = sorted({run.environment["device"]["name"] for run in mine})
         beside = ("is the first",) * 2 if stack == ordered[0] else _beside(mine, stacks[ordered[0]])
         image = nemo_tags.image_of(stack[0]) or "none known"
         rows.append([*stack, image, ", ".join(devices), _ran(mine), _tests(stack[-1], outputs), *beside])
-    return export.as_table(TITLES, rows, left=True)
+    return export.as_table(rows, left=True)
 
 
 def _numbers(stack: Stack) -> list[list[int]]:

@@ -18,27 +18,14 @@ LONGEST_LINE = 1 << 24  # bytes; a checkpoint given by mistake may have no line 
 Column = np.ndarray  # float64, one value a line, NaN where it is not known
 
 # The columns that are kept, and which of them count something.
-COLUMNS = (
-    "iteration",
-    "loss",
-    "step_time_s",
-    "grad_norm",
-    "skipped",
-    "nan_iterations",
-    "model_tflops",
-    "time",
-    "global_batch_size",
-)
+COLUMNS = ("iteration", "loss", "step_time_s", "grad_norm", "skipped", "nan_iterations", "model_tflops", "time",
+           "global_batch_size")  # fmt: skip
 _SUMS = {"skipped", "nan_iterations"}
 _COUNTS = {"iteration", *_SUMS}
 
 
 class Lines(Sequence[dict[str, Any]]):
-    """Training lines in order of iteration.
-
-    Args:
-        columns: by name, all of one length; a name that is left out is NaN in every line.
-    """
+    """Training lines in order of iteration, from columns by name; one that is left out is NaN in every line."""
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
         self._columns = dict(columns)
@@ -82,8 +69,7 @@ class Lines(Sequence[dict[str, Any]]):
     def coarse(self, every: int) -> Lines:
         """Lines that stand for `every` iterations each, means of these; a last one that is not whole is left out.
 
-        Args:
-            every: a multiple of what a line stands for now. All iterations are multiples of the latter.
+        It is a multiple of what a line stands for now, of which all iterations are multiples too.
         """
         at = np.ceil(self.iterations / every)
         whole = self.iterations <= every * (self.last // every)

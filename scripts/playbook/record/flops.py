@@ -16,13 +16,9 @@ _NEEDED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads"
 
 
 def per_token(facts: dict[str, Any]) -> float | None:
-    """Forward and backward of a Llama, as `footprint` counts them: 48.25 GFLOP for Llama 3 8B at 4096 tokens.
+    """FLOPs a token of a Llama, forward and backward, as `footprint` counts them; None where a size is not known.
 
-    Args:
-        facts: parity facts; without `num_query_groups` every head has keys and values of its own.
-
-    Returns:
-        FLOPs a token, None where a size is not known.
+    48.25 GFLOP for Llama 3 8B at 4096 tokens. Without `num_query_groups` every head has keys and values of its own.
     """
     if not all(isinstance(facts.get(name), int) and facts[name] > 0 for name in _NEEDED):
         return None

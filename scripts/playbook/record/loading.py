@@ -50,11 +50,7 @@ def named(path: Path) -> Path:
 
 
 def load(path: Path, *, samples: bool = True) -> Run:
-    """Read a run folder, with or without its samples, or a raw log.
-
-    Raises:
-        UsageError: there is nothing at `path`, or neither of the two, or it is damaged.
-    """
+    """Read a run folder, with or without its samples, or a raw log. Raises UsageError for anything else, and damage."""
     try:
         if path.is_dir():
             return run_folder.read_run(path, metrics.read, samples=samples)

@@ -23,15 +23,8 @@ from playbook.record.columns import whole_lines
 
 MARK = b"\x1f"  # between two of these stands whose line it is, in a log of several ranks
 _DIRT = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00\x1b\x1f]")
-_TEXTS = (
-    "log",
-    "message",
-    "MESSAGE",
-    "msg",
-    "line",
-    "text",
-    "textPayload",
-)  # where loggers that write JSON put the line
+# Where loggers that write JSON put the line.
+_TEXTS = ("log", "message", "MESSAGE", "msg", "line", "text", "textPayload")
 # What Megatron-Bridge begins its lines with; the blank before the time of an iteration is its own.
 _KNOWN = re.compile(
     rb" ?\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?\] iteration +\d+/|Step Time : [\d.]+s |\[after training is done\]"
@@ -54,8 +47,7 @@ MOST_PREFIXES = 64
 def read(path: Path) -> Iterator[bytes]:
     """The log's text in pieces of whole lines, undone; a line may begin with `MARK`, whose it is, and `MARK`.
 
-    Raises:
-        OSError: the file cannot be read.
+    Raises OSError.
     """
     with path.open("rb") as file:
         try:

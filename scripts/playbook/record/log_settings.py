@@ -51,12 +51,7 @@ _FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8", "de
 
 
 class Facts:
-    """Gathers the settings, sizes and peak memory, line by line.
-
-    Attributes:
-        settings: by section and name, such as `model.num_layers`.
-        printed: what single lines say, by the names in `_PRINTED`; of peak memory the largest of all ranks.
-    """
+    """Gathers the settings, such as `model.num_layers`, and what single lines say, by the names in `_PRINTED`."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}

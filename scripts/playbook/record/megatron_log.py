@@ -81,14 +81,11 @@ class NotAMegatronLog(ValueError):
 def read_log(path: Path) -> Run:
     """Read a raw log as a stream.
 
-    Returns:
-        A record as of a run folder, `folder` being the log's path; of several trainings (a resumed run appended to the
-        log) the last. What a line prints of `step_time_s` and `global_batch_size` is the mean since the line before,
-        where `log_interval` is above 1. `environment["notes"]` says what a reader of the figures has to know.
+    The record is as of a run folder, `folder` being the log's path; of several trainings (a resumed run appended to the
+    log) the last. What a line prints of `step_time_s` and `global_batch_size` is the mean since the line before, where
+    `log_interval` is above 1. `environment["notes"]` says what a reader of the figures has to know.
 
-    Raises:
-        OSError: the file cannot be read.
-        NotAMegatronLog: it is empty, or it is no log of Megatron-Bridge.
+    Raises OSError, and NotAMegatronLog where it is empty or no log of Megatron-Bridge.
     """
     reader = _Reader()
     for text in log_lines.read(path):
@@ -248,11 +245,8 @@ class _Reader:
             return self.failure.verdict, cause, []
         notes = [f"after the training had ended: {cause}"] if cause else []
         if _diverged(lines):
-            return (
-                Verdict.DIVERGED,
-                f"the loss is not finite {'at the end' if self.ended else 'where the log ends'}",
-                notes,
-            )
+            where = "at the end" if self.ended else "where the log ends"
+            return Verdict.DIVERGED, f"the loss is not finite {where}", notes
         if self.ended:
             return Verdict.SUCCEEDED, "", notes
         at = f"after iteration {self.last} of {self.total}" if self.last else "before iteration 1"

@@ -41,11 +41,9 @@ def read(path: Path) -> tuple[Lines, list[dict[str, Any]]]:
     """The training lines and the evaluations of a `metrics.jsonl`; none of either where there is no file.
 
     msgspec decodes pieces of a file that are as they should be; of any other piece each line is held against its
-    schema, which says what is wrong with it.
+    schema, which says what is wrong with it. A cut last line is left out.
 
-    Raises:
-        OSError: the file cannot be read.
-        Damaged: a line is of another shape, or the file is half of a compressed one. A cut last line is left out.
+    Raises OSError, and Damaged where a line is of another shape or the file is half of a compressed one.
     """
     parts: list[Lines] = []
     evaluations: list[dict[str, Any]] = []

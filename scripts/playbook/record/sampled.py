@@ -32,15 +32,10 @@ def peaks(run: Run) -> dict[str, float]:
 
 
 def energy(run: Run, lines: Lines, first: int) -> tuple[float, float] | None:
-    """Energy and duration of the timed iterations, what lies between them left out.
+    """Joules of the timed iterations over all devices, and seconds, what lies between the iterations left out.
 
-    Args:
-        lines: all training lines of the run.
-        first: index of the first timed one.
-
-    Returns:
-        Joules, summed over all devices, and seconds; None where power or time was not recorded, a process's device is
-        missing, or samples do not reach from end to end.
+    None where power or time was not recorded, a process's device is missing, or samples do not reach from end to end.
+    The first timed of `lines` is at the index `first`.
     """
     times = lines.column("time")
     if first < 1 or first >= len(times) or not np.isfinite(times[first - 1 :]).all():

@@ -32,11 +32,7 @@ _HEAD = 2048  # bytes, in which a file of ours says that it is
 
 
 def check_target(folder: Path) -> None:
-    """Make sure that a report can be written to `folder`, before the work.
-
-    Raises:
-        UsageError: something there is not of an earlier report; it is never overwritten.
-    """
+    """Raise UsageError before the work where a file in `folder` is not of an earlier report: none is overwritten."""
     saved.check_target(folder / FILE)
     for path in (*(folder / name for name in (PAGE, TABLE, MARKDOWN)), *(folder / PLOTS).glob("*.png")):
         if path.is_symlink() or (path.exists() and not _is_ours(path)):

@@ -31,14 +31,7 @@ Runs = Mapping[str, Sequence[Run]]
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing.
-
-    Attributes:
-        name: of its file, without suffix.
-        title: what is drawn.
-        description: its figures in words, for who cannot see it.
-        caption: how it was made and how to read it.
-    """
+    """A drawing; its description has the figures in words, its caption how it was made and how to read it."""
 
     name: str
     canvas: Canvas

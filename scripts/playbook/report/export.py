@@ -63,12 +63,7 @@ def _cell(value: object) -> object:
 
 
 def as_markdown(comparison: Comparison, plots: Sequence[tuple[str, str]]) -> str:
-    """The comparison as GitHub shows it.
-
-    Args:
-        comparison: the result.
-        plots: title and path of each picture, the path relative to the file.
-    """
+    """The comparison as GitHub shows it; `plots` are title and path of each picture, the path relative to the file."""
     parts = [f"<!-- {comparison.kind} -->\n# {escaped(title(comparison))}", f"**{escaped(comparison.verdict)}**"]
     if comparison.forced:
         parts.append(f"## {escaped(comparison.doubt.rstrip('.'))}")
@@ -94,7 +89,7 @@ def against(comparison: Comparison, contrast: Contrast) -> str:
 def contrasted(contrast: Contrast) -> list[str]:
     """An arm against the baseline: the table, then what is said beside its figures."""
     return [
-        as_table(["", "", "interval", ""], [_against(each) for each in wording.against(contrast)]),
+        as_table([["", "", "interval", ""], *map(_against, wording.against(contrast))]),
         *(escaped(wording.sentence(each)) for each in wording.sentences(contrast)),
     ]
 
@@ -102,7 +97,7 @@ def contrasted(contrast: Contrast) -> list[str]:
 def figures(comparison: Comparison, more: Sequence[wording.Row] = ()) -> str:
     """The table of figures, a column an arm; `more` rows below."""
     names = [wording.name(arm) for arm in comparison.arms]
-    return as_table(["", *names], [_row(row) for row in (*wording.rows(comparison), *more)])
+    return as_table([["", *names], *map(_row, [*wording.rows(comparison), *more])])
 
 
 def _against(each: wording.Against) -> list[str]:
@@ -115,14 +110,11 @@ def _row(row: wording.Row) -> list[str]:
     return [f"{row.label} ({row.note})" if row.note else row.label, *cells]
 
 
-def as_table(header: Sequence[object], rows: Sequence[Sequence[object]], *, left: bool = False) -> str:
-    """A Markdown table of plain texts; all columns but the first stand right, unless they are to stand left."""
-    lines = [
-        list(map(escaped, header)),
-        ["---"] + ["---" if left else "---:"] * (len(header) - 1),
-        *([escaped(cell) for cell in row] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def as_table(rows: Sequence[Sequence[object]], *, left: bool = False) -> str:
+    """A Markdown table of plain texts, the header first; all columns but the first stand right, or all `left`."""
+    header, *others = [list(map(escaped, row)) for row in rows]
+    below = ["---"] + ["---" if left else "---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, below, *others))
 
 
 def escaped(value: object) -> str:

@@ -45,7 +45,6 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
     """The page.
 
     Args:
-        comparison: the result.
         runs: of each arm by name, in the order of `Arm.runs`.
         drawings: by name; see `canvas.Plot`.
         beside: the names of the files with the same data.

@@ -101,8 +101,7 @@ def histogram(values: Array) -> tuple[NDArray[np.int64], Array]:
 def loss_gap(new: Sequence[Run], base: Sequence[Run]) -> tuple[Array, Array]:
     """How far the loss of `new` lies above that of `base`, each the mean of its repeats.
 
-    Returns:
-        The iterations that all runs have, and the gap at each in per cent, NaN where a run has no loss.
+    Returns the iterations that all runs have, and the gap at each in per cent, NaN where a run has no loss.
     """
     iterations = reduce(np.intersect1d, [column(run.train, "iteration") for run in (*new, *base)])
     means = [np.mean([_losses_at(run, iterations) for run in runs], axis=0) for runs in (new, base)]
@@ -119,8 +118,7 @@ def _losses_at(run: Run, iterations: Array) -> Array:
 def memory(run: Run) -> tuple[Array, Array]:
     """Memory of the GPU that used most, or of the training's processes on a CPU.
 
-    Returns:
-        Seconds since sampling began and bytes: of the whole device, or where it does not tell of the processes alone.
+    Returns seconds since sampling began and bytes: of the whole device, or of the processes where it does not tell.
     """
     best = np.empty(0), np.empty(0)
     for device in dict.fromkeys(line.get("device") for line in _sampled(run)):

@@ -71,11 +71,7 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
 
 
 def print_refusal(refusal: NotComparable, file: TextIO, *ways_out: str) -> None:
-    """Print why runs are not compared: each difference on its own line, then the ways out.
-
-    Args:
-        ways_out: sentences to end with, `FORCE` and its kin left out where they would not help.
-    """
+    """Print why runs are not compared: each difference, then the ways out, `FORCE` and its kin where they help."""
     console = Console(file=file, highlight=False)
     console.width = max(WIDTH, console.width)
     out = _Lines(console)

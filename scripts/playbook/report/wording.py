@@ -20,11 +20,7 @@ SMALLER = {"s": "ms", "J/token": "mJ/token"}
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure in words, without its unit.
-
-    Attributes:
-        small: what stands below it: its interval, the same in another unit.
-    """
+    """A figure in words, without its unit; below it stand its interval and the same in another unit."""
 
     value: str
     small: tuple[str, ...] = ()
@@ -32,13 +28,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of figure, of each arm in order.
+    """One kind of figure, of each arm in order; `brief` is its name in a terminal, `spread` what the intervals are.
 
-    Attributes:
-        brief: its name in a terminal.
-        unit: of all its cells.
-        spread: what their intervals are.
-        cells: `NOT_KNOWN` where it is missing, `NO_FIGURE` where it would say nothing of the arm.
+    A cell is `NOT_KNOWN` where it is missing, `NO_FIGURE` where it would say nothing of the arm.
     """
 
     label: str
@@ -55,12 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Against:
-    """One figure of an arm against the baseline.
-
-    Attributes:
-        signed: whether it is a difference, which has a sign also where it is positive.
-        name: of its metric; "" of one that is none.
-    """
+    """One figure of an arm against the baseline; one of a metric has its `name`, and a difference is signed."""
 
     label: str
     figure: Figure

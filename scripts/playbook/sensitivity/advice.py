@@ -15,10 +15,10 @@ BUDGET = "15%"
 
 @dataclass(frozen=True)
 class Advice:
-    """What is kept.
+    """What to keep in BF16.
 
     Attributes:
-        cells: those to keep, as they were chosen.
+        cells: in the order in which they were chosen.
         share: of the linear layers' compute, those in BF16 already among it; 1 is all.
         words: the whole recipe's, to paste; "" where nothing is kept.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from pretraining.errors import UsageError
 from pretraining.record import run_folder
 
 PRODUCTS = ("fprop", "dgrad", "wgrad")
+
+
+def root_mean_square(errors: Iterable[float | None]) -> float | None:
+    """Of the errors that are known; None where none is."""
+    known = [each for each in errors if each is not None]
+    return math.sqrt(sum(each * each for each in known) / len(known)) if known else None
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,7 @@ class Cell:
     @property
     def error(self) -> float:
         """The root mean square of its products' errors; 0 where it has none."""
-        known = [each for each in self.errors.values() if each is not None]
-        return math.sqrt(sum(each * each for each in known) / len(known)) if known else 0.0
+        return root_mean_square(self.errors.values()) or 0.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,6 @@ class Findings:
     """All of a model.
 
     Attributes:
-        model: its name.
-        mock_data: whether it trained on random tokens.
         iterations: the first and the last that were measured.
         recipe: the words of the NVFP4 recipe and their values.
         gradient_over_noise: of all weight gradients together.

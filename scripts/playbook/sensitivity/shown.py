@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playbook.common.tables import print_table
 from playbook.sensitivity import advice, heat_map
-from playbook.sensitivity.findings import PRODUCTS, Cell, Findings, load
+from playbook.sensitivity.findings import PRODUCTS, Cell, Findings, load, root_mean_square
 from pretraining.request.models import MODELS
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
@@ -46,7 +46,7 @@ def _rows(found: Findings) -> list[tuple[str, ...]]:
 def _mean(cells: list[Cell]) -> Cell | None:
     if not cells:
         return None
-    errors = {name: _root_mean_square([cell.errors.get(name) for cell in cells]) for name in PRODUCTS}
+    errors = {name: root_mean_square(cell.errors.get(name) for cell in cells) for name in PRODUCTS}
     wgrad = errors["wgrad"]
     return Cell(
         layer=-1,
@@ -57,11 +57,6 @@ def _mean(cells: list[Cell]) -> Cell | None:
         zeroed=sum(cell.zeroed for cell in cells) / len(cells),
         gradient_over_noise=1 / wgrad if wgrad else None,
     )
-
-
-def _root_mean_square(values: list[float | None]) -> float | None:
-    known = [value * value for value in values if value is not None]
-    return math.sqrt(sum(known) / len(known)) if known else None
 
 
 def _row(cell: Cell, layer: str) -> tuple[str, ...]:
@@ -94,8 +89,9 @@ def _advised(found: Findings, share: float) -> list[str]:
     of = f"{100 * share:.3g} % of the linear layers' compute"
     if not kept.words:
         return [f"For {of} nothing more can be kept in BF16: give a larger BUDGET=."]
+    fit = f"{len(kept.cells)} linear layers fit" if len(kept.cells) > 1 else "one linear layer fits"
     return [
-        f"Largest errors first, {_linear_layers(len(kept.cells))} into {of}; {100 * kept.share:.1f} % are then in "
+        f"Largest errors first, {fit} into {of}; {100 * kept.share:.1f} % are then in "
         "BF16. Errors choose them; whether the loss gains is for make compare to say (with EMULATE=1 on a GPU without "
         "FP4 tensor cores):",
         f'  make compare {_work(found)}BF16_TAIL=0 NVFP4="{kept.words}"',
@@ -107,7 +103,3 @@ def _work(found: Findings) -> str:
     known = MODELS.get(found.model)
     own = f'ARGS="model.num_layers={found.layers}" ' if known and known.num_layers != found.layers else ""
     return f"MODEL={found.model} {own}"
-
-
-def _linear_layers(count: int) -> str:
-    return f"{count} linear layers fit" if count > 1 else "one linear layer fits"

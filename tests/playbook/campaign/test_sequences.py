@@ -43,10 +43,10 @@ def test_a_difference_that_all_sequences_share_is_found_below_their_spread() -> 
     base = generator.normal(3.0, 0.5, 200)
     new = base + 0.01 + generator.normal(0, 0.02, 200)
     found = sequences.difference(losses(*new), losses(*base))
-    assert 0.005 < found.interval.low < 0.01 < found.interval.high < 0.015
+    assert 0.005 < found.low < 0.01 < found.high < 0.015
     assert sequences.sentence(found, "b", "a").endswith("paired over 200 sequences): higher")
     back = sequences.difference(losses(*base), losses(*new))
-    assert back.interval.value == -found.interval.value and sequences.sentence(back, "a", "b").endswith(": lower")
+    assert back.value == -found.value and sequences.sentence(back, "a", "b").endswith(": lower")
 
 
 def test_equal_checkpoints_are_told_apart_in_one_of_twenty_studies() -> None:
@@ -55,13 +55,13 @@ def test_equal_checkpoints_are_told_apart_in_one_of_twenty_studies() -> None:
         sequences.difference(losses(*generator.normal(3, 0.1, 30)), losses(*generator.normal(3, 0.1, 30)))
         for _ in range(1000)
     ]
-    told = sum(not each.interval.low <= 0 <= each.interval.high for each in studies)
+    told = sum(not each.low <= 0 <= each.high for each in studies)
     assert 30 <= told <= 70
 
 
 def test_few_sequences_have_no_interval() -> None:
     found = sequences.difference(losses(2.0, 3.0), losses(1.0, 2.5))
-    assert found.interval.value == 0.75
+    assert found.value == 0.75
     assert sequences.sentence(found, "b", "a").endswith("2 sequences are too few for an interval")
 
 

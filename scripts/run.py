@@ -9,8 +9,6 @@ flags are those of assets/pretrain_llama.py, and where and how to run it.
 Exit codes: 0 done, 1 it failed or two runs cannot be compared, 2 wrong usage, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import sys
 
 from playbook.cli import entry

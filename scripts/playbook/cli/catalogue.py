@@ -1,7 +1,5 @@
 """`make models` and `make precisions`: what can be trained, in what, and what it takes."""
 
-from __future__ import annotations
-
 import argparse
 
 from playbook.common.tables import print_table
@@ -19,11 +17,7 @@ GB = 1e9
 
 
 def models(args: argparse.Namespace) -> int:
-    """Print all models, or one with its memory by kind. Returns the exit code.
-
-    Raises:
-        UsageError: no such model, or processes that do not hold it.
-    """
+    """Print all models, or one with its memory by kind. Raises UsageError for processes that do not hold it."""
     if args.model:
         _print_one(find_model(args.model), args)
         return 0
@@ -57,7 +51,6 @@ def models(args: argparse.Namespace) -> int:
 
 
 def precisions() -> int:
-    """Print the table of precisions. Returns the exit code."""
     rows = [["precision", "Megatron-Bridge preset", "kept in BF16", "gathers in", "compute capability"]]
     for row in PRECISIONS.values():
         since = ".".join(map(str, row.gather_since))

@@ -5,8 +5,6 @@ files that a job writes; whatever else is in it is named and stays, and the fold
 one that lies in `nemo_experiments`, or is it, is somebody's own.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import stat
@@ -25,27 +23,16 @@ SHOWN = 10  # names of others in one folder
 
 @dataclass(frozen=True)
 class Item:
-    """Something in `nemo_experiments`.
-
-    Attributes:
-        contents: of a folder that this project made.
-        size: bytes on disk that removing it frees.
-        kept: why all of it stays; "" where it goes.
-    """
+    """Something in `nemo_experiments`."""
 
     path: Path
-    size: int = 0
-    kept: str = ""
-    contents: Contents = field(default_factory=Contents)
+    size: int = 0  # bytes on disk that removing it frees
+    kept: str = ""  # why all of it stays; "" where it goes
+    contents: Contents = field(default_factory=Contents)  # of a folder that this project made
 
 
 def find(root: Path, *, everything: bool = False) -> list[Item]:
-    """What is in the project's `nemo_experiments`, and what of it stays.
-
-    Args:
-        root: the project's folder.
-        everything: also what `owned.why_asked_for` keeps, such as checkpoints of the user's own data.
-    """
+    """What is in a project's `nemo_experiments`, and what stays: with `everything` not what `why_asked_for` keeps."""
     experiments = root / RUNS
     if experiments.is_symlink():
         return [Item(experiments, kept=f"a link of yours to {os.readlink(experiments)}; nothing behind it is touched")]
@@ -95,7 +82,6 @@ def remove(item: Item) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `scripts/clean.py`; returns its exit code."""
     parser = argparse.ArgumentParser(description="Remove what this project's jobs left in nemo_experiments.")
     parser.add_argument("--dry-run", action="store_true", help="only list what would be removed (DRY_RUN=1)")
     parser.add_argument("--yes", action="store_true", help="do not ask (YES=1)")

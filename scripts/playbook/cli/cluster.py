@@ -1,7 +1,5 @@
 """The command line behind the cluster's make targets."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -27,7 +25,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Do what the command line says. Returns the exit code."""
     args = parser().parse_args(arguments)
     cluster = config.read(args.cluster)
     if args.what == "jobs":

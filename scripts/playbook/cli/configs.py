@@ -1,7 +1,5 @@
 """`make show-config`: the config of a training, built where its packages are and printed, without training."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import subprocess
@@ -19,13 +17,10 @@ SCRIPT = str(ASSETS / "show_config.py")
 
 
 def show(args: argparse.Namespace) -> int:
-    """Print it. Returns the exit code.
+    """Print it. Returns the exit code. Raises UsageError from the settings.
 
     It is built in the CPU runtime's environment, whose Megatron-Bridge may be another than the NeMo image's (the first
     lines say which it is), unless RUNTIME=local trains with one that is installed here.
-
-    Raises:
-        UsageError: from the settings.
     """
     on_gpu = _on_gpu(args)
     processes = args.nproc if args.nproc > 1 else None

@@ -1,7 +1,5 @@
 """`make data`: assets/prepare_data.py in the foreground of the place where trainings run. It needs no GPU."""
 
-from __future__ import annotations
-
 import argparse
 import glob
 import os
@@ -24,9 +22,7 @@ SCRIPT = ASSETS / "prepare_data.py"
 def run(arguments: list[str] | None = None) -> int:
     """Run the script with what it does not understand left to it. Returns its exit code.
 
-    Raises:
-        UsageError: no input, no tokenizer, an unknown runtime.
-        SetupError, EngineError: the place cannot be made ready.
+    Raises UsageError, and SetupError or EngineError where the place cannot be made ready.
     """
     flags = argparse.ArgumentParser(prog="run.py data", add_help=False, allow_abbrev=False)
     flags.add_argument("--runtime", default="auto")

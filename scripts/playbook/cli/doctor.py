@@ -1,11 +1,8 @@
 """Whether a job would work on this machine, before it is started: GPU, driver, engine, image, memory, disk and so on.
 
 One check a line, the remedy under each cross. Nothing is changed or pulled, and nothing started but a look into the
-image, of a second, where it is here. A check that the chosen job does
-not need, as of what would only be slow, is shown and decides nothing.
+image, of a second, where it is here. What the chosen job does not need is shown and decides nothing.
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -66,19 +63,13 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Check:
-    """One line.
-
-    Attributes:
-        ok: None for a fact that nothing depends on.
-        remedy: what to do where not ok.
-        needed: the chosen job fails without it.
-    """
+    """One line."""
 
     name: str
-    ok: bool | None
+    ok: bool | None  # None for a fact that nothing depends on
     found: str
-    remedy: str = ""
-    needed: bool = True
+    remedy: str = ""  # what to do where not ok
+    needed: bool = True  # the chosen job fails without it
 
 
 def examine(
@@ -86,13 +77,7 @@ def examine(
 ) -> Iterator[Check]:
     """Every check, in the order in which a job would meet them.
 
-    Args:
-        wanted: where to run.
-        precision: the most demanding one of the job.
-        chosen: what to train.
-        runtime: the one that `wanted` comes to.
-        inventory: the machine's GPUs.
-        runs: where run folders go.
+    `precision` is the job's most demanding one, `runtime` what `wanted` comes to, `runs` where run folders go.
     """
     yield Check("runtime", None, runtime)
     yield from _gpu_checks(inventory, wanted, precision, needed=runtime != "cpu")

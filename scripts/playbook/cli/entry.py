@@ -1,7 +1,5 @@
 """Where every command of the playbook begins, and how it ends: in words, and with its exit code."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys
@@ -48,9 +46,7 @@ def main() -> int:
 def run(name: str, work: Callable[[], int], *, interrupted: str = "interrupted") -> int:
     """Do the work; returns its exit code, 1 where it failed, 2 for wrong usage, 130 where it was interrupted.
 
-    Args:
-        name: of the command, which begins what it says of its end.
-        interrupted: what Ctrl-C means, where the work does not say.
+    The command's `name` begins what is said of its end; `interrupted` is what Ctrl-C means where the work does not say.
     """
     with outlive_readers():
         if hasattr(sys.stdout, "reconfigure"):

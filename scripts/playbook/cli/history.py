@@ -1,7 +1,5 @@
 """All runs there are, newest first, with how each ended."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -24,32 +22,23 @@ RUNNING = "running"
 
 @dataclass(frozen=True)
 class Entry:
-    """One run in a line.
-
-    Attributes:
-        started: UTC.
-        verdict: "unreadable" where the folder is damaged, "running" while its lock is held; `cause` then says more.
-        iterations, of: done and wanted, with those of the run that it goes on from.
-        step_time: s, the median of the timed iterations; None of a run whose steps were watched.
-        loss: nats a token, the mean of the last tenth.
-        profiled, measured: by `make profile`, by `make sensitivity`.
-    """
+    """One run in a line."""
 
     name: str
     path: str
-    started: str
+    started: str  # UTC
     precision: str
     arithmetic: str
     model: str
-    verdict: str
+    verdict: str  # "unreadable" where the folder is damaged, "running" while its lock is held; `cause` then says more
     cause: str
-    iterations: int | None = None
-    of: int | None = None
-    step_time: float | None = None
+    iterations: int | None = None  # done; this and the next with those of the run that it goes on from
+    of: int | None = None  # wanted
+    step_time: float | None = None  # s, the median of the timed iterations; None of a run whose steps were watched
     tokens_per_second: float | None = None
-    loss: float | None = None
-    profiled: bool = False
-    measured: bool = False
+    loss: float | None = None  # nats a token, the mean of the last tenth
+    profiled: bool = False  # by `make profile`
+    measured: bool = False  # by `make sensitivity`
 
 
 def entries(runs: Path) -> list[Entry]:
@@ -97,7 +86,6 @@ def _entry(folder: Path) -> Entry:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `make history`; returns its exit code."""
     parser = argparse.ArgumentParser(description="List all runs, newest first.")
     parser.add_argument("--json", action="store_true", help="as a JSON array")
     parser.add_argument("--runs", type=Path, default=PROJECT / RUNS, help="the folder that holds them")

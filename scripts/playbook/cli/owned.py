@@ -4,8 +4,6 @@ A file's name proves nothing: another tool has a plan.json too. Records from bef
 their fields. Everything here reads regular files alone, so that no pipe is waited for, and follows no link.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -73,18 +71,12 @@ RECORDS = {name for layout in (RUN, COMPARISON, ABLATION, SELFCHECK) for name in
 
 @dataclass
 class Contents:
-    """A folder's files and folders by their paths within it.
+    """A folder's files and folders by their paths within it."""
 
-    Attributes:
-        files: what a job writes; `folders` may become empty with them, the deepest last.
-        others: what none does, folders with a slash behind: nobody looks into these.
-        size: bytes on disk of `files`, one with several names once.
-    """
-
-    files: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    size: int = 0
+    files: list[str] = field(default_factory=list)  # what a job writes
+    folders: list[str] = field(default_factory=list)  # which may become empty with them, the deepest last
+    others: list[str] = field(default_factory=list)  # what no job writes; folders with a slash behind
+    size: int = 0  # bytes on disk of `files`, one with several names once
 
 
 def read(path: Path) -> Any:
@@ -101,10 +93,7 @@ def read(path: Path) -> Any:
 
 
 def layout_of(folder: Path) -> tuple[Layout | None, str]:
-    """What this project made a folder as, None where it did not; and why it stays as it is, "" where nothing says so.
-
-    Raises OSError where the folder cannot be listed.
-    """
+    """What this project made a folder as, None where it did not; and why it stays as it is, "" for no reason."""
     names = set(os.listdir(folder))
     if not names:
         return (EMPTY, "") if re.fullmatch(NAMED, folder.name) else (None, "")

@@ -1,7 +1,5 @@
 """`make selfcheck`: assets/selfcheck.py in the foreground of the place where trainings on a GPU run."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
@@ -26,12 +24,9 @@ ELSEWHERE = """\
 
 
 def run(args: argparse.Namespace, wanted: Wanted) -> int:
-    """Check on the GPU that has FP4 tensor cores. Returns the script's exit code: 0 equal, 1 differs or failed,
-    2 not possible.
+    """Check on the GPU that has FP4 tensor cores. Returns 0: equal, 1: differs or failed, 2: not possible.
 
-    Raises:
-        UsageError: no such GPU here: what is needed, what was found and what can be done without.
-        EngineError: no engine that can hand it over.
+    Raises UsageError where no such GPU is here, and EngineError where no engine can hand it over.
     """
     where = _place(wanted)
     folder = (args.run_dir or args.runs / run_folder.run_name("nvfp4", "selfcheck")).absolute()

@@ -1,7 +1,5 @@
 """The jobs behind the make targets: the command line, what each job needs, and who does it."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -65,11 +63,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Parse the launcher's command line and do the job. Returns the exit code.
-
-    Raises:
-        UsageError, SetupError, NotStarted, OSError, KeyboardInterrupt: for the entry to put into words.
-    """
+    """Do what the launcher's command line says. Returns the exit code; what it raises `entry` puts into words."""
     flags = parser("run.py")
     flags.add_argument("job", choices=JOBS, help="what to do")
     args = flags.parse_args(arguments)
@@ -193,7 +187,6 @@ def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
 
 
 def _show_evaluation(folder: Path) -> None:
-    """Print the losses of an evaluated checkpoint."""
     from playbook.record import loading  # not of a dry run, which has the standard library alone
 
     run = loading.load(folder, samples=False)

@@ -1,7 +1,5 @@
 """`cluster.yaml`: read, checked, and made from the example where there is none."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import shutil

@@ -1,7 +1,5 @@
 """`make jobs`, `make logs` and `make cancel`: what Slurm knows of the submitted runs, and their records."""
 
-from __future__ import annotations
-
 import codecs
 import re
 import sys

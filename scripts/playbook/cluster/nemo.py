@@ -16,8 +16,6 @@ needs to be told, because its defaults would surprise:
 * poll_estimated_start_time is off: it would keep a thread asking squeue.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

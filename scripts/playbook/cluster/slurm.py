@@ -1,7 +1,5 @@
 """Slurm's commands on this machine, and what its answers mean."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 

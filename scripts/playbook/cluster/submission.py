@@ -1,7 +1,5 @@
 """`make submit`: the plan and the run folder here, the job by NeMo-Run, and what went wrong in one sentence."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Puts the files of a report in their folder: all of them or none."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

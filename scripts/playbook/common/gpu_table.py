@@ -1,7 +1,5 @@
 """What is known of NVIDIA's data-centre GPUs: `gpu_table.toml`, with the source of each number."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 from functools import cache

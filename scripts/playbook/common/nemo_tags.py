@@ -1,7 +1,5 @@
 """Which Megatron-Bridge NVIDIA's NeMo images have, by their tag: as the images' release notes and their sources say."""
 
-from __future__ import annotations
-
 BRIDGES = {
     "26.02": "0.3.0",
     "26.04": "0.4.0",

@@ -1,7 +1,5 @@
 """The PCI bus, which tells of a GPU without driver and without packages."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 On most machines the plain wheel is the CUDA build: the CPU environment then takes 4.7 GB, with the CPU wheel 1.5 GB.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import threading

@@ -5,8 +5,6 @@ changes. Each Python has its own, `.venv/cpu-3.12`; `.venv/cpu` leads to the one
 standard library is used: this runs before anything is installed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

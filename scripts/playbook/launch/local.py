@@ -1,7 +1,5 @@
 """What is started on this machine: the training script, on its GPU or its CPU, and any job in the foreground."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import signal

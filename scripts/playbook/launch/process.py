@@ -1,7 +1,5 @@
 """A training that is a process of this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

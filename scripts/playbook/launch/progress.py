@@ -1,7 +1,5 @@
 """What a person sees while a training runs: a live line on a terminal, plain lines otherwise."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Start a training, watch it, and see its end: the launcher only reads what training writes."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import re

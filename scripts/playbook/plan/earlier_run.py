@@ -1,7 +1,5 @@
 """A run's checkpoint, as another job's beginning: what was not asked for is as it was there."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 `step_time` has the model of a step, `published_runs` what it was fitted on and is held against.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from dataclasses import replace

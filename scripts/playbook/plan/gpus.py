@@ -5,8 +5,6 @@ cannot tell stays None: a GB10 shares its memory with the CPU and reports none o
 the standard library alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence

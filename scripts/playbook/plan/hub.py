@@ -1,7 +1,5 @@
 """Whether Hugging Face gives what a job would begin with: asked before the job, with the token that it would use."""
 
-from __future__ import annotations
-
 import os
 
 import requests

@@ -3,8 +3,6 @@
 Inside the NeMo container that is /opt/venv/bin/python, first on PATH; on bare metal whatever `python3` is.
 """
 
-from __future__ import annotations
-
 import functools
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What NVML's errors mean, and what to do about each."""
 
-from __future__ import annotations
-
 import pynvml
 
 INSTALL = "install the driver (Ubuntu: sudo ubuntu-drivers install), restart, and see that `nvidia-smi` lists the GPU"

@@ -4,8 +4,6 @@
 with its remedy. Nothing is asked of a container's engine: `launch.start.find_place` does.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -4,8 +4,6 @@ Half of the configurations, by a hash of what they are, are for the fit, the oth
 of GPUs that share a configuration stay together: none is held out beside its twin.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import math

@@ -6,8 +6,6 @@ memory, or over links that hide behind arithmetic all but the fitted share. `pub
 what an estimate misses by on those that the coefficients were not fitted on.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property

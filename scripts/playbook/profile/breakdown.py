@@ -6,8 +6,6 @@ it, its gradients; where the loss has no kernel of its own it stays among the pr
 each without those that it calls; what no operator covers is Python, Megatron's own and this project's.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import textwrap

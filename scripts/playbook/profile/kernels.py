@@ -5,8 +5,6 @@ cuDNN also says `wgmma`, and a quantization that also transposes is no copy. Nam
 its sources (2.14), `_amax_kernel` and its kin those of `assets/pretraining/numerics/nvfp4_triton.py`.
 """
 
-from __future__ import annotations
-
 import re
 from enum import StrEnum
 

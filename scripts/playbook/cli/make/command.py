@@ -24,18 +24,12 @@ _HANDED_OVER = ("PLAYBOOK_TYPED", "PLAYBOOK_GOALS", "PLAYBOOK_PYTHON")
 
 
 class Work(NamedTuple):
-    """What a target comes to.
-
-    Attributes:
-        given: the options that are on, as they were typed.
-        commands: as those of the target, with the words of these options.
-        environment: what they get beside the environment that is there.
-    """
+    """What a target comes to."""
 
     target: Target
-    given: dict[str, str]
-    commands: tuple[tuple[str, ...], ...]
-    environment: dict[str, str]
+    given: dict[str, str]  # the options that are on, as they were typed
+    commands: tuple[tuple[str, ...], ...]  # as those of the target, with the words of these options
+    environment: dict[str, str]  # what they get beside the environment that is there
 
 
 def typed(text: str) -> dict[str, str]:
@@ -47,8 +41,7 @@ def typed(text: str) -> dict[str, str]:
 def plan(goals: Sequence[str], given: dict[str, str]) -> list[Work]:
     """The work of each target, in order: an option of one of several is for those that take it.
 
-    Raises:
-        UsageError: a misspelt name, an option that no target here takes, a value that is none of its kind.
+    Raises UsageError: a misspelt name, an option that no target here takes, a value that is none of its kind.
     """
     targets = [_find(goal) for goal in goals]
     for name, value in given.items():

@@ -32,25 +32,16 @@ VALUE, PLACE, COUNT, AMOUNT, SWITCH, MAYBE, WORDS, NAMES, VARIABLE, INGREDIENT =
 
 
 class Option(NamedTuple):
-    """One option of make.
-
-    Attributes:
-        flag: of the scripts behind the targets; "" where its words stand by themselves.
-        takes: what stands for its value in the help.
-        default: in words; "" where that goes without saying.
-        kind: of value, one of those above.
-        least: of a COUNT.
-        special: values with words of their own.
-    """
+    """One option of make."""
 
     name: str
-    flag: str
-    takes: str
+    flag: str  # of the scripts; "" where its words stand by themselves
+    takes: str  # what stands for its value in the help
     help: str
-    default: str = ""
-    kind: str = VALUE
-    least: int = 1
-    special: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  # read alone
+    default: str = ""  # in words; "" where that goes without saying
+    kind: str = VALUE  # of value, one of those above
+    least: int = 1  # of a COUNT
+    special: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  # values with words of their own
 
 
 def _by_model(setting: str) -> str:
@@ -180,14 +171,7 @@ def is_off(option: Option, value: str) -> bool:
 
 
 def words(option: Option, value: str, flag: str) -> list[str]:
-    """What a script gets for an option's value.
-
-    Args:
-        flag: the option's, or the one that the script has instead.
-
-    Raises:
-        UsageError: the value is none of its kind.
-    """
+    """What a script gets for an option's value, by the option's flag or another. Raises UsageError: not of its kind."""
     named = f"{option.name}={value}" + (f" ({flag})" if flag else "")
     if is_off(option, value):
         return []

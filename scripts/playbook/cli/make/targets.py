@@ -38,33 +38,23 @@ GROUPS = WORKS, TRAIN, LOOK, OWN, CLUSTER, TIDY, CHECK = (
 class Target(NamedTuple):
     """One target of make.
 
-    Attributes:
-        group: under which the help lists it.
-        help: in one line.
-        commands: one after another, each beginning with a virtual environment whose Python it is for, or with
-            "python" for the one that make was given. The last one gets the options' words.
-        options: names of what it takes, beside SET_UP.
-        common: whether `make help` shows it.
-        instead: what it is where one option is given.
-        flags: of the script, where they are not the options' own.
-        environment: what its commands get.
-        again: whether its commands are told how to say the same again.
-        defaults: in words, where they are not the options' own.
-        without: what it cannot do, NAME (whose value stands for {}) or NAME=value, each with what to do about it.
-        chore: what it is instead of commands: takes the options that are given, and returns the exit code.
+    Each command begins with the virtual environment whose Python it is for, or with "python" for the one that make was
+    given; the last one gets the options' words. A `chore` stands instead of commands: it takes the options that are
+    given, and returns the exit code. `without` says what cannot be done, by NAME (whose value stands for {}) or
+    NAME=value, each with what to do about it.
     """
 
     name: str
-    group: str
-    help: str
+    group: str  # under which the help lists it
+    help: str  # in one line
     commands: tuple[tuple[str, ...], ...] = ()
-    options: tuple[str, ...] = ()
-    common: bool = False
-    instead: dict[str, Target] = {}  # noqa: RUF012  # read alone
-    flags: dict[str, str] = {}  # noqa: RUF012
-    environment: dict[str, str] = {}  # noqa: RUF012
-    again: bool = False
-    defaults: dict[str, str] = {}  # noqa: RUF012
+    options: tuple[str, ...] = ()  # beside SET_UP
+    common: bool = False  # whether `make help` shows it
+    instead: dict[str, Target] = {}  # noqa: RUF012  # what it is where one option is given
+    flags: dict[str, str] = {}  # noqa: RUF012  # where they are not the options' own
+    environment: dict[str, str] = {}  # noqa: RUF012  # what its commands get
+    again: bool = False  # whether its commands are told how to say the same again
+    defaults: dict[str, str] = {}  # noqa: RUF012  # in words, where they are not the options' own
     without: dict[str, str] = {}  # noqa: RUF012
     chore: Callable[[dict[str, str]], int] | None = None
 

@@ -1,7 +1,5 @@
 """The Docker engine: reaching it, what it can do with GPUs, and its errors in words."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import dataclass

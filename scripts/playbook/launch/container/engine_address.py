@@ -5,8 +5,6 @@ this machine's own. The SDK's `ContextAPI` is not asked: it takes a context that
 none where there is no config.json, and drops the certificates of a context that has no client's.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

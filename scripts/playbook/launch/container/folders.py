@@ -1,7 +1,5 @@
 """The user's folders that a training reads: what a container has to mount, on this machine or on a cluster."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

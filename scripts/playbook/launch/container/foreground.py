@@ -1,7 +1,5 @@
 """A container in the foreground of this terminal: a job that is no training, or a shell where a training would be."""
 
-from __future__ import annotations
-
 import contextlib
 import secrets
 import shutil

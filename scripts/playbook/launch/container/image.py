@@ -3,8 +3,6 @@
 A tag can be moved. So a run records the digest, and is told when the same tag meant another image before.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """A container's place: the engine that it is on, and made ready for a training."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -8,8 +8,6 @@ Training runs as the user, who need not exist in the image: what such a user lac
 of the project's cache. Files of a run then belong to the user, and compiled kernels last from run to run.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

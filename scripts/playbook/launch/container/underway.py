@@ -1,7 +1,5 @@
 """Runs under way, in containers or as processes of this machine: who watches them, and what if nobody does."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

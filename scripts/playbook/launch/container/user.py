@@ -4,8 +4,6 @@ Root's files are handed to the caller when the container has ended: by its launc
 or looks for one. assets/container_user.py does what has to be done inside.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

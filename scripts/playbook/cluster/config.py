@@ -70,8 +70,7 @@ class Cluster:
 def read(path: Path = FILE) -> Cluster:
     """The cluster of `path`; the project's own is copied from the example on first use.
 
-    Raises:
-        UsageError: no file, no YAML, an unknown field (with the nearest name) or a value of the wrong kind.
+    Raises UsageError: no file, no YAML, an unknown field (with the nearest name) or a value of the wrong kind.
     """
     if path == FILE and not path.exists():
         shutil.copyfile(EXAMPLE, path)

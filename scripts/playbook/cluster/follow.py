@@ -27,27 +27,18 @@ _TOLD = dict.fromkeys(("job", "submitted", "folder"), schema.TEXT)
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted run.
+    """A submitted run."""
 
-    Attributes:
-        run: its run folder.
-        told: what `job.json` says.
-        state: Slurm's word, "UNKNOWN" where Slurm knows it no more.
-        why: of a pending one, what it waits for.
-        restarts: how often Slurm has started it again.
-    """
-
-    run: Path
-    told: dict[str, Any]
-    state: str = "UNKNOWN"
-    why: str = ""
+    run: Path  # its folder
+    told: dict[str, Any]  # what `job.json` says
+    state: str = "UNKNOWN"  # Slurm's word, "UNKNOWN" where Slurm knows it no more
+    why: str = ""  # of a pending one, what it waits for
     elapsed: str = ""
     nodes: str = ""
-    restarts: int = 0
+    restarts: int = 0  # how often Slurm has started it again
 
     @property
     def number(self) -> str:
-        """Slurm's number of it."""
         return str(self.told["job"])
 
     @property
@@ -127,7 +118,6 @@ def pick(cluster: Cluster, name: str | None) -> Job:
 
 
 def show(cluster: Cluster) -> int:
-    """Print a line a job."""
     rows = [("JOB", "STATE", "TIME", "NODES", "RUN", "")]
     for job in map(state_of, submitted(cluster)):
         settle(job)

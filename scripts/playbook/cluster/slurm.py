@@ -15,11 +15,7 @@ class ClusterError(Failure):
 def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands.
 
-    Args:
-        check: a failure is an error.
-
-    Raises:
-        ClusterError: no such command, no answer, or (with `check`) what it said.
+    Raises ClusterError: no such command, no answer, or (with `check`) a failure, with what it said.
     """
     if shutil.which(words[0]) is None:
         raise ClusterError(f"this machine has no {words[0]}: run it on a login node of the cluster")

@@ -44,8 +44,7 @@ HOME = ".submitted"  # below the runs: NeMo-Run's scripts and logs, one folder a
 def planned(args: argparse.Namespace, cluster: Cluster) -> plan.Plan:
     """The plan of a run on the cluster.
 
-    Raises:
-        UsageError: sizes that do not fit, or processes that the asked-for GPUs are too few for.
+    Raises UsageError for sizes that do not fit, or processes that the asked-for GPUs are too few for.
     """
     if args.nodes < 1 or args.nproc < 1:
         raise UsageError(f"NODES={args.nodes} NPROC={args.nproc}: at least one of each is needed")
@@ -94,9 +93,7 @@ def job_of(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
 def check(folder: Path) -> None:
     """What would keep the job from starting, before anything is made.
 
-    Raises:
-        ClusterError: no Slurm here, or a runs folder that cannot be written to.
-        UsageError: the run folder is taken.
+    Raises ClusterError: no Slurm here, or a runs folder that cannot be written to; UsageError: the run folder is taken.
     """
     slurm.run("sbatch", "--version")
     state = slurm.run("scontrol", "ping", check=False)
@@ -117,13 +114,10 @@ def check(folder: Path) -> None:
 
 
 def nemo(job: dict[str, Any], what: str, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Have NeMo-Run submit the job ("submit") or only write its script ("show").
+    """Have NeMo-Run submit the job ("submit") or only write its script ("show"). Raises ClusterError with what Slurm
+    said.
 
-    Args:
-        meanwhile: done while NeMo-Run is imported, which takes seconds, and before it is told anything.
-
-    Raises:
-        ClusterError: with what Slurm said; no job is left behind.
+    `meanwhile` is done while NeMo-Run is imported, which takes seconds, and before it is told anything.
     """
     process = subprocess.Popen(
         [str(ensure("cluster")), str(NEMO), what],
@@ -169,11 +163,7 @@ def _why(said: str) -> str:
 
 
 def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str, Any]:
-    """Make the run folder and submit. Returns `job.json`.
-
-    Raises:
-        ClusterError, UsageError: nothing is left behind.
-    """
+    """Make the run folder and submit. Returns `job.json`. Raises ClusterError or UsageError: nothing is left behind."""
     folder = job.settings.run_dir
     assert folder is not None
     told = job_of(job, cluster, nodes, nproc)

@@ -2,10 +2,6 @@
 
 
 class Failure(Exception):
-    """The work could not be done: the cause and what to do, in words.
+    """The work could not be done: the cause and what to do, in words."""
 
-    Attributes:
-        who: says so, where that is not the command that was given.
-    """
-
-    who = ""
+    who = ""  # says so, where that is not the command that was given

@@ -10,20 +10,12 @@ from pretraining.record.files import beside as beside_it
 
 
 def place(folder: Path, files: Mapping[str, Callable[[Path], object]], earlier: Iterable[str]) -> None:
-    """Write files beside their place, synced, then move them into it.
+    """Write `files`, each by its function, beside their place, synced, then move them into it.
 
-    A new folder appears whole. In one that is there already every file of an earlier report is taken away before the
-    first new one comes, and put back where anything fails. Only a crash in that instant leaves less than one report
-    there: then the earlier one lies in the folder's `.report.` and sixteen digits, and the last file, which makes the
-    rest a report, is missing.
-
-    Args:
-        folder: made where it does not exist.
-        files: what writes each to the path that it is given, by name in the folder; the last one comes last.
-        earlier: names of the files of an earlier report, this one's among them or not.
-
-    Raises:
-        OSError: it cannot be written; the folder is as it was.
+    A new folder appears whole. In one that is there already every file of an `earlier` report is taken away before the
+    first new one comes, and put back where anything fails: an OSError leaves the folder as it was. Only a crash in that
+    instant leaves less than one report there: then the earlier one lies in the folder's `.report.` and sixteen digits,
+    and the last file, which makes the rest a report, is missing.
     """
     is_new = not folder.exists()
     beside = beside_it(folder if is_new else folder / "report")

@@ -60,14 +60,9 @@ def is_called(name: str, device: str) -> bool:
 
 
 def peak(device: str, precision: str) -> tuple[float, str] | None:
-    """The dense peak of a device in a precision's own format.
+    """The dense peak of a device, called as by its driver, in a precision's own format; None where it is not listed.
 
-    Args:
-        device: its name as the driver says it, "NVIDIA GB300".
-        precision: as in `pretraining.request.precisions`.
-
-    Returns:
-        TFLOP/s, and a phrase that names format, device and source; None where it is not listed.
+    TFLOP/s, and a phrase that names format, device and source.
     """
     for kind in kinds().values():
         if is_called(kind.device, device) and (found := kind.peak(precision)):

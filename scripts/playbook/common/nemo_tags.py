@@ -14,10 +14,7 @@ ON_NO_INDEX = ("0.7.0", "0.7.1")
 
 
 def image_of(bridge: str) -> str:
-    """The tag of the image with this Megatron-Bridge, or the newest with an older patch of it: "26.06 (has 0.5.0)".
-
-    Returns "" where neither is known.
-    """
+    """The image tag of this Megatron-Bridge, else the newest of an older patch, "26.06 (has 0.5.0)", else ""."""
     exact = [tag for tag, version in BRIDGES.items() if version == bridge]
     if exact:
         return exact[0]

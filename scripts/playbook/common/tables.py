@@ -23,10 +23,8 @@ def empty_table() -> Table:
 def print_table(rows: Sequence[Sequence[str]], *, left: int, styles: Sequence[str] = ()) -> None:
     """Print a table whose cells are whole: what is wider than the terminal goes on in its next line.
 
-    Args:
-        rows: the first of them are the titles.
-        left: how many columns are flush left; the others are flush right.
-        styles: of the other rows, as Rich calls them; none for plain ones.
+    The first row has the titles; `left` columns are flush left, the others right. `styles` are Rich's, of the other
+    rows.
     """
     from rich.console import Console
     from rich.measure import Measurement

@@ -21,25 +21,15 @@ _NAMES_AN_INDEX = ("index-url", "extra-index-url", "no-index")  # of pip's confi
 
 @dataclass(frozen=True)
 class Source:
-    """Where PyTorch comes from.
+    """Where PyTorch comes from."""
 
-    Attributes:
-        url: of an index, or None for whichever pip uses.
-        why: with what it comes to, for a person.
-        by_itself: nobody asked for it: where it fails, pip's own does.
-    """
-
-    url: str | None
-    why: str
-    by_itself: bool = False
+    url: str | None  # of an index, or None for whichever pip uses
+    why: str  # with what it comes to, for a person
+    by_itself: bool = False  # nobody asked for it: where it fails, pip's own does
 
 
 def choose(python: Path) -> Source:
-    """The index: TORCH_INDEX, PyTorch's own of CPU wheels where no GPU is and it answers, else pip's.
-
-    Args:
-        python: the interpreter whose pip will install.
-    """
+    """The index: TORCH_INDEX, PyTorch's own of CPU wheels where no GPU is and it answers, else pip's."""
     if asked := os.environ.get("TORCH_INDEX"):
         return Source(asked, "from TORCH_INDEX")
     plain = f"the plain wheel, up to {LARGE} installed (TORCH_INDEX={CPU_WHEELS}: {SMALL})"

@@ -65,10 +65,7 @@ def python_of(name: str) -> Path:
 def ensure(name: str) -> Path:
     """Make environment `name` of this Python, or bring it up to date, and have `.venv/NAME` lead to it.
 
-    Returns its interpreter.
-
-    Raises:
-        SetupError: no venv module, no network, no space: with what pip said last.
+    Returns its interpreter. Raises SetupError: no venv module, no network, no space; with what pip said last.
     """
     python = make(name)
     link = VENVS / ENVIRONMENTS[name][0]

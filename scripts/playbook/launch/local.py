@@ -19,9 +19,8 @@ WITHOUT_PORT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 def command(runtime: str, processes: int, flags: list[str], gpus: str = "") -> tuple[list[str], dict[str, str]]:
     """The command, whose environment need not be there yet, and the environment variables it adds.
 
-    Args:
-        runtime: "cpu", with the project's own Python, or "local", with the one that has Megatron-Bridge.
-        gpus: UUIDs of those to use, with commas between them; "" for all.
+    `runtime` is "cpu", with the project's own Python, or "local", with the one that has Megatron-Bridge; `gpus` are
+    UUIDs with commas between them, "" for all.
     """
     environment = {"PYTHONUNBUFFERED": "1"}
     if runtime == "cpu":

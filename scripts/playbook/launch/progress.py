@@ -15,13 +15,7 @@ PLAIN_EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """Follows `metrics.jsonl` as it grows.
-
-    Args:
-        folder: the run folder.
-        label: what is trained, such as "nvfp4 tiny".
-        iterations: how many there will be, 0 for a run that trains nothing.
-    """
+    """Follows the `metrics.jsonl` of a run folder as it grows; a run that trains nothing has 0 iterations."""
 
     def __init__(self, folder: Path, label: str, iterations: int) -> None:
         self._metrics = folder / run_folder.METRICS
@@ -54,7 +48,6 @@ class Progress:
             self.say(self._line())
 
     def say(self, words: str) -> None:
-        """A line of its own."""
         self._said = time.monotonic()
         if self._status is not None:
             self._status.update(words)

@@ -30,25 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A training ready to start.
+    """A training ready to start."""
 
-    Attributes:
-        words: the command that starts it, as a person would type it.
-        typed: the same for a shell.
-        start: does it, given the name of the run that holds the folder.
-    """
-
-    words: list[str]
-    typed: str
-    start: Callable[[str], Started]
+    words: list[str]  # the command, as a person would type it
+    typed: str  # the same for a shell
+    start: Callable[[str], Started]  # does it, given the name of the run that holds the folder
 
 
 def find_place(wanted: Wanted, *precisions: Precision) -> Place:
     """The place for a job that trains in all of `precisions`, and of a container the engine.
 
-    Raises:
-        UsageError: as `place.choose`.
-        EngineError: a GPU is there, but no engine that can hand it over.
+    Raises UsageError as `place.choose`, and EngineError where a GPU is there, but no engine that can hand it over.
     """
     found = place.choose(wanted, *precisions)
     if found.runtime != "container":
@@ -63,16 +55,7 @@ def find_place(wanted: Wanted, *precisions: Precision) -> Place:
 
 
 def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
-    """Everything for the start, which has not happened yet.
-
-    Args:
-        job: what to run.
-        folder: the run folder.
-        flags: the training script's.
-
-    Raises:
-        UsageError: a folder that a container cannot mount.
-    """
+    """Everything for a start in `folder`, still to happen. Raises UsageError: a container cannot mount it."""
     where, saves = job.place, job.grace_seconds is not None
     more = {signals.GRACE_VARIABLE: str(signals.GRACE_SECONDS)} if saves else {}
     if where.runtime == "container":
@@ -120,9 +103,7 @@ def ready(found: Place, runs: Path, *, alone: bool = True) -> Place:
 def train(job: plan.Plan, runs: Path) -> Run:
     """Start it in a folder of its own and follow it to its end. Returns its record.
 
-    Raises:
-        UsageError: its folder holds another run, or cannot be made or mounted.
-        NotStarted, OSError, KeyboardInterrupt: as `watch.launch`.
+    Raises UsageError where its folder holds another run, or cannot be made or mounted; else as `watch.launch`.
     """
     chosen = job.settings
     folder = chosen.run_dir or new_folder(runs, chosen)

@@ -25,14 +25,9 @@ _OWN = "pretrain_llama.py: "  # how the training script's own last words begin
 
 @dataclass(frozen=True)
 class End:
-    """How what was started ended.
+    """How what was started ended; verdict and cause only where the runtime alone knows, as of a kill."""
 
-    Attributes:
-        code: its exit code; negative for a signal, where the system says so.
-        verdict, cause: what only the runtime knows, such as a kill or an engine that stopped.
-    """
-
-    code: int
+    code: int  # its exit code; negative for a signal, where the system says so
     verdict: Verdict | None = None
     cause: str = ""
 
@@ -65,13 +60,8 @@ class Started(Protocol):
 def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> run_folder.Run:
     """Run a training to its end and return its record, without its metrics and samples.
 
-    Args:
-        start: starts it; failing, it leaves nothing behind.
-        folder: the run folder, which exists.
-        progress: shows what happens.
-
-    Raises:
-        KeyboardInterrupt: after the training was stopped and its record is whole.
+    `start`, failing, leaves nothing behind; the run folder exists. Raises KeyboardInterrupt after the training was
+    stopped and its record is whole.
     """
     last_words: collections.deque[str] = collections.deque(maxlen=LAST_WORDS)
     started: Started | None = None
@@ -155,12 +145,7 @@ def _interruptions() -> Iterator[_Interruptions]:
 
 
 def end_now(started: Started, at_once: Callable[[], bool] = lambda: False) -> End:
-    """Interrupt, wait, then kill what is left.
-
-    Args:
-        started: what runs.
-        at_once: whether to wait no longer.
-    """
+    """Interrupt, wait unless `at_once` says not to, then kill what is left."""
     started.interrupt()
     deadline = time.monotonic() + started.grace_seconds
     while (end := started.poll()) is None and time.monotonic() < deadline and not at_once():
@@ -174,15 +159,8 @@ def see_the_end(
 ) -> bool:
     """Write the outcome that training could not: it was killed, or ended before it had a folder to write to.
 
-    Args:
-        folder: the run folder.
-        end: how it ended.
-        last_words: what it printed last.
-        interrupted: because the launcher stopped it.
-
-    Returns:
-        Whether the folder now holds an outcome, whoever wrote it. Not where the disk is full: such a run stays
-        incomplete.
+    Returns whether the folder now holds an outcome, whoever wrote it: not where the disk is full, and the run stays
+    incomplete. `last_words` is what it printed last; `interrupted`: because the launcher stopped it.
     """
     if (folder / run_folder.OUTCOME).exists():
         return True

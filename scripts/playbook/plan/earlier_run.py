@@ -23,11 +23,7 @@ def folder_of(name: Path | str, runs: Path) -> Path:
 
 
 def of_run(args: argparse.Namespace) -> None:
-    """Make `args` the evaluation or export of `--run`.
-
-    Raises:
-        UsageError: none is named, or it is no run.
-    """
+    """Make `args` the evaluation or export of `--run`. Raises UsageError where none is named, or it is no run."""
     if not args.run:
         raise UsageError(f"make {args.job} needs the run whose checkpoint it means: RUN=nemo_experiments/...")
     folder = folder_of(args.run, args.runs)
@@ -41,8 +37,7 @@ def of_run(args: argparse.Namespace) -> None:
 def like_run(args: argparse.Namespace, folder: Path) -> None:
     """Fill in what `args` leaves open from the run it begins with: model, data, sizes, and layers kept in BF16.
 
-    Raises:
-        UsageError: the folder is no run.
+    Raises UsageError where the folder is no run.
     """
     try:
         run = run_folder.read_facts(folder)

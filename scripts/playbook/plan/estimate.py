@@ -35,16 +35,11 @@ def plan(
 ) -> tuple[Training, list[tuple[str, str]]]:  # fmt: skip
     """The training that is meant, with what was chosen for it and why.
 
-    Args:
-        sequence, micro: tokens a sequence, sequences a forward pass.
-        batch: sequences a step, None for four micro batches a pipeline stage and replica.
-        tensor, pipeline: parallel sizes; both None for the smallest that fit, one None is 1.
-        virtual: pieces of a stage's layers, None for as many as published runs have.
-        kept: layers in BF16 at the start and at the end.
-        recomputed: layers that compute their activations again.
+    Chosen are, where None: `batch`, four micro batches a pipeline stage and replica; `tensor` and `pipeline`, the
+    smallest that fit (one of them alone is 1); `virtual`, pieces of a stage's layers, as many as published runs have.
+    `kept` are layers in BF16 at the start and at the end, `recomputed` those that compute their activations again.
 
-    Raises:
-        UsageError: nothing fits, a size does not divide, or nothing is known of such a training.
+    Raises UsageError where nothing fits, a size does not divide, or nothing is known of such a training.
     """
     _check(model, precision, kind, max(sum(kept), recomputed))
     layers = model.num_layers

@@ -37,23 +37,15 @@ class User:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, or an instance of one in MIG mode, which is a GPU of its own to CUDA.
+    """One GPU, or an instance of one in MIG mode, which is a GPU of its own to CUDA."""
 
-    Attributes:
-        index: as nvidia-smi counts.
-        capability: CUDA compute capability, major and minor.
-        memory: bytes, None where it has none of its own (GB10).
-        users: processes on it.
-        instance: of a MIG instance, as nvidia-smi counts those of its GPU; else None.
-    """
-
-    index: int
+    index: int  # as nvidia-smi counts
     uuid: str
     name: str
-    capability: tuple[int, int]
-    memory: int | None
+    capability: tuple[int, int]  # CUDA compute capability, major and minor
+    memory: int | None  # bytes, None where it has none of its own (GB10)
     users: tuple[User, ...] = ()
-    instance: int | None = None
+    instance: int | None = None  # of MIG, as nvidia-smi counts those of its GPU; else None
 
     @property
     def label(self) -> str:
@@ -87,20 +79,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What NVML says of this machine.
+    """What NVML says of this machine."""
 
-    Attributes:
-        gpus: in nvidia-smi's order.
-        driver, cuda: the driver's version and the newest CUDA it serves, None without a driver.
-        problem: a GPU is there, and this is why it cannot be used; "" otherwise.
-        notes: single GPUs that cannot be used, each with what to do.
-    """
-
-    gpus: tuple[Gpu, ...] = ()
-    driver: str | None = None
-    cuda: str | None = None
-    problem: str = ""
-    notes: tuple[tuple[str, str], ...] = ()
+    gpus: tuple[Gpu, ...] = ()  # in nvidia-smi's order
+    driver: str | None = None  # its version, None without one
+    cuda: str | None = None  # the newest that the driver serves
+    problem: str = ""  # a GPU is there, and this is why it cannot be used; "" otherwise
+    notes: tuple[tuple[str, str], ...] = ()  # single GPUs that cannot be used, each with what to do
 
 
 def dotted(capability: tuple[int, int]) -> str:
@@ -109,13 +94,9 @@ def dotted(capability: tuple[int, int]) -> str:
 
 
 def read(nvml: Any = None) -> Inventory:
-    """Ask NVML. Without a driver the inventory is empty; it names a problem where a GPU sits in the machine anyway.
+    """Ask NVML, or its recorded answers. Raises ModuleNotFoundError: there is a GPU, and no nvidia-ml-py to ask.
 
-    Args:
-        nvml: the library, or recorded answers of one.
-
-    Raises:
-        ModuleNotFoundError: there is a GPU, and no nvidia-ml-py to ask.
+    Without a driver the inventory is empty; it names a problem where a GPU sits in the machine anyway.
     """
     if nvml is None:
         if importlib.util.find_spec("pynvml") is None and not pci.in_the_machine():
@@ -223,18 +204,11 @@ def _why_unusable(error: Exception) -> str:
 def choose(
     gpus: tuple[Gpu, ...], precisions: Sequence[Precision], asked: str | None, *, emulate: bool = False
 ) -> tuple[Gpu, str]:
-    """The GPU for a job, and why.
+    """The GPU for a job that trains in all of `precisions`, and why: of those that can, the largest.
 
-    A DGX Station has two unlike ones, often the smaller first: of those that train in all `precisions`, the largest.
-
-    Args:
-        gpus: not empty.
-        precisions: all that the job trains in.
-        asked: an index or a UUID (its beginning is enough), or None.
-        emulate: stand in for NVFP4's tensor cores.
-
-    Raises:
-        UsageError: no such GPU, or none that can: with what was found, what is needed and what would work.
+    A DGX Station has two unlike ones, often the smaller first. An index or a UUID may be `asked` for (its beginning is
+    enough). Raises UsageError where there is no such GPU, or none that can: with what was found, what is needed and
+    what would work.
     """
     wanted = {each.name: each for each in precisions}
     able = _able(gpus, wanted, emulate=emulate)

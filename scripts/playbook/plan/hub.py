@@ -11,13 +11,9 @@ LICENCE = (
 
 
 def access(name: str) -> tuple[bool | None, str, str]:
-    """Ask for a repository's config.
+    """Ask for the config of a repository, "meta-llama/Llama-3.2-1B". `HF_ENDPOINT` and `HF_TOKEN` are heeded.
 
-    Args:
-        name: of the repository, "meta-llama/Llama-3.2-1B". `HF_ENDPOINT` and `HF_TOKEN` are heeded.
-
-    Returns:
-        Whether it is given, None where nobody answers; what was found; what to do.
+    Returns whether it is given, None where nobody answers; what was found; what to do.
     """
     page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{name}"
     token = os.environ.get("HF_TOKEN")

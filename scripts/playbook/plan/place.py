@@ -29,19 +29,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class EngineKind:
-    """What of an engine changes how a container is asked for. The default is one that runs as root, with a toolkit.
+    """What of an engine changes how a container is asked for. The default is one that runs as root, with a toolkit."""
 
-    Attributes:
-        gpus: how it hands GPUs over: "nvidia" (the classic request), "cdi", or "" for not at all.
-        rootless: it runs as the user, whose own id is root inside.
-        remaps: its containers have other user ids (userns-remap), which own nothing of the caller's.
-        selinux: it confines containers by labels, which the caller's folders and the GPUs' devices do not have.
-    """
-
-    gpus: str = "nvidia"
-    rootless: bool = False
-    remaps: bool = False
-    selinux: bool = False
+    gpus: str = "nvidia"  # how it hands them over: "nvidia" (the classic request), "cdi", or "" for not at all
+    rootless: bool = False  # it runs as the user, whose own id is root inside
+    remaps: bool = False  # its containers have other user ids (userns-remap), which own nothing of the caller's
+    selinux: bool = False  # it confines by labels, which the caller's folders and the GPUs' devices do not have
 
     def __str__(self) -> str:
         said = {"rootless": self.rootless, "userns-remap": self.remaps, "SELinux": self.selinux}
@@ -50,45 +43,27 @@ class EngineKind:
 
 @dataclass(frozen=True)
 class Image:
-    """An image that the engine has.
+    """An image that the engine has."""
 
-    Attributes:
-        name: with its tag.
-        digest: the registry's, or the image's own id where it never was in a registry.
-        path: the PATH it sets.
-        size: bytes on disk.
-        cuda: the CUDA version it is made with, as NVIDIA's images say in CUDA_VERSION; "" elsewhere.
-    """
-
-    name: str
-    digest: str
-    path: str
-    size: int
-    cuda: str = ""
+    name: str  # with its tag
+    digest: str  # the registry's, or the image's own id where it never was in a registry
+    path: str  # the PATH it sets
+    size: int  # bytes on disk
+    cuda: str = ""  # what it is made with, as NVIDIA's images say in CUDA_VERSION; "" elsewhere
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where to run.
-
-    Attributes:
-        gpu: None on the CPU, and where a dry run has none to name.
-        partners: further GPUs of the same kind, for further processes.
-        engine: a container's; the usual one where a dry run finds none.
-        image: name and tag of a container's image.
-        found: that image, once it is on the engine.
-        container_user: who works in a container: one of `CONTAINER_USERS`, "" where the image decides.
-        choices: what to print and store.
-    """
+    """Where to run."""
 
     runtime: str
-    gpu: Gpu | None = None
-    partners: tuple[Gpu, ...] = ()
-    engine: EngineKind = EngineKind()
-    image: str = ""
-    found: Image | None = None
-    container_user: str = ""
-    choices: dict[str, Choice] = field(default_factory=dict)
+    gpu: Gpu | None = None  # None on the CPU, and where a dry run has none to name
+    partners: tuple[Gpu, ...] = ()  # further GPUs of the same kind, for further processes
+    engine: EngineKind = EngineKind()  # a container's; the usual one where a dry run finds none
+    image: str = ""  # of a container, with its tag
+    found: Image | None = None  # that image, once it is on the engine
+    container_user: str = ""  # one of `CONTAINER_USERS`, "" where the image decides
+    choices: dict[str, Choice] = field(default_factory=dict)  # what to print and store
 
     @property
     def uuids(self) -> str:
@@ -98,34 +73,22 @@ class Place:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asked for; empty for the default.
-
-    Attributes:
-        gpu: index or UUID.
-        tag: of NeMo's image, or a whole image name.
-        container_user: one of `CONTAINER_USERS`.
-        dry_run: nothing will be started.
-    """
+    """What the user asked for; empty for the default."""
 
     runtime: str = "auto"
-    gpu: str | None = None
-    tag: str | None = None
-    container_user: str = ""
+    gpu: str | None = None  # index or UUID
+    tag: str | None = None  # of NeMo's image, or a whole image name
+    container_user: str = ""  # one of `CONTAINER_USERS`
     emulate: bool = False
     processes: int = 1
-    dry_run: bool = False
+    dry_run: bool = False  # nothing will be started
 
 
 def runtime_of(asked: str, found: gpus.Inventory, *, refuse: bool = False) -> Choice:
-    """The runtime that a job gets, and why: where `RUNTIME=auto` is decided.
+    """The runtime that a job gets, and why: where `RUNTIME=auto` is decided. Raises UsageError where there is none
+    such.
 
-    Args:
-        asked: one of `RUNTIMES`.
-        found: the machine's GPUs.
-        refuse: a GPU that does not answer is an error; otherwise the runtime is what it would be with it.
-
-    Raises:
-        UsageError: there is no such runtime.
+    A GPU that does not answer is an error with `refuse`; otherwise the runtime is what it would be with it.
     """
     if asked not in RUNTIMES:
         raise UsageError(f"RUNTIME={asked} is not one of {', '.join(RUNTIMES)}")
@@ -143,8 +106,7 @@ def runtime_of(asked: str, found: gpus.Inventory, *, refuse: bool = False) -> Ch
 def choose(wanted: Wanted, *precisions: Precision) -> Place:
     """The place for a job that trains in all of `precisions`, which one GPU has to have.
 
-    Raises:
-        UsageError: an unknown runtime or GPU, or a GPU that cannot train in one of them.
+    Raises UsageError for an unknown runtime or GPU, or a GPU that cannot train in one of them.
     """
     inventory = gpus.read() if wanted.runtime != "cpu" else gpus.Inventory()
     runtime = runtime_of(wanted.runtime, inventory, refuse=True)

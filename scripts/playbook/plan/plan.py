@@ -34,14 +34,7 @@ BATCH = ("global_batch_size", "micro_batch_size", "seq_length")
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run.
-
-    Attributes:
-        settings: the training's own settings.
-        place: where.
-        processes: the world size.
-        choices: what to print, in order.
-    """
+    """What will run, where, in so many processes (the world size), and what to print of it, in order."""
 
     settings: Settings
     place: Place
@@ -96,7 +89,6 @@ class Plan:
         return signals.GRACE_SECONDS if self.settings.save else None
 
     def write(self, folder: Path, command: list[str]) -> None:
-        """Write `plan.json` into the run folder."""
         run_folder.write_json(folder / run_folder.PLAN, self.described(command))
 
     def described(self, command: list[str]) -> dict[str, Any]:
@@ -124,8 +116,7 @@ class Plan:
 def planned(args: argparse.Namespace, precision: str, where: Place) -> Plan:
     """The plan of a launcher's command line in one precision; what changes NVFP4 is left out of any other.
 
-    Raises:
-        UsageError: as `settings.resolve`; or TP=auto, and the GPU's memory is not known.
+    Raises UsageError as `settings.resolve`; or TP=auto, and the GPU's memory is not known.
     """
     own = {"precision": precision, "disable_fp4": False}
     row = find_precision(precision)
@@ -148,13 +139,7 @@ def planned(args: argparse.Namespace, precision: str, where: Place) -> Plan:
 
 
 def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
-    """Collect the choices to show.
-
-    Args:
-        settings: resolved.
-        place: from `launch.start.find_place`.
-        processes: the world size.
-    """
+    """Collect the choices to show, of resolved settings."""
 
     def choice(value: Any, otherwise: str, *names: str) -> Choice:
         return Choice(value, settings.reason(otherwise, *names))

@@ -36,28 +36,19 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """One row.
-
-    Attributes:
-        configuration: what is trained and how it is split: all but the source, the number of GPUs and the batch.
-        tokens: a second and GPU, as published, or from the TFLOP/s where that alone is.
-        gradient_bytes: of an accumulated gradient.
-        memory: bytes of a GPU, None where not published.
-        fits: one of those that the coefficients are fitted on.
-    """
+    """One row."""
 
     source: str
     model: str
-    configuration: str
+    configuration: str  # all but the source, the number of GPUs and the batch
     training: Training
-    tokens: float
-    gradient_bytes: int
-    memory: float | None
-    fits: bool
+    tokens: float  # a second and GPU, as published, or from the TFLOP/s where that alone is
+    gradient_bytes: int  # of an accumulated gradient
+    memory: float | None  # bytes of a GPU, None where not published
+    fits: bool  # one of those that the coefficients are fitted on
 
     @property
     def name(self) -> str:
-        """What it trained, on what, and how that was split."""
         t = self.training
         split = f"TP {t.tensor} PP {t.pipeline} VP {t.virtual} CP {t.context}, batch {t.global_batch}"
         kept = "" if t.precision.name == "bf16" else f", {sum(t.kept) or 'no'} BF16 layers"
@@ -75,7 +66,6 @@ class PublishedRun:
 
 @cache
 def runs() -> tuple[PublishedRun, ...]:
-    """All of them."""
     with DATA.open(encoding="utf-8", newline="") as file:
         return tuple(_run(row) for row in csv.DictReader(line for line in file if not line.startswith("#")))
 

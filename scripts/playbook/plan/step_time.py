@@ -23,25 +23,20 @@ MOST_PIECES = 8  # of a stage's layers in published runs of the models here
 class Coefficients:
     """What the fit tunes.
 
-    Attributes:
-        bf16, fp8, nvfp4: TFLOP/s a watt of the power limit, of products in that format.
-        hopper: what a watt does there, of what it does on Blackwell.
-        attention: share of the BF16 peak that flash attention reaches, by model FLOPs.
-        quantize: passes over each operand of a product, to quantize it along its rows and columns.
-        layers, replicas: share of the time on the links that arithmetic does not hide: between processes that share a
-            layer, a sequence or a pipeline, and between replicas.
-        step: seconds of a step that grow with nothing.
+    `bf16`, `fp8` and `nvfp4` are TFLOP/s a watt of the power limit, of products in that format. `layers` and `replicas`
+    are the share of the time on the links that arithmetic does not hide: between processes that share a layer, a
+    sequence or a pipeline, and between replicas.
     """
 
     bf16: float = 1.14
     fp8: float = 2.07
     nvfp4: float = 3.41
-    hopper: float = 0.726
-    attention: float = 0.285
-    quantize: float = 3.21
+    hopper: float = 0.726  # what a watt does there, of what it does on Blackwell
+    attention: float = 0.285  # share of the BF16 peak that flash attention reaches, by model FLOPs
+    quantize: float = 3.21  # passes over each operand of a product, to quantize it along its rows and columns
     layers: float = 0.285
     replicas: float = 0.0773
-    step: float = 0.0281
+    step: float = 0.0281  # seconds that grow with nothing
 
 
 FITTED = Coefficients()
@@ -49,13 +44,7 @@ FITTED = Coefficients()
 
 @dataclass(frozen=True)
 class Training:
-    """One training whose step is estimated.
-
-    Attributes:
-        kept: layers in BF16 at the start and at the end.
-        pipeline, virtual: stages, and pieces of the layers that each holds.
-        recomputed: layers that compute their activations again for the backward pass.
-    """
+    """One training whose step is estimated."""
 
     shape: footprint.Shape
     precision: Precision
@@ -64,36 +53,31 @@ class Training:
     micro_batch: int
     global_batch: int
     sequence: int
-    kept: tuple[int, int] = (0, 0)
+    kept: tuple[int, int] = (0, 0)  # layers in BF16 at the start and at the end
     tensor: int = 1
-    pipeline: int = 1
-    virtual: int = 1
+    pipeline: int = 1  # stages
+    virtual: int = 1  # pieces of the layers that each holds
     context: int = 1
-    recomputed: int = 0
+    recomputed: int = 0  # layers that compute their activations again for the backward pass
 
     @property
     def layers(self) -> int:
-        """Of the model."""
         return self.shape.attention_layers
 
     @property
     def replicas(self) -> int:
-        """Copies of the model."""
         return self.gpus // (self.tensor * self.pipeline * self.context)
 
     @property
     def micro_batches(self) -> int:
-        """Of a replica and step."""
         return self.global_batch // (self.replicas * self.micro_batch)
 
     @property
     def quantized_share(self) -> float:
-        """Of the layers."""
-        return 0.0 if self.precision.name == "bf16" else 1 - sum(self.kept) / self.layers
+        return 0.0 if self.precision.name == "bf16" else 1 - sum(self.kept) / self.layers  # of the layers
 
     @cached_property
     def flops_per_token(self) -> float:
-        """Model FLOPs."""
         return footprint.flops_per_token(self.shape, self.sequence)
 
     def memory(self, gradient_bytes: int) -> footprint.Memory:

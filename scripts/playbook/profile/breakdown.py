@@ -37,37 +37,23 @@ IDLE, OUTSIDE = "idle: no kernel runs", "outside operators: Python"
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of work.
-
-    Attributes:
-        milliseconds: a step.
-        calls: a step.
-        largest: the name that most of it goes to; "" for idle time.
-        of_it: that name's part of it, 0 to 1.
-    """
+    """One kind of work."""
 
     kind: str
-    milliseconds: float
-    calls: float = 0.0
-    largest: str = ""
-    of_it: float = 0.0
+    milliseconds: float  # a step
+    calls: float = 0.0  # a step
+    largest: str = ""  # the name that most of it goes to; "" for idle time
+    of_it: float = 0.0  # that name's part of it, 0 to 1
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """All of a step.
+    """All of a step."""
 
-    Attributes:
-        step: ms, the mean of the profiled ones.
-        steps: how many were profiled.
-        rows: they add up to `step`.
-        on_gpu: whether they are kernels.
-    """
-
-    step: float
-    steps: int
-    rows: list[Row]
-    on_gpu: bool
+    step: float  # ms, the mean of the profiled ones
+    steps: int  # how many were profiled
+    rows: list[Row]  # they add up to `step`
+    on_gpu: bool  # whether they are kernels
 
 
 @dataclass(frozen=True)
@@ -79,11 +65,7 @@ class _Event:
 
 
 def read(trace: Path) -> Breakdown:
-    """Take a trace apart.
-
-    Raises:
-        UsageError: it is not there, is none, or has no step in it.
-    """
+    """Take a trace apart. Raises UsageError where it is not there, is none, or has no step in it."""
     try:
         with gzip.open(trace, "rt", encoding="utf-8") as file:
             events = json.load(file)["traceEvents"]
@@ -220,11 +202,7 @@ def table(found: Breakdown) -> list[list[str]]:
 
 
 def show(folder: Path) -> None:
-    """Print where the time of a run's profiled steps goes, and how to open its trace.
-
-    Raises:
-        UsageError: it is no profiled run.
-    """
+    """Print where a run's time goes, and how to open its trace. Raises UsageError where it is no profiled run."""
     found = load(folder)
     rows = table(found)
     titles = ("where the time goes", "ms a step", "%", "calls", f"most of it{'' if found.on_gpu else ', on its own'}")

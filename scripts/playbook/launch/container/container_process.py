@@ -44,8 +44,7 @@ class ContainerProcess:
     def start(cls, engine: Engine, container: Container, run_dir: Path) -> ContainerProcess:
         """Create, attach, start: attached before it starts, so that its first line is not lost.
 
-        Raises:
-            NotStarted: the engine refuses; nothing is left behind, nor after an interruption.
+        Raises NotStarted where the engine refuses; nothing is left behind, nor after an interruption.
         """
         api = engine.api
         try:
@@ -150,11 +149,7 @@ class ContainerProcess:
 
 
 def how_it_ended(engine: Engine, identity: str, *, engine_lost: bool = False) -> End:
-    """What the engine knows of a container's end.
-
-    Args:
-        engine_lost: the engine went away while it ran.
-    """
+    """What the engine knows of a container's end; `engine_lost` where it went away while that ran."""
     state = engine.api.inspect_container(identity)["State"]
     code = state["ExitCode"]
     if state.get("OOMKilled"):

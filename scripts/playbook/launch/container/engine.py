@@ -35,23 +35,15 @@ _SYMPTOMS = {"FileNotFoundError": "its socket is not there", "ConnectionRefused"
 
 @dataclass(frozen=True)
 class Engine:
-    """A Docker engine that answers.
+    """A Docker engine that answers."""
 
-    Attributes:
-        api: the SDK's low-level client.
-        version, api_version: its own.
-        podman: it is Podman, behind Docker's API.
-        memory: bytes it may give to containers.
-        data: where it keeps images, on its machine.
-    """
-
-    api: docker.APIClient
+    api: docker.APIClient  # the SDK's low-level client
     version: str
     api_version: str
     kind: EngineKind
-    podman: bool
-    memory: int
-    data: str
+    podman: bool  # behind Docker's API
+    memory: int  # bytes it may give to containers
+    data: str  # where it keeps images, on its machine
 
     @property
     def no_gpus(self) -> tuple[str, str] | None:
@@ -64,8 +56,7 @@ class Engine:
 def connect() -> Engine:
     """The engine that the docker command would use, asked what it can do.
 
-    Raises:
-        EngineError: not installed, not running, no permission; with the remedy.
+    Raises EngineError: not installed, not running, no permission; with the remedy.
     """
     address = engine_address.find()
     try:

@@ -32,16 +32,11 @@ class EngineError(NotStarted):
 
 @dataclass(frozen=True)
 class Address:
-    """Where an engine listens.
+    """Where an engine listens."""
 
-    Attributes:
-        url: None for the usual socket.
-        named: by what it was named, as a person would say it; "" for this machine's own.
-    """
-
-    url: str | None = None
+    url: str | None = None  # None for the usual socket
     tls: TLSConfig | None = None
-    named: str = ""
+    named: str = ""  # by what, as a person would say it; "" for this machine's own
 
     def options(self) -> dict[str, Any]:
         """The SDK's arguments."""
@@ -51,8 +46,7 @@ class Address:
 def find() -> Address:
     """The engine's address, not yet asked whether one answers there.
 
-    Raises:
-        EngineError: no such context, no certificates, or a way that leads to another machine.
+    Raises EngineError: no such context, no certificates, or a way that leads to another machine.
     """
     address = _named()
     if (address.url or "").startswith("ssh:"):

@@ -11,10 +11,8 @@ from pretraining.request.settings import Settings
 def read_by(settings: Settings) -> set[Path]:
     """Absolute folders of the data, weights, tokenizer, config file and plugin, and of the run that is continued.
 
-    A file behind a link adds the folder where it really lies: a link alone would point nowhere inside.
-
-    Raises:
-        UsageError: instructions or a blend that cannot be read.
+    A file behind a link adds the folder where it really lies: a link alone would point nowhere inside. Raises
+    UsageError for instructions or a blend that cannot be read.
     """
     files = [path for path in (settings.config and settings.config.path, settings.plugin) if path]
     if settings.finetune:

@@ -16,15 +16,8 @@ SHELL = ["sh", "-c", "command -v bash >/dev/null && exec bash; exec sh"]
 def run(container: Container, job: str, otherwise: str = "") -> int:
     """Run it through the docker command, which has a terminal's manners. Returns its exit code.
 
-    Folders that it writes to are made, and those that stay empty go again.
-
-    Args:
-        container: what to run.
-        job: what needs it, such as "make shell".
-        otherwise: what else would work, such as ", or RUNTIME=cpu".
-
-    Raises:
-        EngineError: the docker command is not installed.
+    Folders that it writes to are made, and those that stay empty go again. Raises EngineError without a docker command:
+    `job`, such as "make shell", needs it, `otherwise`, such as ", or RUNTIME=cpu", does not.
     """
     if shutil.which("docker") is None:
         remedy = f"install docker-ce-cli (or Debian's docker-cli){otherwise}"

@@ -35,11 +35,7 @@ SAY_EVERY_SECONDS = 15.0
 
 
 def named(tag: str | None) -> str:
-    """The image that `TAG=` means: a tag of NeMo's, or a whole name such as one of your own.
-
-    Raises:
-        UsageError: it has characters that no image's name has.
-    """
+    """The image that `TAG=` means: a tag of NeMo's, or a whole name. Raises UsageError where it can be neither."""
     if tag and not re.fullmatch(r"[A-Za-z0-9][\w./:@+-]*", tag, re.ASCII):
         raise UsageError(f"TAG={tag} is neither a tag of {REPOSITORY} nor an image's name, as in {DEFAULT_TAG}")
     if tag and any(mark in tag for mark in "/:"):
@@ -74,11 +70,7 @@ def find(engine: Engine, name: str) -> Image | None:
 
 
 def ensure(engine: Engine, name: str) -> Image:
-    """The image, pulled where it is missing, with progress.
-
-    Raises:
-        EngineError: it cannot be pulled.
-    """
+    """The image, pulled where it is missing, with progress. Raises EngineError where it cannot be."""
     found = find(engine, name)
     if found is None:
         print(f"Pulling {name}: once, tens of gigabytes for NeMo ...", flush=True)

@@ -11,9 +11,7 @@ from playbook.plan.place import Choice, Place, Wanted, show
 def on_engine(place: Place, wanted: Wanted) -> Place:
     """A container's place with its image's name and the engine; in a dry run what of it there is.
 
-    Raises:
-        UsageError: no image's name.
-        EngineError: no engine that hands GPUs over.
+    Raises UsageError for what is no image's name, and EngineError where no engine hands GPUs over.
     """
     name = image.named(wanted.tag)
     choices = {**place.choices, "image": Choice(name, "asked for" if wanted.tag else "the default")}
@@ -37,15 +35,9 @@ def on_engine(place: Place, wanted: Wanted) -> Place:
 
 
 def ready(place: Place, runs: Path, *, alone: bool = True) -> Place:
-    """Make a container's place ready: ends that nobody saw are recorded, the GPU is free, the image is here.
+    """Make the place of `on_engine` ready: ends that nobody saw are recorded, the GPU is free, the image is here.
 
-    Args:
-        place: from `on_engine`.
-        runs: where run folders are.
-        alone: no other run may hold the GPU.
-
-    Raises:
-        EngineError: another run holds the GPU, or the image cannot be pulled.
+    Raises EngineError where another run holds a GPU that is to be had `alone`, or the image cannot be pulled.
     """
     assert place.gpu is not None
     connected = engine.connect()
@@ -70,8 +62,7 @@ def ready(place: Place, runs: Path, *, alone: bool = True) -> Place:
 def entered(place: Place, connected: Engine) -> Place:
     """A container's place with its image on the engine, and who works in it.
 
-    Raises:
-        EngineError: the image cannot be pulled, is none to train in, or is closed to the user that was asked for.
+    Raises EngineError: the image cannot be pulled, is none to train in, or is closed to the user that was asked for.
     """
     found = image.ensure(connected, place.image)
     closed = user.remembered(connected, found).closed

@@ -54,30 +54,19 @@ class Folder:
 
 @dataclass(frozen=True)
 class Container:
-    """What an engine is asked to run.
+    """What an engine is asked to run."""
 
-    Attributes:
-        image: name and tag.
-        name: of the container. A run's is made from its GPU, so an engine never holds two runs on one GPU.
-        command: program and arguments; the program replaces the image's entry point.
-        environment: variables, none of them secret.
-        secrets: names of variables whose values come from the caller's environment.
-        gpu: UUIDs with commas between them, PLACEHOLDER, or None for a container without one.
-        engine: what of the engine changes how it is asked.
-        as_root: root works inside, and not the caller, to whom a label then has its files handed.
-    """
-
-    image: str
-    name: str | None
-    command: list[str]
-    environment: dict[str, str]
-    secrets: tuple[str, ...]
+    image: str  # name and tag
+    name: str | None  # a run's is made from its GPU, so an engine never holds two runs on one GPU
+    command: list[str]  # program and arguments; the program replaces the image's entry point
+    environment: dict[str, str]  # none of them secret
+    secrets: tuple[str, ...]  # names of variables whose values come from the caller's environment
     folders: tuple[Folder, ...]
     workdir: str
-    gpu: str | None
-    engine: EngineKind = field(default_factory=EngineKind)
+    gpu: str | None  # UUIDs with commas between them, PLACEHOLDER, or None for a container without one
+    engine: EngineKind = field(default_factory=EngineKind)  # what of it changes how it is asked
     labels: dict[str, str] = field(default_factory=dict)
-    as_root: bool = False
+    as_root: bool = False  # root works inside, and not the caller, to whom its files are then handed
 
     @property
     def user(self) -> str:
@@ -211,18 +200,9 @@ def inside(
 ) -> Container:
     """The container of a job of this project: with its code, its caches and, for the user, a home.
 
-    Args:
-        place: whose image and engine it gets.
-        command: program and arguments.
-        cache: the project's.
-        folders: what this job reads and writes.
-        workdir: where it runs.
-        hub: what Hugging Face's cache may have for it, by name.
-        variables: of this job.
-        more: `Container`'s other attributes, which are empty otherwise.
-
-    Raises:
-        UsageError: a folder to mount would hide what the image needs.
+    `folders` are what this job reads and writes, `hub` names what Hugging Face's cache may have for it, and `more` are
+    `Container`'s other attributes, which are empty otherwise. Raises UsageError where a folder to mount would hide what
+    the image needs.
     """
     of_all = [Folder(ASSETS), *(Folder(path, True) for path in (cache, *huggingface_folders(*hub)))]
     given = {"name": None, "secrets": (), "gpu": None, **more}
@@ -247,18 +227,9 @@ def training(
     processes: int = 1,
     more: Mapping[str, str] = {},
 ) -> Container:
-    """The container of a training.
+    """The container of a training; `flags` are without the run folder, `more` are variables that it gets.
 
-    Args:
-        settings: what is trained; names the data and caches to mount.
-        place: where.
-        run_dir: the run folder.
-        flags: the training script's, without the run folder.
-        processes: as many as GPUs.
-        more: variables that it gets.
-
-    Raises:
-        UsageError: a folder to mount would hide what the image needs.
+    Raises UsageError where a folder to mount would hide what the image needs.
     """
     launcher = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     folders = [Folder(run_dir, True), *map(Folder, read_by(settings))]

@@ -25,24 +25,15 @@ _RUNNING = ("running", "paused", "restarting")
 
 @dataclass(frozen=True)
 class Underway:
-    """A run that trains, or whose ended container is still there.
+    """A run that trains, or whose ended container is still there."""
 
-    Attributes:
-        folder: its run folder, which may have been removed.
-        launcher: the process that watches it, None where none does.
-        engine, container: whose it is, and which; of one in processes None and "".
-        gpu: UUIDs of a container's, with commas between them, "" without one.
-        running: it has not ended.
-        own: of this project's folder, and not of another copy or user.
-    """
-
-    folder: Path
-    launcher: int | None
-    engine: Engine | None = None
+    folder: Path  # which may have been removed
+    launcher: int | None  # the process that watches it, None where none does
+    engine: Engine | None = None  # of a container; of one in processes None
     container: str = ""
-    gpu: str = ""
-    running: bool = True
-    own: bool = True
+    gpu: str = ""  # UUIDs of a container's, with commas between them, "" without one
+    running: bool = True  # it has not ended
+    own: bool = True  # of this project's folder, and not of another copy or user
 
     def __str__(self) -> str:
         if not self.own:
@@ -118,15 +109,9 @@ def busy(held: Underway, gpu: str) -> str:
 
 
 def attach(name: str | None, runs: Path) -> Run:
-    """Follow a run whose launcher died, to its end; Ctrl-C stops it, as it would have there.
+    """Follow the run, or the only one, to its end, whose launcher died; Ctrl-C stops it, as it would have there.
 
-    Args:
-        name: of the run, or its folder; None for the only one.
-        runs: the folder that holds runs.
-
-    Raises:
-        UsageError: no such run, or its launcher lives.
-        EngineError: it may be in a container, and no engine answers.
+    Raises UsageError: no such run, or its launcher lives; EngineError: it may be in a container, and no engine answers.
     """
     found = pick(name, runs)
     if not found.folder.is_dir():
@@ -143,8 +128,7 @@ def attach(name: str | None, runs: Path) -> Run:
 def stop(name: str | None, runs: Path) -> None:
     """End a run, watched or not; its record is then whole, and nothing of it runs.
 
-    Raises:
-        UsageError, EngineError: as `attach`; and it did not end.
+    Raises as `attach`, and EngineError where its end could not be written.
     """
     found = pick(name, runs)
     started = found.adopt()

@@ -37,15 +37,10 @@ class _NoAnswer(EngineError):
 
 @dataclass(frozen=True)
 class Found:
-    """What an image has.
+    """What an image has."""
 
-    Attributes:
-        versions: by package.
-        closed: what the caller may not read in it, with its mode; "" where everything can be read.
-    """
-
-    versions: dict[str, str]
-    closed: str
+    versions: dict[str, str]  # by package
+    closed: str  # what the caller may not read in it, with its mode; "" where everything can be read
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {version}" for name, version in self.versions.items()) or "no package that is known"
@@ -54,8 +49,7 @@ class Found:
 def check(engine: Engine, image: Image) -> Found:
     """Look into an image, from inside.
 
-    Raises:
-        EngineError: no training can start in it: it has no Python, or no Megatron-Bridge where that looks.
+    Raises EngineError: no training can start in it, as it has no Python, or no Megatron-Bridge where that looks.
     """
     try:
         answer = _inside(engine, image.name, image.path, ["check", spec.caller(engine.kind)])
@@ -84,8 +78,7 @@ def remembered(engine: Engine, image: Image) -> Found:
 def take_back(engine: Engine, identity: str) -> None:
     """Hand root's files of an ended container to the caller, where it was root's, and remove it.
 
-    Raises:
-        requests.RequestException, DockerException: the engine is away; the container stays.
+    Raises requests' errors or DockerException where the engine is away; the container stays.
     """
     container = engine.api.inspect_container(identity)
     owner = (container["Config"]["Labels"] or {}).get(f"{spec.LABEL}.owner")

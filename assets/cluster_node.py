@@ -41,11 +41,8 @@ def attempt_folder(first: Path, restarts: int) -> Path:
 
 def last_checkpoint(first: Path, restarts: int) -> Path | None:
     """The newest earlier attempt that has a checkpoint."""
-    for attempt in range(restarts - 1, -1, -1):
-        folder = attempt_folder(first, attempt)
-        if run_folder.has_checkpoint(folder):
-            return folder
-    return None
+    earlier = (attempt_folder(first, attempt) for attempt in reversed(range(restarts)))
+    return next(filter(run_folder.has_checkpoint, earlier), None)
 
 
 def without(flags: list[str], name: str) -> list[str]:

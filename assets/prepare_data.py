@@ -231,25 +231,19 @@ def main() -> int:
         args = parser().parse_args()
         written = prepare(args)
     except UsageError as error:
-        print(f"data: {error}", file=sys.stderr)
-        return 2
+        code, said = 2, str(error)
     except BadLines as error:
-        print(
-            f"data: {error}\nMend them, or leave them out: SKIP_BAD=1 (--skip-bad) goes on from here and only writes "
-            "the dataset",
-            file=sys.stderr,
-        )
-        return 1
+        mend = "Mend them, or leave them out: SKIP_BAD=1 (--skip-bad) goes on from here and only writes the dataset"
+        code, said = 1, f"{error}\n{mend}"
     except OSError as error:
-        print(
-            f"data: {error.filename or args.out}: {error.strerror}; the same command goes on from here", file=sys.stderr
-        )
-        return 1
+        code, said = 1, f"{error.filename or args.out}: {error.strerror}; the same command goes on from here"
     except KeyboardInterrupt:
-        print("data: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(_summary(written, args.out, time.monotonic() - began) if written else f"{args.out}: finished")
-    return 0
+        code, said = 130, "interrupted; the same command goes on from here"
+    else:
+        print(_summary(written, args.out, time.monotonic() - began) if written else f"{args.out}: finished")
+        return 0
+    print(f"data: {said}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -83,10 +83,7 @@ def test_a_model_is_a_row_and_its_config(copy: Copy, environment) -> None:
     copy.add(
         "a model",
         {
-            "assets/pretraining/request/models.py": (
-                'Model(\n            "tiny",',
-                f'{row}Model(\n            "tiny",',
-            ),
+            "assets/pretraining/request/models.py": ('Model("tiny",', f'{row}Model("tiny",'),
             "assets/models/toy/config.json": json.dumps(tiny | {"num_hidden_layers": 2}),
         },
     )

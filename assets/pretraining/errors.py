@@ -14,11 +14,7 @@ class UsageError(Exception):
 
 
 class EndedEarly(Exception):
-    """Megatron-Bridge ended without an error before all was done.
-
-    Attributes:
-        asked: the field of the config that asked for it, "" where none did.
-    """
+    """Megatron-Bridge ended without an error before all was done; `asked` is the config's field that asked for it."""
 
     def __init__(self, done: int, wanted: int, asked: str = "") -> None:
         self.asked = asked

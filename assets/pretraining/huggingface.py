@@ -16,12 +16,7 @@ LONGEST = 240  # characters of what they say
 
 @contextlib.contextmanager
 def explained(name: str, flag: str) -> Iterator[None]:
-    """Within: an error of Hugging Face's libraries becomes a UsageError of one sentence.
-
-    Args:
-        name: the repository, or a local folder.
-        flag: what the user gave it to.
-    """
+    """Within: an error of Hugging Face's libraries on what a flag names becomes a UsageError of one sentence."""
     _go_offline_without_network()
     from huggingface_hub import errors
 
@@ -31,22 +26,18 @@ def explained(name: str, flag: str) -> Iterator[None]:
         chain = _chain(error)
         if any(isinstance(each, OSError) and each.errno in FULL_DISK for each in chain):
             raise  # it is not Hugging Face that failed
+        said = f" cannot be had from Hugging Face ({_first_line(error)}); without a network give a local folder"
         if any(isinstance(each, errors.GatedRepoError) for each in chain):
-            raise UsageError(
-                f"{flag} {name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a "
-                "token of that account (https://huggingface.co/settings/tokens)"
-            ) from error
-        if os.path.isdir(name):
-            raise UsageError(f"{flag} {name}: {_first_line(error)}") from error
-        if any(isinstance(each, errors.RepositoryNotFoundError | errors.HFValidationError) for each in chain):
-            raise UsageError(
-                f"{flag} {name}: neither a local folder nor a repository of Hugging Face that you can see; a private "
-                "one needs HF_TOKEN"
-            ) from error
-        raise UsageError(
-            f"{flag} {name} cannot be had from Hugging Face ({_first_line(error)}); without a network "
-            "give a local folder"
-        ) from error
+            said = (
+                f" is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a token of that "
+                "account (https://huggingface.co/settings/tokens)"
+            )
+        elif os.path.isdir(name):
+            said = f": {_first_line(error)}"
+        elif any(isinstance(each, errors.RepositoryNotFoundError | errors.HFValidationError) for each in chain):
+            said = ": neither a local folder nor a repository of Hugging Face that you can see"
+            said += "; a private one needs HF_TOKEN"
+        raise UsageError(f"{flag} {name}{said}") from error
 
 
 def _go_offline_without_network() -> None:

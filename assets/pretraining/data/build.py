@@ -52,11 +52,7 @@ class State:
 
 
 class Build:
-    """A dataset under construction, held by this process alone.
-
-    Args:
-        prefix: of the dataset.
-        plan: what it is made from; an unfinished one goes on only from an equal plan.
+    """A dataset under construction, held by this process alone; an unfinished one goes on only from an equal plan.
 
     Raises:
         UsageError: the dataset exists, or an unfinished one is of another plan or is being worked on.

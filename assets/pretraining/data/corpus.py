@@ -97,9 +97,7 @@ def largest_token(prefix: str) -> int:
 
     dtype = np.dtype(IndexedDataset(prefix).index.dtype)
     blocks = _samples(prefix, dtype.itemsize)
-    return max(
-        int(np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype).max()) for block in blocks
-    )
+    return max(int(np.frombuffer(block, dtype, len(block) // dtype.itemsize).max()) for block in blocks)
 
 
 def _check_largest(settings: Settings, prefix: str) -> None:

@@ -91,8 +91,13 @@ def find(patterns: str, kind: str | None = None) -> list[Source]:
     Raises:
         UsageError: nothing matches, a file's kind cannot be told, or its content is of another.
     """
-    found = [path for word in words(patterns) for path in matching(word) or [_nothing(word)]]
-    return [_described(Path(path), kind) for path in dict.fromkeys(found)]
+    found: dict[str, None] = {}
+    for word in words(patterns):
+        if not (matched := matching(word)):
+            inside = f"; it is a folder: give {word.rstrip('/')}/*.jsonl" if os.path.isdir(word) else ""
+            raise UsageError(f"--input {word}: no such file, and nothing matches it{inside}")
+        found |= dict.fromkeys(matched)
+    return [_described(Path(path), kind) for path in found]
 
 
 def words(patterns: str) -> list[str]:
@@ -111,11 +116,6 @@ def matching(pattern: str) -> list[str]:
     """A file of exactly this name, else those that match it as a pattern: `**` for any depth."""
     found = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
     return [path for path in found if not os.path.isdir(path)]
-
-
-def _nothing(pattern: str) -> str:
-    inside = f"; it is a folder: give {pattern.rstrip('/')}/*.jsonl" if os.path.isdir(pattern) else ""
-    raise UsageError(f"--input {pattern}: no such file, and nothing matches it{inside}")
 
 
 def _described(path: Path, asked: str | None) -> Source:
@@ -225,18 +225,14 @@ def _reading(path: Path) -> Iterator[None]:
     """Within: whatever a decompressor says of its input names the file."""
     try:
         yield
-    except UsageError:
-        raise
     except Exception as error:  # EOFError, BadGzipFile, zlib.error, LZMAError, OSError of bz2; zstandard: ZstdError
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, UsageError) or (isinstance(error, OSError) and error.errno):
             raise
         if "ictionary" in str(error):
             raise UsageError(f"{path} needs the dictionary that it was made with: zstd -D DICTIONARY -d") from error
         if "Not a gzipped file" in str(error):  # the first bytes were: others follow the last member
-            found = contents.COMPRESSIONS["gzip"]._replace(
-                what="gzip with other bytes behind it, which gzip leaves out"
-            )
-            raise UsageError(contents.said(path, found)) from error
+            what = "gzip with other bytes behind it, which gzip leaves out"
+            raise UsageError(contents.said(path, contents.COMPRESSIONS["gzip"]._replace(what=what))) from error
         raise UsageError(f"{path} is damaged: {error}; mend it or leave it out") from error
 
 
@@ -266,9 +262,9 @@ class _Zstd(io.RawIOBase):
                 if self._frame is not None:
                     raise EOFError("it ends within a zstd frame")
                 return 0
-            self._frame = (
-                self._frame or _package("zstandard").ZstdDecompressor(max_window_size=LONGEST_WINDOW).decompressobj()
-            )
+            if self._frame is None:
+                decompressor = _package("zstandard").ZstdDecompressor(max_window_size=LONGEST_WINDOW)
+                self._frame = decompressor.decompressobj()
             self._output = self._frame.decompress(self._input)
             self._input = self._frame.unused_data
             if self._frame.eof:

@@ -97,8 +97,3 @@ def prepare(name: str, file: Path) -> Vocabulary:
         raise UsageError(f"--tokenizer {name} names no end-of-text token (eos_token), and every document needs one")
     tokenizer.backend_tokenizer.save(str(file))
     return Vocabulary(max(tokenizer.get_vocab().values()) + 1, tokenizer.eos_token_id)
-
-
-def load(name: str, file: Path, dtype: type[np.number]) -> Bytes | HuggingFace:
-    """The tokenizer that `prepare` got ready, for a worker."""
-    return Bytes() if name == BYTES else HuggingFace(file, dtype)

@@ -53,7 +53,8 @@ def start(task: Task) -> None:
     """Load the tokenizer, once a process: its threads share it."""
     global _task, _tokenizer
     _task = task
-    _tokenizer = tokenizers.load(task.tokenizer, task.file, task.vocabulary.dtype)
+    is_bytes = task.tokenizer == tokenizers.BYTES
+    _tokenizer = tokenizers.Bytes() if is_bytes else tokenizers.HuggingFace(task.file, task.vocabulary.dtype)
 
 
 def work(chunk: list[Piece]) -> Result:

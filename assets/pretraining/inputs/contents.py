@@ -1,7 +1,6 @@
 """What a file is by its first bytes, whatever its name says, and the command that makes JSON lines or text of it.
 
-The standard library alone: the host looks at instructions too. Signatures: the formats' own specifications and
-https://www.garykessler.net/library/file_sigs.html.
+Signatures: the formats' own specifications and https://www.garykessler.net/library/file_sigs.html.
 """
 
 from __future__ import annotations

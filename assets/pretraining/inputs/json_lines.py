@@ -6,6 +6,7 @@ import codecs
 import json
 from typing import Any
 
+# What JSON calls a value's kind, if it is no number.
 _NAMES = {dict: "object", list: "list", str: "string", bool: "true or false", type(None): "null"}
 
 
@@ -23,7 +24,7 @@ def texts(line: bytes, *fields: str) -> list[str]:
     chosen = [found[field] for field in fields]
     for field, text in zip(fields, chosen, strict=True):
         if not isinstance(text, str):
-            raise ValueError(f"its {field!r} is no string but {_name(text)}")
+            raise ValueError(f"its {field!r} is no string but {_NAMES.get(type(text), 'number')}")
         if not text.isascii():
             try:
                 text.encode()
@@ -44,10 +45,5 @@ def _object(line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"JSON with a number that Python does not hold ({error})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"no JSON object but {_name(found)}")
+        raise ValueError(f"no JSON object but {_NAMES.get(type(found), 'number')}")
     return found
-
-
-def _name(value: Any) -> str:
-    """What JSON calls a value's kind."""
-    return _NAMES.get(type(value), "number")

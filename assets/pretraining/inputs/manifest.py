@@ -1,7 +1,4 @@
-"""The manifest beside a dataset: what its tokens are, so that a training can refuse what does not fit its model.
-
-Only the standard library is used here: the host reads manifests without numpy.
-"""
+"""The manifest beside a dataset: what its tokens are, so that a training can refuse what does not fit its model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A tokenizer's folder for `transformers`: one with a `tokenizer.json` alone completed, and one written.
-
-No torch here, and `transformers` only to copy a tokenizer.
-"""
+"""A tokenizer's folder for `transformers`: one with a `tokenizer.json` alone completed, and one written."""
 
 from __future__ import annotations
 

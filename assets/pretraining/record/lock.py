@@ -222,7 +222,8 @@ def refuse_taken(folder: Path) -> None:
 def _refuse_used(folder: Path, run: str) -> None:
     if run_folder.holds_run(folder):
         raise UsageError(f"--run-dir {folder} already holds a run; a run is never overwritten: name another")
-    if (folder / run_folder.JOB).exists() and not run.startswith(job := f"job {_job(folder)}".strip() + " "):
+    job = f"job {_facts(folder / run_folder.JOB).get('job', '')}".strip() + " "
+    if (folder / run_folder.JOB).exists() and not run.startswith(job):
         raise UsageError(f"--run-dir {folder} is of {job}of a cluster (make jobs): name another")
 
 
@@ -332,12 +333,9 @@ def _in_use_without_lock(folder: Path) -> str:
         return f"in use: process {launcher} watches it"
     if (folder / run_folder.OUTCOME).exists():
         return ""
-    try:
-        environment = json.loads((folder / run_folder.ENVIRONMENT).read_text(encoding="utf-8"))
-        host, number = environment["host"], int(environment["pid"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        host, number = "", 0
-    if host == socket.gethostname():
+    environment = _facts(folder / run_folder.ENVIRONMENT)
+    host, number = environment.get("host"), environment.get("pid")
+    if host == socket.gethostname() and isinstance(number, int):
         with contextlib.suppress(OSError):
             if b"pretrain_llama" in Path(f"/proc/{number}/cmdline").read_bytes():
                 return f"in use by process {number}"
@@ -350,12 +348,13 @@ def _in_use_without_lock(folder: Path) -> str:
     return f"may be in use{where}: last written {max(0, round(age))} s ago, without an outcome"
 
 
-def _job(folder: Path) -> str:
-    """The number of the cluster's job that the folder is of, "" where its file is damaged."""
+def _facts(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a record, {} where it is missing or damaged."""
     try:
-        return str(json.loads((folder / run_folder.JOB).read_text(encoding="utf-8"))["job"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return ""
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _here() -> tuple[str, str]:

@@ -1,11 +1,9 @@
 """What `--data` may name besides the built-in data: Megatron datasets, weighted and by split.
 
-    corpus/mine                       one .bin/.idx pair, by its prefix
-    corpus/a corpus/b                 several, as they are long
-    0.7 corpus/a 0.3 corpus/b         several, by weight
-    train=corpus/a valid=corpus/b     by split: each of train, valid and test is one of the above
-
-Only the standard library is used here: the host reads the same words.
+corpus/mine                       one .bin/.idx pair, by its prefix
+corpus/a corpus/b                 several, as they are long
+0.7 corpus/a 0.3 corpus/b         several, by weight
+train=corpus/a valid=corpus/b     by split: each of train, valid and test is one of the above
 """
 
 from __future__ import annotations

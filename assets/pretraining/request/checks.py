@@ -1,4 +1,7 @@
-"""What a command line asks for, checked one by one before anything heavy is imported. No torch in this module."""
+"""What a command line asks for, checked one by one before anything heavy is imported.
+
+`args` are all that was asked for, in which `model` and `precision` are rows by now, see `settings.resolve`.
+"""
 
 from __future__ import annotations
 
@@ -14,41 +17,44 @@ from pretraining.request.models import MOCK, MODELS, PYTHON_STDLIB, Model
 from pretraining.request.precisions import EMULATORS, PRECISIONS, Precision
 
 
-def tuned(args: argparse.Namespace, model: Model, *, on_gpu: bool) -> bool:
+def tuned(args: argparse.Namespace) -> bool:
     """Whether the tuned preset is on. Raises UsageError where it cannot run: a graph repeats what it has recorded."""
     why = None
-    if not on_gpu:
+    if not args.on_gpu:
         why = "the CPU runtime has no CUDA graphs"
     elif args.emulate == "reference":
         why = "--emulate reference has not been tried in a CUDA graph"
     elif args.sensitivity:
         why = "--sensitivity looks at each layer's products, of which a CUDA graph tells nothing"
-    elif model.expert_parallel > 1:
-        why = f"{model.name}'s experts get another number of tokens each time, which a CUDA graph cannot replay"
+    elif args.model.expert_parallel > 1:
+        why = f"{args.model.name}'s experts get another number of tokens each time, which a CUDA graph cannot replay"
     if args.tuned and why:
         raise UsageError(f"--tuned: {why}; leave it out")
     return args.tuned
 
 
-def emulator(args: argparse.Namespace, model: Model, precision: Precision) -> str | None:
-    """What computes NVFP4 without FP4 tensor cores. Raises UsageError where it cannot."""
-    if args.emulate and not precision.fp4:
-        raise UsageError(f"--emulate is for nvfp4 and does nothing for {precision.name}; leave it out")
-    if args.emulate and footprint.shape_of(model.hf_config).experts:
+def emulator(args: argparse.Namespace) -> str | None:
+    """What computes NVFP4 on a GPU without FP4 tensor cores. Raises UsageError where it cannot."""
+    if args.emulate and not args.precision.fp4:
+        raise UsageError(f"--emulate is for nvfp4 and does nothing for {args.precision.name}; leave it out")
+    if args.emulate and footprint.shape_of(args.model.hf_config).experts:
         raise UsageError(
-            f"--emulate cannot train {model.name}: Transformer Engine computes its experts' products in one call that "
-            "takes none but its own tensors; train it in another precision, or a model without experts"
+            f"--emulate cannot train {args.model.name}: Transformer Engine computes its experts' products in one call "
+            "that takes none but its own tensors; train it in another precision, or a model without experts"
         )
-    return args.emulate
+    return args.emulate if args.on_gpu else None
 
 
-def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -> int | None:
+def profile(args: argparse.Namespace, iterations: int) -> int | None:
     """How many iterations to profile. Raises UsageError where they are not there, with one to warm up before them."""
-    if last is not None and resumed:
+    last = args.profile
+    if last is None:
+        return None
+    if args.resume is not None:
         raise UsageError("--profile records the last iterations, and a --resume may leave fewer; leave it out")
-    if last is not None and not trains:
+    if not args.trains:
         raise UsageError("--profile looks at training, and this run trains nothing; leave it out")
-    if last is not None and not 1 <= last < iterations:
+    if not 1 <= last < iterations:
         raise UsageError(
             f"--profile {last} of {iterations} iterations: at least 1 is profiled, with 1 before it to warm up; "
             f"make profile takes the last 5, so ITERS= (--train-iters) is 6 or more"
@@ -56,19 +62,19 @@ def profile(last: int | None, iterations: int, *, trains: bool, resumed: bool) -
     return last
 
 
-def sensitivity(args: argparse.Namespace, precision: Precision, found: dict[str, Any]) -> int | None:
+def sensitivity(args: argparse.Namespace, found: dict[str, Any]) -> int | None:
     """How many iterations to measure. Raises UsageError where they are not there, or not in NVFP4 as it is emulated.
 
-    `found` are the settings that are known by now, and whether it trains on a GPU.
+    `found` are the settings that are known by now.
     """
     last, iterations, at = args.sensitivity, found["train_iters"], found["switches_at"]
     if last is None:
         return None
-    if not precision.fp4:
-        raise UsageError(f"--sensitivity measures NVFP4's rounding, and {precision.name} has none; leave it out")
+    if not args.precision.fp4:
+        raise UsageError(f"--sensitivity measures NVFP4's rounding, and {args.precision.name} has none; leave it out")
     if not args.trains or args.profile:
         raise UsageError("--sensitivity measures a training, which nothing else watches; leave the other flag out")
-    if found["on_gpu"] and found["emulate"] != EMULATORS[0]:
+    if args.on_gpu and found["emulate"] != EMULATORS[0]:
         raise UsageError("--sensitivity measures what the emulation rounds: add --emulate (EMULATE=1)")
     left = iterations - (found["iteration"] or 0)
     if not 1 <= last <= left:
@@ -96,20 +102,20 @@ def check_cpu(model: Model, precision: Precision) -> None:
         )
 
 
-def micro_batch_size(given: int | None, model: Model, sizes: dict[str, int], replicas: int) -> int:
+def micro_batch_size(args: argparse.Namespace, batch: int, replicas: int) -> int:
     """The micro batch size given, or the model's own, or the largest below it that divides.
 
     Raises:
-        UsageError: one does not divide what `replicas` leave of the other; it names the nearest that does.
+        UsageError: one does not divide what `replicas` leave of the global `batch`; it names the nearest that does.
     """
-    batch = sizes["global_batch_size"]
+    given = args.micro_batch_size
     if batch % replicas:
         raise UsageError(
             f"--global-batch-size {batch} does not divide over {replicas} model replicas; take a multiple of {replicas}"
         )
     share = batch // replicas
     if given is None:
-        return next(size for size in range(min(model.micro_batch_size, share), 0, -1) if share % size == 0)
+        return next(size for size in range(min(args.model.micro_batch_size, share), 0, -1) if share % size == 0)
     if given < 1 or share % given:
         divisors = [size for size in range(1, share + 1) if share % size == 0]
         near = max((size for size in divisors if size <= max(given, 1)), default=1)
@@ -169,14 +175,14 @@ def resume(run: Path | None, model: Model, precision: Precision | None, finetune
     return run.absolute()
 
 
-def trains_nothing(args: argparse.Namespace, model: Model) -> None:
+def trains_nothing(args: argparse.Namespace) -> None:
     """Raise UsageError where there is nothing to evaluate or to export, or nowhere to."""
     what = "--evaluate" if args.evaluate else "--export"
     if args.resume is None:
         raise UsageError(f"{what} needs the run whose checkpoint it means: --resume RUN (RUN=)")
     if args.export is not None and args.export.exists():
         raise UsageError(f"--export {args.export} exists, and nothing is overwritten: name another")
-    if args.evaluate and (args.data or model.data) == MOCK:
+    if args.evaluate and (args.data or args.model.data) == MOCK:
         raise UsageError("--evaluate needs text: random tokens have no loss worth knowing; give --data")
 
 
@@ -193,31 +199,33 @@ def instructions(args: argparse.Namespace) -> str:
     return str(Path(args.data).absolute())
 
 
-def tokenizer(args: argparse.Namespace, model: Model) -> str:
+def tokenizer(args: argparse.Namespace) -> str:
     """The tokenizer of the instructions. Raises UsageError where none is known."""
+    words = args.model.hf_config["vocab_size"]
     if args.tokenizer:
-        tokenizer_folder.check(Path(args.tokenizer), "--tokenizer", model.hf_config["vocab_size"])
+        tokenizer_folder.check(Path(args.tokenizer), "--tokenizer", words)
         return str(Path(args.tokenizer).resolve()) if Path(args.tokenizer).is_dir() else args.tokenizer
     if finetuning.is_run(args.weights):
         raise UsageError("a run folder has no tokenizer of its own: --tokenizer names one")
     source = pretrained.source(args.weights)
-    tokenizer_folder.check(Path(source), "--from", model.hf_config["vocab_size"])
+    tokenizer_folder.check(Path(source), "--from", words)
     return source
 
 
-def starting_weights(given: str | None, model: Model, changed: dict[str, Any], *, finetune: bool) -> str | None:
+def starting_weights(args: argparse.Namespace, changed: dict[str, Any]) -> str | None:
     """The weights to begin with. Raises UsageError where a folder holds none, or another model's.
 
     `changed` are the fields of Megatron's config that are not the model's own, by their full names.
     """
+    given = args.weights
     if given is None:
         return None
     if finetuning.is_run(given):
-        if not finetune:
+        if not args.finetune:
             raise UsageError(f"--from {given} is a run of this playbook: --resume (RESUME=) continues it")
         checkpoint.find(Path(given), flag="--from")
-        return str(resume(Path(given), model, None, None))
+        return str(resume(Path(given), args.model, None, None))
     source = pretrained.source(given)
     of_the_model = {name.removeprefix("model."): value for name, value in changed.items() if name.startswith("model.")}
-    pretrained.check(source, pretrained.asked_for(model, of_the_model), model.name)
+    pretrained.check(source, pretrained.asked_for(args.model, of_the_model), args.model.name)
     return source

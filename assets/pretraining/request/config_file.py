@@ -5,8 +5,6 @@ and under `playbook` the arguments that chose the recipe. Taking it back means: 
 again, see which fields of the file differ from it (somebody edited them), and treat these as overrides. So what the
 playbook derives from its settings follows them when another flag is given beside the file. One written by hand holds
 only the fields to change.
-
-Reading needs PyYAML alone: the host plans with the same settings.
 """
 
 from __future__ import annotations

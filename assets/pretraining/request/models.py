@@ -2,7 +2,6 @@
 
 A model is a Megatron-Bridge recipe together with a Hugging Face config. The recipes would download that config
 from a gated repository even for mock data, so it lies here, in `assets/models/`, and the recipe is given it.
-No torch in this module: the host reads the same table.
 """
 
 from __future__ import annotations
@@ -45,21 +44,27 @@ class Model:
 
     @cached_property
     def hf_config(self) -> dict[str, Any]:
-        """The Hugging Face config as a dictionary."""
         return json.loads((self.hf_folder / "config.json").read_text(encoding="utf-8"))
 
     @property
     def hf_folder(self) -> Path:
-        """The local folder that stands for the Hugging Face repository."""
         return HF_CONFIGS / self.name
 
     @property
     def num_layers(self) -> int:
-        """Number of transformer layers."""
         return self.hf_config["num_hidden_layers"]
 
 
+_1B = "llama32_1b_pretrain_config"
 _ON_BYTES = {"data": PYTHON_STDLIB, "eval_iters": 8}
+_ON_CPU = {"on_cpu": True, "global_batch_size": 32, "learning_rate": (2e-3, 2e-4), **_ON_BYTES}
+_OF_STUDIES = {
+    "global_batch_size": 128,
+    "micro_batch_size": 32,
+    "sequence_length": 1024,
+    "learning_rate": (6e-4, 6e-5),
+}
+_SPLIT_NANO = {"micro_batch_size": 1, "tensor_parallel": 4, "expert_parallel": 8}
 _SPLIT_70B = {"tensor_parallel": 4, "pipeline_parallel": 4, "virtual_pipeline": 5, "recipe_context_parallel": 2}
 _SPLIT_405B = {"tensor_parallel": 8, "pipeline_parallel": 8, "virtual_pipeline": 2, "recipe_context_parallel": 4}
 
@@ -74,65 +79,17 @@ MODELS: dict[str, Model] = {
         Model("llama31-405b", "llama31_405b_pretrain_config", **_SPLIT_405B),
         Model("llama3-8b", "llama3_8b_pretrain_config", recipe_context_parallel=2),
         Model("llama3-70b", "llama3_70b_pretrain_config", **_SPLIT_70B),
-        Model("llama32-1b", "llama32_1b_pretrain_config"),
+        Model("llama32-1b", _1B),
         Model("llama32-3b", "llama32_3b_pretrain_config"),
-        Model(
-            "nemotron3-nano",
-            "nemotron_3_nano_pretrain_config",
-            "nemotronh.nemotron_3_nano",
-            micro_batch_size=1,
-            tensor_parallel=4,
-            expert_parallel=8,
-        ),
-        Model(
-            "tiny",
-            "llama32_1b_pretrain_config",
-            on_cpu=True,
-            train_iters=120,
-            warmup_iters=20,
-            global_batch_size=32,
-            micro_batch_size=32,
-            sequence_length=128,
-            **_ON_BYTES,
-            learning_rate=(2e-3, 2e-4),
-        ),
-        Model(
-            "small",
-            "llama32_1b_pretrain_config",
-            on_cpu=True,
-            train_iters=400,
-            warmup_iters=40,
-            global_batch_size=32,
-            micro_batch_size=16,
-            sequence_length=256,
-            **_ON_BYTES,
-            learning_rate=(2e-3, 2e-4),
-        ),
+        Model("nemotron3-nano", "nemotron_3_nano_pretrain_config", "nemotronh.nemotron_3_nano", **_SPLIT_NANO),
+        Model("tiny", _1B, train_iters=120, warmup_iters=20, micro_batch_size=32, sequence_length=128, **_ON_CPU),
+        Model("small", _1B, train_iters=400, warmup_iters=40, micro_batch_size=16, sequence_length=256, **_ON_CPU),
         # For ablations: bytes need next to no embedding, so what it has is in the layers that a precision is about.
         # On an H200 its emulated NVFP4 took 0.43 s a step: nine minutes for all 1,200. It reads the text 16 times
         # (DATA= names a longer one). Rate and warm-up as is usual at this size.
-        Model(
-            "llama-120m",
-            "llama32_1b_pretrain_config",
-            train_iters=1200,
-            warmup_iters=120,
-            global_batch_size=128,
-            micro_batch_size=32,
-            sequence_length=1024,
-            **_ON_BYTES,
-            learning_rate=(6e-4, 6e-5),
-        ),
+        Model("llama-120m", _1B, train_iters=1200, warmup_iters=120, **_OF_STUDIES, **_ON_BYTES),
         # For studies on text of one's own: `make data TOKENIZER=bpe:16384` makes what it reads. 105M tokens.
-        Model(
-            "llama-110m",
-            "llama32_1b_pretrain_config",
-            train_iters=800,
-            warmup_iters=80,
-            global_batch_size=128,
-            micro_batch_size=32,
-            sequence_length=1024,
-            learning_rate=(6e-4, 6e-5),
-        ),
+        Model("llama-110m", _1B, train_iters=800, warmup_iters=80, **_OF_STUDIES),
     )
 }
 

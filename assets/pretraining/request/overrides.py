@@ -78,7 +78,8 @@ def check_whole(words: list[str]) -> None:
     for number, word in enumerate(words):
         whole = word
         for more in words[number + 1 :] if _FORM.fullmatch(word) else ():
-            if not _is_open(whole) and (looks_like_one(more) or more.startswith("-")):
+            is_open = sum(map(whole.count, "[{(")) > sum(map(whole.count, "]})"))
+            if not is_open and (looks_like_one(more) or more.startswith("-")):
                 break
             whole += f" {more}"
         if whole != word:
@@ -88,11 +89,6 @@ def check_whole(words: list[str]) -> None:
                 f"{whole[len(word) + 1 :]} stands alone: if it belongs to {word}, a blank splits the value; quote "
                 f"it, as {quoted}, and for make as ARGS={twice}"
             )
-
-
-def _is_open(word: str) -> bool:
-    """Whether a bracket or a brace is not closed within."""
-    return sum(map(word.count, "[{(")) > sum(map(word.count, "]})"))
 
 
 def parse(words: Iterable[str]) -> dict[str, Word]:

@@ -1,7 +1,6 @@
 """The precisions: what each is called, which Megatron-Bridge preset it is, and which layers it keeps in BF16.
 
 The presets are not equal in what they leave in BF16, and a comparison has to know: the table says it once.
-No torch in this module: the host reads the same table.
 """
 
 from __future__ import annotations

@@ -50,11 +50,7 @@ _BUFFER = re.compile(r"rotary_emb\.inv_freq$")  # old files have it, and it foll
 
 
 def source(given: str) -> str:
-    """The repository or absolute local folder that `--from` names.
-
-    Raises:
-        UsageError: neither `hf:NAME` nor a folder with a config.json.
-    """
+    """The repository or absolute folder that `--from` names. Raises UsageError where it is no folder of a model."""
     name = given.removeprefix(SCHEME)
     folder = Path(os.path.expanduser(name))  # which leaves ~NAME of no user as it is
     if folder.is_dir():
@@ -127,12 +123,9 @@ def check_config(config: dict[str, Any], wanted: dict[str, Any], name: str) -> N
         for field in {**ours, **theirs}
         if theirs.get(field) != ours.get(field)
     )
-    like = [
-        each.name
-        for each in MODELS.values()
-        if computed(config, each.hf_config) == computed(each.hf_config, each.hf_config)
-    ]
-    way_out = f"take --model {like[0]}" if like else "none of the models here is like it"
+    known = ((each.name, each.hf_config) for each in MODELS.values())
+    like = next((model for model, own in known if computed(config, own) == computed(own, own)), None)
+    way_out = f"take --model {like}" if like else "none of the models here is like it"
     raise UsageError(f"it is not {name}: it has {what}; {way_out}")
 
 
@@ -247,13 +240,8 @@ def _same_bytes(one: Tensor, other: Tensor) -> bool:
     with one.file.open("rb") as first, other.file.open("rb") as second:
         first.seek(one.begin)
         second.seek(other.begin)
-        rest = one.end - one.begin
-        while rest > 0:
-            size = min(rest, 1 << 24)
-            if first.read(size) != second.read(size):
-                return False
-            rest -= size
-    return True
+        sizes = (min(one.end - at, 1 << 24) for at in range(one.begin, one.end, 1 << 24))
+        return all(first.read(size) == second.read(size) for size in sizes)
 
 
 def _quantized(found: str) -> UsageError:

@@ -155,8 +155,6 @@ def resolve(
     """Fill in the defaults and check what can be checked before anything heavy is imported.
 
     Args:
-        args: parsed by `flags.parser`.
-        on_gpu: whether training will run on a GPU.
         processes: the world size; None for the fewest that hold the model.
         gpu_bytes: memory of a GPU, for the smallest split that fits into it; None for the split that is asked for.
 
@@ -164,32 +162,33 @@ def resolve(
         UsageError: naming the flag, what was found and what would work.
     """
     asked = flags.merged(args)
-    model = find_model(asked.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
-    precision = find_precision(asked.precision or "nvfp4")
+    asked.on_gpu = on_gpu
+    asked.model = find_model(asked.model or (DEFAULT_ON_GPU if on_gpu else DEFAULT_ON_CPU))
+    asked.precision = find_precision(asked.precision or "nvfp4")
     if not on_gpu:
-        checks.check_cpu(model, precision)
-    if args.nvfp4 and not precision.fp4:
-        raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {precision.name}; leave it out")
+        checks.check_cpu(asked.model, asked.precision)
+    if args.nvfp4 and not asked.precision.fp4:
+        raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {asked.precision.name}; leave it out")
     if asked.plugin:
         plugin_file.inspect(asked.plugin)
-    numerics = _numerics(asked, model, precision, on_gpu=on_gpu)
-    past = _begins_with(asked, model, precision, {**asked.overrides, "model.num_layers": numerics["num_layers"]})
-    sizes = _sizes(asked, model, past["iteration"])
+    numerics = _numerics(asked)
+    past = _begins_with(asked, {**asked.overrides, "model.num_layers": numerics["num_layers"]})
+    sizes = _sizes(asked, past["iteration"])
     if gpu_bytes is not None and processes is not None and processes > 1:
-        _fit(asked, model, precision, sizes, processes, gpu_bytes)
-    split = _split(asked, model, precision, {**numerics, **sizes}, processes, on_gpu=on_gpu)
-    switch = recipe_checks.late_switch(asked, precision, numerics["nvfp4"], sizes, past["iteration"], on_gpu=on_gpu)
+        _fit(asked, sizes, processes, gpu_bytes)
+    split = _split(asked, {**numerics, **sizes}, processes)
+    switch = recipe_checks.late_switch(asked, numerics["nvfp4"], sizes["train_iters"], past["iteration"])
     return Settings(
-        model=model,
-        precision=precision,
+        model=asked.model,
+        precision=asked.precision,
         **numerics,
         **past,
         **sizes,
         **split,
-        **_data(asked, model),
-        **_leaves(asked, sizes["train_iters"], on_gpu=on_gpu),
+        **_data(asked),
+        **_leaves(asked, sizes["train_iters"]),
         **switch,
-        sensitivity=checks.sensitivity(asked, precision, {**numerics, **sizes, **past, **switch, "on_gpu": on_gpu}),
+        sensitivity=checks.sensitivity(asked, {**numerics, **sizes, **past, **switch}),
         no_probe=asked.no_probe,
         seed=flags.SEED if asked.seed is None else asked.seed,
         overrides=dict(sorted(asked.overrides.items())),
@@ -200,9 +199,9 @@ def resolve(
     )
 
 
-def _numerics(asked: argparse.Namespace, model: Model, precision: Precision, *, on_gpu: bool) -> dict[str, Any]:
+def _numerics(asked: argparse.Namespace) -> dict[str, Any]:
     """In what it computes, and how many of how many layers at each end stay in BF16."""
-    emulator = checks.emulator(asked, model, precision)
+    model, precision, emulator = asked.model, asked.precision, checks.emulator(asked)
     layers = model.num_layers if asked.num_layers is None else asked.num_layers
     if layers < 1:
         raise UsageError(f"--num-layers is {layers}; it must be at least 1")
@@ -217,43 +216,29 @@ def _numerics(asked: argparse.Namespace, model: Model, precision: Precision, *, 
             f"{head} first and {tail} last layers in BF16 leave none of {model.name}'s {layers} layers in "
             f"{precision.name}; lower --bf16-head-layers or --bf16-tail-layers"
         )
-    recipe = recipe_checks.recipe(
-        asked,
-        model,
-        precision,
-        emulator if on_gpu else None,
-        native=on_gpu and not emulator,
-        layers=layers,
-        ends=(head, tail),
-    )
     return {
         "num_layers": layers,
         "bf16_head_layers": head,
         "bf16_tail_layers": tail,
-        "emulate": emulator if on_gpu else None,
-        "nvfp4": recipe,
-        "tuned": checks.tuned(asked, model, on_gpu=on_gpu),
+        "emulate": emulator,
+        "nvfp4": recipe_checks.recipe(asked, emulator, layers, (head, tail)),
+        "tuned": checks.tuned(asked),
         "engine_switches": nvfp4_recipe.engine_switches(),
     }
 
 
-def _begins_with(
-    asked: argparse.Namespace, model: Model, precision: Precision, reshaped: dict[str, Any]
-) -> dict[str, Any]:
-    """The checkpoint or the weights that the run begins with, and what becomes of them.
-
-    `reshaped`: what is changed of the model.
-    """
+def _begins_with(asked: argparse.Namespace, reshaped: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint or the weights that the run begins with, and what becomes of them; `reshaped` is the model."""
     if asked.iteration is not None and asked.resume is None:
         raise UsageError(f"--iteration {asked.iteration} is one of a run's checkpoints: --resume RUN names the run")
     iteration = checkpoint.find(asked.resume, asked.iteration) if asked.resume else None
-    own = precision if asked.trains and not asked.sensitivity else None
-    resume = checks.resume(asked.resume, model, own, asked.finetune)
+    own = asked.precision if asked.trains and not asked.sensitivity else None
+    resume = checks.resume(asked.resume, asked.model, own, asked.finetune)
     if asked.weights and resume and not asked.finetune:  # adapters are continued on the weights that they adapt
         raise UsageError("--from begins with other weights and --resume with a checkpoint's; give one of them")
-    weights = checks.starting_weights(asked.weights, model, reshaped, finetune=bool(asked.finetune))
+    weights = checks.starting_weights(asked, reshaped)
     if not asked.trains:
-        checks.trains_nothing(asked, model)
+        checks.trains_nothing(asked)
     return {
         "resume": resume,
         "iteration": iteration,
@@ -264,11 +249,11 @@ def _begins_with(
     }
 
 
-def _sizes(asked: argparse.Namespace, model: Model, past: int | None) -> dict[str, int]:
+def _sizes(asked: argparse.Namespace, past: int | None) -> dict[str, int]:
     """Iterations and the batch, but for the micro batch; `past`: the checkpoint's iteration."""
     asked_for = {name: getattr(asked, name) for name in ("train_iters", "warmup_iters", "global_batch_size")}
     sizes = {**asked_for, "sequence_length": asked.seq_length}
-    sizes = {name: getattr(model, name) if size is None else size for name, size in sizes.items()}
+    sizes = {name: getattr(asked.model, name) if size is None else size for name, size in sizes.items()}
     # A shortened run keeps its warm-up shorter than itself; only an explicit contradiction is an error.
     if asked.warmup_iters is None:
         sizes["warmup_iters"] = min(sizes["warmup_iters"], max(1, sizes["train_iters"] // 5))
@@ -281,48 +266,35 @@ def _sizes(asked: argparse.Namespace, model: Model, past: int | None) -> dict[st
         raise UsageError(
             f"--warmup-iters {sizes['warmup_iters']} is not below --train-iters {sizes['train_iters']}; lower it"
         )
-    limit = model.hf_config["max_position_embeddings"]
-    if sizes["sequence_length"] > limit:
-        raise UsageError(f"--seq-length {sizes['sequence_length']} is over {model.name}'s {limit} positions; lower it")
+    limit, length = asked.model.hf_config["max_position_embeddings"], sizes["sequence_length"]
+    if length > limit:
+        raise UsageError(f"--seq-length {length} is over {asked.model.name}'s {limit} positions; lower it")
     return sizes if asked.trains else sizes | {"train_iters": past, "warmup_iters": 0}
 
 
-def _fit(
-    asked: argparse.Namespace,
-    model: Model,
-    precision: Precision,
-    sizes: dict[str, int],
-    processes: int,
-    gpu_bytes: float,
-) -> None:
+def _fit(asked: argparse.Namespace, sizes: dict[str, int], processes: int, gpu_bytes: float) -> None:
     """Ask for the smallest split that fits, in place, and say why it is that."""
-    whole = parallel.replicas(dict.fromkeys(parallel.KINDS, 1), model, processes)
-    batch = {
-        "micro_batch": checks.micro_batch_size(asked.micro_batch_size, model, sizes, whole),
-        "sequence": sizes["sequence_length"],
-    }
-    precision = with_switch(precision, LateSwitch.of(asked.switch))
-    fit = parallel.smallest(model, precision, processes=processes, gpu_bytes=gpu_bytes, **batch)
+    whole = parallel.replicas(dict.fromkeys(parallel.KINDS, 1), asked.model, processes)
+    fit = parallel.smallest(
+        asked.model,
+        with_switch(asked.precision, LateSwitch.of(asked.switch)),
+        processes=processes,
+        gpu_bytes=gpu_bytes,
+        micro_batch=checks.micro_batch_size(asked, sizes["global_batch_size"], whole),
+        sequence=sizes["sequence_length"],
+    )
     asked.tensor_parallel, asked.pipeline_parallel = fit.tensor, fit.pipeline
     asked.why["split"] = fit.reason
 
 
-def _split(
-    asked: argparse.Namespace,
-    model: Model,
-    precision: Precision,
-    sizes: dict[str, Any],
-    processes: int | None,
-    *,
-    on_gpu: bool,
-) -> dict[str, int]:
+def _split(asked: argparse.Namespace, sizes: dict[str, Any], processes: int | None) -> dict[str, int]:
     """What each process gets of the model and of a batch."""
-    split = parallel.split_of(asked, model, precision)
-    parallel.check(model, sizes["num_layers"], split, on_gpu=on_gpu, sequence=sizes["sequence_length"])
+    model, sequence = asked.model, sizes["sequence_length"]
+    split = parallel.split_of(asked, model, asked.precision)
+    parallel.check(model, sizes["num_layers"], split, on_gpu=asked.on_gpu, sequence=sequence)
     replicas = parallel.replicas(split, model, processes or parallel.fewest_processes(split, model))
-    micro_batch = checks.micro_batch_size(asked.micro_batch_size, model, sizes, replicas)
-    if on_gpu and precision.fp4 and micro_batch * sizes["sequence_length"] % _NVFP4_BLOCK:
-        sequence = sizes["sequence_length"]
+    micro_batch = checks.micro_batch_size(asked, sizes["global_batch_size"], replicas)
+    if asked.on_gpu and asked.precision.fp4 and micro_batch * sequence % _NVFP4_BLOCK:
         longer = sequence + -sequence % _NVFP4_BLOCK
         raise UsageError(
             f"a micro batch of {micro_batch} x {sequence} tokens: NVFP4's weight gradients take blocks of 16 of them, "
@@ -331,25 +303,25 @@ def _split(
     return {**split, "micro_batch_size": micro_batch}
 
 
-def _data(asked: argparse.Namespace, model: Model) -> dict[str, Any]:
+def _data(asked: argparse.Namespace) -> dict[str, Any]:
     """What it reads: each file is there and fits the model."""
     if asked.finetune:
-        return {"data": checks.instructions(asked), "blends": {}, "tokenizer": checks.tokenizer(asked, model)}
-    data, found = checks.data(asked.data or model.data, model)
+        return {"data": checks.instructions(asked), "blends": {}, "tokenizer": checks.tokenizer(asked)}
+    data, found = checks.data(asked.data or asked.model.data, asked.model)
     return {"data": data, "blends": found, "tokenizer": None}
 
 
-def _leaves(asked: argparse.Namespace, iterations: int, *, on_gpu: bool) -> dict[str, Any]:
+def _leaves(asked: argparse.Namespace, iterations: int) -> dict[str, Any]:
     """What it leaves, and where. On a GPU, what was learned from one's own data is kept at the end."""
     if asked.save is not None and asked.save < 0:
         raise UsageError(f"--save is {asked.save}; it is a number of iterations, or 0 for never")
     own = asked.finetune or (asked.data or MOCK) not in (MOCK, PYTHON_STDLIB)
-    save = iterations if asked.save is None and on_gpu and own else asked.save
+    save = iterations if asked.save is None and asked.on_gpu and own else asked.save
     return {
         "save": (save or None) if asked.trains else None,
         "run_dir": asked.run_dir and asked.run_dir.absolute(),
         "cache_dir": asked.cache_dir.absolute(),
-        "profile": checks.profile(asked.profile, iterations, trains=asked.trains, resumed=asked.resume is not None),
+        "profile": checks.profile(asked, iterations),
         "tensorboard": asked.tensorboard,
         "wandb_project": asked.wandb_project or None,
         "mlflow_experiment": asked.mlflow_experiment or None,

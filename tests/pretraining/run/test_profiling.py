@@ -1,5 +1,6 @@
 """A training under the profiler: what it leaves, in both precisions, and what cannot be profiled."""
 
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_what_cannot_be_profiled(flags: tuple[str, ...], words: str) -> None:
 
 def test_a_resumed_run_is_not_profiled() -> None:
     with pytest.raises(UsageError, match="a --resume may leave fewer"):
-        checks.profile(2, 6, trains=True, resumed=True)
+        checks.profile(Namespace(profile=2, resume=Path("run"), trains=True), 6)
 
 
 def test_a_setting_survives_its_flags() -> None:

@@ -9,35 +9,26 @@ from typing import Any
 from pretraining.errors import UsageError
 from pretraining.record import run_folder, schema
 from pretraining.request import footprint, nvfp4_recipe
-from pretraining.request.models import Model
-from pretraining.request.precisions import NEVER, LateSwitch, Precision
+from pretraining.request.precisions import NEVER, LateSwitch
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 
 def recipe(
-    args: argparse.Namespace,
-    model: Model,
-    precision: Precision,
-    emulator: str | None,
-    *,
-    native: bool,
-    layers: int,
-    ends: tuple[int, int],
+    args: argparse.Namespace, emulator: str | None, layers: int, ends: tuple[int, int]
 ) -> nvfp4_recipe.Nvfp4Recipe | None:
     """How NVFP4 trains: as asked for, else as the run that is resumed did; None in another precision.
 
     Args:
-        args: merged, so that `nvfp4` says all that was asked for.
-        native: Transformer Engine's own kernels compute it.
+        args: as in `checks`.
         ends: how many of the first and of the last layers are in BF16.
 
     Raises:
         UsageError: words that the emulator, the engine or the model does not know, or another recipe than the resumed
             run's.
     """
-    if not precision.fp4:
+    if not args.precision.fp4:
         return None
-    facts = _past_precision(args, precision)
+    facts = _past_precision(args)
     past = nvfp4_recipe.Nvfp4Recipe.recorded(facts["ingredients"]) if "ingredients" in facts else None
     found = nvfp4_recipe.Nvfp4Recipe.of({**(past.words() if past else {}), **args.nvfp4})
     if emulator == "reference":
@@ -51,14 +42,14 @@ def recipe(
     if found.chosen_by != nvfp4_recipe.Nvfp4Recipe.chosen_by and not found.four_over_six:
         raise UsageError(f"error={found.chosen_by} is how scale=4over6 chooses; write both, or leave it out")
     if found.in_bf16:
-        if footprint.shape_of(model.hf_config).experts:
+        if footprint.shape_of(args.model.hf_config).experts:
             raise UsageError(
-                f"bf16={found.in_bf16} in --nvfp4: not every layer of {model.name} has {', '.join(PROJECTIONS)}; leave "
-                "it out, or keep whole layers in BF16 (--bf16-head-layers, --bf16-tail-layers)"
+                f"bf16={found.in_bf16} in --nvfp4: not every layer of {args.model.name} has {', '.join(PROJECTIONS)}; "
+                "leave it out, or keep whole layers in BF16 (--bf16-head-layers, --bf16-tail-layers)"
             )
         kept = found.kept_in_bf16.of(layers, range(ends[0], layers - ends[1]))
         found = replace(found, in_bf16=str(kept))
-    if native and (why := not_native(found)):
+    if args.on_gpu and not emulator and (why := not_native(found)):
         raise UsageError(why)
     # Where it switches may change before it has, see `late_switch`.
     if past and replace(past, switch=found.switch) != found and args.trains and not args.sensitivity:
@@ -69,7 +60,7 @@ def recipe(
     return found
 
 
-def _past_precision(args: argparse.Namespace, precision: Precision) -> dict[str, Any]:
+def _past_precision(args: argparse.Namespace) -> dict[str, Any]:
     """The record's facts of precision of the run that is resumed; {} where there is none, or it was in another.
 
     Raises:
@@ -81,7 +72,7 @@ def _past_precision(args: argparse.Namespace, precision: Precision) -> dict[str,
         if name in nvfp4_recipe.TITLES and not nvfp4_recipe.is_spelled(name, value):
             found = f"precision.ingredients.{name} is {schema.shown(value)}, which no run is trained with"
             raise schema.Damaged(run_folder.there(args.resume / run_folder.ENVIRONMENT), found)
-    return facts if facts.get("name") == precision.name else {}
+    return facts if facts.get("name") == args.precision.name else {}
 
 
 def not_of_the_reference(found: nvfp4_recipe.Nvfp4Recipe) -> list[str]:
@@ -101,66 +92,56 @@ def not_native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
 
 
 def late_switch(
-    args: argparse.Namespace,
-    precision: Precision,
-    recipe: nvfp4_recipe.Nvfp4Recipe | None,
-    sizes: dict[str, int],
-    past: int | None,
-    *,
-    on_gpu: bool,
+    args: argparse.Namespace, recipe: nvfp4_recipe.Nvfp4Recipe | None, iterations: int, past: int | None
 ) -> dict[str, Any]:
     """The settings of a late switch: `switch`, which of NVFP4 stands in its recipe, and `switches_at`.
 
     Of a run that trains nothing, it is where it was.
 
     Args:
-        sizes: with `train_iters`.
         past: the iteration of the checkpoint that the run begins with.
 
     Raises:
         UsageError: there is nothing to switch from or to, the run ends before it, or the iterations up to that
             checkpoint were trained otherwise.
     """
-    if not precision.quantized:
+    if not args.precision.quantized:
         if args.switch not in (None, NEVER):
-            raise UsageError(f"--switch leads to a higher precision, and {precision.name} is the highest; leave it out")
+            raise UsageError(
+                f"--switch leads to a higher precision, and {args.precision.name} is the highest; leave it out"
+            )
         return {"switch": None, "switches_at": None}
-    of_past = _past_precision(args, precision)
+    of_past = _past_precision(args)
     said = of_past.get("ingredients", {}).get("switch") or NEVER
     word = (recipe.switch or NEVER) if recipe else args.switch or said
     switch = LateSwitch.of(word)
     if switch:
-        _check_target(switch, args, precision, on_gpu=on_gpu)
+        _check_target(switch, args)
     before = of_past.get("switches_at")
     if not args.trains:
         at = before if switch else None
     else:
-        iterations = sizes["train_iters"]
         at = switch.first(iterations) if switch else None
         if at is not None and at > iterations:
             raise UsageError(
                 f"--switch {switch} comes after the last of {iterations} iterations; lower it, or train longer"
             )
         if past:
-            _check_past(args, precision, (before, said), (at, switch), past)
+            _check_past(args, (before, said), (at, switch), past)
     return {"switch": None if recipe or word == said == NEVER else word, "switches_at": at}
 
 
-def _check_target(switch: LateSwitch, args: argparse.Namespace, precision: Precision, *, on_gpu: bool) -> None:
-    if switch.to == precision.name:
-        raise UsageError(f"--switch {switch} leads from {precision.name} to {precision.name}; leave it out")
-    if not on_gpu and switch.precision and not switch.precision.on_cpu:
+def _check_target(switch: LateSwitch, args: argparse.Namespace) -> None:
+    if switch.to == args.precision.name:
+        raise UsageError(f"--switch {switch} leads from {switch.to} to {switch.to}; leave it out")
+    if not args.on_gpu and switch.precision and not switch.precision.on_cpu:
         raise UsageError(f"--switch {switch}: {switch.to} needs {switch.precision.needs}, and no GPU was found")
     if args.tuned:
         raise UsageError(f"--tuned replays each iteration as it was first, and so cannot --switch {switch}; drop one")
 
 
 def _check_past(
-    args: argparse.Namespace,
-    precision: Precision,
-    theirs: tuple[int | None, str],
-    ours: tuple[int | None, LateSwitch | None],
-    past: int,
+    args: argparse.Namespace, theirs: tuple[int | None, str], ours: tuple[int | None, LateSwitch | None], past: int
 ) -> None:
     """Raise UsageError where the resumed run has switched, up to iteration `past`, and this would have otherwise.
 
@@ -171,7 +152,7 @@ def _check_past(
     to = LateSwitch.read(said).to if then < past else None
     if then != now or (to and to != switch.to):
         raise UsageError(
-            f"--resume {args.resume} trained {then} of its {past} iterations in {precision.name}"
+            f"--resume {args.resume} trained {then} of its {past} iterations in {args.precision.name}"
             f"{f' and the others by {before}:{to}' if to else ''}, and --switch {switch or NEVER} says "
             f"otherwise: write --switch {f'{before}:{to}' if to else f'{past} or later'}"
         )

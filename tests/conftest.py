@@ -17,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from warm_python import WarmPython
 
 PROJECT = Path(__file__).resolve().parents[1]
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: kernels are decorated for one or the other
 SCRIPT = PROJECT / "assets" / "pretrain_llama.py"
+os.environ.setdefault("NUMBA_CACHE_DIR", str(PROJECT / ".cache" / "numba"))  # one for tests and trainings
 _NOT_INHERITED = ("MASTER_PORT", "RANK", "WORLD_SIZE", "TRITON_INTERPRET")
 SECONDS = 240  # for one training; ten times what it takes alone, because the machine may be busy
 
@@ -45,9 +47,31 @@ def environment() -> Callable[..., dict[str, str]]:
     return cpu_environment
 
 
+MEGATRON = """
+from pretraining.megatron import cpu
+cpu.enable()
+import megatron.bridge.training.pretrain
+from pretraining.megatron import bridge_config, changes, weights
+from pretraining.run import run_facts
+"""
+
+
 @pytest.fixture(scope="session")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, subprocess.CompletedProcess[str]]]:
-    """`train("bf16", "--seed", "7")` runs 6 iterations of the tiny model; gives run folder and ended process."""
+def warm() -> Iterator[WarmPython]:
+    """Pythons that have imported what a training does."""
+    python = WarmPython(MEGATRON, cpu_environment())
+    yield python
+    python.close()
+
+
+@pytest.fixture(scope="session")
+def train(
+    tmp_path_factory: pytest.TempPathFactory, warm: WarmPython
+) -> Callable[..., tuple[Path, subprocess.CompletedProcess[str]]]:
+    """`train("bf16", "--seed", "7")` runs 6 iterations of the tiny model; gives run folder and ended process.
+
+    `fresh` starts Python anew, as a user does.
+    """
     tmp_path_factory.getbasetemp()  # pytest makes it on first use, and two threads would make two
 
     def run(
@@ -56,18 +80,18 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path,
         code: int | None = 0,
         folder: Path | None = None,
         python: str = sys.executable,
+        fresh: bool = False,
         **more: str,
     ) -> tuple[Path, subprocess.CompletedProcess[str]]:
         folder = folder or tmp_path_factory.mktemp("train") / precision
-        ended = subprocess.run(
-            [python, *training_command(precision, folder, *flags)[1:]],
-            env=cpu_environment(**more),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        words = training_command(precision, folder, *flags)[1:]
+        if python == sys.executable and not fresh:
+            ended = warm.run(words, cpu_environment(**more), SECONDS)
+        else:
+            ended = subprocess.run(
+                [python, *words], env=cpu_environment(**more), stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, timeout=SECONDS, check=False,
+            )  # fmt: skip
         if code is not None:
             assert ended.returncode == code, ended.stdout[-2000:] + ended.stderr[-2000:]
         return folder, ended

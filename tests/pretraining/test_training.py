@@ -48,13 +48,13 @@ def in_both(train_one: Callable[[str], Path]) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def runs(train) -> dict[str, Path]:
-    """One unbroken run of each precision, with checkpoints after iterations 3 and 6."""
-    return in_both(lambda precision: train(precision, "--save", "3")[0])
+    """One unbroken run of each precision, as a user starts it, with checkpoints after iterations 3 and 6."""
+    return in_both(lambda precision: train(precision, "--save", "3", fresh=True)[0])
 
 
 @pytest.fixture(scope="session")
 def repeats(train) -> dict[str, Path]:
-    """The same again, without checkpoints."""
+    """The same again, without checkpoints and in a Python whose imports were done before."""
     return in_both(lambda precision: train(precision)[0])
 
 

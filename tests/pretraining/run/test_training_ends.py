@@ -38,7 +38,7 @@ def iterations(folder: Path) -> int:
 
 
 def test_a_wrong_flag_is_one_line_and_no_folder(train, tmp_path: Path) -> None:
-    folder, ended = train("bf16", "--model", "tinny", folder=tmp_path / "run", code=2)
+    folder, ended = train("bf16", "--model", "tinny", folder=tmp_path / "run", code=2, fresh=True)
     assert ended.stderr.startswith("pretrain_llama.py: unknown model 'tinny': did you mean tiny?")
     assert ended.stderr.count("\n") == 1 and not folder.exists()
 
@@ -124,17 +124,14 @@ def test_a_killed_training_reads_as_incomplete(start_training, until, tmp_path: 
 
 
 @pytest.fixture
-def train_after(environment, tmp_path: Path):
+def train_after(environment, warm, tmp_path: Path):
     """Runs the training script after the given code has changed something in its process."""
 
     def run(code: str, *flags: str, exits: int = 1) -> tuple[run_folder.Run, str]:
         flags = ("--model", "tiny", "--train-iters", "20", "--global-batch-size", "8", "--data", "mock", *flags)
         lines = f"import pretrain_llama\n{textwrap.dedent(code)}\npretrain_llama.main()"
         folder = tmp_path / "run"
-        ended = subprocess.run(
-            [sys.executable, "-c", lines, *flags, "--run-dir", str(folder)],
-            env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
+        ended = warm.run(["-c", lines, *flags, "--run-dir", str(folder)], environment(), 240)
         assert ended.returncode == exits, ended.stderr[-2000:]
         return run_folder.read_run(folder), ended.stdout + ended.stderr
 

@@ -18,14 +18,10 @@ _SCRIPT = Path(__file__).with_name("device_sampler.py")
 
 
 class Sampler:
-    """The sampler of this machine; nothing that happens to it reaches the training.
-
-    Attributes:
-        core_share: of one processor core, what sampling took; None until `stop`, and where it did not say.
-    """
+    """The sampler of this machine; nothing that happens to it reaches the training."""
 
     def __init__(self, file: Path, devices: dict[int, str]) -> None:
-        self.core_share: float | None = None
+        self.core_share: float | None = None  # of one processor core, what sampling took; None where it did not say
         self._said = b""
         self._names = {"used": Peak.USED, "process": Peak.HELD if devices else Peak.RESIDENT_OF_ALL}
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,10 +62,6 @@ def start(run_dir: Path, *, on_gpu: bool) -> Sampler | None:
     """Start sampling where this process is the first of its machine, None elsewhere.
 
     Every machine writes a file of its own, because several that append to one over a network would tear its lines.
-
-    Args:
-        run_dir: the run folder.
-        on_gpu: whether training runs on GPUs; on a CPU resident memory is what there is.
     """
     rank, local = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     if local != 0:

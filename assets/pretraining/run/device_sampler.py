@@ -116,14 +116,10 @@ class Gpu:
 
 
 class Second:
-    """The samples of one device since its last line, and what lasts from line to line.
-
-    Attributes:
-        largest: the largest figures so far: "used" of the device, "process" of the training on it.
-    """
+    """The samples of one device since its last line, and what lasts from line to line."""
 
     def __init__(self, device: Cpu | Gpu) -> None:
-        self.largest: dict[str, int] = {}
+        self.largest: dict[str, int] = {}  # so far: "used" of the device, "process" of the training on it
         self._device = device
         self._samples: list[Sample] = []
 
@@ -153,15 +149,9 @@ def _largest(values: Iterable[int | None]) -> int | None:
 
 
 def run(devices: Sequence[Cpu | Gpu], file: TextIO, wait: Callable[[float], bool]) -> dict[str, int]:
-    """Sample until told to stop, a line a second and device, flushed.
+    """Sample until told to stop, a line a second and device, flushed; returns the largest figures of `Second`.
 
-    Args:
-        devices: what to sample.
-        file: takes the lines.
-        wait: sleeps so many seconds and says whether to go on.
-
-    Returns:
-        The largest figures: "used" of a device and "process" of the training on one.
+    `wait` sleeps so many seconds and says whether to go on.
     """
     seconds = [Second(device) for device in devices]
     due = began = time.monotonic()

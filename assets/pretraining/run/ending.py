@@ -27,7 +27,7 @@ from pretraining.record import ends, lock, run_folder
 from pretraining.record.ends import Strength
 from pretraining.record.run_folder import Peak, Verdict
 from pretraining.request.flags import PROJECT, RUNS
-from pretraining.request.precisions import PRECISIONS, LateSwitch
+from pretraining.request.precisions import PRECISIONS
 from pretraining.request.settings import Settings
 from pretraining.run.signals import SaveFirst
 
@@ -121,45 +121,38 @@ def check_capability(chosen: Settings) -> None:
     """Raise UsageError where this GPU or engine has no kernels for the precision, before Megatron is imported."""
     import torch
 
-    capability, emulated = torch.cuda.get_device_capability(), bool(chosen.emulate)
-    if not chosen.precision.trains_on(capability, emulate=emulated):
-        also = ", or --emulate" if chosen.precision.trains_on(capability, emulate=True) else ""
+    capability, row, emulated = torch.cuda.get_device_capability(), chosen.precision, bool(chosen.emulate)
+    version = f"{capability[0]}.{capability[1]}"
+    if not row.trains_on(capability, emulate=emulated):
+        also = ", or --emulate" if row.trains_on(capability, emulate=True) else ""
         works = [name for name, row in PRECISIONS.items() if row.trains_on(capability)]
         raise UsageError(
-            f"{chosen.precision.name} needs {chosen.precision.needs}; this is {torch.cuda.get_device_name()} with "
-            f"{capability[0]}.{capability[1]}: it trains in {', '.join(works) or 'none of the precisions here'}{also}"
+            f"{row.name} needs {row.needs}; this is {torch.cuda.get_device_name()} with {version}: it trains in "
+            f"{', '.join(works) or 'none of the precisions here'}{also}"
         )
-    found = packages.installed().get("transformer-engine", "none")
-    if chosen.precision.fp4 and not chosen.emulate and not packages.engine_has(packages.NVFP4):
-        raise UsageError(
-            f"{chosen.precision.name} needs Transformer Engine {packages.dotted(packages.NVFP4)}, and {found} is here: "
-            f"{packages.image_with(packages.NVFP4)}"
-        )
-    if chosen.precision.is_probed(capability, emulate=emulated) and not packages.engine_has(packages.PROBED):
-        raise UsageError(
-            f"{chosen.precision.name} on compute capability {capability[0]}.{capability[1]} needs Transformer Engine "
-            f"{packages.dotted(packages.PROBED)}, and {found} is here: {packages.image_with(packages.PROBED)}"
-            f"{', or --emulate (EMULATE=1)' if chosen.precision.fp4 else ''}"
-        )
-    if chosen.late_switch:
-        chosen.late_switch.check(chosen.precision, capability)
-        _require_hybrid(chosen.late_switch, emulated=emulated, found=found)
-    chooses = chosen.nvfp4 and chosen.nvfp4.four_over_six and not chosen.emulate
-    if chooses and not packages.engine_has(packages.FOUR_OVER_SIX):
-        raise UsageError(
-            f"scale={chosen.nvfp4.words()['scale']} needs Transformer Engine "
-            f"{packages.dotted(packages.FOUR_OVER_SIX)}, and {found} is here, which would ignore it: "
-            f"{packages.image_with(packages.FOUR_OVER_SIX)}; --emulate (EMULATE=1) needs no such kernels"
-        )
+    if row.fp4 and not emulated:
+        _require_engine(packages.NVFP4, row.name)
+    if row.is_probed(capability, emulate=emulated):
+        also = ", or --emulate (EMULATE=1)" if row.fp4 else ""
+        _require_engine(packages.PROBED, f"{row.name} on compute capability {version}", also)
+    emulation = "--emulate (EMULATE=1) needs no such kernels"
+    if switch := chosen.late_switch:
+        switch.check(row, capability)
+        if switch.to == "forward" and not emulated:
+            also = f"; --switch {switch._replace(to='bf16')} works, and NVFP4 with {emulation}"
+            _require_engine(packages.HYBRID, f"--switch {switch}", also)
+    if chosen.nvfp4 and chosen.nvfp4.four_over_six and not emulated:
+        also = f"; this one would ignore it, and {emulation}"
+        _require_engine(packages.FOUR_OVER_SIX, f"scale={chosen.nvfp4.words()['scale']}", also)
 
 
-def _require_hybrid(switch: LateSwitch, *, emulated: bool, found: str) -> None:
-    """Raise UsageError where a native switch of the forward pass needs a newer Transformer Engine than `found`."""
-    if switch.to == "forward" and not emulated and not packages.engine_has(packages.HYBRID):
+def _require_engine(least: tuple[int, ...], what: str, also: str = "") -> None:
+    """Raise UsageError where this Transformer Engine is older than `what` needs: `also` is what else would do."""
+    if not packages.engine_has(least):
+        found = packages.installed().get("transformer-engine", "none")
         raise UsageError(
-            f"--switch {switch} needs Transformer Engine {packages.dotted(packages.HYBRID)}, and {found} is here "
-            f"(nemo:26.08 has 2.17): --switch {switch._replace(to='bf16')} works, and NVFP4 with --emulate (EMULATE=1) "
-            "needs no such kernels"
+            f"{what} needs Transformer Engine {packages.dotted(least)}, and {found} is here: "
+            f"{packages.image_with(least)}{also}"
         )
 
 
@@ -209,25 +202,15 @@ def asked_for(train: TrainingConfig, run: RunEnd) -> Iterator[None]:
 
 
 class RunEnd:
-    """Turns the end of a training into its outcome.
-
-    Attributes:
-        folder: the run folder.
-        rank: of this process; rank 0 reports a success, any rank its failure.
-        partners: whether torch.distributed.run started other processes beside this one.
-        telemetry: set once training is about to start.
-        sampler: of this machine, where this process started it.
-        plugin: the user's file, whose line a cause names, or None.
-        saving: what a signal does while it trains, where the run keeps checkpoints.
-    """
+    """Turns the end of a training into its outcome. Rank 0 reports a success, any rank its failure."""
 
     def __init__(self, folder: Path, rank: int, plugin: Path | None = None) -> None:
-        self.folder = folder
-        self.rank = rank
-        self.plugin = plugin
+        self.folder, self.rank = folder, rank
+        self.plugin = plugin  # the user's file, whose line a cause names
+        # Whether torch.distributed.run started other processes beside this one.
         self.partners = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
-        self.telemetry: Telemetry | None = None
-        self.sampler: Sampler | None = None
+        self.telemetry: Telemetry | None = None  # set once training is about to start
+        self.sampler: Sampler | None = None  # of this machine, where this process started it
         self.saving = SaveFirst()
         self._began = time.monotonic()
 
@@ -300,18 +283,16 @@ class RunEnd:
 def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
     """The verdict, a one-line cause that says what to do, and the exit code that an exception stands for.
 
-    Args:
-        error: what ended the training.
-        folder: the run folder, on whose disk checkpoints are written.
+    `folder` is the run's, on whose disk checkpoints are written.
     """
     first_line = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, KeyboardInterrupt):
         return Verdict.INTERRUPTED, f"interrupted by {first_line or 'SIGINT'}", INTERRUPTED
     if isinstance(error, UsageError):
         return Verdict.FAILED, str(error), 2
-    if isinstance(error, EndedEarly):
-        return (Verdict.INTERRUPTED, str(error), INTERRUPTED) if error.asked else (Verdict.FAILED, str(error), 1)
-    if isinstance(error, WrongKernels):
+    if isinstance(error, EndedEarly) and error.asked:
+        return Verdict.INTERRUPTED, str(error), INTERRUPTED
+    if isinstance(error, EndedEarly | WrongKernels):
         return Verdict.FAILED, str(error), 1
     end, _ = ends.raised(str(error))
     if isinstance(error, Diverged) or end.verdict is Verdict.DIVERGED:

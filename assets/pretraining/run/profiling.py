@@ -27,11 +27,6 @@ class Profiler(Callback):
 
     Call its methods after telemetry's: the device is then synchronised at the end of every step, so that no kernel of
     one lies in the next, and writing the trace is in no step time.
-
-    Args:
-        settings: the resolved command line; `profile` is set.
-        run_dir: the run folder.
-        on_gpu: whether there are kernels to record.
     """
 
     def __init__(self, settings: Settings, run_dir: Path, *, on_gpu: bool) -> None:

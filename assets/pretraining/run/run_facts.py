@@ -25,16 +25,7 @@ if TYPE_CHECKING:
 
 
 class EnvironmentFile:
-    """The run folder's `environment.json`: rank 0 writes it before the model exists, and again when it does.
-
-    Args:
-        folder: the run folder.
-        settings: the resolved command line.
-        on_gpu: whether training runs on a GPU.
-        processes: the world size.
-        builtin: the built-in text where the run uses it.
-        writes: whether this process is rank 0.
-    """
+    """The run folder's `environment.json`: rank 0, which `writes`, does so before the model exists, and again then."""
 
     def __init__(
         self,
@@ -70,22 +61,15 @@ class EnvironmentFile:
         self._write()
 
     def complete(self, context: CallbackContext, sampling: dict[str, Any], changed: dict[str, Any]) -> None:
-        """Add what is known of the built model. Every process must call it.
+        """Add what is known of the built model, whose `context` is `on_train_start`'s. Every process must call it.
 
-        Args:
-            context: of `on_train_start`.
-            sampling: what rank 0's device sampler says of itself.
-            changed: parity facts of what the user changed.
+        `sampling` is what rank 0's device sampler says of itself, `changed` the parity facts of the user's changes.
         """
         data = identify_data(self._settings, self._builtin) if self._writes else ""  # it reads the whole index
         facts = parity_facts(self._settings, self._known["device"], context, data) | changed
         if self._writes:
-            self.add(
-                sampling=sampling,
-                parity=facts,
-                context=context_facts(self._settings, context),
-                flops_per_token=flops_per_token(context),
-            )
+            about = context_facts(self._settings, context)
+            self.add(sampling=sampling, parity=facts, context=about, flops_per_token=flops_per_token(context))
 
     def add(self, **facts: Any) -> None:
         """Add what came to be known since."""
@@ -134,21 +118,29 @@ def describe_device(on_gpu: bool) -> dict[str, Any]:
 
 def _driver() -> str | None:
     """The NVIDIA kernel driver's version, as the driver itself says."""
-    try:
-        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
-            found = re.search(r"\b(\d+\.\d+(\.\d+)?)\b", file.readline())
-    except OSError:
-        return None
-    return found[1] if found else None
+    return _said("/proc/driver/nvidia/version", r"\A.*?\b(\d+\.\d+(\.\d+)?)\b")
 
 
 def _cpu_name() -> str:
+    return _said("/proc/cpuinfo", r"(?m)^model name\s*: *(.*\S)") or platform.processor() or platform.machine()
+
+
+def _said(file: str, pattern: str) -> str | None:
+    """What the first group of a pattern finds in a file of the kernel's, None where there is no such file."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        found = re.search(pattern, Path(file).read_text(encoding="utf-8", errors="replace"))
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        return None
+    return found and found[1]
+
+
+# Parity facts that have the names of what they are read from.
+_OF_MODEL = (
+    *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "vocab_size"),
+    *("sequence_parallel", "transformer_impl"),
+)
+_OF_TRAINING = ("global_batch_size", "micro_batch_size", "train_iters")
+_PACKAGES = ("torch", "megatron-bridge", "megatron-core", "transformer-engine")
 
 
 def parity_facts(
@@ -156,11 +148,7 @@ def parity_facts(
 ) -> dict[str, Any]:
     """The facts that must be equal in two runs for them to have done the same work (flat, name to value).
 
-    Args:
-        settings: the resolved command line.
-        device: what `describe_device` gave.
-        context: of `on_train_start`: the resolved config and the built model.
-        data_identity: names the data by content, see `identify_data`.
+    `device` and `data_identity` are what `describe_device` and `identify_data` gave, `context` is `on_train_start`'s.
     """
     config = context.state.cfg
     model, optimizer = config.model, config.optimizer
@@ -168,16 +156,9 @@ def parity_facts(
     return {
         "model": settings.model.name,
         "parameters": _parameters(context),
-        "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "ffn_hidden_size": model.ffn_hidden_size,
-        "num_attention_heads": model.num_attention_heads,
-        "num_query_groups": model.num_query_groups,
-        "vocab_size": model.vocab_size,
+        **{name: getattr(model, name) for name in _OF_MODEL},
         "sequence_length": model.seq_length,
-        "global_batch_size": config.train.global_batch_size,
-        "micro_batch_size": config.train.micro_batch_size,
-        "train_iters": config.train.train_iters,
+        **{name: getattr(config.train, name) for name in _OF_TRAINING},
         "warmup_iters": config.scheduler.lr_warmup_iters,
         "decay_iters": config.scheduler.lr_decay_iters,
         "decay_style": config.scheduler.lr_decay_style,
@@ -193,19 +174,12 @@ def parity_facts(
         "pipeline_parallel": model.pipeline_model_parallel_size,
         "context_parallel": model.context_parallel_size,
         "world_size": torch.distributed.get_world_size(),
-        "sequence_parallel": model.sequence_parallel,
-        "transformer_impl": model.transformer_impl,
         "attention_backend": getattr(model.attention_backend, "name", model.attention_backend),
         "cuda_graphs": model.cuda_graph_impl,
         "recompute": model.recompute_granularity,
         "device": device["name"],
-        "driver": device.get("driver"),
-        "cuda": device.get("cuda"),
-        "threads": device.get("threads"),
-        "torch": found.get("torch"),
-        "megatron_bridge": found.get("megatron-bridge"),
-        "megatron_core": found.get("megatron-core"),
-        "transformer_engine": found.get("transformer-engine"),
+        **{name: device.get(name) for name in ("driver", "cuda", "threads")},
+        **{name.replace("-", "_"): found.get(name) for name in _PACKAGES},
         **({"weights": settings.weights} if settings.weights else {}),
         **({"finetune": settings.finetune} if settings.finetune else {}),
         **({"engine_switches": " ".join(settings.engine_switches)} if settings.engine_switches else {}),
@@ -213,12 +187,7 @@ def parity_facts(
 
 
 def context_facts(settings: Settings, context: CallbackContext) -> dict[str, Any]:
-    """What a precision or its emulation changes of itself, or no step feels (flat): listed, never refused.
-
-    Args:
-        settings: the resolved command line.
-        context: of `on_train_start`.
-    """
+    """What a precision or its emulation changes of itself, or no step feels (flat): listed, never refused."""
     config = context.state.cfg
     stored = str(config.model.params_dtype).removeprefix("torch.")
     return {

@@ -28,13 +28,7 @@ if TYPE_CHECKING:
 
 
 class Sensitivity(Callback):
-    """Measures the products of this process's layers; every process must have one.
-
-    Args:
-        settings: the resolved command line; `sensitivity` is set.
-        run_dir: the run folder.
-        on_gpu: whether Transformer Engine's layers compute, with the emulation's quantizers.
-    """
+    """Measures the products of this process's layers; every process must have one."""
 
     def __init__(self, settings: Settings, run_dir: Path, *, on_gpu: bool) -> None:
         self._settings, self._folder, self._on_gpu = settings, run_dir, on_gpu

@@ -26,18 +26,12 @@ SAME_KEY_SECONDS = 1.0  # a terminal and torch.distributed.run both pass one Ctr
 
 
 class SaveFirst:
-    """What a signal does while the training loop runs.
-
-    Attributes:
-        active: from the first iteration until `end`.
-        signal: the name of the one that came, "" where it came to another process.
-        problem: why the run cannot go on, where that is what ends it.
-    """
+    """What a signal does while the training loop runs."""
 
     def __init__(self) -> None:
-        self.active = False
-        self.signal = ""
-        self.problem: OSError | None = None
+        self.active = False  # from the first iteration until `end`
+        self.signal = ""  # the name of the one that came, "" where it came to another process
+        self.problem: OSError | None = None  # why the run cannot go on, where that is what ends it
         self._flag: Callable[[int, FrameType | None], object] = lambda *_: None
         self._came = 0.0
         self._at_once: Callable[[int, FrameType | None], object] = signal.default_int_handler

@@ -45,10 +45,8 @@ class AttentionTime:
     def watch(self, chunks: list[torch.nn.Module], config: Any) -> None:
         """Hook the module of that name; a stage of another architecture may have none.
 
-        Args:
-            chunks: this process's parts of the model.
-            config: Megatron's TransformerConfig. Nothing is timed where the sequence is split, because attention then
-                waits for the others, nor where layers differ in their attention.
+        Nothing is timed where the sequence is split, because attention then waits for the others, nor where layers
+        differ in their attention; `config`, Megatron's TransformerConfig, says so.
         """
         unlike = ("window_attn_skip_freq", "heterogeneous_block_specs")
         if config.context_parallel_size > 1 or any(getattr(config, name, None) for name in unlike):
@@ -69,10 +67,7 @@ class AttentionTime:
         self._calls = None
 
     def settled(self) -> dict[str, float | None]:
-        """The steps' median `attention_s` (seconds a call) and their quartiles `attention_low_s`, `attention_high_s`.
-
-        None of each where there are too few steps.
-        """
+        """The quartiles of the steps, in seconds a call; None of each where there are too few steps."""
         seconds = self._seconds[SKIPPED:]
         names = ("attention_low_s", "attention_s", "attention_high_s")
         quartiles = statistics.quantiles(seconds, method="inclusive") if len(seconds) >= ENOUGH else (None,) * 3

@@ -18,12 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Copier:
+class Copier(NamedTuple):
     """The copying child, and the pipe that tells it to end."""
 
     process: int
@@ -31,11 +30,7 @@ class Copier:
 
 
 def tee(*logs: Path) -> Copier:
-    """Start copying this process's stdout and stderr to `logs` too. Call before threads exist (before torch).
-
-    Returns:
-        What `finish` ends.
-    """
+    """Start copying this process's stdout and stderr to `logs` too. Call before threads exist (before torch)."""
     read_end, write_end = os.pipe()
     told, tell = os.pipe()
     targets = [os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) for log in logs]
@@ -60,12 +55,10 @@ def tee(*logs: Path) -> Copier:
     return Copier(child, tell)
 
 
-def finish(copier: Copier, seconds: float | None = None) -> None:
-    """Flush, tell the child to stop at the end of what was written, and wait until it has.
+def finish(copier: Copier, seconds: float = math.inf) -> None:
+    """Flush, tell the child to stop at the end of what was written, and wait until it has, for `seconds` at most.
 
-    Args:
-        copier: what `tee` gave.
-        seconds: at most, where given; a child that still waits for its reader then goes on by itself.
+    A child that still waits for its reader then goes on by itself.
     """
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -76,7 +69,7 @@ def finish(copier: Copier, seconds: float | None = None) -> None:
     os.close(nowhere)
     with contextlib.suppress(ChildProcessError, BrokenPipeError):
         os.write(copier.told, b"end")
-        deadline = time.monotonic() + (math.inf if seconds is None else seconds)
+        deadline = time.monotonic() + seconds
         while os.waitpid(copier.process, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -108,10 +101,9 @@ def _chunks(source: int, told: int) -> Iterator[bytes]:
             watched.discard(told)
             if os.read(told, 1):  # else the process was killed: its children may still write, until the pipe ends
                 os.set_blocking(source, False)  # an empty pipe then raises
-        try:
+        chunk = b""
+        with contextlib.suppress(BlockingIOError):
             chunk = os.read(source, 1 << 16)
-        except BlockingIOError:
-            return
         if not chunk:
             return
         yield chunk

@@ -33,34 +33,26 @@ class Telemetry(Callback):
         on_start: called on every process with the training context, when model and optimizer exist.
         on_end: called on every process when the last iteration is over.
         on_full: called when the disk takes no line; where it answers True, training saves and ends by itself.
-
-    Attributes:
-        iterations: completed iterations, counted from the start of training and not of this process.
-        peaks: the largest of all processes in bytes, filled in when training ends.
-        slowest_rank: see `stragglers.OwnTime.slowest`, filled in when training ends.
     """
 
     def __init__(
         self,
         run_dir: Path,
         on_start: Callable[[CallbackContext], None],
-        on_end: Callable[[], None] = lambda: None,
-        on_full: Callable[[OSError], bool] = lambda _: False,
+        on_end: Callable[[], None],
+        on_full: Callable[[OSError], bool],
     ) -> None:
         self._run_dir = run_dir
-        self._on_start = on_start
-        self._on_end = on_end
-        self._on_full = on_full
+        self._on_start, self._on_end, self._on_full = on_start, on_end, on_full
         self._writer: run_folder.MetricsWriter | None = None
         self._learning_rate: float | None = None
         self._began = 0.0
         self._own = stragglers.OwnTime()
-        self.iterations = 0
-        self.peaks: dict[Peak, int] = {}
-        self.slowest_rank: dict[str, Any] | None = None
+        self.iterations = 0  # completed, counted from the start of training and not of this process
+        self.peaks: dict[Peak, int] = {}  # the largest of all processes in bytes; filled in when training ends
+        self.slowest_rank: dict[str, Any] | None = None  # see `stragglers.OwnTime.slowest`; filled in when it ends
 
     def on_train_start(self, context: CallbackContext) -> None:
-        """Open the metrics file on the writing process."""
         self.iterations = context.state.train_state.step
         if _has_loss():
             self._writer = run_folder.MetricsWriter(self._run_dir / run_folder.METRICS)
@@ -88,21 +80,19 @@ class Telemetry(Callback):
         if self._writer is None:
             return
         loss = _number((context.loss_dict or {}).get("lm loss"))
+        finite = loss is None or math.isfinite(loss)
         self._write(
-            {
-                "kind": "train",
-                "iteration": self.iterations,
-                "loss": _finite(loss),
-                "step_time_s": round(step_time, 6),
-                "grad_norm": _finite(_number(context.grad_norm)),
-                "learning_rate": self._learning_rate,
-                "global_batch_size": get_current_global_batch_size(),  # which grows with `rampup_batch_size`
-                "skipped": bool(context.skipped_iter),
-                "finite": loss is None or math.isfinite(loss),
-                "time": round(time.time(), 3),
-            }
+            kind="train",
+            iteration=self.iterations,
+            loss=_finite(loss),
+            step_time_s=round(step_time, 6),
+            grad_norm=_finite(_number(context.grad_norm)),
+            learning_rate=self._learning_rate,
+            global_batch_size=get_current_global_batch_size(),  # which grows with `rampup_batch_size`
+            skipped=bool(context.skipped_iter),
+            finite=finite,
         )
-        if loss is not None and not math.isfinite(loss):
+        if not finite:
             raise Diverged(f"the loss is {loss} at iteration {self.iterations}")
 
     def on_train_end(self, context: CallbackContext) -> None:
@@ -122,13 +112,11 @@ class Telemetry(Callback):
     def _write_evaluation(self, split: str, context: CallbackContext) -> None:
         loss = _number((context.total_loss_dict or {}).get("lm loss"))
         if self._writer is not None and loss is not None:
-            step = context.state.train_state.step
-            line = {"kind": "eval", "split": split, "iteration": step, "loss": _finite(loss)}
-            self._write({**line, "time": round(time.time(), 3)})
+            self._write(kind="eval", split=split, iteration=context.state.train_state.step, loss=_finite(loss))
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, **line: Any) -> None:
         try:
-            self._writer.write(line)
+            self._writer.write({**line, "time": round(time.time(), 3)})
         except OSError as error:
             if error.errno not in FULL_DISK or not self._on_full(error):
                 raise
@@ -158,12 +146,11 @@ def _largest_of_all(found: dict[Peak, int]) -> dict[Peak, int]:
 def _has_loss() -> bool:
     from megatron.core import parallel_state
 
-    last_stage = parallel_state.is_pipeline_last_stage()
-    first_of_its_kind = (
-        parallel_state.get_tensor_model_parallel_rank() == 0
+    return (
+        parallel_state.is_pipeline_last_stage()
+        and parallel_state.get_tensor_model_parallel_rank() == 0
         and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
     )
-    return last_stage and first_of_its_kind
 
 
 def _number(value: Any) -> float | None:

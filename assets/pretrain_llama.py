@@ -11,7 +11,6 @@ Exit codes: 0 trained, 1 failed, 2 wrong usage, 130 interrupted. What the folder
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -229,7 +228,7 @@ def main() -> int:
         code = run.failed(error)
     writers.finish(chosen, succeeded=code == 0)
     ending.settled(code)
-    tee.finish(copier, ending.PATIENCE_SECONDS if code == ending.INTERRUPTED else math.inf)
+    tee.finish(copier, ending.PATIENCE_SECONDS if code == ending.INTERRUPTED else None)
     ending.leave(code)
 
 

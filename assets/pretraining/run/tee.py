@@ -55,10 +55,10 @@ def tee(*logs: Path) -> Copier:
     return Copier(child, tell)
 
 
-def finish(copier: Copier, seconds: float = math.inf) -> None:
-    """Flush, tell the child to stop at the end of what was written, and wait until it has, for `seconds` at most.
+def finish(copier: Copier, seconds: float | None = None) -> None:
+    """Flush, tell the child to stop at the end of what was written, and wait until it has.
 
-    A child that still waits for its reader then goes on by itself.
+    For `seconds` at most, where given; a child that still waits for its reader then goes on by itself.
     """
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -69,7 +69,7 @@ def finish(copier: Copier, seconds: float = math.inf) -> None:
     os.close(nowhere)
     with contextlib.suppress(ChildProcessError, BrokenPipeError):
         os.write(copier.told, b"end")
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + (math.inf if seconds is None else seconds)
         while os.waitpid(copier.process, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.02)
 

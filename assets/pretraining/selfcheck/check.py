@@ -6,9 +6,10 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +39,16 @@ _HOME = re.compile(r"/(?:home|Users)/([\w.-]+)")
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison.
+    """One comparison."""
 
-    Attributes:
-        name: of the tensor, or of what was measured.
-        mode, side: "" where they mean nothing.
-        equal: False where something differs; a zero's other sign does not count.
-        problem: the first difference in words.
-        cause: what explains all of the differences, where something does.
-        details: for the file.
-        failure: why the comparison could not be made; nothing is said of the numbers then.
-    """
-
-    name: str
-    mode: str
+    name: str  # of the tensor, or of what was measured
+    mode: str  # "" where it means nothing, as `side` then is
     side: str
-    equal: bool
-    problem: str = ""
-    cause: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-    failure: str = ""
+    equal: bool  # False where something differs; a zero's other sign does not count
+    problem: str = ""  # the first difference in words
+    cause: str = ""  # what explains all of the differences, where something does
+    details: dict[str, Any] = field(default_factory=dict)  # for the file
+    failure: str = ""  # why the comparison could not be made; nothing is said of the numbers then
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value not in ("", {})}
@@ -69,7 +60,6 @@ def everything(
     """Each comparison, as it is made.
 
     Args:
-        native, ours: the two sides.
         vectors: Transformer Engine's reference results, see tests/vectors.
         device: where ours computes; the native side takes matrices from anywhere.
         shapes, drawn, draws: of random matrices; of those for stochastic rounding, and how often.
@@ -106,7 +96,7 @@ def random_tensors(shapes: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, T
 
 def exact(name: str, x: Tensor, mode: Rounding, native: Native, ours: Ours, device: str) -> Iterator[Result]:
     """Native codes, block scales and amax of both sides against the specification, and our kernels against it."""
-    specified, matrices = engines.specified(x, mode), dict(zip(SIDES, engines.matrices(x), strict=True))
+    specified, matrices = engines.specified(x, mode), engines.matrices(x)
 
     def of_native(side: str, stored: engines.Stored) -> Iterator[Result]:
         yield _one_side(name, mode, side, stored, specified[side], matrices[side])
@@ -154,7 +144,7 @@ def _one_side(
         details["zeros_of_other_sign"] = signs
     if not found:
         return Result(name, mode.name, side, True, NEAR if signs else "", details=details)
-    cause = deviations.cause_of(native, stored, specified, matrix, of_side) or ""
+    cause = deviations.cause_of(native, matrix, of_side)
     return Result(name, mode.name, side, False, "; ".join(map(str, found)), cause, details)
 
 
@@ -184,7 +174,7 @@ def stochastic(x: Tensor, mode: Rounding, native: Native, ours: Ours, device: st
     specified = engines.specified(x, mode)
     name = f"{draws} draws of {x.shape[0]}x{x.shape[1]}"
     scaled = {}
-    for side, matrix in zip(SIDES, engines.matrices(x), strict=True):
+    for side, matrix in engines.matrices(x).items():
         rotated = nvfp4.random_hadamard_transform(matrix) if mode.rht and side == "columns" else matrix
         expected = specified[side]
         scaled[side] = nvfp4.scale_elements(rotated.float(), expected.scales, nvfp4.encode_scale(expected.amax))
@@ -193,10 +183,9 @@ def stochastic(x: Tensor, mode: Rounding, native: Native, ours: Ours, device: st
         read = [engines.read(each, *scaled[side].shape) for each in drawn]
         yield _judged(name, mode, side, [nvfp4.decode(nvfp4.unpack(each.codes)) for each in read], scaled[side])
         found = [d for each in read for d in deviations.differences(each, specified[side]) if d.part != "codes"]
-        yield Result(
-            name, mode.name, f"{side}: scales", not found, str(found[0]) if found else "",
-            details={"differences": [asdict(found[0])]} if found else {},
-        )  # fmt: skip
+        details = {"differences": [asdict(found[0])]} if found else {}
+        problem = str(found[0]) if found else ""
+        yield Result(name, mode.name, f"{side}: scales", not found, problem, details=details)
 
     def of_ours(side: str, drawn: list[Operand]) -> Iterator[Result]:
         scales = specified[side].scales.float().repeat_interleave(BLOCK, dim=1)
@@ -205,17 +194,14 @@ def stochastic(x: Tensor, mode: Rounding, native: Native, ours: Ours, device: st
         same = all(torch.equal(each.scale.float(), specified[side].tensor_scale) for each in drawn)
         yield Result(name, mode.name, f"{OURS}{side}: tensor scale", same, "" if same else "the tensor scale differs")
 
-    yield from _both_sides(
-        name, mode, "", lambda: _by_side([native.quantize(x, mode) for _ in range(draws)]), of_native
-    )
-    yield from _both_sides(
-        name, mode, OURS, lambda: _by_side([ours.kernels(x.to(device), mode, seed) for seed in range(draws)]), of_ours
-    )
+    def all_draws(draw: Callable[[int], dict[str, Any]]) -> dict[str, list[Any]]:
+        drawn = [draw(seed) for seed in range(draws)]
+        return {side: [each[side] for each in drawn] for side in SIDES if all(side in each for each in drawn)}
 
-
-def _by_side(drawn: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The draws of each side that all of them have."""
-    return {side: [each[side] for each in drawn] for side in SIDES if all(side in each for each in drawn)}
+    draw_native = partial(all_draws, lambda _: native.quantize(x, mode))
+    draw_ours = partial(all_draws, lambda seed: ours.kernels(x.to(device), mode, seed))
+    yield from _both_sides(name, mode, "", draw_native, of_native)
+    yield from _both_sides(name, mode, OURS, draw_ours, of_ours)
 
 
 def _judged(name: str, mode: Rounding, side: str, values: list[Tensor], scaled: Tensor) -> Result:

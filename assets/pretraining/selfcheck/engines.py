@@ -22,19 +22,12 @@ SCALE_ROWS, SCALE_COLUMNS = 128, 4  # what Transformer Engine pads block scales 
 
 
 class Stored(NamedTuple):
-    """One side of a quantized matrix as Transformer Engine keeps it (`NVFP4TensorStorage`).
+    """One side of a quantized matrix as Transformer Engine keeps it (`NVFP4TensorStorage`)."""
 
-    Attributes:
-        codes: uint8 of shape (rows, K / 2), packed; of the columns' side, of the transpose.
-        scales: uint8, bits of E4M3, of shape (rows, K / 16) padded to multiples of 128 and 4.
-        amax: float32 of shape (1,).
-        swizzled: the scales are said to be in the order of cuBLAS's tiles.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    amax: Tensor
-    swizzled: bool = False
+    codes: Tensor  # uint8 of shape (rows, K / 2), packed; of the columns' side, of the transpose
+    scales: Tensor  # uint8, bits of E4M3, of shape (rows, K / 16) padded to multiples of 128 and 4
+    amax: Tensor  # float32 of shape (1,)
+    swizzled: bool = False  # the scales are said to be in the order of cuBLAS's tiles
 
 
 class Native(Protocol):
@@ -52,14 +45,9 @@ class LayoutError(Exception):
 
 
 def read(stored: Stored, rows: int, columns: int) -> QuantizedMatrix:
-    """One side as the specification has it, on the CPU, without padding.
+    """One side as the specification has it, on the CPU, without padding. Raises LayoutError.
 
-    Args:
-        stored: from `Native.quantize`.
-        rows, columns: of the side's matrix, which for columns is the transpose.
-
-    Raises:
-        LayoutError: what was found, and what belongs there.
+    `rows` and `columns` are of the side's matrix, which for columns is the transpose.
     """
     padded = _up(rows, SCALE_ROWS), _up(columns // BLOCK, SCALE_COLUMNS)
     for name, found, wanted in (
@@ -146,17 +134,14 @@ class Ours:
 def specified(x: Tensor, mode: Rounding) -> dict[str, QuantizedMatrix]:
     """Both sides as the specification rounds them to nearest, on the CPU. Columns are padded to whole blocks."""
     folded, nearest = packages.folds_block_scale(), replace(mode, stochastic=False)
-    rows, columns = matrices(x)
-    return {
-        "rows": nvfp4.quantize(rows, nearest.of_rows, folded=folded),
-        "columns": nvfp4.quantize(columns, nearest, folded=folded),
-    }
+    how = {"rows": nearest.of_rows, "columns": nearest}
+    return {side: nvfp4.quantize(matrix, how[side], folded=folded) for side, matrix in matrices(x).items()}
 
 
-def matrices(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the two sides quantize: x, and the transpose of x with its rows padded by zeros to a multiple of 16."""
+def matrices(x: Tensor) -> dict[str, Tensor]:
+    """What each side quantizes, on the CPU: x, and the transpose of x with its rows padded to a multiple of 16."""
     x = x.cpu()
-    return x, padded(x).T.contiguous()
+    return {"rows": x, "columns": padded(x).T.contiguous()}
 
 
 def padded(x: Tensor) -> Tensor:

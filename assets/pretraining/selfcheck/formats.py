@@ -19,7 +19,7 @@ from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, E4M3_MAX, FOUR_OVER_SIX_MAX
 from pretraining.request.nvfp4_recipe import Rounding
 from pretraining.selfcheck import engines
-from pretraining.selfcheck.engines import SIDES, LayoutError
+from pretraining.selfcheck.engines import LayoutError
 
 ULPS = 4  # of float32, by which a scale may be off that is known from its inverse alone
 
@@ -29,20 +29,13 @@ class NotKnown(Exception):
 
 
 class Side(NamedTuple):
-    """One side of a quantized matrix beside the specification.
+    """One side of a quantized matrix beside the specification."""
 
-    Attributes:
-        found, wanted: codes, counted in steps of the format's grid from zero; wanted for the scales that were found.
-        scales_off: by how many steps each scale is off; none should be, and one is a rounding.
-        scaled: what was rounded, in the grid's own numbers.
-        values: that the codes stand for, likewise.
-    """
-
-    found: Tensor
-    wanted: Tensor
-    scales_off: Tensor
-    scaled: Tensor
-    values: Tensor
+    found: Tensor  # codes, counted in steps of the format's grid from zero
+    wanted: Tensor  # likewise, for the scales that were found
+    scales_off: Tensor  # by how many steps each scale is off; none should be, and one is a rounding
+    scaled: Tensor  # what was rounded, in the grid's own numbers
+    values: Tensor  # that the codes stand for, likewise
 
 
 @dataclass(frozen=True)
@@ -89,21 +82,13 @@ class Nvfp4:
 
 @dataclass(frozen=True)
 class Fp8:
-    """FP8 as one quantizer rounds to it.
+    """FP8 as one quantizer rounds to it."""
 
-    Attributes:
-        dtype: of the codes.
-        tile: the elements that share a scale, rows and columns of the side's matrix; None for all of them.
-        power_of_two: scales are.
-        scale: that is given, of delayed scaling.
-        least: the smallest amax that a scale is made of.
-    """
-
-    dtype: torch.dtype
-    tile: tuple[int, int] | None = None
-    power_of_two: bool = False
-    scale: float | None = None
-    least: float = 0.0
+    dtype: torch.dtype  # of the codes
+    tile: tuple[int, int] | None = None  # rows and columns of the side's matrix that share a scale; None for all
+    power_of_two: bool = False  # scales are
+    scale: float | None = None  # that is given, of delayed scaling
+    least: float = 0.0  # the smallest amax that a scale is made of
     stochastic = False
 
     def specified(self, matrix: Tensor, side: str, stochastic: bool = False) -> Tensor:
@@ -190,11 +175,6 @@ def _rounding(quantizer: Any) -> Rounding:
         stochastic=quantizer.stochastic_rounding,
         four_over_six=quantizer.nvfp4_4over6_err_mode.lower() if chooses else "",
     )
-
-
-def matrices(x: Tensor) -> dict[str, Tensor]:
-    """What each side quantizes, on the CPU."""
-    return dict(zip(SIDES, engines.matrices(x), strict=True))
 
 
 def _shaped(data: Tensor, wanted: tuple[int, ...]) -> Tensor:

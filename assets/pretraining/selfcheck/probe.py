@@ -44,11 +44,7 @@ class Engine(Protocol):
 
 
 class TransformerEngine:
-    """The engine of this process, on the current GPU.
-
-    Args:
-        recipe: its own, as Megatron-Core trains with.
-    """
+    """The engine of this process, on the current GPU, by a recipe of its own, as Megatron-Core trains with."""
 
     def __init__(self, recipe: Any) -> None:
         from transformer_engine.pytorch.quantization import RecipeState
@@ -73,19 +69,12 @@ class TransformerEngine:
 
 @dataclass
 class Findings:
-    """What the probe came to.
+    """What the probe came to."""
 
-    Attributes:
-        required: what cannot be held is a problem.
-        found: by tensor or result, in words.
-        problem: the first that is not as it has to be; "" where all are.
-        seconds: it took.
-    """
-
-    required: bool = False
-    found: dict[str, str] = field(default_factory=dict)
-    problem: str = ""
-    seconds: float = 0.0
+    required: bool = False  # what cannot be held is a problem
+    found: dict[str, str] = field(default_factory=dict)  # by tensor or result, in words
+    problem: str = ""  # the first that is not as it has to be
+    seconds: float = 0.0  # it took
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
@@ -144,7 +133,7 @@ def _own_random_numbers(device: str) -> Iterator[None]:
 def _hold(findings: Findings, name: str, quantizer: Any, known: Nvfp4 | Fp8, x: Tensor, device: str) -> None:
     """One quantizer's two sides."""
     made = [quantizer(x.to(device)) for _ in range(DRAWS if known.stochastic else 1)]
-    for side, matrix in formats.matrices(x).items():
+    for side, matrix in engines.matrices(x).items():
         try:
             drawn = [known.read(each, side, matrix) for each in made]
         except LayoutError as error:
@@ -158,18 +147,18 @@ def _hold(findings: Findings, name: str, quantizer: Any, known: Nvfp4 | Fp8, x: 
 def _wrong_scales(side: Side) -> str:
     if not side.found.any():
         return f"all {side.found.numel()} elements are zero"
-    off = side.scales_off
-    if (off > 1).any() or (off > 0).float().mean() > ROUNDED_OTHERWISE:
-        return f"{int((off > 0).sum())} of {off.numel()} scales are not the specification's"
-    return ""
+    return _too_far(side.scales_off, "scales are not the specification's")
 
 
 def _wrong_codes(drawn: list[Side]) -> str:
     (side,) = drawn
-    off = (side.found - side.wanted).abs()
-    if (off > 1).any() or (off > 0).float().mean() > ROUNDED_OTHERWISE:
-        return f"{int((off > 0).sum())} of {off.numel()} elements are not rounded to the nearest"
-    return ""
+    return _too_far(side.found - side.wanted, "elements are not rounded to the nearest")
+
+
+def _too_far(steps: Tensor, what: str) -> str:
+    off = steps.abs()
+    too_far = (off > 1).any() or (off > 0).float().mean() > ROUNDED_OTHERWISE
+    return f"{int((off > 0).sum())} of {off.numel()} {what}" if too_far else ""
 
 
 def _wrong_chance(drawn: list[Side]) -> str:
@@ -206,7 +195,7 @@ def _products(known: dict[str, Nvfp4 | Fp8], given: dict[str, Tensor], *, stocha
     """RESULTS in float32, of tensors that the specification quantizes, to nearest but where it is asked for."""
 
     def sides(name: str) -> dict[str, Tensor]:
-        matrices = formats.matrices(given[name])
+        matrices = engines.matrices(given[name])
         return {side: known[name].specified(matrix, side, stochastic) for side, matrix in matrices.items()}
 
     x, weight, gradient = map(sides, TENSORS)

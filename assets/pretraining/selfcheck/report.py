@@ -22,12 +22,9 @@ def fast_math() -> bool:
 
 
 def describe(results: Sequence[Result], commit: str, device: dict[str, Any]) -> dict[str, Any]:
-    """The file: nothing in it says whose machine it was.
+    """The file: nothing in it says whose machine it was, so the UUID of `run_facts.describe_device` is left out.
 
-    Args:
-        results: all comparisons.
-        commit: the project's, "" where it is not known.
-        device: of `run_facts.describe_device`; its UUID is left out.
+    `commit` is the project's, "" where it is not known.
     """
     return {
         "schema": run_folder.SCHEMA,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,23 +27,15 @@ ERRORS = 5.0
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the draws of one side came to.
-
-    Attributes:
-        elements, draws: how many of each.
-        outside: roundings to something else than a neighbour; `first` is the first element with one.
-        repeated: all draws were the same.
-        biases: of each group, in steps of the grid; positive is away from zero.
-        limits: what each may be at most, either way.
-    """
+    """What the draws of one side came to."""
 
     elements: int
     draws: int
-    outside: int
-    first: str
-    repeated: bool
-    biases: list[float] = field(default_factory=list)
-    limits: list[float] = field(default_factory=list)
+    outside: int  # roundings to something else than a neighbour
+    first: str  # the first element with one
+    repeated: bool  # all draws were the same
+    biases: list[float]  # of each group, in steps of the grid; positive is away from zero
+    limits: list[float]  # what each may be at most, either way
 
     @property
     def worst(self) -> int:
@@ -59,11 +51,9 @@ class Judgement:
             return f"all of {self.draws} draws are the same"
         bias, limit = self.biases[self.worst], self.limits[self.worst]
         if abs(bias) > limit:
-            low = self.worst / GROUPS
-            return (
-                f"biased by {bias:+.4f} steps (at most {limit:.4f}) for elements {low:g} to {low + 1 / GROUPS:g} of "
-                "a step from their neighbour"
-            )
+            low, high = self.worst / GROUPS, (self.worst + 1) / GROUPS
+            where = f"for elements {low:g} to {high:g} of a step from their neighbour"
+            return f"biased by {bias:+.4f} steps (at most {limit:.4f}) {where}"
         return ""
 
     def as_json(self) -> dict[str, Any]:
@@ -71,12 +61,7 @@ class Judgement:
 
 
 def judge(draws: Iterable[Tensor], scaled: Tensor) -> Judgement:
-    """Judge draws of one matrix.
-
-    Args:
-        draws: E2M1 values of scaled's shape, one matrix a draw.
-        scaled: what they are roundings of, in [-6, 6].
-    """
+    """Judge draws, E2M1 values of one matrix each, as roundings of `scaled`, which lies in [-6, 6]."""
     below, distance = nvfp4.neighbours(scaled)
     grid = torch.tensor((*nvfp4.E2M1, 8.0))
     floor, ceiling, sign = grid[below], grid[below + 1], torch.where(scaled < 0, -1.0, 1.0)

@@ -23,28 +23,18 @@ LOSS = 1e-3
 
 
 class Measured(NamedTuple):
-    """One quantity both ways.
-
-    Attributes:
-        difference: norm of the difference over the norm of ours; NaN where either is not finite.
-        tolerance: what it may be.
-    """
+    """One quantity both ways."""
 
     name: str
-    difference: float
-    tolerance: float
+    difference: float  # its norm over the norm of ours; NaN where either is not finite
+    tolerance: float  # what it may be
 
 
 Make = Callable[[list[Tensor]], torch.nn.Module]
 
 
 def measure(native: Make, ours: Make, device: str) -> list[Measured]:
-    """Train both ways.
-
-    Args:
-        native, ours: `model` of `engines.Native` and `engines.Ours`.
-        device: where they compute.
-    """
+    """Train both ways, by `model` of `engines.Native` and of `engines.Ours`."""
     torch.manual_seed(0)
     first = torch.randn(INNER, HIDDEN) / HIDDEN**0.5
     second = torch.randn(HIDDEN, INNER) / INNER**0.5

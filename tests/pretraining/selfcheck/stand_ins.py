@@ -93,7 +93,7 @@ class Specified:
 
     def kernels(self, x, mode, seed=0):
         made = {}
-        for side, matrix in zip(engines.SIDES, engines.matrices(x), strict=True):
+        for side, matrix in engines.matrices(x).items():
             rht = mode.rht and side == "columns"
             q = nvfp4.quantize(matrix, dataclasses.replace(mode, rht=rht), generator=self.generator)
             made[side] = Operand(q.values.bfloat16(), q.tensor_scale)

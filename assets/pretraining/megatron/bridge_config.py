@@ -36,10 +36,7 @@ EVALUATION_BATCHES = 32
 def build_config(settings: Settings, run_dir: Path, builtin: builtin_text.Text | None) -> ConfigContainer:
     """The config of this run on GPUs; `cpu.adapt` changes it further where there is none.
 
-    Args:
-        settings: the resolved command line.
-        run_dir: the run folder; checkpoints go below it, never to a folder that two runs share.
-        builtin: the built-in text, where `settings.data` asks for it.
+    Checkpoints go below `run_dir`, never to a folder that two runs share; `builtin` is there where the data is.
     """
     config = _from_recipe(settings.model, settings.finetune)
     config.model.num_layers = settings.num_layers

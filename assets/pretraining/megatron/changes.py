@@ -35,15 +35,9 @@ CPU = "the CPU runtime"
 def configured(
     chosen: Settings, run_dir: Path, plugin: Plugin | None, builtin: builtin_text.Text | None
 ) -> tuple[ConfigContainer, dict[str, Change]]:
-    """The config to train with: the playbook's, changed as the user asked for.
+    """The config to train with, changed as the user asked for, and each field that the file or an override set.
 
-    Args:
-        chosen: the resolved command line.
-        run_dir, builtin: see `bridge_config.build_config`.
-        plugin: the loaded one, or None.
-
-    Returns:
-        The config, and each field that the file or an override set.
+    `run_dir` and `builtin` are those of `bridge_config.build_config`.
 
     Raises:
         UsageError: from the plugin, or naming the field.
@@ -90,12 +84,10 @@ def _naming(file: config_file.ConfigFile) -> Iterator[None]:
 def _edited(
     file: config_file.ConfigFile, base: ConfigContainer, saved_with: Settings | None, skipped: set[str]
 ) -> dict[str, Any]:
-    """The fields of a file that are not as in `base`: in a saved one, those that somebody edited.
+    """The fields of a file that are not as in `base`, but for the `skipped`: in a saved one, those somebody edited.
 
-    Args:
-        base: the config of `saved_with`; of a file written by hand, the one to change.
-        saved_with: the settings of the run that saved it, or None.
-        skipped: fields that are not looked at.
+    `base` is the config of `saved_with`, the settings of the run that saved it; of a file written by hand, the one to
+    change.
     """
     if saved_with is not None:
         for name, value in saved_with.overrides.items():
@@ -108,13 +100,7 @@ def _edited(
 
 
 def check_kept(config: ConfigContainer, changed: dict[str, Change], by: str) -> None:
-    """Raise UsageError where an override has been undone since, which would make it a silent nothing.
-
-    Args:
-        config: as it is now.
-        changed: what `apply` gave.
-        by: who may have undone it.
-    """
+    """Raise UsageError where an override has been undone since, `by` whom: it would be a silent nothing."""
     for name, change in changed.items():
         found = fields.read_field(config, name)
         if found != change.value and (found == change.before or by == CPU):
@@ -131,11 +117,9 @@ def as_text(config: ConfigContainer, chosen: Settings, changed: dict[str, Change
 
 def facts(chosen: Settings, changed: dict[str, Change]) -> dict[str, Any]:
     """The parity facts of the user's changes and of the tuned preset: nothing where there are none."""
-    found: dict[str, Any] = {}
-    if changed:
-        found["overrides"] = {name: fields.as_override(change.value) for name, change in sorted(changed.items())}
-    if chosen.tuned:
-        found["tuned"] = True
-    if chosen.plugin is not None:
-        found["plugin"] = config_file.digest(chosen.plugin)
-    return found
+    found = {
+        "overrides": {name: fields.as_override(change.value) for name, change in sorted(changed.items())},
+        "tuned": chosen.tuned,
+        "plugin": chosen.plugin and config_file.digest(chosen.plugin),
+    }
+    return {name: value for name, value in found.items() if value}

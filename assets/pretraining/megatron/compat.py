@@ -69,10 +69,7 @@ _CUSTOM = (
 
 
 def quantizer_factory(emulator: str) -> str:
-    """The factory of NVFP4 quantizers by its name: this project's, or Transformer Engine's reference in plain PyTorch.
-
-    Args:
-        emulator: "triton" or "reference", see `precisions.EMULATORS`.
+    """The factory of NVFP4 quantizers of one of `precisions.EMULATORS`, by its dotted name.
 
     Raises:
         UsageError: Transformer Engine lacks what the emulator is made with, or Triton is missing.
@@ -154,10 +151,8 @@ def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
 
 def gathered_in(config: ConfigContainer) -> str | None:
     """The 8- or 4-bit format in which parameters are gathered, None where in their own. FP4 is there from 0.4.2."""
-    for name in ("fp8", "fp4"):
-        if getattr(config.mixed_precision, f"{name}_param_gather", False):
-            return name
-    return None
+    kept = (name for name in ("fp8", "fp4") if getattr(config.mixed_precision, f"{name}_param_gather", False))
+    return next(kept, None)
 
 
 def save_packed_weights(config: ConfigContainer) -> None:
@@ -300,7 +295,6 @@ def is_emulated(layer: Module) -> bool:
 
 
 def emulated_layers(model: Module) -> list[Module]:
-    """All that are."""
     return [each for each in model.modules() if is_emulated(each)]
 
 
@@ -338,30 +332,13 @@ def end_on_sigterm(state: GlobalState) -> None:
 
 # What Megatron-Bridge imports at module level and a dense Llama never calls, see `cpu/absent.py`.
 ABSENT = (
-    # need CUDA or a CUDA build
-    "transformer_engine",
-    "transformer_engine_torch",
-    "triton",  # found for real next to a CUDA build of torch, and then used
-    "mamba_ssm",
-    "causal_conv1d",
-    "flashinfer",
-    "fla",
+    # These need CUDA or a CUDA build, next to which Triton is found for real, and then used.
+    *("transformer_engine", "transformer_engine_torch", "triton", "mamba_ssm", "causal_conv1d", "flashinfer", "fla"),
     "nvidia_resiliency_ext",
-    # other model families, other trackers, other tasks
-    "modelopt",
-    "diffusers",
-    "peft",
-    "datasets",
-    "megatron.energon",
-    "webdataset",
-    "qwen_vl_utils",
-    "open_clip",
-    "timm",
-    "imageio",
-    "PIL",
-    "wandb",
-    "mlflow",
-    "comet_ml",
+    # Other model families, other tasks, other trackers.
+    *("modelopt", "diffusers", "peft", "datasets", "megatron.energon", "webdataset"),
+    *("qwen_vl_utils", "open_clip", "timm", "imageio", "PIL"),
+    *("wandb", "mlflow", "comet_ml"),
 )
 
 # What `is_te_min_version()` is told: the Transformer Engine of nemo:26.02, which Megatron-Core 0.16 and 0.17 accept.

@@ -15,11 +15,9 @@ _SOURCES = ("helpers.cpp", "Makefile")
 
 
 def built_copy(source: Path, version: str) -> Path:
-    """A folder below HOME that holds the built helper, made at the first run.
+    """A folder below HOME that holds the helper, built at the first run from `megatron/core/datasets`.
 
-    Args:
-        source: `megatron/core/datasets`, with the helper's source and Makefile.
-        version: of Megatron-Core, so that another image gets a copy of its own.
+    `version` is Megatron-Core's, so that another image gets a copy of its own.
 
     Raises:
         UsageError: it cannot be built, with what make said.

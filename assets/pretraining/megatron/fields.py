@@ -201,7 +201,6 @@ def convert(hint: Any, value: Any, current: Any = None) -> Any:
     """`value` as the type `hint`.
 
     Args:
-        hint: a type annotation.
         value: a word of the command line, or what YAML made of one in a file; a mapping with `_target_` is
             Megatron-Bridge's form of an object.
         current: what the field holds, whose type stands in for an annotation that says nothing.

@@ -31,14 +31,7 @@ from pretraining.megatron import compat
 
 
 class Plugin:
-    """A plugin that is loaded.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UsageError: it fails on import; with the file and line.
-    """
+    """A plugin that is loaded. Raises UsageError where it fails on import, with the file and line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -9,6 +9,7 @@ emulated NVFP4 in the forward pass alone.
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -84,20 +85,16 @@ def provide(config: ConfigContainer, chosen: Settings) -> None:
             setattr(module, context.__name__, replaced)
 
 
-def _bf16_context(config: Any, layer_no: int, is_init: bool) -> contextlib.AbstractContextManager[None]:
+def _bf16_context(*_: Any) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
 def _with(context: Callable[..., Any], **fields: Any) -> Callable[..., Any]:
     """A context as of a config with other fields."""
-    return lambda config, *rest: context(_Instead(config, fields), *rest)
 
+    def changed(config: Any, *rest: Any) -> Any:
+        config = copy.copy(config)
+        vars(config).update(fields)
+        return context(config, *rest)
 
-class _Instead:
-    """A config of which some fields are others."""
-
-    def __init__(self, config: Any, fields: dict[str, Any]) -> None:
-        vars(self).update(fields, _config=config)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
+    return changed

@@ -72,9 +72,8 @@ def compare_losses(chunks: list[GPTModel], folder: str) -> None:
 
     ours = chunks[0]
     whole = len(chunks) == 1 and torch.distributed.get_world_size() == 1
-    if not (
-        whole and compat.emulated_layers(ours) and sum(each.numel() for each in ours.parameters()) <= _MOST_COMPARED
-    ):
+    small = sum(each.numel() for each in ours.parameters()) <= _MOST_COMPARED
+    if not (whole and small and compat.emulated_layers(ours)):
         return
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.tensor([[byte % theirs.config.vocab_size for byte in _KNOWN_TEXT]])
@@ -107,11 +106,8 @@ def _loss(logits: torch.Tensor, tokens: torch.Tensor) -> float:
 def export(chunks: list[GPTModel], model: Model, folder: Path, run: Path | None = None) -> None:
     """Write a folder that `transformers` loads, a shard at a time. All processes call it; the first one writes.
 
-    Args:
-        chunks: the model, as it trains.
-        model: which it is; what a user changed of it is in the config that is written.
-        folder: made beside and renamed into place when it is whole.
-        run: the run folder whose checkpoint it is, which says what the tokenizer was.
+    It is made beside and renamed into place when it is whole. What a user changed of the model is in its config; `run`,
+    the folder whose checkpoint it is, says what the tokenizer was.
 
     Raises:
         UsageError: what was trained has no place in a Hugging Face config.

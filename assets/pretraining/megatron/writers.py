@@ -35,13 +35,7 @@ def check(settings: Settings) -> None:
 
 
 def configure(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:
-    """Turn the writers that are asked for on in `config`, in place, and all others off.
-
-    Args:
-        config: the recipe's, which may have TensorBoard on.
-        settings: the resolved command line.
-        run_dir: the run folder; its name is the run's name.
-    """
+    """Turn the writers that are asked for on in `config`, in place, and TensorBoard, which a recipe may have, off."""
     logger = config.logger
     logger.tensorboard_dir = str(run_dir / TENSORBOARD) if settings.tensorboard else None
     if settings.wandb_project:

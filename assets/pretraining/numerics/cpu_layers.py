@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,14 +41,18 @@ from pretraining.request import nvfp4_recipe
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, its bits spread: ranks land far apart
 
 
-class Arithmetic(Protocol):
+class Arithmetic:
     """The three products of a linear layer, on matrices: x (tokens, K), weight (N, K), gradient (tokens, N).
 
     Results are rounded to BF16. ``weight`` is whatever ``prepare`` made of the parameter.
     """
 
+    after: Mapping[str, Arithmetic] = {}  # a late switch, by what it goes to
+
     def now(self) -> Arithmetic:
         """The one that computes at this iteration: itself, until a late switch."""
+        switched = late_switch.switched_to()
+        return self.after[switched] if switched and self.after else self
 
     def prepare(self, weight: Tensor) -> Any:
         """What the products need of the parameter; computed once an optimizer step."""
@@ -60,15 +64,10 @@ class Arithmetic(Protocol):
         """The two products with the gradient: weight to dgrad (tokens, K), and x to wgrad (N, K)."""
 
 
-class BF16:
+class BF16(Arithmetic):
     """BF16 operands and results, float32 sums."""
 
-    def now(self) -> Arithmetic:
-        """See ``Arithmetic``."""
-        return self
-
     def prepare(self, weight: Tensor) -> Tensor:
-        """The weight rounded to BF16, in float32."""
         return round_bf16(weight)
 
     def fprop(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -82,24 +81,15 @@ class BF16:
         )
 
 
-class NVFP4:
-    """NVFP4 operands, BF16 results, float32 sums.
-
-    Args:
-        recipe: which ingredients are on; by default those of this process.
-    """
+class NVFP4(Arithmetic):
+    """NVFP4 operands, BF16 results, float32 sums, by the ingredients of a recipe; by default those of this process."""
 
     def __init__(self, recipe: nvfp4_recipe.Nvfp4Recipe | None = None) -> None:
         self.recipe = recipe or nvfp4_recipe.in_use()
         self.how = {tensor: self.recipe.rounding(tensor) for tensor in nvfp4_recipe.TENSORS}
 
-    def now(self) -> Arithmetic:
-        """See ``Arithmetic``."""
-        switched = late_switch.switched_to()
-        return self._switched[switched] if switched else self
-
     @functools.cached_property
-    def _switched(self) -> dict[str, Arithmetic]:
+    def after(self) -> Mapping[str, Arithmetic]:
         return {"forward": ForwardInBF16(self.recipe), "bf16": BF16()}
 
     def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
@@ -107,13 +97,14 @@ class NVFP4:
         rows = self.quantized("weight", weight)
         if self.how["weight"].is_own_transpose:
             return rows, rows
-        return rows, _without_padding(self.quantized("weight", weight, columns=True), weight.shape[0])
+        values, scale = self.quantized("weight", weight, columns=True)
+        return rows, Operand(values[: weight.shape[0]], scale)  # without padding
 
     def fprop(self, x: Tensor, weight: tuple[Operand, Operand]) -> Tensor:
         return _product(self.quantized("input", x), _transposed(weight[0]))
 
     def backward(self, gradient: Tensor) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
-        """See ``Arithmetic``. Tokens that do not fill the last block of wgrad are zeros, which add nothing."""
+        """Tokens that do not fill the last block of wgrad are zeros, which add nothing."""
         seed = 0
         if self.how["grad_output"].stochastic:
             seed = own_seed(int(torch.randint(2**62, ())))  # two are used: the quantizations must round independently
@@ -135,16 +126,13 @@ class NVFP4:
 class ForwardInBF16(NVFP4):
     """What a late switch of the forward pass leaves: gradients are computed in NVFP4."""
 
-    def now(self) -> Arithmetic:
-        """See ``Arithmetic``."""
-        return self
+    after: Mapping[str, Arithmetic] = {}
 
     def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
         """The weight in BF16 for fprop, and as NVFP4 has it for dgrad."""
         return _in_bf16(weight), super().prepare(weight)[1]
 
     def fprop(self, x: Tensor, weight: tuple[Operand, Operand]) -> Tensor:
-        """See ``Arithmetic``."""
         return _product(_in_bf16(x), _transposed(weight[0]))
 
 
@@ -171,10 +159,6 @@ def _in_bf16(x: Tensor) -> Operand:
 
 def _transposed(a: Operand) -> Operand:
     return Operand(a.values.T, a.scale)
-
-
-def _without_padding(a: Operand, rows: int) -> Operand:
-    return Operand(a.values[:rows], a.scale)
 
 
 class _Steps:
@@ -324,13 +308,11 @@ def layer_spec(spec: ModuleSpec, precision: str) -> ModuleSpec:
 
     Args:
         spec: what ``get_gpt_layer_local_spec(normalization="RMSNorm")`` returns.
-        precision: "bf16" or "nvfp4".
+        precision: of LAYERS.
 
     Raises:
-        ValueError: the precision is unknown, or the spec has no local linear layer to replace.
+        ValueError: the spec has no local linear layer to replace.
     """
-    if precision not in LAYERS:
-        raise ValueError(f"precision {precision!r} has no emulated layers; use one of {', '.join(LAYERS)}")
     replaced = _replace(spec, LAYERS[precision])
     if replaced == spec:
         raise ValueError("the spec names no ColumnParallelLinear or RowParallelLinear; start from the local layer spec")

@@ -24,14 +24,13 @@ class Measured(NVFP4):
         self._seen: dict[tuple[str, bool], Sample] = {}  # by tensor, and whether its columns
 
     def prepare(self, weight: Tensor) -> tuple[Operand, Operand]:
-        """See ``Arithmetic``."""
         rows, columns = super().prepare(weight)
         if rows is columns:
             self._seen["weight", True] = sampled(weight, rows, self.how["weight"], columns=True)
         return rows, columns
 
     def backward(self, gradient: Tensor) -> tuple[Callable[[Any], Tensor], Callable[[Tensor], Tensor]]:
-        """See ``Arithmetic``. fprop is shown here too: forward may be an evaluation, or be computed twice."""
+        """fprop is shown here too: forward may be an evaluation, or be computed twice."""
         dgrad, wgrad = super().backward(gradient)
 
         def seen_dgrad(weight: tuple[Operand, Operand]) -> Tensor:

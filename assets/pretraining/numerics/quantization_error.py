@@ -161,10 +161,8 @@ def _squares(exact: Tensor, rounded: Tensor) -> Tensor:
 def findings(of_processes: list[tuple[set[Layer], Sums]]) -> dict[str, Any]:
     """What the layers and sums of all processes come to, for ``sensitivity.json``.
 
-    Returns:
-        ``gradient_over_noise`` of all sampled weight gradients, each layer by its parameters; and ``layers``, by number
-        and projection, each with its products' and their operands' figures: no products where it is in BF16, None where
-        there is nothing to divide by.
+    ``gradient_over_noise`` is of all sampled weight gradients, each layer by its parameters. A layer in BF16 has no
+    products, and a figure is None where there is nothing to divide by.
     """
     whole: Sums = {}
     for _, sums in of_processes:

@@ -51,17 +51,10 @@ def quantizer_factory(role: Any) -> EmulatedQuantizer | None:
 
 
 class EmulatedTensor(QuantizedTensorStorage):
-    """A quantized matrix on its way through a layer: blocks along the rows and along the columns.
+    """A quantized matrix on its way through a layer: blocks along the rows and along the columns."""
 
-    Attributes:
-        original_shape: of the tensor before its leading dimensions were flattened.
-        rows, columns: None where not asked for or no longer needed; one object where blocks are tiles.
-        layer: whose it is, where it is measured; of an output gradient not known.
-        row_sample, column_sample: some of it for the measurement.
-    """
-
-    layer: Layer | None = None
-    row_sample: Sample | None = None
+    layer: Layer | None = None  # whose it is, where it is measured; of an output gradient not known
+    row_sample: Sample | None = None  # some of it for the measurement
     column_sample: Sample | None = None
 
     custom = True  # how Transformer Engine tells it from its own
@@ -69,8 +62,8 @@ class EmulatedTensor(QuantizedTensorStorage):
     def __init__(self, quantizer: EmulatedQuantizer, shape: torch.Size, rows: Operand | None, columns: Operand | None):
         self._quantizer = quantizer
         self._dtype = self.dtype = torch.bfloat16
-        self.original_shape = shape
-        self.rows, self.columns = rows, columns
+        self.original_shape = shape  # of the tensor before its leading dimensions were flattened
+        self.rows, self.columns = rows, columns  # None where not needed, or no longer; one object where they are tiles
         self.device = next(each.values.device for each in (rows, columns) if each is not None)
 
     def size(self, *axis: int) -> torch.Size | int:

@@ -21,7 +21,6 @@ from pretraining.numerics.cpu_layers import BF16, LAYERS, layer_spec, set_arithm
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 # Fused kernels that exist only for CUDA. The arithmetic is the same without them.
@@ -83,11 +82,7 @@ def layer_specs(
 ) -> TransformerBlockSubmodules:
     """The layers of this process's pipeline stage, each in BF16 or NVFP4.
 
-    Args:
-        config: the model's.
-        nvfp4: whether any layer is in NVFP4.
-        bf16_head, bf16_tail: first and last layers of the whole model that stay in BF16.
-        vp_stage: the virtual pipeline stage, or None.
+    `bf16_head` and `bf16_tail` are the first and last layers of the whole model that stay in BF16.
     """
     local = get_gpt_layer_local_spec(normalization="RMSNorm")
     in_precision = {name: layer_spec(local, name) for name in ("bf16", "nvfp4")}

@@ -230,6 +230,8 @@ def _set_data(config: ConfigContainer, settings: Settings, builtin: builtin_text
 
 def _set_own_data(dataset: GPTDatasetConfig, parsed: dict[str, blends.Blend], eval_iters: int) -> int:
     """Set the blends; returns the evaluation batches, 0 where there is nothing to evaluate on."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
     if blends.ALL not in parsed:
         dataset.split = None
         dataset.blend_per_split = [parsed[split].as_megatron() if split in parsed else None for split in blends.SPLITS]
@@ -237,16 +239,10 @@ def _set_own_data(dataset: GPTDatasetConfig, parsed: dict[str, blends.Blend], ev
     dataset.blend = parsed[blends.ALL].as_megatron()
     # Megatron splits by whole documents and loops for ever over a split that got none: hold out only what will
     # be evaluated, and nothing where there are too few documents for 18 : 1 : 1.
-    if min(map(_count_sequences, parsed[blends.ALL].prefixes)) < 20:
+    if min(len(IndexedDataset(prefix)) for prefix in parsed[blends.ALL].prefixes) < 20:
         eval_iters = 0
     dataset.split = "18,1,1" if eval_iters else "1,0,0"
     return eval_iters
-
-
-def _count_sequences(prefix: str) -> int:
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    return len(IndexedDataset(prefix))
 
 
 def _set_checkpoints(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:

@@ -37,10 +37,7 @@ def configured(
 ) -> tuple[ConfigContainer, dict[str, Change]]:
     """The config to train with, changed as the user asked for, and each field that the file or an override set.
 
-    `run_dir` and `builtin` are those of `bridge_config.build_config`.
-
-    Raises:
-        UsageError: from the plugin, or naming the field.
+    Raises UsageError, from the plugin or naming the field.
     """
 
     def build(wanted: Settings) -> ConfigContainer:

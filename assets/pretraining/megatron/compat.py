@@ -234,10 +234,7 @@ def skip_compile_helpers() -> None:
 
     The wheel ships the helper built, and no Makefile: there the call would exit. The NeMo image has the source in a
     tree of root's: there an ordinary user builds a copy, once. Where the tree can be written to, the call stays. Both
-    modules that hold its name are changed, because Megatron-Bridge imports it.
-
-    Raises:
-        UsageError: the copy cannot be built.
+    modules that hold its name are changed, because Megatron-Bridge imports it. Raises UsageError where the copy fails.
     """
     import megatron.core.datasets
 

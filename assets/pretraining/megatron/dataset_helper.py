@@ -17,10 +17,7 @@ _SOURCES = ("helpers.cpp", "Makefile")
 def built_copy(source: Path, version: str) -> Path:
     """A folder below HOME that holds the helper, built at the first run from `megatron/core/datasets`.
 
-    `version` is Megatron-Core's, so that another image gets a copy of its own.
-
-    Raises:
-        UsageError: it cannot be built, with what make said.
+    `version` is Megatron-Core's, so that another image gets a copy of its own. Raises UsageError with what make said.
     """
     caches = Path.home() / ".cache" / "nvfp4-playbook"
     folder = caches / f"dataset-helper-{version}-{sys.implementation.cache_tag}"

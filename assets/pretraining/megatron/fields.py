@@ -35,10 +35,7 @@ _PRESET_WRITES = ("model", "optimizer", "ddp")
 
 
 def set_field(config: ConfigContainer, name: str, value: Any) -> Any:
-    """Set the field called `name` ("optimizer.lr") to `value`, converted to the field's type.
-
-    Returns:
-        The field's new value.
+    """Set the field called `name` ("optimizer.lr") to `value`, converted to the field's type; returns what it is now.
 
     Raises:
         UsageError: no such field, with the nearest ones; a value of another type; a field that would be overwritten.

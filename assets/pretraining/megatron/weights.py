@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,10 +61,8 @@ def _config_of(chunks: list[GPTModel], model: Model) -> dict[str, Any]:
 def compare_losses(chunks: list[GPTModel], folder: str) -> None:
     """Where it costs little, a small model on the CPU: the loss of a known text is the one that Transformers computes.
 
-    Both in float32, so that what is compared is the model and not the precision that it will train in.
-
-    Raises:
-        UsageError: it is another.
+    Both in float32, so that what is compared is the model and not the precision that it will train in. Raises
+    UsageError where it is another.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -77,8 +74,11 @@ def compare_losses(chunks: list[GPTModel], folder: str) -> None:
         return
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.tensor([[byte % theirs.config.vocab_size for byte in _KNOWN_TEXT]])
+    length = tokens.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
     with torch.no_grad(), compat.in_float32(ours):
-        found = _loss(_logits(ours, tokens)[..., : theirs.config.vocab_size], tokens)
+        logits = ours(tokens, torch.arange(length).expand_as(tokens), mask)
+        found = _loss(logits[..., : theirs.config.vocab_size], tokens)
         expected = _loss(theirs(tokens).logits, tokens)
     if not abs(found - expected) <= _LOSS_TOLERANCE:
         raise UsageError(
@@ -86,14 +86,6 @@ def compare_losses(chunks: list[GPTModel], folder: str) -> None:
             "Transformers: what trains is not this model"
         )
     print(f"--from {folder}: loss of a known text {found:.4f}, in Transformers {expected:.4f}", flush=True)
-
-
-def _logits(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    length = tokens.shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None]
-    return model(tokens, torch.arange(length).expand_as(tokens), mask)
 
 
 def _loss(logits: torch.Tensor, tokens: torch.Tensor) -> float:
@@ -107,10 +99,8 @@ def export(chunks: list[GPTModel], model: Model, folder: Path, run: Path | None 
     """Write a folder that `transformers` loads, a shard at a time. All processes call it; the first one writes.
 
     It is made beside and renamed into place when it is whole. What a user changed of the model is in its config; `run`,
-    the folder whose checkpoint it is, says what the tokenizer was.
-
-    Raises:
-        UsageError: what was trained has no place in a Hugging Face config.
+    the folder whose checkpoint it is, says what the tokenizer was. Raises UsageError where what was trained has no
+    place in a Hugging Face config.
     """
     import torch
     from megatron.bridge import AutoBridge
@@ -130,7 +120,7 @@ def export(chunks: list[GPTModel], model: Model, folder: Path, run: Path | None 
         tensors = safetensors_files.tensors(beside)
         pretrained.check_tensors(beside, tensors, config, model.name)
         dtype = _TORCH[next(iter(tensors.values())).dtype]
-        _write_json(beside / "config.json", {**config, "torch_dtype": dtype})
+        run_folder.write_json(beside / "config.json", {**config, "torch_dtype": dtype})
         _write_tokenizer(beside, run and tokenizer_of(run))
         beside.rename(folder)
         print(f"exported to {folder}", flush=True)
@@ -146,18 +136,14 @@ def _write_skeleton(folder: Path, config: dict[str, Any]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir(parents=True)
-    _write_json(folder / "config.json", config)
+    run_folder.write_json(folder / "config.json", config)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     tied = set(getattr(empty, "_tied_weights_keys", None) or ()) if config["tie_word_embeddings"] else set()
     tensors = {name: tensor for name, tensor in empty.state_dict().items() if name not in tied}
     split = split_torch_state_dict_into_shards(tensors)
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    _write_json(folder / safetensors_files.INDEX, index)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    run_folder.write_json(folder / safetensors_files.INDEX, index)
 
 
 def tokenizer_of(run: Path) -> str | None:

@@ -304,10 +304,9 @@ LAYERS: dict[str, dict[type, type]] = {
 
 
 def layer_spec(spec: ModuleSpec, precision: str) -> ModuleSpec:
-    """A copy of a transformer layer's spec with its linear layers in the given precision.
+    """A copy of a transformer layer's spec, such as ``get_gpt_layer_local_spec``'s, with its linear layers replaced.
 
     Args:
-        spec: what ``get_gpt_layer_local_spec(normalization="RMSNorm")`` returns.
         precision: of LAYERS.
 
     Raises:

@@ -35,12 +35,11 @@ from pretraining.request import nvfp4_recipe
 def quantizer_factory(role: Any) -> EmulatedQuantizer | None:
     """The quantizer of one tensor of a linear layer, for Transformer Engine's ``CustomRecipe``.
 
+    None for results where Transformer Engine allows it: they stay in BF16, so theirs is never used.
+
     Args:
         role: up to Transformer Engine 2.15 a string such as "linear_input"; from 2.16 a ``QuantizerRole``, or None for
             a result whose reader is unknown.
-
-    Returns:
-        A quantizer; None for results where Transformer Engine allows it. Results stay in BF16, so theirs is never used.
     """
     _provide_products()
     is_name = isinstance(role, str)
@@ -261,16 +260,13 @@ def _gemm(
         )
     if _measurement is not None:
         _show(layout, a, b)
+    left, right = b.columns if layout == "NT" else b.rows, a.rows if layout == "TN" else a.columns
+    first, second = left.values, right.values
     if layout == "TN":
-        left, right = b.rows, a.rows
-        result = product(left.values, right.values.T, left.scale * right.scale, out=out, accumulate=accumulate)
-        result = result.view(*b.original_shape[:-1], result.shape[-1])
+        second = second.T
     elif layout == "NN":
-        left, right = b.rows, a.columns
-        # Columns padded to whole blocks; only without tiles.
-        values = right.values[: left.values.shape[1]]
-        result = product(left.values, values, left.scale * right.scale, out=out, accumulate=accumulate)
+        second = second[: first.shape[1]]  # columns are padded to whole blocks, but for tiles
     else:
-        left, right = b.columns, a.columns
-        result = product(left.values.T, right.values, left.scale * right.scale, out=out, accumulate=accumulate)
-    return result, None, None, None
+        first = first.T
+    result = product(first, second, left.scale * right.scale, out=out, accumulate=accumulate)
+    return result.view(*b.original_shape[:-1], result.shape[-1]) if layout == "TN" else result, None, None, None

@@ -63,12 +63,9 @@ class Gpu:
     power over each second comes to the same joules.
 
     Args:
-        nvml: the `pynvml` module, initialised.
+        nvml: the `pynvml` module, initialised; its NVMLError says that there is no such device.
         uuid: as torch or NVML says it, with or without "GPU-".
         processes: gives the training's process ids.
-
-    Raises:
-        nvml.NVMLError: there is no such device.
     """
 
     def __init__(self, nvml: Any, label: int, uuid: str, processes: Callable[[], list[int]]) -> None:

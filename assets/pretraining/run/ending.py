@@ -159,8 +159,7 @@ def _require_engine(least: tuple[int, ...], what: str, also: str = "") -> None:
 def claim_run_dir(chosen: Settings) -> lock.Held:
     """Make the run folder, or take the one the launcher made, and lock it. One process alone may name a new one.
 
-    Raises:
-        UsageError: the folder holds another run, or cannot be made.
+    Raises UsageError where the folder holds another run, or cannot be made.
     """
     folder = chosen.run_dir
     if folder is None:

@@ -20,10 +20,8 @@ NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 def number_of_this() -> tuple[int, int]:
     """This process's rank, and how many there are, as torch.distributed.run says: 0 of 1 where nothing does.
 
-    A variable that is empty counts as none, and is taken away: PyTorch and Megatron read them too.
-
-    Raises:
-        UsageError: one is no number.
+    A variable that is empty counts as none, and is taken away: PyTorch and Megatron read them too. Raises UsageError
+    where one is no number.
     """
     for name in NUMBERS:
         given = os.environ.get(name)

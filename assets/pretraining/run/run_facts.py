@@ -68,8 +68,8 @@ class EnvironmentFile:
         data = identify_data(self._settings, self._builtin) if self._writes else ""  # it reads the whole index
         facts = parity_facts(self._settings, self._known["device"], context, data) | changed
         if self._writes:
-            about = context_facts(self._settings, context)
-            self.add(sampling=sampling, parity=facts, context=about, flops_per_token=flops_per_token(context))
+            about, flops = context_facts(self._settings, context), flops_per_token(context)
+            self.add(sampling=sampling, parity=facts, context=about, flops_per_token=flops)
 
     def add(self, **facts: Any) -> None:
         """Add what came to be known since."""

@@ -62,8 +62,7 @@ class Sensitivity(Callback):
     def _watch_on_cpu(self, layer: Layer, module: Module) -> list[Callable[[], None]]:
         from pretraining.numerics import measured_layers
 
-        undo = measured_layers.measure(module, self._measurement, layer)
-        return [undo] if undo else []
+        return [undo] if (undo := measured_layers.measure(module, self._measurement, layer)) else []
 
     def _watch_on_gpu(self, layer: Layer, module: Module) -> list[Callable[[], None]]:
         """Say whose tensors are quantized while the layer computes forward; backward they know it."""

@@ -230,18 +230,17 @@ def failed(name: str, mode: Rounding | None, side: str, error: Exception) -> Res
 
 def anonymous(error: Exception) -> str:
     """The first lines of an error, without paths (of a source its name stays), URLs, and names of user and machine."""
+
+    def shown(path: re.Match[str]) -> str:
+        last = path[0].rpartition("/")[2]
+        return last if _SOURCE.fullmatch(last) else "..."
+
     text = "\n".join(str(error).strip().splitlines()[:5])
     names = {socket.gethostname(), socket.gethostname().partition(".")[0], os.environ.get("USER", "")}
     names.update(_HOME.findall(text))
     with suppress(KeyError, OSError):  # a container's user may have no name
         names.add(getpass.getuser())
-    text = _URL.sub("...", text)
-    text = _PATH.sub(_last_of_source, text)
+    text = _PATH.sub(shown, _URL.sub("...", text))
     for name in sorted(filter(None, names), key=len, reverse=True):
         text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
     return text[:500]
-
-
-def _last_of_source(path: re.Match[str]) -> str:
-    last = path[0].rpartition("/")[2]
-    return last if _SOURCE.fullmatch(last) else "..."

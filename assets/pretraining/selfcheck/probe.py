@@ -103,7 +103,11 @@ def probe(make: Callable[[], Engine], device: str = "cuda", *, required: bool = 
         required: what cannot be held is a problem too: there is no other reason to trust the kernels.
     """
     began, findings = time.monotonic(), Findings(required)
-    with _own_random_numbers(device):
+    gpus = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(gpus), torch.enable_grad():
+        torch.default_generator.manual_seed(4)
+        if gpus:
+            torch.cuda.manual_seed(4)
         shapes = {"input": (TOKENS, INPUTS), "weight": (OUTPUTS, INPUTS), "grad_output": (TOKENS, OUTPUTS)}
         generator = torch.Generator().manual_seed(3)
         given = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
@@ -119,15 +123,6 @@ def probe(make: Callable[[], Engine], device: str = "cuda", *, required: bool = 
                 _hold_layer(findings, engine, known, given, device)
     findings.seconds = time.monotonic() - began
     return findings
-
-
-@contextmanager
-def _own_random_numbers(device: str) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []), torch.enable_grad():
-        torch.default_generator.manual_seed(4)
-        if device == "cuda":
-            torch.cuda.manual_seed(4)
-        yield
 
 
 def _hold(findings: Findings, name: str, quantizer: Any, known: Nvfp4 | Fp8, x: Tensor, device: str) -> None:

@@ -20,7 +20,8 @@ from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, Operand, QuantizedMatrix
 from pretraining.request.nvfp4_recipe import Rounding, native_roundings
 from pretraining.selfcheck import deviations, engines, rounding, step
-from pretraining.selfcheck.engines import SIDES, LayoutError, Native, Ours
+from pretraining.selfcheck.engines import SIDES, LayoutError, Ours
+from pretraining.selfcheck.engines import TransformerEngine as Native
 
 STOCHASTIC = [each for each in native_roundings() if each.stochastic]
 EXACT = [each for each in native_roundings() if not each.stochastic]

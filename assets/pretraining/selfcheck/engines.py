@@ -1,13 +1,13 @@
 """The two sides of a selfcheck: Transformer Engine's native kernels, and this project's arithmetic.
 
-The native side is the small protocol `Native`, so that tests can put the specification in its place. Of Transformer
-Engine it uses what 2.8 to 2.20 have alike: `NVFP4Quantizer`'s keywords and the fields of the tensor it returns.
+Of Transformer Engine it uses what 2.8 to 2.20 have alike: `NVFP4Quantizer`'s keywords and the fields of the tensor it
+returns. Tests put the specification in its place.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,16 +28,6 @@ class Stored(NamedTuple):
     scales: Tensor  # uint8, bits of E4M3, of shape (rows, K / 16) padded to multiples of 128 and 4
     amax: Tensor  # float32 of shape (1,)
     swizzled: bool = False  # the scales are said to be in the order of cuBLAS's tiles
-
-
-class Native(Protocol):
-    """What is checked."""
-
-    def quantize(self, x: Tensor, mode: Rounding) -> dict[str, Stored]:
-        """Both sides of a bfloat16 matrix whose rows and columns are multiples of 16."""
-
-    def model(self, weights: list[Tensor]) -> torch.nn.Module:
-        """Linear layers of the given weights (N, K), SiLU between them, in the recipe without stochastic rounding."""
 
 
 class LayoutError(Exception):
@@ -89,6 +79,7 @@ class TransformerEngine:
         self._device = device
 
     def quantize(self, x: Tensor, mode: Rounding) -> dict[str, Stored]:
+        """Both sides of a bfloat16 matrix whose rows and columns are multiples of 16."""
         from transformer_engine.pytorch.tensor.nvfp4_tensor import NVFP4Quantizer
 
         quantizer = NVFP4Quantizer(
@@ -102,6 +93,7 @@ class TransformerEngine:
         return stored(quantizer(x.to(self._device)))
 
     def model(self, weights: list[Tensor]) -> torch.nn.Module:
+        """Linear layers of the given weights (N, K), SiLU between them, in the recipe without stochastic rounding."""
         from transformer_engine.common.recipe import NVFP4BlockScaling
 
         recipe = NVFP4BlockScaling(disable_rht=False, disable_stochastic_rounding=True, disable_2d_quantization=False)

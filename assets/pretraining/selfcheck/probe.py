@@ -9,10 +9,10 @@ zeros, or without chance (Transformer Engine issues 2255, 2956, 3217).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,15 +34,6 @@ OTHER_DRAW = 1.5
 RESULTS = ("output", "input gradient", "weight gradient")
 
 
-class Engine(Protocol):
-    """What is probed: `quantizers` by TENSORS, and a linear layer."""
-
-    quantizers: Mapping[str, Any]
-
-    def layer(self, x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, ...] | None:
-        """RESULTS of x (tokens, inputs), weight (outputs, inputs) and the output's gradient; None where it has none."""
-
-
 class TransformerEngine:
     """The engine of this process, on the current GPU, by a recipe of its own, as Megatron-Core trains with."""
 
@@ -57,7 +48,10 @@ class TransformerEngine:
         self.quantizers = dict(zip(TENSORS, (*forward[:2], backward[0]), strict=True))
 
     def layer(self, x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, ...] | None:
-        """None with delayed scaling, where a layer would stay among those whose amax is reduced."""
+        """RESULTS of x (tokens, inputs), weight (outputs, inputs) and the output's gradient.
+
+        None with delayed scaling, where a layer would stay among those whose amax is reduced.
+        """
         if self._recipe.delayed():
             return None
 
@@ -94,7 +88,7 @@ class Findings:
         self.problem = self.problem or (f"{name}: {problem}" if problem else "")
 
 
-def probe(make: Callable[[], Engine], device: str = "cuda", *, required: bool = False) -> Findings:
+def probe(make: Callable[[], TransformerEngine], device: str = "cuda", *, required: bool = False) -> Findings:
     """Hold an engine's kernels against the specification; the state of random numbers stays as it was.
 
     Args:
@@ -170,7 +164,7 @@ def _how_close(side: Side) -> str:
 
 
 def _hold_layer(
-    findings: Findings, engine: Engine, known: dict[str, Nvfp4 | Fp8], given: dict[str, Tensor], device: str
+    findings: Findings, engine: TransformerEngine, known: dict[str, Nvfp4 | Fp8], given: dict[str, Tensor], device: str
 ) -> None:
     """A linear layer's three products beside those of what the specification quantizes."""
     results = engine.layer(*(given[name].to(device) for name in TENSORS))

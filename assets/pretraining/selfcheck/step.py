@@ -34,7 +34,7 @@ Make = Callable[[list[Tensor]], torch.nn.Module]
 
 
 def measure(native: Make, ours: Make, device: str) -> list[Measured]:
-    """Train both ways, by `model` of `engines.Native` and of `engines.Ours`."""
+    """Train both ways, by `model` of `engines.TransformerEngine` and of `engines.Ours`."""
     torch.manual_seed(0)
     first = torch.randn(INNER, HIDDEN) / HIDDEN**0.5
     second = torch.randn(HIDDEN, INNER) / INNER**0.5

@@ -34,11 +34,6 @@ def engine_release() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", installed().get("transformer-engine", ""))[:2])
 
 
-def engine_has(least: tuple[int, ...]) -> bool:
-    """Whether Transformer Engine is of that release, one of those below, or newer."""
-    return engine_release() >= least
-
-
 # The first Transformer Engine that has a feature.
 NVFP4 = (2, 8)  # the recipe (its pull request 2177)
 CUSTOM_RECIPES = (2, 10)  # quantizers of one's own, by which NVFP4 is emulated
@@ -81,4 +76,4 @@ def engine_has(release: tuple[int, ...]) -> bool:
 @functools.cache
 def folds_block_scale() -> bool:
     """Whether Transformer Engine computes a block's scale as amax * (encode / 6), which it does from 2.14."""
-    return engine_has((2, 14))
+    return engine_release() >= (2, 14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -22,10 +23,8 @@ def installed() -> dict[str, str]:
     """Version of each package that shapes a run's numbers, for those that are installed."""
     found = {}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

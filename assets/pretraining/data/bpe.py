@@ -37,10 +37,7 @@ def size_of(name: str) -> int | None:
 
 
 def train(size: int, inputs: list[Source], text_field: str, folder: Path) -> None:
-    """Make a tokenizer's folder, whole or not at all, where an earlier run did not.
-
-    Args:
-        size: of its vocabulary in words, the end of a document among them.
+    """Make a tokenizer's folder, whole or not at all, where an earlier run did not; the end of a document is a word.
 
     Raises:
         UsageError: the folder holds something else, or the text is too little for so many words.

@@ -15,13 +15,15 @@ import io
 import lzma
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pretraining.errors import UsageError
 from pretraining.inputs import contents
+
+T = TypeVar("T")
 
 MIB = 2**20
 CHUNK_BYTES = MIB  # more, and the last chunks leave workers idle; less gains nothing
@@ -85,11 +87,8 @@ class Piece:
 def find(patterns: str, kind: str | None = None) -> list[Source]:
     """The files that `patterns` name, as `words` reads them, sorted within each pattern, each once.
 
-    Args:
-        kind: of all of them, or None to tell by their content and their endings.
-
     Raises:
-        UsageError: nothing matches, a file's kind cannot be told, or its content is of another.
+        UsageError: nothing matches, a file's kind cannot be told, or its content is not of the `kind` that is asked.
     """
     found: dict[str, None] = {}
     for word in words(patterns):
@@ -178,14 +177,20 @@ def chunks(sources: list[Source], field: str) -> Iterator[list[Piece]]:
     Raises:
         UsageError: a compressed or Parquet file is damaged, or lacks the column `field`.
     """
-    held: list[Piece] = []
-    weight = 0
-    for piece in _pieces(sources, field):
-        if held and weight + piece.weight > CHUNK_BYTES:
+    return grouped(_pieces(sources, field), lambda piece: piece.weight, CHUNK_BYTES)
+
+
+def grouped(items: Iterable[T], weight: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Neighbours in lists that weigh up to `most` together; a heavier item is alone."""
+    held: list[T] = []
+    total = 0
+    for item in items:
+        own = weight(item)
+        if held and total + own > most:
             yield held
-            held, weight = [], 0
-        held.append(piece)
-        weight += piece.weight
+            held, total = [], 0
+        held.append(item)
+        total += own
     if held:
         yield held
 

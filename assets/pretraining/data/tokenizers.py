@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import array
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pretraining.data import sources
 from pretraining.errors import UsageError
 from pretraining.inputs import tokenizer_folder
 
@@ -59,33 +60,15 @@ class HuggingFace:
 
     def encode(self, texts: list[str | bytes]) -> Iterator[np.ndarray]:
         """See `Bytes`. No beginning-of-text token is added."""
-        for batch in _batches(texts):
+        # An encoding takes some 100 bytes a token: so many characters at once.
+        for batch in sources.grouped(texts, len, BATCH_CHARACTERS):
             for encoding in self._fast.encode_batch_fast(batch, add_special_tokens=False):
                 # Through array: numpy takes three times as long to convert a list.
                 yield np.frombuffer(array.array("i", encoding.ids), dtype=np.int32).astype(self._dtype, copy=False)
 
 
-def _batches(texts: Iterable[str | bytes]) -> Iterator[list[str]]:
-    """Texts of about a million characters together: an encoding takes some 100 bytes a token."""
-    batch: list[str] = []
-    held = 0
-    for text in texts:
-        assert isinstance(text, str)
-        if batch and held + len(text) > BATCH_CHARACTERS:
-            yield batch
-            batch, held = [], 0
-        batch.append(text)
-        held += len(text)
-    if batch:
-        yield batch
-
-
 def prepare(name: str, file: Path) -> Vocabulary:
-    """Get the tokenizer `name` ready: its vocabulary, and (but for bytes) its `tokenizer.json` written to `file`.
-
-    Raises:
-        UsageError: no such tokenizer, no access to it, no fast version, or no end-of-text token.
-    """
+    """Get a tokenizer ready: its vocabulary, and its `tokenizer.json` in `file`. Raises UsageError for an unfit one."""
     if name == BYTES:
         return Bytes.vocabulary
     os.environ.setdefault("USE_TORCH", "0")  # transformers without torch: a tenth of the memory

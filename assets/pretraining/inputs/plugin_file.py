@@ -13,11 +13,7 @@ MODULE = "playbook_plugin"  # its name, once it is loaded
 
 
 def inspect(path: Path) -> tuple[str, ...]:
-    """Which of `NAMES` a plugin defines at its top level.
-
-    Raises:
-        UsageError: not there, not Python, none of them, or both a forward step and a loss.
-    """
+    """Which of `NAMES` a plugin defines at its top level. Raises UsageError for none, or a loss beside a step."""
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except OSError as error:

@@ -25,13 +25,9 @@ END = _ENDS[0]  # of a tokenizer that is made here
 
 
 def check(folder: Path, flag: str, most: int | None = None) -> None:
-    """Raise UsageError where a local folder is no tokenizer, by its files and not by loading it.
+    """Raise UsageError where a local folder is no tokenizer, by its files, or has more than `most` words.
 
     Nothing is said of one that is not there, which may be a repository.
-
-    Args:
-        flag: what the user gave it to.
-        most: words of the model that will read its tokens.
     """
     if not folder.is_dir():
         return

@@ -127,7 +127,7 @@ def run_of_environment() -> str:
 
 
 def hold(folder: Path, run: str, role: str) -> Held:
-    """Claim a run folder, which exists, for a run, or join that run in it; `role` is as in `Process`.
+    """Claim a run folder, which exists, for a run, or join that run in it.
 
     Raises:
         UsageError: another run is in it, or has been. Nothing was changed.

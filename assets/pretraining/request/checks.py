@@ -63,10 +63,7 @@ def profile(args: argparse.Namespace, iterations: int) -> int | None:
 
 
 def sensitivity(args: argparse.Namespace, found: dict[str, Any]) -> int | None:
-    """How many iterations to measure. Raises UsageError where they are not there, or not in NVFP4 as it is emulated.
-
-    `found` are the settings that are known by now.
-    """
+    """How many iterations to measure. Raises UsageError where they are not there, or not in NVFP4 as it is emulated."""
     last, iterations, at = args.sensitivity, found["train_iters"], found["switches_at"]
     if last is None:
         return None

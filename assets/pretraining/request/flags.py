@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,12 +88,12 @@ def parser(prog: str) -> argparse.ArgumentParser:
         usage="%(prog)s [flags] [section.field=value ...]",
         epilog="section.field=value changes a field of Megatron-Bridge's config, as in optimizer.lr=1e-4",
     )
-    add = flags.add_argument
+    add, count = flags.add_argument, functools.partial(flags.add_argument, type=int, metavar="N")
     add("--model", help=f"{', '.join(MODELS)} (default {DEFAULT_ON_GPU} on a GPU, {DEFAULT_ON_CPU} without)")
     add("--precision", help=f"{', '.join(PRECISIONS)} (default nvfp4)")
     add("--disable-fp4", action="store_true", help="the same as --precision bf16")
-    add("--bf16-tail-layers", type=int, metavar="N", help="last layers kept in BF16 (default: an eighth for nvfp4)")
-    add("--bf16-head-layers", type=int, metavar="N", help="first layers kept in BF16 (default 0 for nvfp4)")
+    count("--bf16-tail-layers", help="last layers kept in BF16 (default: an eighth for nvfp4)")
+    count("--bf16-head-layers", help="first layers kept in BF16 (default 0 for nvfp4)")
     add(
         "--emulate",
         nargs="?",
@@ -108,48 +109,34 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--tuned", action="store_true", help="on a GPU: CUDA graphs and fewer checks")
     add("--no-probe", action="store_true", help="train with a GPU's own FP8 or FP4 whatever it computes; recorded")
-    add("--num-layers", type=int, metavar="N", help="cut or grow the model, for benchmarks (default by model)")
+    count("--num-layers", help="cut or grow the model, for benchmarks (default by model)")
     for name, what in _SIZES.items():
         usual = getattr(MODELS[DEFAULT_ON_GPU], name)
-        add(flag_of(name), type=int, metavar="N", help=f"{what} (default by model; 8B models {usual})")
-    add(
-        "--context-parallel", type=int, metavar="N", help="processes that split a sequence (default 1; NVFP4: no other)"
-    )
-    _add_data(add)
-    add("--config", type=Path, metavar="FILE", help="fields of a YAML file, such as a run's config.yaml")
-    add("--plugin", type=Path, metavar="FILE", help="Python code: configure(config), callbacks, forward_step, loss")
-    add("--cache-dir", type=Path, metavar="DIR", default=PROJECT / ".cache", help="text and index cache")
-    add("--profile", type=int, metavar="N", help="record the last N iterations for a trace viewer; no measurement")
-    add(
-        "--sensitivity", type=int, metavar="N", help="measure NVFP4's rounding in the last N iterations, layer by layer"
-    )
-    add("--tensorboard", action="store_true", help="also write TensorBoard events, into the run folder")
-    add("--wandb-project", metavar="NAME", help="also log to W&B, offline in the run folder unless WANDB_MODE is set")
-    add("--mlflow-experiment", metavar="NAME", help="also log to MLflow, in the run folder or MLFLOW_TRACKING_URI")
-    return flags
-
-
-def _add_data(add: Callable[..., Any]) -> None:
-    """What it trains on and begins with, and where what it leaves goes."""
+        count(flag_of(name), help=f"{what} (default by model; 8B models {usual})")
+    count("--context-parallel", help="processes that split a sequence (default 1; NVFP4: no other)")
     add(
         "--data",
         help=f"{MOCK}, {PYTHON_STDLIB}, or .bin/.idx prefixes: P, '0.7 P 0.3 Q', 'train=P valid=Q' (default by model)",
     )
-    add("--seed", type=int, metavar="N", help=f"of weights, data order and stochastic rounding (default {SEED})")
-    add(
-        "--save",
-        type=int,
-        metavar="N",
-        help="checkpoint every N iterations and at the end; 0: never (own data on a GPU: at the end)",
-    )
+    count("--seed", help=f"of weights, data order and stochastic rounding (default {SEED})")
+    count("--save", help="checkpoint every N iterations and at the end; 0: never (own data on a GPU: at the end)")
     add("--resume", type=Path, metavar="RUN", help="continue from the last checkpoint of this run folder")
-    add("--iteration", type=int, metavar="N", help="from its checkpoint of iteration N and not from the last")
+    count("--iteration", help="from its checkpoint of iteration N and not from the last")
     add("--from", dest="weights", metavar="WEIGHTS", help="begin with Hugging Face's: hf:NAME or a local folder")
     add("--finetune", metavar="HOW", help=f"fine-tune on instructions: {', '.join(finetuning.SCHEMES)}; wants --from")
     add("--tokenizer", help="of the instructions (default: that of --from)")
     add("--evaluate", action="store_true", help="train nothing: the validation loss of --resume, in either precision")
     add("--export", type=Path, metavar="DIR", help="train nothing: write --resume's weights as a Hugging Face folder")
     add("--run-dir", type=Path, metavar="DIR", help=f"the run folder (default: a new one in {RUNS}/)")
+    add("--config", type=Path, metavar="FILE", help="fields of a YAML file, such as a run's config.yaml")
+    add("--plugin", type=Path, metavar="FILE", help="Python code: configure(config), callbacks, forward_step, loss")
+    add("--cache-dir", type=Path, metavar="DIR", default=PROJECT / ".cache", help="text and index cache")
+    count("--profile", help="record the last N iterations for a trace viewer; no measurement")
+    count("--sensitivity", help="measure NVFP4's rounding in the last N iterations, layer by layer")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events, into the run folder")
+    add("--wandb-project", metavar="NAME", help="also log to W&B, offline in the run folder unless WANDB_MODE is set")
+    add("--mlflow-experiment", metavar="NAME", help="also log to MLflow, in the run folder or MLFLOW_TRACKING_URI")
+    return flags
 
 
 def fill_in(args: argparse.Namespace, who: str, **values: Any) -> None:

@@ -65,10 +65,7 @@ def replicas(split: dict[str, int], model: Model, processes: int) -> int:
 
 
 def check(model: Model, layers: int, split: dict[str, int], *, on_gpu: bool, sequence: int) -> None:
-    """Raise UsageError where a size does not divide, with the nearest that does.
-
-    `layers` are the model's as it will be built, `split` the size of each of KINDS, `sequence` its tokens.
-    """
+    """Raise UsageError where a size does not divide, with the nearest that does; `layers` are as it will be built."""
     tensor, pipeline, context = (split[f"{kind}_parallel"] for kind in ("tensor", "pipeline", "context"))
     if wrong := _not_cut(model, tensor):
         fits = next(size for size in range(tensor, 0, -1) if not _not_cut(model, size))

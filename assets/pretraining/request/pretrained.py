@@ -91,13 +91,9 @@ def without_a_place(built: Mapping[str, Any]) -> str:
 
 
 def check(folder: str, wanted: dict[str, Any], name: str, *, given: str = "", whole: bool = True) -> None:
-    """Raise UsageError where a local folder is not the model called `name`, whole and in plain numbers.
+    """Raise UsageError where a local folder is not the model called `name`: its config and, `whole`, its tensors.
 
-    Args:
-        folder: a repository is checked when it is loaded.
-        wanted: the model's config.
-        given: what --from names, where it is not the folder.
-        whole: whether its tensors are looked at too.
+    A repository is checked when it is loaded, and `given` is then what --from names.
     """
     if not Path(folder).is_dir():
         return

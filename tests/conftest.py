@@ -24,7 +24,7 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: kernels are decorated for one or the other
 SCRIPT = PROJECT / "assets" / "pretrain_llama.py"
 os.environ.setdefault("NUMBA_CACHE_DIR", str(PROJECT / ".cache" / "numba"))  # one for tests and trainings
-_NOT_INHERITED = ("MASTER_PORT", "RANK", "WORLD_SIZE", "TRITON_INTERPRET")
+_NOT_INHERITED = ("MASTER_PORT", "RANK", "WORLD_SIZE", "TRITON_INTERPRET", "USE_TORCH")
 SECONDS = 240  # for one training; ten times what it takes alone, because the machine may be busy
 
 

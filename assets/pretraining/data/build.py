@@ -8,6 +8,7 @@ Megatron can open is whole.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -51,7 +52,7 @@ class State:
     lines: int = 0
 
 
-class Build:
+class Build(contextlib.AbstractContextManager):
     """A dataset under construction, held by this process alone; an unfinished one goes on only from an equal plan.
 
     Raises:
@@ -77,9 +78,6 @@ class Build:
         self.resumed = self.state.chunks
         self._committed = time.monotonic()
         self._digest = hashlib.sha256()
-
-    def __enter__(self) -> Build:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()

@@ -90,7 +90,7 @@ class _CannotLock(Exception):
     """The file system has no locks; why."""
 
 
-class Held:
+class Held(contextlib.AbstractContextManager):
     """A lock that this process holds until it ends, or closes it; `problem` says where the file system cannot lock."""
 
     def __init__(self, file: IO[str], folder: Path, run: str = "", problem: str = "") -> None:
@@ -104,9 +104,6 @@ class Held:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Held:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -35,7 +35,6 @@ class Switching(Callback):
         self._chosen, self._told = chosen, False
 
     def on_train_step_start(self, context: CallbackContext) -> None:
-        """See the class."""
         done = context.state.train_state.step
         late_switch.begin_iteration(done)
         if self._told or not late_switch.switched_to():

@@ -161,17 +161,15 @@ def _transposed(a: Operand) -> Operand:
     return Operand(a.values.T, a.scale)
 
 
-class _Steps:
-    """Counts the steps of every PyTorch optimizer in the process."""
-
-    count = 0
-
-    @classmethod
-    def one_more(cls, *_: Any) -> None:
-        cls.count += 1
+_steps = 0  # of every PyTorch optimizer in the process
 
 
-register_optimizer_step_post_hook(_Steps.one_more)
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class PreparedWeight:
@@ -188,7 +186,7 @@ class PreparedWeight:
 
     def get(self, weight: Tensor, arithmetic: Arithmetic) -> Any:
         """``arithmetic.prepare(weight)``, from memory if it still holds."""
-        key = (weight.data_ptr(), weight._version, _Steps.count, arithmetic)
+        key = (weight.data_ptr(), weight._version, _steps, arithmetic)
         if key != self._key:
             self._prepared, self._key = arithmetic.prepare(weight), key
         return self._prepared

@@ -248,15 +248,15 @@ def _gemm(
         )
     result_type = torch.bfloat16 if out is None else out.dtype
     refused = {
-        "a bias": bias is not None,
-        "a fused GELU": gelu or gelu_in is not None,
-        "a quantized result": quantization_params is not None,
-        f"a result in {out_dtype}": out_dtype not in (None, result_type),
+        "bias": bias is not None,
+        "fused GELU": gelu or gelu_in is not None,
+        "quantized result": quantization_params is not None,
+        f"result in {out_dtype}": out_dtype not in (None, result_type),
     }
     if asked := [name for name, wanted in refused.items() if wanted]:
         raise ValueError(
-            f"emulated NVFP4's products have no {' and no '.join(name.removeprefix('a ') for name in asked)}: use a "
-            "model whose linear layers do without, in BF16"
+            f"emulated NVFP4's products have no {' and no '.join(asked)}: use a model whose linear layers do without, "
+            "in BF16"
         )
     if _measurement is not None:
         _show(layout, a, b)

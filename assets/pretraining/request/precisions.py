@@ -35,6 +35,7 @@ class Precision:
     probed: tuple[tuple[int, int], ...] = ()
     needs: str = "compute capability 8.0 or newer"  # the same in words
     per_tensor: bool = False  # a whole tensor has one scale
+    delayed: bool = False  # from earlier iterations' maxima: Megatron has it for all layers, from first step to last
     fp4: bool = False  # the arithmetic is NVFP4's, whose recipe `--nvfp4` changes and which can be emulated
     gather: str = "BF16"  # how the preset stores and gathers linear layers' weights: BF16, or already quantized
     gather_since: tuple[int, ...] = ()  # the first Megatron-Bridge whose preset gathers so; before it BF16
@@ -64,6 +65,8 @@ class Precision:
 _BF16_TENSOR_CORES = (8, 0)
 _BLACKWELL = ((10, 0), (10, 3))
 _RUBIN = ((10, 7),)
+_FP8 = ((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1))
+_FP8_CORES = "FP8 tensor cores: compute capability 8.9 or newer"
 _NEW_ENGINE = f"with Transformer Engine {packages.dotted(packages.PROBED)} or newer"
 
 PRECISIONS: dict[str, Precision] = {
@@ -75,10 +78,22 @@ PRECISIONS: dict[str, Precision] = {
             "bf16_with_fp8_current_scaling_mixed",
             bf16_head=1,
             bf16_tail=1,
-            capabilities=((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1)),
+            capabilities=_FP8,
             probed=_RUBIN,
-            needs="FP8 tensor cores: compute capability 8.9 or newer",
+            needs=_FP8_CORES,
             per_tensor=True,
+            gather="FP8",
+            saved_bytes=1.0,
+            copy_bytes=2.0,
+        ),
+        Precision(
+            "fp8_delayed",
+            "bf16_with_fp8_delayed_scaling_mixed",
+            capabilities=_FP8,
+            probed=_RUBIN,
+            needs=_FP8_CORES,
+            per_tensor=True,
+            delayed=True,
             gather="FP8",
             saved_bytes=1.0,
             copy_bytes=2.0,
@@ -136,7 +151,11 @@ def default_tail(precision: Precision, num_layers: int) -> int:
 
 NEVER = "never"  # in place of a late switch
 # Where it may lead: a precision, in both passes, or BF16 in the forward pass alone.
-TARGETS = ("bf16", "forward", *(row.name for row in PRECISIONS.values() if row.quantized and not row.fp4))
+TARGETS = (
+    "bf16",
+    "forward",
+    *(row.name for row in PRECISIONS.values() if row.quantized and not (row.fp4 or row.delayed)),
+)
 _LATE_SWITCH = rf"(\d{{1,9}}|[01]?\.\d{{1,9}}):({'|'.join(TARGETS)})"
 
 

@@ -21,7 +21,8 @@ def models(args: argparse.Namespace) -> int:
     if args.model:
         _print_one(find_model(args.model), args)
         return 0
-    rows = [["model", "parameters", "GFLOP/token", "TP x PP", "GPUs", *(f"{name} GB" for name in PRECISIONS)]]
+    precisions = [row for row in PRECISIONS.values() if not row.delayed]  # which takes the room of fp8
+    rows = [["model", "parameters", "GFLOP/token", "TP x PP", "GPUs", *(f"{row.name} GB" for row in precisions)]]
     for model in MODELS.values():
         processes, split = _split(model, args)
         shape = footprint.shape_of(model.hf_config)
@@ -33,7 +34,7 @@ def models(args: argparse.Namespace) -> int:
                 f"{footprint.flops_per_token(shape, size) / 1e9:.4g}",
                 f"{model.tensor_parallel} x {model.pipeline_parallel}",
                 str(processes),
-                *(_gigabytes(_memory(model, row, split, args).total) for row in PRECISIONS.values()),
+                *(_gigabytes(_memory(model, row, split, args).total) for row in precisions),
             ]
         )
     print_table(rows, left=1)

@@ -33,8 +33,8 @@ def test_a_dgx_station_lists_both_of_its_unlike_gpus() -> None:
     assert (gb300.index, gb300.name, gb300.capability, gb300.memory) == (1, "NVIDIA GB300", (10, 3), 301_989_888_000)
     assert "302 GB" in str(gb300) and "10.3" in str(gb300)
     assert str(workstation.users[0]) == "Xorg (process 2211, 0.4 GB)"
-    assert gb300.precisions() == ["bf16", "fp8", "mxfp8", "nvfp4"]
-    assert workstation.precisions() == ["bf16", "fp8", "nvfp4 (to be probed)"]
+    assert gb300.precisions() == ["bf16", "fp8", "fp8_delayed", "mxfp8", "nvfp4"]
+    assert workstation.precisions() == ["bf16", "fp8", "fp8_delayed", "nvfp4 (to be probed)"]
 
 
 def test_a_gb10_has_no_memory_of_its_own() -> None:

@@ -60,6 +60,8 @@ def test_one_setting_in_every_precision(flags: tuple[str, ...], switch: str | No
     ("flags", "said"),
     [
         (("--precision", "bf16", "--switch", "9"), "--switch leads to a higher precision, and bf16 is the highest"),
+        (("--precision", "fp8_delayed", "--switch", "9"), "a switch would break; --precision fp8 switches"),
+        (("--precision", "fp8", "--switch", "9:fp8_delayed"), "unknown end of a late switch 'fp8_delayed'"),
         (("--precision", "fp8", "--switch", "9:fp8"), "--switch 9:fp8 leads from fp8 to fp8; leave it out"),
         (("--precision", "fp8", "--switch", "9:nvfp4"), "unknown end of a late switch 'nvfp4': "),
         (("--precision", "fp8", "--switch", "9:fp88"), "did you mean 9:fp8?"),

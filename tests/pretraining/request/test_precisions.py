@@ -5,6 +5,8 @@ import pytest
 from pretraining.errors import UsageError
 from pretraining.request.precisions import PRECISIONS, default_tail, find_precision
 
+FP8 = ("fp8", "fp8_delayed")  # by the scale of a whole tensor
+
 
 @pytest.fixture
 def presets(megatron) -> dict:
@@ -16,9 +18,9 @@ def test_every_preset_exists_and_is_what_its_name_says(presets) -> None:
     assert all(preset["bf16"] for preset in presets.values())
     assert not presets["bf16"]["fp8"] and not presets["bf16"]["fp4"]
     assert presets["nvfp4"]["fp4"] and not presets["nvfp4"]["fp8"]
-    assert {name for name, preset in presets.items() if preset["fp8"]} == {"fp8", "fp8_blockwise", "mxfp8"}
-    recipes = {name: presets[name]["recipe"] for name in ("fp8", "fp8_blockwise", "mxfp8")}
-    assert recipes == {"fp8": "tensorwise", "fp8_blockwise": "blockwise", "mxfp8": "mxfp8"}
+    recipes = {"fp8": "tensorwise", "fp8_delayed": "delayed", "fp8_blockwise": "blockwise", "mxfp8": "mxfp8"}
+    assert {name for name, preset in presets.items() if preset["fp8"]} == set(recipes)
+    assert {name: presets[name]["recipe"] for name in recipes} == recipes
 
 
 @pytest.mark.parametrize("name", [name for name in PRECISIONS if name != "nvfp4"])
@@ -47,11 +49,11 @@ def test_capabilities() -> None:
 @pytest.mark.parametrize(
     ("capability", "trains", "probed"),
     [
-        ((9, 0), {"bf16", "fp8", "fp8_blockwise"}, set()),
-        ((10, 3), {"bf16", "fp8", "mxfp8", "nvfp4"}, set()),
-        ((10, 7), {"bf16", "fp8", "mxfp8", "nvfp4"}, {"fp8", "mxfp8", "nvfp4"}),
-        ((12, 0), {"bf16", "fp8", "nvfp4"}, {"nvfp4"}),
-        ((12, 1), {"bf16", "fp8", "nvfp4"}, {"nvfp4"}),
+        ((9, 0), {"bf16", *FP8, "fp8_blockwise"}, set()),
+        ((10, 3), {"bf16", *FP8, "mxfp8", "nvfp4"}, set()),
+        ((10, 7), {"bf16", *FP8, "mxfp8", "nvfp4"}, {*FP8, "mxfp8", "nvfp4"}),
+        ((12, 0), {"bf16", *FP8, "nvfp4"}, {"nvfp4"}),
+        ((12, 1), {"bf16", *FP8, "nvfp4"}, {"nvfp4"}),
     ],
 )
 def test_what_is_only_let_in_by_a_probe(capability, trains, probed) -> None:

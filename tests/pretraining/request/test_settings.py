@@ -509,6 +509,14 @@ def test_the_launcher_may_leave_flags_out() -> None:
     assert all(value is None for name, value in vars(args).items() if name not in left_out)
 
 
+def test_delayed_scaling_is_for_all_layers() -> None:
+    whole = resolve("--precision", "fp8_delayed", on_gpu=True)
+    assert (whole.bf16_head_layers, whole.bf16_tail_layers) == (0, 0)
+    for end in ("--bf16-head-layers", "--bf16-tail-layers"):
+        said = refusal("--precision", "fp8_delayed", end, "1", on_gpu=True)
+        assert "keeps no layer in BF16 with delayed scaling" in said and "--precision fp8" in said
+
+
 def test_a_model_can_be_cut() -> None:
     cut = resolve("--model", "llama3-8b", "--num-layers", "8", on_gpu=True)
     assert (cut.num_layers, cut.bf16_tail_layers) == (8, 1) and resolve(on_gpu=True).num_layers == 32

@@ -132,6 +132,11 @@ def late_switch(
 
 
 def _check_target(switch: LateSwitch, args: argparse.Namespace) -> None:
+    if args.precision.delayed:
+        raise UsageError(
+            f"--switch {switch}: delayed scaling keeps maxima over iterations, which a switch would break; --precision "
+            "fp8 switches"
+        )
     if switch.to == args.precision.name:
         raise UsageError(f"--switch {switch} leads from {switch.to} to {switch.to}; leave it out")
     if not args.on_gpu and switch.precision and not switch.precision.on_cpu:

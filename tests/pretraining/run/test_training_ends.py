@@ -119,7 +119,8 @@ def test_a_killed_training_reads_as_incomplete(start_training, until, tmp_path: 
     run = run_folder.read_run(folder)
     assert run.verdict is Verdict.INCOMPLETE
     assert len(run.train) >= 2 and run.parity
-    assert run.samples and all(line["process_bytes"] for line in run.samples)  # what is known of its memory
+    samples = run.samples[:-1]  # the last may have been taken when the training was gone
+    assert samples and all(line["process_bytes"] for line in samples)  # what is known of its memory
     assert process.stdout.read().strip()  # and its output ends: nobody keeps the pipe
 
 

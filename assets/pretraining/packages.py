@@ -37,6 +37,7 @@ def engine_release() -> tuple[int, ...]:
 NVFP4 = (2, 8)  # the recipe (its pull request 2177)
 CUSTOM_RECIPES = (2, 10)  # quantizers of one's own, by which NVFP4 is emulated
 FOUR_OVER_SIX = (2, 18)  # the first release known to have `NVTE_NVFP4_4OVER6`; an older one ignores it
+ROW_SCALED = (2, 19)  # activations with a scale for each row; before, in the forward pass alone (pull request 3206)
 HYBRID = (2, 19)  # a quantizer of its own for each direction
 # The first whose NVFP4 is also for compute capabilities 10.7, 12.0 and 12.1: before it stochastic rounding gives zeros
 # there, and the Hadamard transform fails (its pull requests 3281, 3265).

@@ -114,13 +114,12 @@ class NVFP4Quantizer:
     def __init__(self, reference: Any, how: Rounding) -> None:
         self.with_2d_quantization, self.with_rht, self.stochastic_rounding = how.is_own_transpose, how.rht, False
         self.nvfp4_use_4over6, self.nvfp4_e4m3_max = bool(how.four_over_six), 256
-        self.nvfp4_4over6_err_mode = how.four_over_six.upper()
+        self.nvfp4_4over6_err_mode, self.row_scaled_nvfp4 = how.four_over_six.upper(), how.by_row
         more = {"nvfp4_use_4over6": True, "nvfp4_e4m3_max": 256, "nvfp4_4over6_err_mode": self.nvfp4_4over6_err_mode}
         formats = importlib.import_module(reference.__module__)
         dtypes = getattr(formats, "reference_utils", None) or formats.utils
-        self._of = reference(
-            dtypes.Fp4Formats.E2M1, quant_tile_shape=how.tile, with_rht=how.rht, **more if how.four_over_six else {}
-        )
+        asked = (more if how.four_over_six else {}) | ({"row_scaled_nvfp4": True} if how.by_row else {})
+        self._of = reference(dtypes.Fp4Formats.E2M1, quant_tile_shape=how.tile, with_rht=how.rht, **asked)
 
     def __call__(self, x: Tensor) -> SimpleNamespace:
         made = self._of.quantize(x)
@@ -133,7 +132,7 @@ class NVFP4Quantizer:
             padded = torch.zeros(rows + -rows % engines.SCALE_ROWS, blocks + -blocks % engines.SCALE_COLUMNS)
             padded = padded.to(torch.float8_e4m3fn)
             padded[:rows, :blocks] = scale.view(torch.float8_e4m3fn)
-            fields |= {f"_{side}_data": data, f"_{side}_scale_inv": padded, f"_amax_{side}": amax.reshape(1).float()}
+            fields |= {f"_{side}_data": data, f"_{side}_scale_inv": padded, f"_amax_{side}": amax.flatten().float()}
         return SimpleNamespace(**fields)
 
 
@@ -169,11 +168,16 @@ def probed() -> dict[str, Any]:
     """By words of the recipe: what the probe says of the release's reference quantizer."""
     reference, answers = reference_quantizer(), {}
     chosen = ("", "weights", "all") if _may_choose() else ("",)
-    for rht, two_d, four_over_six in itertools.product((True, False), (True, False), chosen):
-        if not (rht and four_over_six == "all"):
-            recipe = Nvfp4Recipe(rht=rht, stochastic=False, two_d=two_d, four_over_six=four_over_six)
-            found = probe.probe(functools.partial(Engine, reference, recipe), "cpu")
-            answers[" ".join(f"{word}={value}" for word, value in recipe.words().items())] = found.found
+    recipes = [
+        Nvfp4Recipe(rht=rht, stochastic=False, two_d=two_d, four_over_six=four_over_six)
+        for rht, two_d, four_over_six in itertools.product((True, False), (True, False), chosen)
+        if not (rht and four_over_six == "all")
+    ]
+    if packages.engine_has(packages.ROW_SCALED):
+        recipes.append(Nvfp4Recipe(rht=False, stochastic=False, activations="rows"))
+    for recipe in recipes:
+        found = probe.probe(functools.partial(Engine, reference, recipe), "cpu")
+        answers[" ".join(f"{word}={value}" for word, value in recipe.words().items())] = found.found
     return answers
 
 

@@ -18,7 +18,11 @@ from pretraining.request import nvfp4_recipe
 pytestmark = pytest.mark.versions
 
 ENGINES = ("2.12.0", "2.14.1", "2.16.1", "2.18.0", "2.20.2")
-CHOOSING = ("NVTE_NVFP4_4OVER6", "NVTE_NVFP4_4OVER6_ERR_MODE")
+SINCE = {  # the first of these releases that reads a variable
+    "NVTE_NVFP4_4OVER6": packages.FOUR_OVER_SIX,
+    "NVTE_NVFP4_4OVER6_ERR_MODE": packages.FOUR_OVER_SIX,
+    "NVTE_NVFP4_ROW_SCALED_ACTIVATION": (2, 16),
+}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -40,8 +44,8 @@ def answers(request: pytest.FixtureRequest, environment, tmp_path_factory: pytes
     return {"version": request.param, **json.loads(path.read_text())}
 
 
-def _may_choose(answers: dict[str, Any]) -> bool:
-    return tuple(map(int, answers["version"].split(".")))[:2] >= packages.FOUR_OVER_SIX
+def _release(answers: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(map(int, answers["version"].split(".")))[:2]
 
 
 def test_the_release_is_the_one_asked_for(answers) -> None:
@@ -53,12 +57,13 @@ def test_classes_keywords_and_attributes_are_there(answers) -> None:
 
 
 def test_every_variable_that_is_set_is_read(answers) -> None:
-    assert set(CHOOSING) < set(nvfp4_recipe.ENGINE_VARIABLES)
-    assert answers["variables"] == ([] if _may_choose(answers) else list(CHOOSING))
+    assert set(SINCE) < set(nvfp4_recipe.ENGINE_VARIABLES)
+    assert answers["variables"] == [name for name, since in SINCE.items() if _release(answers) < since]
 
 
 def test_the_probe_admits_the_reference_quantizer(answers) -> None:
     found = answers["probed"]
-    assert len(found) == (10 if _may_choose(answers) else 4), found
+    since = (packages.FOUR_OVER_SIX, 6), (packages.ROW_SCALED, 1)
+    assert len(found) == 4 + sum(more for release, more in since if _release(answers) >= release), found
     for words, said in found.items():
         assert len(said) == 6 and set(said.values()) == {"equal to the specification"}, words

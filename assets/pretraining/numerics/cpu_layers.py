@@ -150,7 +150,10 @@ def own_seed(drawn: int) -> int:
 
 def _product(a: Operand, b: Operand) -> Tensor:
     # The product of two float32 scales is exact as a Python float; round_bf16 takes it as a float32, rounded once.
-    return round_bf16(a.values @ b.values, a.scale * b.scale, inplace=True)
+    result, scale = a.values @ b.values, a.scale * b.scale
+    if isinstance(scale, Tensor):  # by row
+        result, scale = result.mul_(scale), 1.0
+    return round_bf16(result, scale, inplace=True)
 
 
 def _in_bf16(x: Tensor) -> Operand:
@@ -158,7 +161,7 @@ def _in_bf16(x: Tensor) -> Operand:
 
 
 def _transposed(a: Operand) -> Operand:
-    return Operand(a.values.T, a.scale)
+    return Operand(a.values.T, a.scale.T if isinstance(a.scale, Tensor) else a.scale)
 
 
 _steps = 0  # of every PyTorch optimizer in the process

@@ -39,7 +39,8 @@ def choose(x: Tensor, amax: Tensor, blocks: tl.constexpr, how: Rounding) -> Tens
 
     Args:
         x: bfloat16 of shape (rows, K), contiguous, K divisible by 16.
-        amax: the bits of the tensor's largest magnitude, after the rotation where there is one: int32 of shape (1,).
+        amax: the bits of the tensor's largest magnitude, after the rotation where there is one: int32; by rows, of each
+            row or column.
         blocks: ROWS, COLUMNS, ROTATED (columns after the Hadamard transform) or TILES.
         how: where it chooses nothing, amax comes back.
     """
@@ -58,6 +59,7 @@ def choose(x: Tensor, amax: Tensor, blocks: tl.constexpr, how: Rounding) -> Tens
             width,
             BLOCKS=blocks.value,
             SQUARED=how.four_over_six == "mse",
+            BY_ROW=how.by_row,
             **strips_of(width),
             enable_fp_fusion=False,  # a product and a sum are rounded each, as in the specification
         )
@@ -106,10 +108,22 @@ def _sum_of_rows(errors, COUNT: tl.constexpr):
 
 @triton.jit
 def _choose_kernel(
-    x, amax, scales, height, width, BLOCKS: tl.constexpr, SQUARED: tl.constexpr, WIDTH: tl.constexpr
+    x,
+    amax,
+    scales,
+    height,
+    width,
+    BLOCKS: tl.constexpr,
+    SQUARED: tl.constexpr,
+    BY_ROW: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # one program: 16 rows, WIDTH columns
     group, strip = place(tl.program_id(0), width, WIDTH)
     count: tl.constexpr = WIDTH // LENGTH
+    if BY_ROW:
+        amax += (
+            group * LENGTH + tl.arange(0, LENGTH)[:, None] if BLOCKS == ROWS else strip * WIDTH + tl.arange(0, WIDTH)
+        )
     encode, decode, _ = tensor_scales(amax, True)
     largest = tl.load(amax).to(tl.float32, bitcast=True)
     if BLOCKS == ROWS or BLOCKS == TILES:  # noqa: SIM109 - Triton knows no `in`

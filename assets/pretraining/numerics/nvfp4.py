@@ -1,8 +1,8 @@
 """NVFP4 in plain PyTorch: the specification that every fast version must equal bit for bit.
 
 An NVFP4 tensor is 4-bit E2M1 codes, one E4M3 block scale for 16 of them, and one FP32 amax for the whole tensor
-(arXiv 2509.25149, section 2 and appendix B). The arithmetic below is that of Transformer Engine's reference
-quantizer (``NVFP4QuantizerRef``), step by step in float32:
+(arXiv 2509.25149, section 2 and appendix B), or one for each row. The arithmetic below is that of Transformer Engine's
+reference quantizer (``NVFP4QuantizerRef``), step by step in float32:
 
 1. ``amax`` is the largest magnitude of the tensor; the tensor is first scaled by ``encode = 2688 / amax``
    (2688 = 448 * 6, the largest E4M3 times the largest E2M1), so that every block scale fits E4M3.
@@ -22,6 +22,8 @@ Special values:
   whatever its codes.
 * An infinity gives encode = 1 and an infinite ``tensor_scale``: no dequantized element is finite.
 * A NaN anywhere makes every dequantized element NaN. So neither can vanish in a quantization unnoticed.
+
+By rows, all of this is said of each row.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Operand(NamedTuple):
     """A quantized matrix as a product wants it, from a fast version."""
 
     values: torch.Tensor  # as of ``QuantizedMatrix``, in the layout of the source; float32 on a CPU, bfloat16 on a GPU
-    scale: torch.Tensor | float  # its ``tensor_scale``: a number on a CPU, float32 of shape (1,) on a GPU
+    # Its ``tensor_scale``: a number on a CPU, float32 of shape (1,) on a GPU; by rows, what the values are multiplied
+    # with in their layout: float32 of shape (rows, 1), or of columns (1, K).
+    scale: torch.Tensor | float
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class QuantizedMatrix:
 
     codes: torch.Tensor  # uint8 of shape (rows, K / 2): two E2M1 codes a byte, the even column in the low nibble
     scales: torch.Tensor  # float8_e4m3fn of shape (rows, K / 16); the scale of a 16x16 tile is repeated over its rows
-    amax: torch.Tensor  # float32 of shape (1,), the largest magnitude before quantization
+    amax: torch.Tensor  # float32, the largest magnitude before quantization: of shape (1,), or by rows (rows, 1)
     scale_max: float = E4M3_MAX  # the block scale that amax was scaled for
 
     @property
@@ -70,7 +74,7 @@ class QuantizedMatrix:
 
     @property
     def tensor_scale(self) -> torch.Tensor:
-        """What ``values`` must be multiplied with, float32 of shape (1,)."""
+        """What ``values`` must be multiplied with, float32 of amax's shape."""
         return _divide(self.amax, self.scale_max * E2M1_MAX)
 
     def dequantize(self) -> torch.Tensor:
@@ -92,6 +96,7 @@ def quantize(
             6 in place of 2688; a block's largest element becomes 6, or 4 with 1.5 times the scale, whichever gives the
             block the smaller error, 6 where they are alike. Sources: arXiv 2512.02010, section 3; Transformer Engine
             2.20, ``NVFP4QuantizerRef._quantize_blockwise_4over6_reference``, whose order of float32 sums this keeps.
+            ``by_row`` is its ``row_scaled_nvfp4``.
         generator: source of uniform numbers where it is stochastic, on x's device; torch's default when None.
         folded: a block's scale is its amax * (encode / 6), as in Transformer Engine from 2.14, which now and then
             rounds otherwise than amax / 6 * encode. Four over six never folds.
@@ -102,7 +107,10 @@ def quantize(
     require_matrix(x)
     require_rounding(how)
     x = (random_hadamard_transform(x) if how.rht else x).float()
-    amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
+    if how.by_row:
+        amax = x.abs().amax(dim=1, keepdim=True) if x.numel() else x.new_zeros(len(x), 1)
+    else:
+        amax = x.abs().amax().reshape(1) if x.numel() else x.new_zeros(1)
     scale_max = FOUR_OVER_SIX_MAX if how.four_over_six else E4M3_MAX
     encode = encode_scale(amax, scale_max)
     scales = block_scales(x, how, amax, folded=folded)
@@ -151,7 +159,7 @@ def block_scales(x: torch.Tensor, how: Rounding, amax: torch.Tensor, *, folded: 
 
     Args:
         x: float32 of shape (rows, K), rotated where ``how`` says so.
-        amax: of the whole tensor, float32 of shape (1,).
+        amax: see ``QuantizedMatrix``.
         how, folded: see ``quantize``.
     """
     encode = encode_scale(amax, FOUR_OVER_SIX_MAX if how.four_over_six else E4M3_MAX)
@@ -220,9 +228,11 @@ def require_matrix(x: torch.Tensor, *, of_blocks: bool = True) -> None:
 
 
 def require_rounding(how: Rounding) -> None:
-    """Raise ValueError for a tile that is neither 1x16 nor 16x16, or four over six by what it cannot choose by."""
+    """Raise ValueError for a tile that is neither 1x16 nor 16x16, or what it, or four over six, does not go with."""
     if how.tile not in ((1, BLOCK), (BLOCK, BLOCK)):
         raise ValueError(f"NVFP4 tiles are (1, 16) and (16, 16), found {how.tile}")
+    if how.by_row and how.is_own_transpose:
+        raise ValueError(f"a row has a scale of its own only where blocks are 1x16, found {how.name}")
     if how.four_over_six and (how.stochastic or how.four_over_six not in ERRORS):
         raise ValueError(f"four over six chooses by {' or '.join(ERRORS)} and rounds to nearest, found {how.name}")
 

@@ -70,15 +70,17 @@ def quantize(x: torch.Tensor, how: Rounding = NEAREST, *, columns: bool = False,
     source = x.detach().float().contiguous().numpy()
     rows, width = source.shape
     out = np.empty((rows + -rows % BLOCK if blocks == COLUMNS else rows, width), np.float32)
-    largest = np.zeros(-(-rows // BLOCK), np.int32)
-    scales = np.empty(4, np.float32)  # in an array, because numba hands a float32 scalar back as a float64
-    scales[3] = E2M1_MAX * (FOUR_OVER_SIX_MAX if how.four_over_six else E4M3_MAX)
+    each = (width if blocks == COLUMNS else BLOCK) if how.by_row else 1  # vectors of a strip with scales of their own
+    largest = np.zeros((-(-rows // BLOCK), each), np.int32)
+    scales = np.empty((largest.size if how.by_row and blocks == ROWS else each, 4), np.float32)
+    scales[:, 3] = E2M1_MAX * (FOUR_OVER_SIX_MAX if how.four_over_six else E4M3_MAX)
     choice = ERRORS.index(how.four_over_six) + 1 if how.four_over_six else 0
     asked = (blocks, how.rht and blocks == COLUMNS, scales, choice, how.stochastic, *_keys(seed))
     _for_each_strip(source, out, largest, True, *asked)
-    _tensor_scales(largest, scales)
+    _tensor_scales(largest.ravel() if how.by_row and blocks == ROWS else largest.max(axis=0, initial=0), scales)
     _for_each_strip(source, out, largest, False, *asked)
-    return Operand(torch.from_numpy(out), float(scales[2]))
+    values, each = torch.from_numpy(out), torch.from_numpy(scales[:, 2].copy())
+    return Operand(values, (each[None] if blocks == COLUMNS else each[:rows, None]) if how.by_row else float(each[0]))
 
 
 def round_bf16(x: torch.Tensor, scale: float = 1.0, *, inplace: bool = False) -> torch.Tensor:
@@ -185,23 +187,21 @@ def _e2m1(x, multiplier, stochastic, uniform):
 
 @_compile
 def _tensor_scales(largest, scales):
-    """From the largest magnitudes (as bits), and what they are scaled to in scales[3]: ``encode``, its inverse, the
-    tensor scale, and the largest of all."""
-    m = int32(0)
-    for bits in largest:
-        m = max(m, bits)
-    amax, full = _bf16(_float(m)), scales[3]
-    encode = min(full / amax, _FP32_MAX)
-    if encode == _ZERO:
-        encode = _ONE
-    scales[0], scales[1], scales[2], scales[3] = encode, _ONE / encode, amax / full, amax
+    """From each largest magnitude (as bits) and what it is scaled to, last: ``encode``, 1 / it, tensor scale, amax."""
+    for v in range(largest.size):
+        amax, full = _bf16(_float(largest[v])), scales[v, 3]
+        encode = min(full / amax, _FP32_MAX)
+        if encode == _ZERO:
+            encode = _ONE
+        scales[v, 0], scales[v, 1], scales[v, 2], scales[v, 3] = encode, _ONE / encode, amax / full, amax
 
 
 @_compile
 def _block_scales(amax, scales, wider, scale, multiplier):
     """The E4M3 scale of each block from its amax (as bits), and what its elements are multiplied with."""
-    encode, decode = scales[0], scales[1]
+    each = 1 if len(scales) > 1 else 0  # blocks have one ``encode``, or one each
     for b in range(amax.size):
+        encode, decode = scales[b * each, 0], scales[b * each, 1]
         scale[b] = _e4m3(min(_bf16(_float(amax[b])) / _SIX * encode * wider, _448))
         multiplier[b] = min(_ONE / (scale[b] * decode), _FP32_MAX)
 
@@ -214,18 +214,14 @@ def _error(x, multiplier, scale, amax, choice):
 
 
 @_compile
-def _block_errors(x, of_columns, scale, multiplier, amax, choice):
+def _block_errors(x, of_columns, scale, multiplier, scales, choice):
     """How far each block lies from x, summed as in the specification: along each row, then up to 16 rows in a tree."""
+    each = 1 if len(scales) > 1 else 0
     error = np.zeros((1 if of_columns or x.shape[0] == 1 else BLOCK, scale.size), np.float32)
     for r in range(x.shape[0]):
-        row = x[r]
-        if of_columns:
-            for c in range(scale.size):
-                error[0, c] += _error(_bf16(row[c]), multiplier[c], scale[c], amax, choice)
-        else:
-            for b in range(scale.size):
-                for j in range(b * BLOCK, (b + 1) * BLOCK):
-                    error[r, b] += _error(_bf16(row[j]), multiplier[b], scale[b], amax, choice)
+        for c in range(x.shape[1]):
+            e, b = (0, c) if of_columns else (r, c // BLOCK)
+            error[e, b] += _error(_bf16(x[r, c]), multiplier[b], scale[b], scales[b * each, 3], choice)
     half = error.shape[0] // 2
     while half:
         error[:half] += error[half : 2 * half]
@@ -238,8 +234,8 @@ def _four_over_six(x, of_columns, amax, scales, choice, scale, multiplier):
     """Replace the scale of each block, and its multiplier, by 1.5 times it where that has the smaller error."""
     wider, wider_multiplier = np.empty_like(scale), np.empty_like(scale)
     _block_scales(amax, scales, float32(1.5), wider, wider_multiplier)
-    error = _block_errors(x, of_columns, scale, multiplier, scales[3], choice)
-    wider_error = _block_errors(x, of_columns, wider, wider_multiplier, scales[3], choice)
+    error = _block_errors(x, of_columns, scale, multiplier, scales, choice)
+    wider_error = _block_errors(x, of_columns, wider, wider_multiplier, scales, choice)
     for b in range(scale.size):
         if wider_error[b] < error[b]:
             scale[b], multiplier[b] = wider[b], wider_multiplier[b]
@@ -281,9 +277,10 @@ def _quantize_blocks(x, out, height, scales, choice, stochastic, index, key0, ke
         amax[:] = 0
         for r in range(top, top + height):
             _raise_block_amax(x[r].reshape(amax.size, BLOCK), amax)
-        _block_scales(amax, scales, _ONE, scale, multiplier)
+        of_row = scales[index // columns + top :][:1] if len(scales) > 1 else scales
+        _block_scales(amax, of_row, _ONE, scale, multiplier)
         if choice:
-            _four_over_six(x[top : top + height], False, amax, scales, choice, scale, multiplier)
+            _four_over_six(x[top : top + height], False, amax, of_row, choice, scale, multiplier)
         for r in range(top, top + height):
             source, target = x[r].reshape(amax.size, BLOCK), out[r].reshape(amax.size, BLOCK)
             _quantize_row(source, target, scale, multiplier, stochastic, index + r * columns, key0, key1)
@@ -344,13 +341,23 @@ def _butterfly(block, distance):
 
 
 @_compile
-def _largest(x):
+def _largest(row):
     m = int32(0)
-    for r in range(x.shape[0]):
-        row = x[r]
-        for c in range(row.size):
-            m = max(m, _magnitude(row[c]))
+    for c in range(row.size):
+        m = max(m, _magnitude(row[c]))
     return m
+
+
+@_compile
+def _measure(x, largest, of_columns):
+    """The largest magnitude of up to 16 rows; or of each of them, or of each column, where there is room for it."""
+    for r in range(x.shape[0]):
+        if of_columns and largest.size > 1:
+            for c in range(x.shape[1]):
+                largest[c] = max(largest[c], _magnitude(x[r, c]))
+        else:
+            to = r if largest.size > 1 else 0
+            largest[to] = max(largest[to], _largest(x[r]))
 
 
 @_compile
@@ -369,13 +376,13 @@ def _round_inplace(x, scale):  # its own function: with two names for one array,
 # result and read it back would take longer.
 @_compile_parallel
 def _for_each_strip(x, out, largest, measure, blocks, rht, scales, choice, stochastic, key0, key1):
-    """Measure (the largest magnitude, as bits) or quantize each strip of 16 rows."""
-    for strip in prange(largest.size):
+    """Measure (largest magnitudes, as bits) or quantize each strip of 16 rows."""
+    for strip in prange(len(largest)):
         first, last = strip * BLOCK, (strip + 1) * BLOCK
         rows, target, index = x[first:last], out[first:last], first * x.shape[1]
         source = _rotated(rows) if rht else rows
         if measure:
-            largest[strip] = _largest(source)
+            _measure(source, largest[strip], blocks == COLUMNS)
         elif blocks == COLUMNS:
             _quantize_columns(source, target, scales, choice, stochastic, index, key0, key1)
         else:

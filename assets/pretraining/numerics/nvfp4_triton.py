@@ -25,6 +25,7 @@ from pretraining.numerics.nvfp4 import BLOCK, NEAREST, Operand, require_matrix, 
 from pretraining.numerics.rounding_triton import (
     ALL_NAN,
     LENGTH,
+    WIDTH,
     block_scales,
     blocks_in,
     byte_of,
@@ -84,15 +85,16 @@ def quantize(
     if how.is_own_transpose:
         return (tiles := _tiles(x, how, folded, out, skip)), tiles
     height, width = x.shape
-    amax = _amax(x, columns=columns, rht=how.rht)
-    scales = torch.empty(2, dtype=torch.float32, device=x.device)
+    amax = _amax(x, columns=columns, rht=how.rht, by_row=how.by_row)
+    at = _first_column(height) if how.by_row else 1
+    scales = torch.empty(len(amax), dtype=torch.float32, device=x.device)
     of_rows = x.new_empty(x.shape if rows else 0)
     of_columns = x.new_empty((blocks_in(height) * BLOCK, width) if columns else 0)
     row_scales = choose(x, amax, ROWS, how) if rows else amax
-    column_scales = choose(x, amax[1:], ROTATED if how.rht else COLUMNS, how) if columns else amax
+    column_scales = choose(x, amax[at:], ROTATED if how.rht else COLUMNS, how) if columns else amax
     if x.numel():
         options = {"ROWS": rows, "COLUMNS": columns, "RHT": how.rht, "STOCHASTIC": how.stochastic, "FOLDED": folded}
-        options |= {"CHOSEN": bool(how.four_over_six), "maxnreg": REGISTERS, **strips_of(width)}
+        options |= {"CHOSEN": bool(how.four_over_six), "BY_ROW": how.by_row, "maxnreg": REGISTERS, **strips_of(width)}
         _quantize_kernel[(count_programs(height, width),)](
             x,
             of_rows,
@@ -107,7 +109,10 @@ def quantize(
             width,
             **options,
         )
-    return Operand(of_rows, scales[:1]) if rows else None, Operand(of_columns, scales[1:]) if columns else None
+    row_scale, column_scale = scales[:1], scales[1:]
+    if how.by_row:
+        row_scale, column_scale = scales[:height, None], scales[None, at : at + width]
+    return Operand(of_rows, row_scale) if rows else None, Operand(of_columns, column_scale) if columns else None
 
 
 def _tiles(x: Tensor, how: Rounding, folded: bool, out: Operand | None, skip: Tensor | None) -> Operand:
@@ -125,22 +130,30 @@ def _tiles(x: Tensor, how: Rounding, folded: bool, out: Operand | None, skip: Te
     return out
 
 
-def _amax(x: Tensor, *, columns: bool, rht: bool, skip: Tensor | None = None) -> Tensor:
+def _amax(x: Tensor, *, columns: bool, rht: bool, by_row: bool = False, skip: Tensor | None = None) -> Tensor:
     """Bits of the largest magnitude of x and of its rotated columns, int32 of shape (2,); NaN is the largest.
+
+    Those of each row and, from ``_first_column`` on, of each column where it goes by rows.
 
     It reads from the end, where x was written last, to the beginning, where the rounding starts: what the GPU's cache
     holds of x is then read from it twice.
     """
     height, width = x.shape
-    amax = torch.zeros(2, dtype=torch.int32, device=x.device)
+    size = _first_column(height) + blocks_in(width, WIDTH) * WIDTH if by_row else 2  # so that no strip ends outside
+    amax = torch.zeros(size, dtype=torch.int32, device=x.device)
     if x.numel():
         groups = min(GROUPS, blocks_in(height))
-        options = {"ROTATED": columns and rht, "GROUPS": groups, "SKIPS": skip is not None, **strips_of(width)}
+        options = {"COLUMNS": columns, "RHT": rht, "BY_ROW": by_row, "GROUPS": groups, "SKIPS": skip is not None}
         programs = count_programs(height, width, groups)
-        _amax_kernel[(programs,)](x, amax, amax if skip is None else skip, height, width, **options)
-    if columns and not rht:
+        _amax_kernel[(programs,)](x, amax, amax if skip is None else skip, height, width, **options, **strips_of(width))
+    if columns and not rht and not by_row:
         amax[1:] = amax[:1]
     return amax
+
+
+def _first_column(height: int) -> int:
+    """Where those of columns begin, after those of whole groups of 16 rows."""
+    return blocks_in(height) * BLOCK
 
 
 @triton.jit
@@ -150,7 +163,9 @@ def _amax_kernel(
     skip,
     height,
     width,
-    ROTATED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RHT: tl.constexpr,
+    BY_ROW: tl.constexpr,
     GROUPS: tl.constexpr,
     SKIPS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -163,15 +178,27 @@ def _amax_kernel(
     plain = tl.zeros([WIDTH], dtype=tl.float32)
     rotated = tl.zeros([WIDTH], dtype=tl.float32)
     for group in range(GROUPS):
-        rows = load_rows(x, (first * GROUPS + group) * LENGTH, height, width, columns)
+        top = (first * GROUPS + group) * LENGTH
+        rows = load_rows(x, top, height, width, columns)
+        if BY_ROW:
+            for i in tl.static_range(LENGTH):
+                largest = tl.max(tl.abs(rows[i]).to(tl.int32, bitcast=True))
+                tl.atomic_max(amax + top + i, largest, mask=top + i < height, sem="relaxed")
         plain = tl.maximum(plain, largest_of(rows), propagate_nan=ALL_NAN)
-        if ROTATED:
+        if COLUMNS and RHT:
             rotated = tl.maximum(rotated, largest_of(rotate_rows(rows)), propagate_nan=ALL_NAN)
     # As integers, magnitudes keep their order and NaN is above them all.
-    tl.atomic_max(amax, tl.max(plain.to(tl.int32, bitcast=True)), sem="relaxed")
-    if ROTATED:
-        largest = tl.where(rotated == float("inf"), rotated, tl.abs(to_bf16(rotated * 0.25)))
-        tl.atomic_max(amax + 1, tl.max(largest.to(tl.int32, bitcast=True)), sem="relaxed")
+    if RHT:
+        rotated = tl.where(rotated == float("inf"), rotated, tl.abs(to_bf16(rotated * 0.25)))
+    if BY_ROW:
+        if COLUMNS:
+            to = amax + tl.cdiv(height, LENGTH) * LENGTH + columns
+            largest = (rotated if RHT else plain).to(tl.int32, bitcast=True)
+            tl.atomic_max(to, largest, mask=columns < width, sem="relaxed")
+    else:
+        tl.atomic_max(amax, tl.max(plain.to(tl.int32, bitcast=True)), sem="relaxed")
+        if COLUMNS and RHT:
+            tl.atomic_max(amax + 1, tl.max(rotated.to(tl.int32, bitcast=True)), sem="relaxed")
 
 
 @triton.jit
@@ -199,6 +226,7 @@ def _quantize_kernel(
     STOCHASTIC: tl.constexpr,
     FOLDED: tl.constexpr,
     CHOSEN: tl.constexpr,
+    BY_ROW: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # one program: 16 rows, WIDTH columns
     group, strip = place(tl.program_id(0), width, WIDTH)
@@ -211,6 +239,10 @@ def _quantize_kernel(
         if tl.program_id(0) == 0:
             tl.store(scales, tensor_scale)
         for i in tl.static_range(LENGTH):
+            if BY_ROW:
+                encode, decode, row_scale = tensor_scales(amax + first + i, CHOSEN)
+                if strip == 0:
+                    tl.store(scales + first + i, row_scale)
             blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])
             byte = tl.reshape(byte_of(words, i), [WIDTH // LENGTH, LENGTH]) if STOCHASTIC else 0
             largest = tl.max(tl.abs(blocks), axis=1)
@@ -221,9 +253,10 @@ def _quantize_kernel(
             to = row_address(of_rows, first + i, width) + columns
             tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))
     if COLUMNS:
-        encode, decode, tensor_scale = tensor_scales(amax + 1, CHOSEN)
-        if tl.program_id(0) == 0:
-            tl.store(scales + 1, tensor_scale)
+        at = tl.cdiv(height, LENGTH) * LENGTH + columns if BY_ROW else 1
+        encode, decode, tensor_scale = tensor_scales(amax + at, CHOSEN)
+        if (group if BY_ROW else tl.program_id(0)) == 0:
+            tl.store(scales + at, tensor_scale)
         if RHT:
             rows = rotate_rows(rows)
             rounded = ()

@@ -54,7 +54,8 @@ def product(a: Tensor, b: Tensor, alpha: Tensor, *, out: Tensor | None = None, a
     Args:
         a: bfloat16 of shape (M, K), contiguous or the transpose of a contiguous matrix.
         b: bfloat16 of shape (K, N), likewise.
-        alpha: float32 of one element, on the same device.
+        alpha: float32 of one element, on the same device; or of shape (M, 1) or (1, N), which takes a float32 result
+            more, as in Transformer Engine's products of row-scaled tensors.
         out: contiguous, of shape (M, N), bfloat16 or float32, to write into; None makes a bfloat16 one.
         accumulate: add to ``out`` instead of overwriting it.
 
@@ -70,8 +71,8 @@ def product(a: Tensor, b: Tensor, alpha: Tensor, *, out: Tensor | None = None, a
         out = torch.empty(a.shape[0], b.shape[1], dtype=torch.bfloat16, device=a.device)
     elif out.shape != (a.shape[0], b.shape[1]) or not out.is_contiguous():
         raise ValueError(f"the product of {tuple(a.shape)} and {tuple(b.shape)} does not fit {tuple(out.shape)}")
-    if not a.is_cuda:
-        exact = (a.float() @ b.float()) * alpha
+    if alpha.numel() > 1 or not a.is_cuda:
+        exact = _exact(a, b) * alpha
         return out.add_(exact) if accumulate else out.copy_(exact)
     first, transposed_a = _stored(a)
     second, transposed_b = _stored(b)
@@ -100,6 +101,14 @@ def product(a: Tensor, b: Tensor, alpha: Tensor, *, out: Tensor | None = None, a
     )
     _check(status, "cublasLtMatmul")
     return out
+
+
+def _exact(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in float32."""
+    if not a.is_cuda:
+        return a.float() @ b.float()
+    result = torch.empty(a.shape[0], b.shape[1], dtype=torch.float32, device=a.device)
+    return product(a, b, _constant(1.0, a.device), out=result)
 
 
 def _stored(x: Tensor) -> tuple[Tensor, bool]:

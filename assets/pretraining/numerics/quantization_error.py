@@ -75,6 +75,8 @@ def sampled(source: Tensor, operand: Operand, how: Rounding, *, columns: bool = 
     else:
         how = how.of_rows
     chosen = _chosen(source.shape[0], str(source.device))
+    if how.by_row:
+        scale = scale.view(-1, 1)[chosen]
     values = _whole_blocks(values[chosen].float())
     exact = _whole_blocks(source.detach()[chosen].bfloat16().float(), values.shape[1])
     if how.rht:
@@ -82,7 +84,7 @@ def sampled(source: Tensor, operand: Operand, how: Rounding, *, columns: bool = 
         exact = rotated.view(exact.shape).bfloat16().float()
     rounded = values * scale
     scale_max = nvfp4.FOUR_OVER_SIX_MAX if how.four_over_six else nvfp4.E4M3_MAX
-    amax = (scale * scale_max * nvfp4.E2M1_MAX).reshape(1)
+    amax = (scale * scale_max * nvfp4.E2M1_MAX).reshape(-1, *scale.shape[1:])
     scales = nvfp4.block_scales(exact, how, amax, folded=folded)
     scaled = nvfp4.unclipped(exact, scales, nvfp4.encode_scale(amax, scale_max)).abs()
     sums = (

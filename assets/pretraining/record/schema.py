@@ -82,7 +82,7 @@ ENVIRONMENT: Shape = {
         "bf16_tail_layers": _COUNT,
         "ingredients": {
             **dict.fromkeys(("rht", "stochastic", "two_d"), FLAG),
-            **dict.fromkeys(("four_over_six", "chosen_by", "switch", "in_bf16", "primary"), TEXT),
+            **dict.fromkeys(("four_over_six", "chosen_by", "activations", "switch", "in_bf16", "primary"), TEXT),
             ...: CHOICE,
         },
         "switches_at": _COUNT,

@@ -62,12 +62,15 @@ class Rounding:
         stochastic: round to one of the two neighbours by chance, so that the mean is exact; else to the nearest.
         four_over_six: "mae" or "mse": each block takes the usual scale or 1.5 times it, whichever has the smaller mean
             absolute or squared error; "" the usual one. Only to nearest.
+        by_row: each row has an FP32 scale of its own, and each of the transpose, in place of one for all of the matrix.
+            Not for tiles.
     """
 
     tile: tuple[int, int] = (1, 16)
     rht: bool = False
     stochastic: bool = False
     four_over_six: str = ""
+    by_row: bool = False
 
     @property
     def of_rows(self) -> Rounding:
@@ -83,7 +86,8 @@ class Rounding:
     def name(self) -> str:
         """Such as "1x16 RHT stochastic"."""
         tile, chosen = "x".join(map(str, self.tile)), f"4over6 {self.four_over_six}" * bool(self.four_over_six)
-        return " ".join(filter(None, (tile, "RHT" * self.rht, "stochastic" * self.stochastic, chosen)))
+        parts = tile, "RHT" * self.rht, "stochastic" * self.stochastic, chosen, "by row" * self.by_row
+        return " ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Nvfp4Recipe:
         four_over_six: of which tensors each block chooses among two scales, see `Rounding`: "", "weights",
             "activations" or "all"; never of gradients, as in Transformer Engine.
         chosen_by: the error by which it does.
+        activations: "rows": each token, and in the weight gradient each channel, has an FP32 scale of its own, as
+            Transformer Engine's row-scaled activations have; "" one for the tensor.
         switch: as `LateSwitch.read` reads it, "" for never.
         in_bf16: as `KeptInBf16.read` reads it, "" for no layer but those at the ends.
         primary: "bf16": weights are rounded to BF16 before they are to NVFP4, as the emulation does and Megatron-Bridge
@@ -125,6 +131,10 @@ class Nvfp4Recipe:
         "error", {"mae": "mae", "mse": "mse"},
         title="four over six by", engine="NVTE_NVFP4_4OVER6_ERR_MODE", says=("MAE", "MSE"),
     )  # fmt: skip
+    activations: str = _word(
+        "activations", {"tensor": "", "rows": "rows"},
+        title="activations scaled by", engine="NVTE_NVFP4_ROW_SCALED_ACTIVATION",
+    )  # fmt: skip
     switch: str = _word(
         "switch", {NEVER: ""}, title="late switch at", read=LateSwitch.read, example="0.82:forward"
     )  # fmt: skip
@@ -134,10 +144,12 @@ class Nvfp4Recipe:
     def rounding(self, tensor: str) -> Rounding:
         """How one of TENSORS is quantized."""
         chosen = self.four_over_six in ("all", "weights" if tensor == "weight" else "activations")
-        by = self.chosen_by if chosen and tensor != "grad_output" else ""
+        by = self.chosen_by if chosen else ""
         if tensor == "weight":
             return Rounding(tile=(16, 16) if self.two_d else (1, 16), four_over_six=by)
-        return Rounding(rht=self.rht, stochastic=self.stochastic and tensor == "grad_output", four_over_six=by)
+        if tensor == "grad_output":
+            return Rounding(rht=self.rht, stochastic=self.stochastic)
+        return Rounding(rht=self.rht, four_over_six=by, by_row=bool(self.activations))
 
     @property
     def kept_in_bf16(self) -> KeptInBf16 | None:

@@ -297,13 +297,13 @@ def _split(asked: argparse.Namespace, sizes: dict[str, Any], processes: int | No
     model, sequence = asked.model, sizes["sequence_length"]
     split = parallel.split_of(asked, model, asked.precision)
     parallel.check(model, sizes["num_layers"], split, on_gpu=asked.on_gpu, sequence=sequence)
+    recipe_checks.check_split(sizes["nvfp4"], split, native=asked.on_gpu and not sizes["emulate"])
     replicas = parallel.replicas(split, model, processes or parallel.fewest_processes(split, model))
     micro_batch = checks.micro_batch_size(asked, sizes["global_batch_size"], replicas)
     if asked.on_gpu and asked.precision.fp4 and micro_batch * sequence % _NVFP4_BLOCK:
-        longer = sequence + -sequence % _NVFP4_BLOCK
         raise UsageError(
             f"a micro batch of {micro_batch} x {sequence} tokens: NVFP4's weight gradients take blocks of 16 of them, "
-            f"so it must be a multiple of {_NVFP4_BLOCK}; --seq-length {longer} would be"
+            f"so it must be a multiple of {_NVFP4_BLOCK}; --seq-length {sequence + -sequence % _NVFP4_BLOCK} would be"
         )
     return {**split, "micro_batch_size": micro_batch}
 

@@ -28,6 +28,7 @@ from pretraining.record.ends import Strength
 from pretraining.record.run_folder import Peak, Verdict
 from pretraining.request.flags import PROJECT, RUNS
 from pretraining.request.precisions import PRECISIONS
+from pretraining.request.recipe import recipe_checks
 from pretraining.request.settings import Settings
 from pretraining.run.signals import SaveFirst
 
@@ -141,9 +142,9 @@ def check_capability(chosen: Settings) -> None:
         if switch.to == "forward" and not emulated:
             also = f"; --switch {switch._replace(to='bf16')} works, and NVFP4 with {emulation}"
             _require_engine(packages.HYBRID, f"--switch {switch}", also)
-    if chosen.nvfp4 and chosen.nvfp4.four_over_six and not emulated:
-        also = f"; this one would ignore it, and {emulation}"
-        _require_engine(packages.FOUR_OVER_SIX, f"scale={chosen.nvfp4.words()['scale']}", also)
+    if chosen.nvfp4 and not emulated:
+        for words, release in recipe_checks.later_engine(chosen.nvfp4).items():
+            _require_engine(release, words, f"; {emulation}")
 
 
 def _require_engine(least: tuple[int, ...], what: str, also: str = "") -> None:

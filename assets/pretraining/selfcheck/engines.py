@@ -34,7 +34,7 @@ class LayoutError(Exception):
     """A quantized tensor does not have the shape or order in which it can be read."""
 
 
-def read(stored: Stored, rows: int, columns: int) -> QuantizedMatrix:
+def read(stored: Stored, rows: int, columns: int, *, by_row: bool = False) -> QuantizedMatrix:
     """One side as the specification has it, on the CPU, without padding. Raises LayoutError.
 
     `rows` and `columns` are of the side's matrix, which for columns is the transpose.
@@ -43,14 +43,15 @@ def read(stored: Stored, rows: int, columns: int) -> QuantizedMatrix:
     for name, found, wanted in (
         ("codes", stored.codes, (rows, columns // 2)),
         ("block scales", stored.scales, padded),
-        ("amax", stored.amax, (1,)),
+        ("amax", stored.amax, (rows if by_row else 1,)),
     ):
         if tuple(found.shape) != wanted:
             raise LayoutError(f"{name} of shape {tuple(found.shape)}, expected {wanted}")
     if stored.swizzled:
         raise LayoutError("block scales in the order of cuBLAS's tiles, expected row by row")
     scales = stored.scales.cpu()[:rows, : columns // BLOCK].contiguous().view(torch.float8_e4m3fn)
-    return QuantizedMatrix(stored.codes.cpu(), scales, stored.amax.cpu().float())
+    amax = stored.amax.cpu().float()
+    return QuantizedMatrix(stored.codes.cpu(), scales, amax[:, None] if by_row else amax)
 
 
 def stored(made: Any) -> dict[str, Stored]:

@@ -64,7 +64,7 @@ class Nvfp4:
         stored, specified = engines.stored(made)[side], self._quantized(matrix, side)
         _shaped(stored.codes, (len(matrix), matrix.shape[1] // 2))
         try:
-            found = engines.read(stored, *matrix.shape)
+            found = engines.read(stored, *matrix.shape, by_row=self.how.by_row)
         except LayoutError as error:
             raise NotKnown(str(error)) from error
         scales_off = _steps(found.scales).sub(_steps(specified.scales)).abs()
@@ -164,16 +164,18 @@ def of_quantizer(quantizer: Any) -> Nvfp4 | Fp8:
 
 def _rounding(quantizer: Any) -> Rounding:
     """Attributes that a release does not have are of what it cannot do."""
-    if getattr(quantizer, "row_scaled_nvfp4", False):
-        raise NotKnown("NVFP4 with a scale for each row has no specification here")
     chooses = getattr(quantizer, "nvfp4_use_4over6", False)
     if chooses and getattr(quantizer, "nvfp4_e4m3_max", E4M3_MAX) != FOUR_OVER_SIX_MAX:
         raise NotKnown(f"four over six of scales up to {E4M3_MAX:g} has no specification here")
+    by_row = getattr(quantizer, "row_scaled_nvfp4", False)
+    if by_row and quantizer.with_2d_quantization:
+        raise NotKnown("tiles with a scale for each row have no specification here")
     return Rounding(
         tile=(BLOCK, BLOCK) if quantizer.with_2d_quantization else (1, BLOCK),
         rht=quantizer.with_rht,
         stochastic=quantizer.stochastic_rounding,
         four_over_six=quantizer.nvfp4_4over6_err_mode.lower() if chooses else "",
+        by_row=by_row,
     )
 
 

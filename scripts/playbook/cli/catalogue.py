@@ -103,13 +103,15 @@ def _print_words() -> None:
 
 
 def _native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
-    needed = {packages.FOUR_OVER_SIX: found.four_over_six, packages.HYBRID: found.switch.endswith(":forward")}
-    said = [f"from Transformer Engine {packages.dotted(release)}" for release, needs in needed.items() if needs]
+    needed = {*recipe_checks.later_engine(found).values(), *[packages.HYBRID] * found.switch.endswith(":forward")}
+    said = [f"from Transformer Engine {packages.dotted(release)}" for release in needed]
     if recipe_checks.not_native(found):
-        if recipe_checks.not_native(found.without("rht")):
+        beside = [{"rht": "off"}, {"rht": "off", "bf16": "proj"}]
+        works = [each for each in beside if not recipe_checks.not_native(found.of(found.words() | each))]
+        if not works:
             return "no"
-        said.insert(0, "beside rht=off")
-    return ", ".join(said) or "yes"
+        said.append(f"with {nvfp4_recipe.as_text(works[0])}")
+    return " ".join(said) or "yes"
 
 
 def _kept(row: Precision) -> str:

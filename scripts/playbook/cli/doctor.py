@@ -30,6 +30,7 @@ from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.request import footprint, settings
 from pretraining.request.precisions import Precision, find_precision
+from pretraining.request.recipe import recipe_checks
 from pretraining.request.settings import Settings
 from pretraining.units import gigabytes
 
@@ -239,7 +240,7 @@ def _least_engine(inventory: Inventory, wanted: Wanted, precision: Precision, ch
         return packages.CUSTOM_RECIPES
     if _probes(inventory, wanted, precision):
         return packages.PROBED
-    return packages.FOUR_OVER_SIX if chosen.nvfp4 and chosen.nvfp4.four_over_six else packages.NVFP4
+    return max([packages.NVFP4, *recipe_checks.later_engine(chosen.nvfp4).values()])
 
 
 def _local_checks(precision: Precision, engine_release: tuple[int, ...]) -> Iterator[Check]:

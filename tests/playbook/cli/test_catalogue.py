@@ -57,10 +57,11 @@ WHERE = {  # word: natively, and by the reference quantizer
     "rht=off": ("yes", "no"),
     "stochastic=off": ("yes", "always"),
     "weights=1x16": ("yes", "no"),
-    "scale=4over6": ("beside rht=off, from Transformer Engine 2.18", "no"),
+    "scale=4over6": ("from Transformer Engine 2.18 with rht=off", "no"),
     "scale=4over6:weights": ("from Transformer Engine 2.18", "no"),
-    "scale=4over6:activations": ("beside rht=off, from Transformer Engine 2.18", "no"),
+    "scale=4over6:activations": ("from Transformer Engine 2.18 with rht=off", "no"),
     "error=mse": ("from Transformer Engine 2.18", "no"),
+    "activations=rows": ("from Transformer Engine 2.19 with rht=off bf16=proj", "no"),
     "bf16": ("yes", "yes"),
     "primary=bf16": ("yes", "always"),
 }

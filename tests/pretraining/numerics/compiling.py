@@ -26,21 +26,26 @@ TYPES = {
 }
 TYPES |= {"scales": "*fp32", "scale_out": "*fp32", "row_scales": "*fp32", "column_scales": "*fp32"}
 TYPES |= {"tile_scales": "*fp32", "skip": "*fp32"}
-ROUNDING = {"ROWS": True, "COLUMNS": True, "RHT": True, "FOLDED": False, "CHOSEN": False}
+ROUNDING = {"ROWS": True, "COLUMNS": True, "RHT": True, "FOLDED": False, "CHOSEN": False, "BY_ROW": False}
+MAXIMA = {"COLUMNS": True, "RHT": True, "BY_ROW": False, "GROUPS": kernels.GROUPS, "SKIPS": False}
+CHOICE = {"BLOCKS": choice.ROTATED.value, "SQUARED": True, "BY_ROW": False}
 UNFUSED = {"enable_fp_fusion": False}
 REGISTERS = {"maxnreg": kernels.REGISTERS}
 MODES = {
-    "maxima": (kernels._amax_kernel, {"ROTATED": True, "GROUPS": kernels.GROUPS, "SKIPS": False}, {}),
+    "maxima": (kernels._amax_kernel, MAXIMA, {}),
+    "maxima by row": (kernels._amax_kernel, MAXIMA | {"BY_ROW": True}, {}),
     "nearest": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": False}, REGISTERS),
     "chosen": (
         kernels._quantize_kernel,
         ROUNDING | {"STOCHASTIC": False, "CHOSEN": True},
         {"maxnreg": kernels.REGISTERS},
     ),
+    "by row": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": False, "BY_ROW": True}, REGISTERS),
     "stochastic": (kernels._quantize_kernel, ROUNDING | {"STOCHASTIC": True}, REGISTERS),
     "tiles": (kernels._tiles_kernel, {"FOLDED": False, "CHOSEN": False, "SKIPS": True}, {}),
-    "choice": (choice._choose_kernel, {"BLOCKS": choice.ROTATED.value, "SQUARED": True}, UNFUSED),
-    "tile choice": (choice._choose_kernel, {"BLOCKS": choice.TILES.value, "SQUARED": True}, UNFUSED),
+    "choice": (choice._choose_kernel, CHOICE, UNFUSED),
+    "row choice": (choice._choose_kernel, CHOICE | {"BLOCKS": choice.ROWS.value, "BY_ROW": True}, UNFUSED),
+    "tile choice": (choice._choose_kernel, CHOICE | {"BLOCKS": choice.TILES.value}, UNFUSED),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 STRIP = kernels.strips_of(4096)

@@ -1,5 +1,6 @@
 """Megatron's linear layers in BF16 and NVFP4 arithmetic, on one process and on two (gloo)."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_process")
 
 DETERMINISTIC = Recipe(stochastic=False)
 CHOSEN = Recipe(stochastic=False, four_over_six="all", chosen_by="mse")
+BY_ROW = Recipe(stochastic=False, activations="rows")
 
 
 def config(**kwargs):
@@ -53,8 +55,8 @@ def tensors(tokens=(12, 4), inputs=64, outputs=96, seed=0):
 
 def multiply(a, b):
     """The specification's product of two quantized operands, contracted along their last axes."""
-    alpha = (a.tensor_scale * b.tensor_scale).item()
-    return ((a.values @ b.values.T) * alpha).bfloat16().float()
+    left, right = (each.tensor_scale.view(-1, 1) for each in (a, b))  # of each row, or one of all
+    return ((a.values @ b.values.T) * (left * right.T)).bfloat16().float()
 
 
 def expected_products(x, weight, gradient, recipe):
@@ -62,13 +64,14 @@ def expected_products(x, weight, gradient, recipe):
     pad = (0, -x.shape[0] % 16)
     x_t, gradient_t = (torch.nn.functional.pad(t.T, pad).contiguous() for t in (x, gradient))
     by = recipe.chosen_by if recipe.four_over_six else ""
-    rows, tiles = Rounding(four_over_six=by), Rounding((16, 16) if recipe.two_d else (1, 16), four_over_six=by)
+    rows = recipe.rounding("input").of_rows
+    tiles = Rounding((16, 16) if recipe.two_d else (1, 16), four_over_six=by)
     return (
         multiply(nvfp4.quantize(x, rows), nvfp4.quantize(weight, tiles)),
         multiply(nvfp4.quantize(gradient), nvfp4.quantize(weight.T.contiguous(), tiles)),
         multiply(
             nvfp4.quantize(gradient_t, Rounding(rht=recipe.rht)),
-            nvfp4.quantize(x_t, Rounding(rht=recipe.rht, four_over_six=by)),
+            nvfp4.quantize(x_t, dataclasses.replace(rows, rht=recipe.rht)),
         ),
     )
 
@@ -84,7 +87,7 @@ def assert_close_in_bf16(actual, expected):
 @pytest.mark.parametrize("cls", [ColumnParallelLinear, RowParallelLinear])
 @pytest.mark.parametrize("tokens", [(12, 4), (5, 7)])
 @pytest.mark.parametrize(
-    "recipe", [DETERMINISTIC, Recipe(False, False, True), Recipe(True, False, False), CHOSEN], ids=str
+    "recipe", [DETERMINISTIC, Recipe(False, False, True), Recipe(True, False, False), CHOSEN, BY_ROW], ids=str
 )
 def test_nvfp4_products_are_the_specifications(cls, tokens, recipe):
     module = build(cls, NVFP4(recipe))

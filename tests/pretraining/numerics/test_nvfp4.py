@@ -13,6 +13,8 @@ VECTORS = Path(__file__).parents[2] / "vectors"
 CASES = torch.load(VECTORS / "nvfp4_reference.pt")
 FOUR_OVER_SIX = torch.load(VECTORS / "nvfp4_four_over_six.pt")  # of Transformer Engine 2.20's reference, bound 256
 
+BY_ROW = torch.load(VECTORS / "nvfp4_by_row.pt")  # of the same, with `row_scaled_nvfp4`
+
 
 def quantize(x, generator=None, **how):
     return nvfp4.quantize(x, Rounding(**how), generator=generator)
@@ -39,6 +41,24 @@ def test_four_over_six_equals_transformer_engine(case):
     q = quantize(case["x"], tile=case["tile"], four_over_six=case["four_over_six"])
     assert torch.equal(q.codes, case["codes"]) and torch.equal(bits(q.scales), case["scales"])
     assert torch.equal(q.tensor_scale, case["amax"] / 1536)
+
+
+@pytest.mark.parametrize("case", BY_ROW, ids=lambda case: f"rht={case['rht']}-{case['four_over_six']}")
+@pytest.mark.parametrize("side", ["row", "col"])
+def test_scales_by_row_equal_transformer_engine(case, side):
+    x, rht = (case["x"], False) if side == "row" else (case["x"].T.contiguous(), case["rht"])
+    q = nvfp4.quantize(x, Rounding(rht=rht, four_over_six=case["four_over_six"], by_row=True), folded=True)
+    assert torch.equal(q.codes, case[f"{side}_codes"]) and torch.equal(bits(q.scales), case[f"{side}_scales"])
+    assert torch.equal(q.amax[:, 0], case[f"{side}_amax"])
+
+
+def test_each_row_is_scaled_as_if_it_were_alone():
+    x = torch.randn(24, 64, generator=torch.Generator().manual_seed(9))
+    x[2, 5], x[3], x[4] = float("inf"), 0.0, x[4] * 1e-6
+    q, alone = quantize(x, by_row=True), [quantize(row[None]) for row in x]
+    assert torch.equal(q.codes, torch.cat([each.codes for each in alone]))
+    assert torch.equal(q.tensor_scale, torch.stack([each.tensor_scale for each in alone]))
+    assert not q.dequantize()[2].isfinite().any() and q.dequantize()[[0, 1, 3, 4]].isfinite().all()
 
 
 @pytest.mark.parametrize(("by", "power"), [("mae", 1), ("mse", 2)])
@@ -124,6 +144,7 @@ def test_two_d_tiles_are_symmetric():
         ((4, 24), {}, r"divisible by 16, found 24"),
         ((4, 4, 16), {}, "matrix"),
         ((4, 16), {"tile": (2, 16)}, "tiles"),
+        ((4, 16), {"tile": (16, 16), "by_row": True}, "only where blocks are 1x16, found 16x16 by row"),
         ((4, 16), {"four_over_six": "max"}, "mae or mse .* 4over6 max"),
         ((4, 16), {"four_over_six": "mse", "stochastic": True}, "to nearest, found 1x16 stochastic 4over6 mse"),
     ],

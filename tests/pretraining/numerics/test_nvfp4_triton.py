@@ -41,7 +41,8 @@ def bits(x):
 def assert_equal(found, specified, *, transposed=False):
     values = specified.values.T if transposed else specified.values
     assert found.values.dtype == torch.bfloat16 and torch.equal(bits(found.values), bits(values))
-    assert torch.equal(bits(found.scale), bits(specified.tensor_scale))
+    scale = specified.tensor_scale
+    assert torch.equal(bits(found.scale), bits(scale.T if transposed and scale.ndim == 2 else scale))
 
 
 def padded(x):
@@ -90,6 +91,14 @@ def test_four_over_six_equals_the_specification(shape, by, kind, rht):
     assert_equal(rows, nvfp4.quantize(x, how.of_rows))
     assert_equal(columns, nvfp4.quantize(padded(x).T.contiguous(), how), transposed=True)
     assert_equal(nvfp4_triton.quantize(x, tiles)[0], nvfp4.quantize(x, tiles))
+
+
+@pytest.mark.parametrize(("by", "kind", "rht"), [("", "wide", True), ("", "normal", False), ("mse", "wide", True)])
+def test_scales_by_row_equal_the_specification(by, kind, rht):
+    x, how = sample(SHAPES[0], kind), Rounding(rht=rht, four_over_six=by, by_row=True)
+    rows, columns = nvfp4_triton.quantize(x, how, folded=True)
+    assert_equal(rows, nvfp4.quantize(x, how.of_rows, folded=True))
+    assert_equal(columns, nvfp4.quantize(padded(x).T.contiguous(), how, folded=True), transposed=True)
 
 
 def test_a_block_scale_is_divided_by_six_exactly():
@@ -205,10 +214,13 @@ def test_they_compile_for_gpus_that_are_not_here(environment, tmp_path):
         env=environment(TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    # Triton 3.7.1: 11.2, 40.6, 49.9, 18.0, 75.8 and 69.0 instructions an element. Other versions may need a few more.
+    # Triton 3.7.1: 11.2, 40.6, 49.9, 18.0, 75.8 and 69.0 instructions an element, and by row
+    # 19.0, 57.5 and 71.6. Other versions may need a few more.
     most = {"maxima": 12.5, "nearest": 44.0, "stochastic": 54.0, "tiles": 20.0}
     most |= {"chosen": 44.0, "choice": 84.0, "tile choice": 76.0}
+    most |= {"maxima by row": 21.0, "by row": 62.0, "row choice": 78.0}
     rows = json.loads(ended.stdout)
     assert {row["mode"] for row in rows} == set(most)
     for row in rows:
-        assert row["instructions"] <= most[row["mode"]] and row["registers"] <= 168 and row["spilled"] <= 64, row
+        assert row["instructions"] <= most[row["mode"]] and row["spilled"] <= 64, row
+        assert row["registers"] <= (192 if row["mode"] == "row choice" else 168), row

@@ -20,6 +20,16 @@ def test_scaled_before_rounding_and_accumulated():
     assert torch.equal(main_grad, 1 + exact)
 
 
+@pytest.mark.parametrize("shape", [(6, 1), (1, 4)])
+def test_rows_or_columns_of_the_result_are_scaled(shape):
+    torch.manual_seed(1)
+    a, b, alpha = torch.randn(6, 16).bfloat16(), torch.randn(16, 4).bfloat16(), torch.randn(shape)
+    exact = (a.float() @ b.float()) * alpha
+    assert torch.equal(product(a, b, alpha), exact.bfloat16())
+    main_grad = torch.ones(6, 4)
+    assert torch.equal(product(a, b, alpha, out=main_grad, accumulate=True), 1 + exact)
+
+
 def test_shapes_must_fit():
     a, b, alpha = torch.ones(6, 16).bfloat16(), torch.ones(8, 4).bfloat16(), torch.ones(1)
     with pytest.raises(ValueError, match=r"no product of shapes \(6, 16\) and \(8, 4\)"):

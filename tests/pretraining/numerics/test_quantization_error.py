@@ -35,6 +35,7 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
         Rounding((16, 16)),
         Rounding(four_over_six="mse"),
         Rounding((16, 16), False, False, "mae"),
+        Rounding(rht=True, by_row=True),
     ],
     ids=lambda how: how.name,
 )

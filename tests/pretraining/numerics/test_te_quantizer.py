@@ -23,6 +23,7 @@ from pretraining.request.nvfp4_recipe import Nvfp4Recipe
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")
 
 TOKENS, INPUTS, OUTPUTS = 24, 48, 32
+ROWS = {"activations": "rows"}
 
 
 class Quantizer:
@@ -86,7 +87,7 @@ def linear(engine, x, weight, gradient, main_grad=None):
     return y, dx, dw
 
 
-@pytest.mark.parametrize("off", [{}, {"rht": False}, {"two_d": False}, {"four_over_six": "all"}], ids=str)
+@pytest.mark.parametrize("off", [{}, {"rht": False}, {"two_d": False}, {"four_over_six": "all"}, ROWS], ids=str)
 def test_products_are_the_cpu_runtimes(engine, off, monkeypatch):
     monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe(**off, stochastic=False))
     x, weight, gradient = tensors()
@@ -120,7 +121,7 @@ def test_a_late_switch_of_the_forward_pass_is_the_cpu_runtimes(engine, monkeypat
         assert (found.float() == wanted).double().mean() > 0.99
 
 
-@pytest.mark.parametrize("off", [{}, {"rht": False, "two_d": False}, {"four_over_six": "all"}], ids=str)
+@pytest.mark.parametrize("off", [{}, {"rht": False, "two_d": False}, {"four_over_six": "all"}, ROWS], ids=str)
 def test_a_measurement_is_the_cpu_runtimes(engine, off, monkeypatch):
     recipe = Nvfp4Recipe(**off, stochastic=False)
     monkeypatch.setattr(nvfp4_recipe, "_in_use", recipe)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +26,13 @@ def nothing_set(monkeypatch) -> None:
         monkeypatch.delenv(name)
 
 
-def resolve(*flags: str, on_gpu: bool = False) -> settings.Settings:
-    return settings.resolve(training_flags.parser("x").parse_args(list(flags)), on_gpu=on_gpu, processes=1)
+def resolve(*flags: str, on_gpu: bool = False, processes: int = 1) -> settings.Settings:
+    return settings.resolve(training_flags.parser("x").parse_args(list(flags)), on_gpu=on_gpu, processes=processes)
 
 
-def refusal(*flags: str, on_gpu: bool = False) -> str:
+def refusal(*flags: str, **where: Any) -> str:
     with pytest.raises(UsageError) as caught:
-        resolve(*flags, on_gpu=on_gpu)
+        resolve(*flags, **where)
     return str(caught.value)
 
 
@@ -54,6 +55,7 @@ def refusal(*flags: str, on_gpu: bool = False) -> str:
         ("bf16=proj,qkv", Nvfp4Recipe(in_bf16="qkv,proj")),
         ("rht=off , bf16=qkv, fc2:1,scale=4over6,", Nvfp4Recipe(rht=False, four_over_six="all", in_bf16="qkv,fc2:1")),
         ("bf16=layers:0,2", Nvfp4Recipe(in_bf16="layers:0,2")),
+        ("activations=rows", Nvfp4Recipe(activations="rows")),
         ("primary=bf16", Nvfp4Recipe(primary="bf16")),
         ("primary=fp4", Nvfp4Recipe()),
         ("bf16=fc2:0-3", Nvfp4Recipe(in_bf16="fc2")),  # of tiny's four layers
@@ -79,6 +81,7 @@ def test_words(words: str, recipe: Nvfp4Recipe) -> None:
         ("RHT=off", "unknown word"),
         ("rht=off rht=on", "rht has two values, off and on; drop one"),
         ("scale=4over5", "did you mean scale=4over6?"),
+        ("activations=row", "There are activations=tensor, activations=rows."),
         ("switch=0.5:fprop", "There are 0.5:bf16, 0.5:forward, 0.5:fp8, 0.5:fp8_blockwise, 0.5:mxfp8."),
         ("switch=1.5", "'1.5' is neither a fraction of the iterations, 0.0 to 1.0, nor a number of them"),
         ("switch=-1", "'-1' is neither"),
@@ -105,6 +108,10 @@ def test_what_is_added_to_the_recipe_is_said() -> None:
     said = "without 2D scaling, four over six of weights, late switch at 0.5:forward"
     assert nvfp4_recipe.differs(added.facts()) == said and nvfp4_recipe.differs(Nvfp4Recipe().facts()) == ""
     assert added.rounding("weight").name == "1x16 4over6 mae" and added.rounding("input").name == "1x16 RHT"
+    rows = Nvfp4Recipe(activations="rows")
+    assert nvfp4_recipe.differs(rows.facts()) == "activations scaled by rows"
+    names = ["1x16 RHT by row", "16x16", "1x16 RHT stochastic"]
+    assert [rows.rounding(each).name for each in nvfp4_recipe.TENSORS] == names
     whole = Nvfp4Recipe(four_over_six="all", chosen_by="mse")
     assert [whole.rounding(each).four_over_six for each in nvfp4_recipe.TENSORS] == ["mse", "mse", ""]
     facts = run_facts.describe_precision(resolve("--nvfp4", "switch=0.25", "--train-iters", "10"), on_gpu=False)
@@ -134,6 +141,40 @@ def test_what_the_engine_does_not_compute_is_refused_natively() -> None:
         assert resolve("--nvfp4", words, on_gpu=True).nvfp4.four_over_six
     emulated = resolve("--nvfp4", "scale=4over6 switch=0.5", "--emulate", on_gpu=True)
     assert emulated.nvfp4 == Nvfp4Recipe(four_over_six="all", switch="0.5:bf16")
+
+
+ROWS = "activations=rows rht=off bf16=proj"
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ("activations=rows", "rht=off and bf16=proj"),
+        ("activations=rows rht=off bf16=proj:0,1", "bf16=proj"),
+        (f"{ROWS} scale=4over6", "scale=6 or 4over6:weights"),
+        (f"{ROWS} switch=0.5:forward", "no switch of the forward pass"),
+    ],
+)
+def test_rows_that_the_engine_does_not_scale_are_refused_natively(words: str, missing: str) -> None:
+    assert f"they need {missing} beside it; or --emulate (EMULATE=1)" in refusal("--nvfp4", words, on_gpu=True)
+    assert resolve("--nvfp4", words, "--emulate", on_gpu=True).nvfp4.activations == "rows"
+
+
+def test_rows_that_the_engine_scales(monkeypatch) -> None:
+    for words in (ROWS, f"{ROWS} scale=4over6:weights", f"{ROWS} switch=0.5", f"{ROWS},fc1"):
+        assert resolve("--nvfp4", words, on_gpu=True).nvfp4.activations == "rows"
+    split = ("--tensor-parallel", "2")
+    assert resolve("--nvfp4", ROWS, "--emulate", *split, on_gpu=True, processes=2).tensor_parallel == 2
+    said = refusal("--nvfp4", ROWS, *split, on_gpu=True, processes=2)
+    assert "no row of an activation that is split over 2 processes" in said and "--tensor-parallel 1" in said
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (10, 3))
+    chosen = resolve("--nvfp4", ROWS, on_gpu=True)
+    for release in ("2.18.0", "2.20.2"):
+        monkeypatch.setattr(packages, "installed", lambda release=release: {"transformer-engine": release})
+        if release == "2.20.2":
+            return ending.check_capability(chosen)
+        with pytest.raises(UsageError, match=r"activations=rows needs Transformer Engine 2\.19, and 2\.18\.0 is here"):
+            ending.check_capability(chosen)
 
 
 @pytest.mark.parametrize(("release", "refused"), [("2.14.1", True), ("2.18.0", False), ("2.20.2", False)])
@@ -283,6 +324,7 @@ def test_what_a_process_uses_and_transformer_engine_is_told(monkeypatch) -> None
         "NVTE_NVFP4_DISABLE_2D_QUANTIZATION": "0",
         "NVTE_NVFP4_4OVER6": "none",
         "NVTE_NVFP4_4OVER6_ERR_MODE": "MAE",
+        "NVTE_NVFP4_ROW_SCALED_ACTIVATION": "0",
     }
 
 
@@ -310,8 +352,8 @@ from playbook.publish import publishable
 from pretraining.request import flags, settings
 args = flags.parser("x").parse_args(["--nvfp4", "toy=four"])
 chosen = settings.resolve(args, on_gpu=False, processes=1)
-said = "rht=on stochastic=on weights=16x16 scale=6 error=mae switch=never bf16=none primary=fp4 toy=four"
-assert chosen.nvfp4.toy == "four" and said in chosen.as_flags()
+said = "rht=on stochastic=on weights=16x16 scale=6 error=mae activations=tensor switch=never bf16=none primary=fp4"
+assert chosen.nvfp4.toy == "four" and f"{said} toy=four" in chosen.as_flags()
 assert settings.resolve(flags.parser("x").parse_args(chosen.as_flags()), on_gpu=False, processes=1) == chosen
 assert chosen.nvfp4.facts()["toy"] == "four" and "toy" in publishable._INGREDIENTS
 made = plan.make_plan(chosen, place.Place("cpu"), 1)

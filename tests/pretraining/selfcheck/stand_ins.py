@@ -24,7 +24,7 @@ def stored(q):
     rows, blocks = q.scales.shape
     scales = torch.full((rows + -rows % 128, blocks + -blocks % 4), 0xAA, dtype=torch.uint8)
     scales[:rows, :blocks] = q.scales.view(torch.uint8)
-    return Stored(q.codes.clone(), scales, q.amax.clone())
+    return Stored(q.codes.clone(), scales, q.amax.flatten())
 
 
 def as_returned(made):
@@ -119,6 +119,7 @@ class NVFP4Quantizer:
         )
         self.nvfp4_use_4over6, self.nvfp4_e4m3_max = bool(how.four_over_six), 256 if how.four_over_six else 448
         self.nvfp4_4over6_err_mode = how.four_over_six.upper()
+        self.row_scaled_nvfp4 = how.by_row
         self.how, self.reference = how, Reference(**reference)
 
     def __call__(self, x):

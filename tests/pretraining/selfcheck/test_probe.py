@@ -31,6 +31,7 @@ RECIPES = [
     *(Nvfp4Recipe().without(each) for each in ("rht", "stochastic", "two_d")),
     Nvfp4Recipe(four_over_six="weights"),
     Nvfp4Recipe(rht=False, four_over_six="all", chosen_by="mse"),
+    Nvfp4Recipe(rht=False, activations="rows"),
 ]
 
 
@@ -151,7 +152,7 @@ def test_a_quantizer_that_is_not_known_is_recorded_and_stops_nothing():
     assert found.problem == ""
     assert [said for said in found.found.values() if said.startswith("not held")] == [
         "not held: SimpleNamespace has no specification here",
-        "not held: NVFP4 with a scale for each row has no specification here",
+        "not held: tiles with a scale for each row have no specification here",
     ]
 
 

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.record import run_folder, schema
 from pretraining.request import footprint, nvfp4_recipe
@@ -88,7 +89,34 @@ def not_native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
             f"scale={found.words()['scale']}: Transformer Engine's kernels choose no scale of a tensor with a Hadamard "
             "transform; scale=4over6:weights works, or rht=off beside it, or --emulate (EMULATE=1)"
         )
+    beside = {
+        "rht=off": not found.rht,
+        "bf16=proj": bool(found.kept_in_bf16) and "proj" in found.kept_in_bf16.everywhere,
+        "scale=6 or 4over6:weights": found.four_over_six in ("", "weights"),
+        "no switch of the forward pass": not found.switch.endswith(":forward"),
+    }
+    if found.activations and (missing := [words for words, are in beside.items() if not are]):
+        return (  # Megatron-Core has proj's input quantized a second time, for the backward pass alone
+            f"activations={found.activations}: Transformer Engine's kernels scale no tensor by row that has a Hadamard "
+            "transform, a choice of scales, or no part in the forward pass, such as proj's second quantization: they "
+            f"need {' and '.join(missing)} beside it; or --emulate (EMULATE=1)"
+        )
     return ""
+
+
+def check_split(found: nvfp4_recipe.Nvfp4Recipe | None, split: dict[str, int], *, native: bool) -> None:
+    """Raise UsageError where processes share a tensor of which Transformer Engine's kernels take no part."""
+    if native and found and found.activations and split["tensor_parallel"] > 1:
+        raise UsageError(
+            f"activations={found.activations}: Transformer Engine's kernels scale no row of an activation that is "
+            f"split over {split['tensor_parallel']} processes: --tensor-parallel 1 works, or --emulate (EMULATE=1)"
+        )
+
+
+def later_engine(found: nvfp4_recipe.Nvfp4Recipe) -> dict[str, tuple[int, ...]]:
+    """The words that not every Transformer Engine with NVFP4 computes, and the release from which on it does."""
+    since = {"scale": packages.FOUR_OVER_SIX, "activations": packages.ROW_SCALED}
+    return {f"{word}={value}": since[word] for word, value in found.changed().items() if word in since}
 
 
 def late_switch(

@@ -44,25 +44,6 @@ HYBRID = (2, 19)  # a quantizer of its own for each direction
 PROBED = (2, 19)
 
 
-# NVIDIA's NeMo images, by tag, and their Transformer Engine: docs/releases/software-versions.md of Megatron-Bridge, and
-# of 26.08 the commit that its 0.6.0 pins in pyproject.toml. Of later ones nothing is known.
-_IN_NEMO = {"25.09": (2, 7), "25.11": (2, 9), "26.02": (2, 12), "26.04": (2, 14), "26.06": (2, 16), "26.08": (2, 17)}
-
-
-def image_with(release: tuple[int, ...]) -> str:
-    """Which NeMo image has a Transformer Engine of that release or newer, in words."""
-    for tag, has in _IN_NEMO.items():
-        if has >= release:
-            return f"NeMo {tag} has {dotted(has)} (TAG={tag})"
-    return f"NeMo {tag} has {dotted(has)}, so take a newer one (TAG=)"
-
-
-def lacks(tag: str, release: tuple[int, ...]) -> bool:
-    """Whether a NeMo image of a tag, such as 26.04.01, is known to have an older Transformer Engine than that."""
-    newest = max((has for other, has in _IN_NEMO.items() if other <= tag[:5]), default=())
-    return tag[:5] <= max(_IN_NEMO) and newest < release
-
-
 def dotted(release: tuple[int, ...]) -> str:
     """(2, 19) as "2.19"."""
     return ".".join(map(str, release))

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 
 import version_environments as environments
 
-from playbook.common import nemo_tags
+from pretraining import nemo_images
 
 
 class Release(NamedTuple):
@@ -39,6 +39,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("Megatron-Bridge and NeMo images")
     for version in (environments.OWN, *environments.NEWER):
-        terminalreporter.line(f"{version}: NeMo {nemo_tags.image_of(version)}")
-    for version in nemo_tags.ON_NO_INDEX:
-        terminalreporter.line(f"{version}: NeMo {nemo_tags.image_of(version)}, not tried: on no package index")
+        terminalreporter.line(f"{version}: NeMo {nemo_images.with_bridge(version)}")
+    for version in nemo_images.ON_NO_INDEX:
+        terminalreporter.line(f"{version}: NeMo {nemo_images.with_bridge(version)}, not tried: on no package index")

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pretraining import packages
+from pretraining import nemo_images, packages
 from pretraining.errors import UsageError
 from pretraining.megatron import dataset_helper
 
@@ -106,7 +106,7 @@ def _lacks_custom_recipes(looked_for: str) -> UsageError:
         why = "Transformer Engine, and none is installed: leave RUNTIME out, and it trains in NVIDIA's NeMo image"
     elif packages.engine_release() < (least := packages.CUSTOM_RECIPES):
         came = f"which came with {packages.dotted(least)}, and this is {found}"
-        why = f"Transformer Engine's custom recipes, {came}: {packages.image_with(least)}"
+        why = f"Transformer Engine's custom recipes, {came}: {nemo_images.with_engine(least)}"
     else:
         why = (
             f"{looked_for}, which Transformer Engine {found} does not have: it was renamed there, and is known by its "

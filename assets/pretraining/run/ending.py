@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pretraining import packages
+from pretraining import nemo_images, packages
 from pretraining.errors import FULL_DISK, Diverged, EndedEarly, UsageError, WrongKernels
 from pretraining.megatron.plugin import located
 from pretraining.record import ends, lock, run_folder
@@ -153,7 +153,7 @@ def _require_engine(least: tuple[int, ...], what: str, also: str = "") -> None:
         found = packages.installed().get("transformer-engine", "none")
         raise UsageError(
             f"{what} needs Transformer Engine {packages.dotted(least)}, and {found} is here: "
-            f"{packages.image_with(least)}{also}"
+            f"{nemo_images.with_engine(least)}{also}"
         )
 
 

@@ -26,7 +26,7 @@ from playbook.launch.container.underway import in_containers, in_processes
 from playbook.plan import gpus, hub, local_python, place
 from playbook.plan.gpus import Inventory
 from playbook.plan.place import Image, Wanted
-from pretraining import packages
+from pretraining import nemo_images, packages
 from pretraining.errors import UsageError
 from pretraining.request import footprint, settings
 from pretraining.request.precisions import Precision, find_precision
@@ -206,7 +206,7 @@ def _look_into(connected: Engine, found: Image, asked: str, least: tuple[int, ..
         return
     yield Check("inside the image", True, str(inside))
     if least:
-        yield _version("transformer-engine", inside.versions, least, packages.image_with(least))
+        yield _version("transformer-engine", inside.versions, least, nemo_images.with_engine(least))
     if not inside.closed:
         yield Check("user in the container", True, f"{asked or 'me'}: all of it can be read")
         return

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from playbook.common import nemo_tags
 from playbook.compare import soundness
 from playbook.compare.figures import measure
 from playbook.report import export
+from pretraining import nemo_images
 from pretraining.record.run_folder import Run, Verdict
 
 PACKAGES = ("megatron-bridge", "megatron-core", "transformer-engine")
@@ -52,7 +52,7 @@ def table(runs: Iterable[Run], tested: Iterable[Path]) -> str:
         mine = stacks[stack]
         devices = sorted({run.environment["device"]["name"] for run in mine})
         beside = ("is the first",) * 2 if stack == ordered[0] else _beside(mine, stacks[ordered[0]])
-        image = nemo_tags.image_of(stack[0]) or "none known"
+        image = nemo_images.with_bridge(stack[0]) or "none known"
         rows.append([*stack, image, ", ".join(devices), _ran(mine), _tests(stack[-1], outputs), *beside])
     return export.as_table(rows, left=True)
 

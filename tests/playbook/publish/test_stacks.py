@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from playbook.common import nemo_tags
 from playbook.launch.container import DEFAULT_TAG
 from playbook.publish import stacks
 from playbook.record import loading
+from pretraining import nemo_images
 
 OLD, NEW = ("0.4.0", "0.17.0", "2.12.0"), ("0.6.2", "0.19.2", "2.20.2")
 
@@ -94,14 +94,15 @@ def test_a_run_without_the_engine_is_no_stacks(make_run) -> None:
      ("0.7.1", "26.10.01"), ("0.2.0", ""), ("0.6.0rc1", ""), ("unknown", "")],
 )  # fmt: skip
 def test_the_image_of_a_megatron_bridge(bridge: str, tag: str) -> None:
-    assert nemo_tags.image_of(bridge) == tag
+    assert nemo_images.with_bridge(bridge) == tag
 
 
 def test_every_pinned_release_has_an_image_and_the_default_image_is_known(project: Path) -> None:
     pinned = [path.stem for path in (project / "requirements" / "versions").glob("*.txt")]
-    assert pinned and all(map(nemo_tags.image_of, pinned))
-    assert nemo_tags.BRIDGES[DEFAULT_TAG] in pinned
-    assert set(nemo_tags.ON_NO_INDEX) <= set(nemo_tags.BRIDGES.values()) - set(pinned)
+    assert pinned and all(map(nemo_images.with_bridge, pinned))
+    assert nemo_images.IMAGES[DEFAULT_TAG].megatron_bridge in pinned
+    known = {image.megatron_bridge for image in nemo_images.IMAGES.values()}
+    assert set(nemo_images.ON_NO_INDEX) <= known - set(pinned)
 
 
 def test_the_page_of_stacks_is_on_the_index(project: Path) -> None:

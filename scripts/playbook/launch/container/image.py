@@ -26,7 +26,7 @@ from playbook.launch.container.engine import (
     pull_problem,
 )
 from playbook.plan.place import Image
-from pretraining import packages
+from pretraining import nemo_images, packages
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.units import gigabytes
@@ -46,11 +46,11 @@ def named(tag: str | None) -> str:
 def too_old_to_probe(name: str) -> str:
     """Why an image of NeMo's has no kernels that a probe could admit, and what to do; "" where it may have."""
     tag = re.fullmatch(rf"{re.escape(REPOSITORY)}:(\d\d\.\d\d(\.\d+)?)", name)
-    if not tag or not packages.lacks(tag[1], packages.PROBED):
+    if not tag or not nemo_images.lacks_engine(tag[1], packages.PROBED):
         return ""
     return (
         f"Transformer Engine {packages.dotted(packages.PROBED)} or newer is needed, and {name} has an older one: "
-        f"{packages.image_with(packages.PROBED)}, or for nvfp4 EMULATE=1"
+        f"{nemo_images.with_engine(packages.PROBED)}, or for nvfp4 EMULATE=1"
     )
 
 

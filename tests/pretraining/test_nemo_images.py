@@ -1,8 +1,8 @@
-"""Which NeMo image has which Transformer Engine."""
+"""Which NeMo image has which Transformer Engine; of Megatron-Bridge `tests/playbook/publish/test_stacks.py` asks."""
 
 import pytest
 
-from pretraining import packages
+from pretraining import nemo_images, packages
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from pretraining import packages
     ],
 )
 def test_the_first_image_that_has_a_release_is_named(release: tuple[int, int], said: str) -> None:
-    assert packages.image_with(release) == said
+    assert nemo_images.with_engine(release) == said
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,9 @@ def test_the_first_image_that_has_a_release_is_named(release: tuple[int, int], s
     [("25.07", True), ("26.02", True), ("26.04.01", False), ("26.06", False), ("26.10", False), ("27.01", False)],
 )
 def test_an_image_lacks_a_release_only_where_that_is_known(tag: str, lacks: bool) -> None:
-    assert packages.lacks(tag, (2, 14)) is lacks
+    assert nemo_images.lacks_engine(tag, (2, 14)) is lacks
 
 
 def test_what_is_known_ends_with_26_08() -> None:
-    assert packages.lacks("26.08.01", packages.PROBED) and not packages.lacks("26.10.01", packages.PROBED)
+    assert nemo_images.lacks_engine("26.08.01", packages.PROBED)
+    assert not nemo_images.lacks_engine("26.10.01", packages.PROBED)

@@ -18,7 +18,20 @@ from playbook.common import venvs as environments
 environments.PROJECT = Path({project!r})
 environments.VENVS = environments.PROJECT / ".venv"
 environments.REQUIREMENTS = environments.PROJECT / "requirements"
+
+import shutil
+import subprocess
+as_it_is = subprocess.run
+
+def run(words, **more):
+    if words[1:3] != ["-m", "venv"]:
+        return as_it_is(words, **more)
+    shutil.copytree({bare!r}, words[3], symlinks=True)
+    return subprocess.CompletedProcess(words, 0, "", "")
+
+subprocess.run = run  # `python -m venv` takes three seconds
 """
+AS_IT_IS = "subprocess.run = as_it_is"
 RUN = "sys.exit(environments.main(sys.argv[1:]))"
 
 
@@ -51,14 +64,22 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment as `python -m venv` makes it: a copy of it is one, too."""
+    folder = tmp_path_factory.mktemp("bare") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    return folder
+
+
 @pytest.fixture
-def command(root: Path, project: Path):
+def command(root: Path, project: Path, bare: Path):
     """The words and the environment that set up `root`, after the given code."""
 
     def words(name: str, code: str = "", **more: str) -> dict:
         plain = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "TORCH_INDEX"))}
         env = plain | {"PIP_NO_INDEX": "1", "PYTHONPATH": f"{project / 'scripts'}:{project / 'assets'}"} | more
-        script = HEAD.format(project=str(root)) + code + "\n" + RUN
+        script = HEAD.format(project=str(root), bare=str(bare)) + code + "\n" + RUN
         return {"args": [sys.executable, "-c", script, name], "env": env, "stdin": subprocess.DEVNULL, "text": True}
 
     return words
@@ -66,9 +87,10 @@ def command(root: Path, project: Path):
 
 @pytest.fixture
 def set_up(command):
-    """`set_up("host", code=0)`: what it printed."""
+    """`set_up("host", code=0)`: what it printed. Of `venv=True` the environment is made by `python -m venv`."""
 
-    def run(name: str, changed: str = "", *, code: int = 0, **more: str) -> str:
+    def run(name: str, changed: str = "", *, code: int = 0, venv: bool = False, **more: str) -> str:
+        changed = AS_IT_IS * venv + "\n" + changed
         ended = subprocess.run(**command(name, changed, **more), capture_output=True, timeout=120, check=False)
         assert ended.returncode == code, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr

@@ -20,7 +20,7 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def test_made_once_and_brought_up_to_date(version_in, make_wheel, set_up, root: Path) -> None:
-    assert set_up("host") == f"Setting up .venv/host-{VERSION}: the launcher's packages, 0.2 GB ...\n"
+    assert set_up("host", venv=True) == f"Setting up .venv/host-{VERSION}: the launcher's packages, 0.2 GB ...\n"
     assert version_in(root, "host", "pkg_host") == "1.0"
     began = time.monotonic()
     assert set_up("host") == ""

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_python import WarmPython
 
 from pretraining.record import run_folder
 
@@ -94,18 +93,26 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+@pytest.fixture(scope="session")
+def warm_launcher(environment, project: Path) -> Iterator[WarmPython]:
+    """Pythons that have imported what the launcher does."""
+    paths = os.pathsep.join([str(project / "assets"), str(project / "scripts")])
+    python = WarmPython(
+        "import playbook.cli.train, playbook.cli.entry, playbook.report.page", environment(PYTHONPATH=paths)
+    )
+    yield python
+    python.close()
+
+
 @pytest.fixture
-def job(environment, project: Path, runs: Path):
+def job(environment, project: Path, warm_launcher: WarmPython, runs: Path):
     """`job("compare", "--seed", "3", code=0)`: what it said on stdout and on stderr."""
 
     def start(name: str, *flags: str, code: int = 0, **more: str) -> tuple[str, str]:
         paths = os.pathsep.join([str(project / "assets"), str(project / "scripts")])
         standard = ("--runtime", "cpu", "--model", "tiny", "--train-iters", "40", "--runs", str(runs))
-        ended = subprocess.run(
-            [sys.executable, str(LAUNCHER), name, *standard, *flags],
-            env=environment(PYTHONPATH=paths, FAKE_STEP="0", **more), stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=120, check=False,
-        )  # fmt: skip
+        words = [str(LAUNCHER), name, *standard, *flags]
+        ended = warm_launcher.run(words, environment(PYTHONPATH=paths, FAKE_STEP="0", **more), 120)
         assert ended.returncode == code, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         return ended.stdout, ended.stderr

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from playbook.campaign import ablation
@@ -16,7 +15,7 @@ from playbook.campaign.ablation import Ablation
 from playbook.campaign.ablation_file import FILE, KIND, MARKDOWN, PICTURE
 from playbook.common import file_sets
 from playbook.report import svg, wording
-from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, numbers, single
+from playbook.report.canvas import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Plot, numbers, single
 from playbook.report.export import as_table, escaped, on_one_line, wrapped
 from pretraining.record.run_folder import write_json
 
@@ -38,7 +37,7 @@ WHISKER = 0.09
 def write(of: Ablation, folder: Path) -> list[Path]:
     """Write all three into a new folder, which appears whole. Returns the paths. Raises OSError."""
     with svg.style():
-        drawn = svg.png(picture(of), KIND)
+        drawn = svg.png(picture(of).canvas, KIND)
     files = {
         PICTURE: partial(file_sets.write_synced, content=drawn),
         MARKDOWN: partial(file_sets.write_synced, content=as_markdown(of).encode()),
@@ -114,7 +113,7 @@ def _each(row: ablation.Row, name: str, form: str) -> str:
     )
 
 
-def picture(of: Ablation) -> Canvas:
+def picture(of: Ablation) -> Plot:
     """Every variant's gaps, a mark a seed. To be used inside `svg.style`."""
     shown = [row for row in of.rows if row.to_bf16]
     below = BOTTOM + LEGEND
@@ -152,7 +151,7 @@ def picture(of: Ablation) -> Canvas:
     ]
     canvas.legend(marks, [f"seed {seed}" for seed in looks], ncols=len(looks), loc="upper left", handlelength=1,
                   bbox_to_anchor=(2 / WIDTH, 1 - 21 / height), borderaxespad=0, columnspacing=1.5)  # fmt: skip
-    return canvas
+    return Plot("gaps", canvas, TITLE, of.verdict, "")
 
 
 def _said(row: ablation.Row) -> str:

@@ -60,16 +60,12 @@ def conclude(
     """Compare, write and show. Returns the exit code.
 
     Args:
-        groups: the runs of each arm.
         args: with `base`, `force`, `speed_up` and `loss_margin`.
         target: a `saved.FILE`, whose folder gets the report too, or another JSON file; None writes nothing.
-        reproduce: the command that makes this comparison again.
         ways_out: sentences that end a refusal.
         settled: called when nothing is left to be gone on with.
 
-    Raises:
-        UsageError: no arm is called what `--base` says.
-        OSError: it cannot be written.
+    Raises UsageError where no arm is called what `--base` says, and OSError.
     """
     given = {name: getattr(args, name) for name in ("force", "speed_up", "loss_margin")}
     try:
@@ -80,7 +76,7 @@ def conclude(
         return 1
     written: list[Path] = []
     if target and target.name == saved.FILE:
-        written = report.write(result, dict(zip(comparison.names(len(groups)), groups, strict=True)), target.parent)[:2]
+        written = report.write(result, comparison.named(groups), target.parent)[:2]
     elif target:
         written = [saved.write(result, target)]
     settled()

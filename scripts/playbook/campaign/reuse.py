@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,8 @@ def reusing(run: Run) -> str:
 
 def finished(runs: Path, verdicts: Collection[Verdict] = DONE) -> list[Run]:
     """The runs that ended with one of the verdicts, newest first."""
-    found = []
-    for folder in sorted(runs.glob("*/"), reverse=True):
-        if run := _ended(folder, verdicts):
-            found.append(run)
-    return found
+    folders = sorted(runs.glob("*/"), reverse=True)
+    return [run for folder in folders if (run := _ended(folder, verdicts))]
 
 
 def seconds(asked: Sequence[Request], runs: Path) -> float | None:
@@ -116,13 +114,10 @@ def seconds(asked: Sequence[Request], runs: Path) -> float | None:
 
 
 def _ended(folder: Path, verdicts: Collection[Verdict] = DONE) -> Run | None:
-    if not (folder / run_folder.OUTCOME).exists():
-        return None
-    try:
-        run = run_folder.read_facts(folder)
-    except (UsageError, OSError):
-        return None
-    return run if run.verdict in verdicts else None
+    with contextlib.suppress(UsageError, OSError):
+        if (folder / run_folder.OUTCOME).exists() and (run := run_folder.read_facts(folder)).verdict in verdicts:
+            return run
+    return None
 
 
 @dataclass
@@ -154,13 +149,7 @@ class Begun:
 
     def runs(self) -> list[Run]:
         """Those of its runs that are still there, up to the first that is not."""
-        found = []
-        for name in self.names:
-            run = _ended(self.folder.parent / name)
-            if run is None:
-                break
-            found.append(run)
-        return found
+        return list(takewhile(bool, (_ended(self.folder.parent / name) for name in self.names)))
 
 
 def begin(asked: Sequence[Request], runs: Path, name: str) -> Begun:

@@ -42,13 +42,11 @@ def compare(
         groups: for each configuration its runs, from `loading.load`, in the order in which they ran; two or more.
         baseline: what to set the others against: an arm's name, a precision or a run's path, or "" for the least novel.
         force: compare although they differ; the result says so.
-        reproduce: the command that makes this comparison again.
         loss_margin: the smallest difference in training loss that matters, per cent; None where none was asked for.
         speed_up: to project the time to equal loss with, in place of the runs' own.
 
-    Raises:
-        NotComparable: without `force`, where anything is in the way; with it, where one has no iteration at all.
-        UsageError: no arm is called `baseline`.
+    Raises UsageError where no arm is called `baseline`, and NotComparable where anything is in the way; with `force`
+    only where one has no iteration at all.
     """
     measured = _measured(groups)
     called = _called(measured)
@@ -115,11 +113,11 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: (run.environment["started"], run.folder.name))
 
 
-def names(count: int) -> list[str]:
-    """ "A", "B" and so on. Raises UsageError beyond "Z"."""
-    if count > len(string.ascii_uppercase):
-        raise UsageError(f"{count} configurations are more than one table can hold; compare at most 26")
-    return list(string.ascii_uppercase[:count])
+def named(groups: Sequence[Sequence[Run]]) -> dict[str, Sequence[Run]]:
+    """Each configuration by its arm's name: "A", "B" and so on. Raises UsageError beyond "Z"."""
+    if len(groups) > len(string.ascii_uppercase):
+        raise UsageError(f"{len(groups)} configurations are more than one table can hold; compare at most 26")
+    return dict(zip(string.ascii_uppercase, groups, strict=False))
 
 
 def make_arm(name: str, runs: list[Measured]) -> Arm:
@@ -167,7 +165,7 @@ def _verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, doubt: st
 def _measured(groups: Sequence[Sequence[Run]]) -> dict[str, list[Measured]]:
     """The runs of each arm by its name, made alike."""
     found = iter(alike([measure(run) for runs in groups for run in runs]))
-    return {name: [next(found) for _ in runs] for name, runs in zip(names(len(groups)), groups, strict=True)}
+    return {name: [next(found) for _ in runs] for name, runs in named(groups).items()}
 
 
 def _baseline(built: list[Arm], wanted: str) -> Arm:

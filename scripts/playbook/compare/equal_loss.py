@@ -65,7 +65,8 @@ def between(
     given = None if misplaced else given
     ours, theirs = loss_gap.by_seed(runs), loss_gap.by_seed(base_runs)
     seeds = [list(zip(ours[seed], theirs[seed], strict=False)) for seed in ours if seed in theirs]
-    holds = _holds_rate([*runs, *base_runs])
+    held = [loss_gap.holds_rate(each) for each in (*runs, *base_runs)]
+    holds = False if False in held else None if None in held else True
     logs, loss, said = _attempt(seeds, _training_curve, names, "training")
     validation = np.empty(0)
     if all(len(_evaluated(each)) >= FEWEST_EVALUATIONS for pairs in seeds for pair in pairs for each in pair):
@@ -102,10 +103,7 @@ def _figure(logs: np.ndarray) -> Figure | None:
         return None
     if len(logs) < stats.FEWEST:
         return Figure(math.exp(logs.mean()), "x", count=len(logs))
-    found = stats.over(logs)
-    return Figure(
-        math.exp(found.value), "x", *map(math.exp, found.ends()), stats.OVER_SEEDS.format(len(logs)), len(logs)
-    )
+    return stats.over(logs).as_ratio(stats.OVER_SEEDS.format(len(logs)), len(logs))
 
 
 def _training_curve(of: Measured) -> _Curve:
@@ -177,12 +175,6 @@ def _crossing(curve: _Curve, index: int, target: float) -> float:
     """Between a point above the target and the next one, linear in the logarithm of the tokens."""
     (high, low), (left, right) = curve.loss[index : index + 2], np.log(curve.tokens[index : index + 2])
     return math.exp(left + (right - left) * (high - target) / (high - low))
-
-
-def _holds_rate(runs: Sequence[Measured]) -> bool | None:
-    """Whether all hold their learning rate after the warm-up; None where one does not say."""
-    held = [loss_gap.holds_rate(each) for each in runs]
-    return False if False in held else None if None in held else True
 
 
 def _effective(logs: np.ndarray, seeds: list[list[Pair]], ratio: Ratio | None, given: SpeedUp | None) -> Figure | None:

@@ -246,12 +246,12 @@ def _per_gpu(of: Measured) -> Figure | None:
 
 
 def _tflops(of: Measured) -> Figure | None:
-    """MODEL_TFLOP/s/GPU: as printed where it was, else from the model's FLOPs a token."""
+    """MODEL_TFLOP/s/GPU: as printed where it was; else from FLOPs a token, as recorded or by the model's sizes."""
     printed = of.timed.column("model_tflops")
     printed = printed[printed > 0]
     if len(printed):
         return stats.median_figure(printed)
-    each = flops_per_token(of.run)
+    each = of.run.environment.get("flops_per_token") or flops.per_token(of.run.parity)
     return _scaled(_per_gpu(of), each / 1e12) if each else None
 
 
@@ -338,11 +338,6 @@ METRICS = (
     ),
     Metric("test_loss", "Test loss", "test loss", NATS, lambda of: _evaluated(of, "test")),
 )  # fmt: skip
-
-
-def flops_per_token(run: Run) -> float | None:
-    """As recorded, or derived from what a log prints; else counted from the model's sizes."""
-    return run.environment.get("flops_per_token") or flops.per_token(run.parity)
 
 
 def peak(run: Run) -> tuple[float, str] | None:

@@ -13,6 +13,7 @@ from playbook import PROJECT
 from playbook.compare import model, saved, stats
 from playbook.compare.parity import ABSENT
 from playbook.compare.saved import FILE
+from playbook.compare.stats import Figure
 from pretraining.errors import UsageError, unknown
 from pretraining.request.flags import RUNS
 from pretraining.request.models import MOCK
@@ -26,28 +27,13 @@ LOSSES = {"training loss": "training_loss", "validation loss": "validation_loss"
 SOFTWARE = {"torch", "megatron_bridge", "megatron_core", "transformer_engine", "driver", "cuda"}
 
 
-class Value(msgspec.Struct):
-    """A figure."""
-
-    value: float
-    unit: str
-
-
-class StepTimes(msgspec.Struct):
-    """Of one run, as `model.Distribution`."""
-
-    median: float
-    first_quartile: float
-    third_quartile: float
-
-
 class OfRun(msgspec.Struct):
     """One run of an arm."""
 
     facts: dict[str, Any]
-    training_loss: Value | None = None
-    validation_loss: Value | None = None
-    step_times: StepTimes | None = None
+    training_loss: Figure | None = None
+    validation_loss: Figure | None = None
+    step_times: model.Distribution | None = None
 
 
 class OfArm(msgspec.Struct):
@@ -60,8 +46,8 @@ class OfArm(msgspec.Struct):
     bf16_tail_layers: int | None
     ingredients: dict[str, bool | str]
     runs: Annotated[list[OfRun], msgspec.Meta(min_length=1)]
-    step_time: Value | None
-    peak_memory: Value | None
+    step_time: Figure | None
+    peak_memory: Figure | None
     peak_memory_kind: str
     emulator: str | None = None
 
@@ -168,8 +154,8 @@ def _same_work(old: OfArm, new: OfArm) -> None:
 
 
 def _is_unusable(arm: OfArm) -> bool:
-    spread = [(of.third_quartile - of.first_quartile, of.median) for run in arm.runs if (of := run.step_times)]
-    return any(quartiles > model.UNUSABLE * median for quartiles, median in spread)
+    timed = [run.step_times for run in arm.runs if run.step_times]
+    return any(each.third_quartile - each.first_quartile > model.UNUSABLE * each.median for each in timed)
 
 
 def _losses(old: OfArm, new: OfArm, tolerance: float) -> list[Check]:

@@ -284,7 +284,6 @@ class Comparison:
 
     Attributes:
         verdict: one or two sentences to put on top.
-        baseline: the name of the arm that the others are set against.
         scope: one sentence on what these runs can and cannot show.
         differences: facts that differ; those that void a comparison are in one that was forced alone.
         unchecked: facts that were not known of all.
@@ -292,7 +291,6 @@ class Comparison:
         doubt: sentences on whether the work was the same; "" where it was. The verdict begins with them.
         warnings: of the comparison as a whole; each run has its own.
         bands: where a run lies against published figures for its hardware, and what usually explains it.
-        reproduce: the command that makes this comparison again.
     """
 
     created: str

@@ -43,12 +43,10 @@ def read(path: Path, shape: type[Content] = dict[str, Any]) -> Content:
         if head.kind != KIND:
             raise UsageError(f"{path} is not a comparison of this playbook. Give a {FILE} that `make compare` wrote.")
         if head.schema != SCHEMA:
-            way_out = (
-                "it was written by a newer playbook: update this one"
-                if head.schema > SCHEMA
-                else "it was written by an earlier playbook: compare its runs again"
-            )
-            raise UsageError(f"{path} has schema {head.schema}, and this playbook reads {SCHEMA}; {way_out}.")
+            newer = head.schema > SCHEMA
+            by = "a newer playbook: update this one" if newer else "an earlier playbook: compare its runs again"
+            said = f"{path} has schema {head.schema}, and this playbook reads {SCHEMA}"
+            raise UsageError(f"{said}; it was written by {by}.")
         return msgspec.json.decode(text, type=shape)
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist. Give a {FILE}, or the folder that holds one.") from error

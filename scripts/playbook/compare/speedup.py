@@ -16,7 +16,7 @@ import numpy as np
 from playbook.compare import soundness, stats
 from playbook.compare.figures import Measured
 from playbook.compare.model import UNKNOWN, Arm, Ratio
-from playbook.compare.stats import Figure, Interval
+from playbook.compare.stats import Figure
 
 # Relative. Two runs of the same differ by some tenths of a per cent; half of one is no reason to choose.
 SMALLEST = 0.005
@@ -64,8 +64,23 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
 
 
 def measure(top: list[Measured], bottom: list[Measured]) -> Ratio:
-    """The ratio of two configurations' step times, of whatever they are, and whether it is a difference."""
-    figure, smallest, shown = _figure(top, bottom)
+    """The ratio of two configurations' step times, of whatever they are, and whether it is a difference.
+
+    Three repeats can lie together by luck, so the smallest difference that they call one is no smaller than what their
+    iterations leave open.
+    """
+    tops, bottoms = ([run.times for run in runs] for runs in (top, bottom))
+    medians = [[float(np.median(times)) for times in arm] for arm in (tops, bottoms)]
+    within, shown = ratio_within_runs(tops, bottoms), None
+    repeats = min(len(top), len(bottom))
+    if repeats >= stats.FEWEST:
+        over = ratio_over_repeats(*medians)
+        figure = over.as_ratio(OVER_REPEATS.format(repeats), repeats)
+        smallest = max(SMALLEST, math.sqrt(within.high / within.low) - 1 if within else 0.0)
+        shown = math.expm1(over.smallest_shown(least=math.log1p(smallest)))
+    else:
+        figure = within or Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x")
+        smallest = max(SMALLEST_WITHIN, *(soundness.distribution(times).spread for times in (*tops, *bottoms)))
     differs = None
     if figure.low is not None and figure.high is not None:
         differs = not figure.low <= 1 <= figure.high and abs(math.log(figure.value)) > math.log1p(smallest)
@@ -74,33 +89,6 @@ def measure(top: list[Measured], bottom: list[Measured]) -> Ratio:
 
 def _tail(arm: Arm) -> tuple[int | None, int | None]:
     return arm.bf16_head_layers, arm.bf16_tail_layers
-
-
-def _figure(top: list[Measured], bottom: list[Measured]) -> tuple[Figure, float, float | None]:
-    """The ratio with its interval, the smallest difference that it calls one, and the one that it usually shows.
-
-    Three repeats can lie together by luck, so theirs is no smaller than what their iterations leave open.
-    """
-    tops, bottoms = ([run.times for run in runs] for runs in (top, bottom))
-    medians = [[float(np.median(times)) for times in arm] for arm in (tops, bottoms)]
-    within = ratio_within_runs(tops, bottoms)
-    repeats = min(len(top), len(bottom))
-    if repeats >= stats.FEWEST:
-        over = ratio_over_repeats(*medians)
-        found = Interval(*(math.exp(each) for each in (over.value, *over.ends())))
-        smallest = max(SMALLEST, math.sqrt(within.high / within.low) - 1 if within else 0.0)
-        shown = math.expm1(over.smallest_shown(least=math.log1p(smallest)))
-        return _with(found, OVER_REPEATS.format(repeats), repeats), smallest, shown
-    smallest = max(SMALLEST_WITHIN, *(soundness.distribution(times).spread for times in (*tops, *bottoms)))
-    if within is None:
-        return Figure(math.exp(np.subtract(*(np.mean(np.log(each)) for each in medians))), "x"), smallest, None
-    runs = "this run" if len(top) == len(bottom) == 1 else "these runs"
-    spread = f"95 % interval within {runs} only, block bootstrap over iterations"
-    return _with(within, spread, min(map(len, (*tops, *bottoms)))), smallest, None
-
-
-def _with(found: Interval, spread: str, count: int) -> Figure:
-    return Figure(found.value, "x", found.low, found.high, spread, count)
 
 
 def verdict(ratio: Ratio, arm: Arm, base: Arm) -> str:
@@ -152,13 +140,14 @@ def ratio_over_repeats(top: Sequence[float], bottom: Sequence[float]) -> stats.D
     return stats.Difference(a.mean() - b.mean(), math.sqrt(sum(parts)), freedom)
 
 
-def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -> Interval | None:
+def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -> Figure | None:
     """The ratio of two configurations' median step times, as far as iterations within these runs can tell.
 
     That is of the geometric means of the runs' medians, with a block bootstrap over iterations; None where a run has
     too few of them. Of each run the step times are given in order, all positive.
     """
-    if min(map(len, (*top, *bottom))) < FEWEST_ITERATIONS:
+    fewest = min(map(len, (*top, *bottom)))
+    if fewest < FEWEST_ITERATIONS:
         return None
     generator = np.random.default_rng(SEED)
     middle = _mean_log_median(top) - _mean_log_median(bottom)
@@ -167,7 +156,9 @@ def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -
         for times in runs:
             draws += sign * _median_draws(times, generator, series) / len(runs)
     low, high = np.quantile(draws, [stats.LEVEL / 2, 1 - stats.LEVEL / 2])
-    return Interval(math.exp(middle), math.exp(middle + min(low, 0.0)), math.exp(middle + max(high, 0.0)))
+    value, low, high = (math.exp(middle + end) for end in (0.0, min(low, 0.0), max(high, 0.0)))
+    runs = "this run" if series == 2 else "these runs"
+    return Figure(value, "x", low, high, f"95 % interval within {runs} only, block bootstrap over iterations", fewest)
 
 
 def lasting(values: np.ndarray) -> float:

@@ -49,15 +49,6 @@ class Figure:
     count: int = 1
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with the ends of its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def median_figure(values: np.ndarray) -> Figure:
     """The median with its interquartile range, by linear interpolation; of one value or more."""
     low, middle, high = map(float, np.quantile(values, [0.25, 0.5, 0.75]))
@@ -100,6 +91,10 @@ class Difference:
         """The interval that misses the truth in `level` of all studies."""
         half = quantile(self.freedom, 1 - level / 2) * self.error
         return self.value - half, self.value + half
+
+    def as_ratio(self, spread: str, count: int) -> Figure:
+        """The ratio with its interval of which this is the logarithm, one study's."""
+        return Figure(math.exp(self.value), "x", *map(math.exp, self.ends()), spread, count)
 
     @property
     def p(self) -> Array:

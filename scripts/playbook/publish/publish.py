@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from playbook import PROJECT, report
 from playbook.campaign import ablation, ablation_file
@@ -44,6 +44,9 @@ from playbook.report import terminal
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Run, Verdict
+
+if TYPE_CHECKING:
+    from playbook.report.canvas import Plot
 
 RESULTS = Path("assets/results")
 ABOUT = "about.json"
@@ -71,7 +74,7 @@ class Published:
 
     name: str
     runs: list[Run]
-    groups: dict[str, list[Run]]
+    groups: dict[str, Sequence[Run]]
     result: Comparison | Ablation | None
     command: str = ""
 
@@ -96,7 +99,9 @@ def read(folder: Path) -> Published:
     return Published(folder.name, runs, groups, result, about.get("command", ""))
 
 
-def _result(runs: Sequence[Run], about: dict[str, Any]) -> tuple[dict[str, list[Run]], Comparison | Ablation | None]:
+def _result(
+    runs: Sequence[Run], about: dict[str, Any]
+) -> tuple[dict[str, Sequence[Run]], Comparison | Ablation | None]:
     """What the runs come to, without a machine's clock and paths; of a comparison, the runs of each arm by its name."""
     command = about.get("command", "")
     if about.get("ablation"):
@@ -105,13 +110,13 @@ def _result(runs: Sequence[Run], about: dict[str, Any]) -> tuple[dict[str, list[
     if len(succeeded) < 2:
         return {}, None
     groups = comparison.group(succeeded)
-    named = dict(zip(comparison.names(len(groups)), groups, strict=True))
     result = comparison.compare(groups, reproduce=command)
 
     def moved(arm: Arm) -> Arm:
         return replace(arm, runs=[replace(run, path=Path(run.path).name) for run in arm.runs])
 
-    return named, replace(result, created=_ended(succeeded), arms=[moved(arm) for arm in result.arms])
+    arms = [moved(arm) for arm in result.arms]
+    return comparison.named(groups), replace(result, created=_ended(succeeded), arms=arms)
 
 
 def _ended(runs: Sequence[Run]) -> str:
@@ -125,11 +130,11 @@ def made_from(project: Path) -> dict[Path, bytes]:
     """
     published = {path.name: read(path) for path in sorted((project / RESULTS).glob("[!.]*/"))}
     files: dict[Path, bytes] = {}
-    pictures: dict[str, list[Picture]] = {}
+    pictures: dict[str, list[Plot]] = {}
     for name, each in published.items():
         folder = project / RESULTS / name
-        pictures[name] = _pictures(each, folder / PICTURES)
-        files |= {picture.path: picture.text.encode() for picture in pictures[name]}
+        pictures[name], drawn = _pictures(each)
+        files |= {folder / path: svg.encode() for path, svg in drawn.items()}
         if each.result:
             is_ablation = isinstance(each.result, Ablation)
             files[folder / (ablation_file if is_ablation else saved).FILE] = _json(each.result)
@@ -143,38 +148,25 @@ def pages_of(project: Path) -> list[Path]:
     return [*sorted((project / RESULTS).glob("*.md")), *sorted((project / RESULTS).glob("[!.]*/README.md"))]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawing to be written as an SVG file."""
-
-    title: str
-    path: Path
-    text: str
-
-
-def _pictures(published: Published, folder: Path) -> list[Picture]:
-    """What the pages show of the result; [] where there is none."""
+def _pictures(published: Published) -> tuple[list[Plot], dict[str, str]]:
+    """What the pages show of the result, none where there is none; and the files of it, by path in the folder."""
     if not published.result:
-        return []
+        return [], {}
     report.prepare_matplotlib()
     from playbook.campaign import ablation_report
     from playbook.report import plots, svg
 
-    if isinstance(published.result, Ablation):
-        with svg.style():
-            drawing = ablation_report.picture(published.result)
-            element = svg.svg(drawing, "gaps", ablation_report.TITLE, published.result.verdict)
-        return [Picture(ablation_report.TITLE, folder / "gaps.svg", svg.as_file(element))]
     with svg.style():
-        drawn = [plot for plot in plots.draw(published.result, published.groups) if plot.name in SHOWN]
+        if isinstance(published.result, Ablation):
+            drawn = [ablation_report.picture(published.result)]
+        else:
+            drawn = [plot for plot in plots.draw(published.result, published.groups) if plot.name in SHOWN]
         elements = [svg.svg(plot.canvas, plot.name, plot.title, plot.description) for plot in drawn]
-    return [
-        Picture(plot.title, folder / f"{plot.name}.svg", svg.as_file(element))
-        for plot, element in zip(drawn, elements, strict=True)
-    ]
+    files = map(svg.as_file, elements)
+    return drawn, {f"{PICTURES}/{plot.name}.svg": file for plot, file in zip(drawn, files, strict=True)}
 
 
-def _filled(page: Path, published: dict[str, Published], pictures: dict[str, list[Picture]], project: Path) -> str:
+def _filled(page: Path, published: dict[str, Published], pictures: dict[str, list[Plot]], project: Path) -> str:
     """The page, with what belongs between its marks."""
     report.prepare_matplotlib()
     from playbook.publish import pages, stacks
@@ -190,7 +182,8 @@ def _filled(page: Path, published: dict[str, Published], pictures: dict[str, lis
             command = published[name].command
             inside = pages.profiled(run, records=records, command=command)
         elif name in published and (result := published[name].result):
-            shown = [(picture.title, os.path.relpath(picture.path, page.parent)) for picture in pictures[name]]
+            folder = os.path.relpath(project / RESULTS / name / PICTURES, page.parent)
+            shown = [(plot.title, f"{folder}/{plot.name}.svg") for plot in pictures[name]]
             if isinstance(result, Ablation):
                 inside = pages.ablated(result, published[name].runs, records=records, pictures=shown)
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -97,13 +97,7 @@ class Lines(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Lines: ...
-
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | Lines:
+    def __getitem__(self, index: int | slice) -> Any:  # a line as a dictionary, or of a slice its `Lines`
         if isinstance(index, slice):
             return Lines({name: column[index] for name, column in self._columns.items()})
         if not -self._length <= index < self._length:
@@ -116,8 +110,6 @@ class Lines(Sequence[dict[str, Any]]):
         return len(self) == len(other) and all(
             np.array_equal(self.column(name), other.column(name), equal_nan=True) for name in COLUMNS
         )
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _number(value: Any) -> float:

@@ -38,41 +38,34 @@ def per_token(facts: dict[str, Any]) -> float | None:
 
 
 def of_log(parity: dict[str, Any], lines: Lines, notes: list[str]) -> dict[str, Any]:
-    """The tokens of a step, FLOPs a token and their rounding, as in a run's environment; a note where not known."""
-    sequence, batch = parity.get("sequence_length"), parity.get("global_batch_size")
-    each, resolution, why_not = printed(lines, sequence, parity.get("world_size"), per_token(parity))
-    notes += [why_not] if why_not else []
-    steps = {"tokens_per_step": batch * sequence} if batch and sequence else {}
-    return {"flops_per_token": each, "flops_resolution": resolution, **steps}
+    """The tokens of a step, FLOPs a token and their relative rounding error, as in a run's environment.
 
-
-def printed(
-    lines: Lines, sequence_length: int | None, world_size: int | None, counted: float | None
-) -> tuple[float | None, float | None, str | None]:
-    """FLOPs a token, its relative rounding error, or why it cannot be derived.
-
-    From what is printed where that is fine enough, because it knows the model as it ran: MODEL_TFLOP/s/GPU has one
-    decimal, and on a small model or a slow device little is left of it. Otherwise as `counted` from the model's sizes.
+    FLOPs are from what is printed where that is fine enough, because it knows the model as it ran: MODEL_TFLOP/s/GPU
+    has one decimal, and on a small model or a slow device little is left of it. Otherwise they are counted from the
+    model's sizes; where these are not known either, `notes` gets why.
     """
+    sequence, batch, gpus = map(parity.get, ("sequence_length", "global_batch_size", "world_size"))
     names = ("model_tflops", "step_time_s", "global_batch_size")
     tflops, steps, batches = (lines.column(name)[:1000] for name in names)
     known = (tflops > 0) & (steps > 0)
     batched = known & (batches > 0)
-    missing = [
-        name
-        for name, is_known in (
-            ("MODEL_TFLOP/s/GPU", known.any()),
-            ("the sequence length and global batch size", sequence_length and (batches > 0).any()),
-            ("the number of GPUs", world_size),
-        )
-        if not is_known
-    ]
-    resolution = 0.05 / float(np.median(tflops[known])) if known.any() else math.inf
+    needed = {
+        "MODEL_TFLOP/s/GPU": known.any(),
+        "the sequence length and global batch size": sequence and (batches > 0).any(),
+        "the number of GPUs": gpus,
+    }
+    missing = [name for name, is_known in needed.items() if not is_known]
+    resolution: float | None = 0.05 / float(np.median(tflops[known])) if known.any() else math.inf
+    each = per_token(parity)
     if not missing and batched.any() and resolution <= COARSEST:
-        work = float(np.median((tflops * steps / batches)[batched]))  # of a sequence
-        return work * 1e12 * world_size / sequence_length, resolution, None
-    if counted is not None:
-        return counted, 0.0, None
-    if missing:
-        return None, None, f"FLOPs a token cannot be derived: the log does not give {', '.join(missing)}"
-    return None, None, "FLOPs a token cannot be derived: MODEL_TFLOP/s/GPU is too small for its one decimal"
+        of_a_sequence = float(np.median((tflops * steps / batches)[batched]))
+        each = of_a_sequence * 1e12 * gpus / sequence
+    elif each is not None:
+        resolution = 0.0
+    else:
+        resolution, why = None, "MODEL_TFLOP/s/GPU is too small for its one decimal"
+        if missing:
+            why = f"the log does not give {', '.join(missing)}"
+        notes.append(f"FLOPs a token cannot be derived: {why}")
+    tokens = {"tokens_per_step": batch * sequence} if batch and sequence else {}
+    return {"flops_per_token": each, "flops_resolution": resolution, **tokens}

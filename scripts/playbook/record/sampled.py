@@ -23,12 +23,8 @@ def peaks(run: Run) -> dict[str, float]:
     }
     told = peak.get("all") or ({peak.get("kind", ""): peak["bytes"]} if peak.get("bytes") else {})
     found |= {kind: max(size, found.get(kind, 0)) for kind, size in told.items()}  # of the first machine alone
-    return {
-        f"{kind}, largest of {processes} processes" if processes > 1 and kind in OF_ONE_PROCESS else str(kind): size
-        / 1e9
-        for kind, size in found.items()
-        if size
-    }
+    largest = f", largest of {processes} processes" if processes > 1 else ""
+    return {f"{kind}{largest * (kind in OF_ONE_PROCESS)}": size / 1e9 for kind, size in found.items() if size}
 
 
 def energy(run: Run, lines: Lines, first: int) -> tuple[float, float] | None:

@@ -52,17 +52,10 @@ def _is_ours(path: Path) -> bool:
 def write(comparison: Comparison, runs: Mapping[str, Sequence[Run]], folder: Path) -> list[Path]:
     """Write comparison and report, all or nothing, in place of an earlier one in that folder.
 
-    Args:
-        comparison: the result.
-        runs: of each arm by name, in the order of `Arm.runs`.
-        folder: made where it does not exist.
+    `runs` are of each arm by name, in the order of `Arm.runs`. Returns the paths written: `comparison.json`,
+    `report.html`, then the others.
 
-    Returns:
-        The paths written: `comparison.json`, `report.html`, then the others.
-
-    Raises:
-        UsageError: see `check_target`.
-        OSError: it cannot be written; what was there is as it was.
+    Raises as `check_target`, and OSError; what was there is then as it was.
     """
     prepare_matplotlib()
     from playbook.report import export, page, plots, svg  # half a second that a refused one need not wait

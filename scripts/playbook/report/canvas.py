@@ -71,7 +71,7 @@ def looks(comparison: Comparison) -> list[Look]:
 def single(title: str, *, height: float, legend: Sequence[Look] = ()) -> tuple[Canvas, Axes]:
     """A canvas with one plot, `height` points tall; its legend, two arms a line, stands below the title."""
     top = TOP + LEGEND_LINE * ((len(legend) + 1) // 2)
-    canvas = _canvas(title, height)
+    canvas = blank(title, height)
     axes = canvas.add_axes((LEFT / WIDTH, BOTTOM / height, 1 - (LEFT + RIGHT) / WIDTH, 1 - (top + BOTTOM) / height))
     if legend:
         lines = [Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=1.8) for look in legend]
@@ -86,7 +86,7 @@ def panels(title: str, shown: Sequence[Look], *, height: float, below: float = B
     """A canvas with a panel of `height` points for each arm, one below the other."""
     pitch = height + PANEL_TITLE + below
     whole = TOP + pitch * len(shown)
-    canvas = _canvas(title, whole)
+    canvas = blank(title, whole)
     return canvas, [
         canvas.add_axes(
             (LEFT / WIDTH, 1 - (TOP + pitch * (at + 1) - below) / whole, 1 - (LEFT + RIGHT) / WIDTH, height / whole)
@@ -95,7 +95,8 @@ def panels(title: str, shown: Sequence[Look], *, height: float, below: float = B
     ]
 
 
-def _canvas(title: str, height: float) -> Canvas:
+def blank(title: str, height: float) -> Canvas:
+    """A canvas with nothing but its title, `height` points tall."""
     canvas = Canvas(figsize=(WIDTH / POINTS, height / POINTS))
     canvas.text(1 / WIDTH, 1 - 14 / height, title, color=INK, fontsize=11.5, fontweight="bold")
     return canvas

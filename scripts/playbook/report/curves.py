@@ -111,13 +111,8 @@ def memory(_comparison: Comparison, runs: Runs, looks: Looks) -> Plot | None:
     drawn = [run for look in looks for run in runs[look.arm.name] if len(series.memory(run)[0])]
     of = {series.is_of_device(run) for run in drawn}
     what = "the device used" if of == {True} else "the training's processes used" if of == {False} else "used"
-
-    def gigabytes(run: Run) -> tuple[Array, Array]:
-        seconds, used = series.memory(run)
-        return seconds, used / 1e9
-
     caption = "Largest of each second; every run from when its sampling began."
-    return _over_time("memory", f"Memory {what}, GB", gigabytes, runs, looks, caption)
+    return _over_time("memory", f"Memory {what}, GB", series.memory, runs, looks, caption)
 
 
 def power(_comparison: Comparison, runs: Runs, looks: Looks) -> Plot | None:

@@ -103,21 +103,8 @@ def _step_times(run: RunResult) -> dict[str, Figure]:
     return {"median": quartiles, "range": Figure(found.median, "s", found.minimum, found.maximum)}
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One line of the table: what each arm has, in words; runs of an arm that differ stand behind one another."""
-
-    name: str
-    values: list[str]
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether all arms have the same."""
-        return len(set(self.values)) == 1
-
-
-def environment(comparison: Comparison, runs: Runs) -> dict[str, list[Fact]]:
-    """The facts by group; a group that nothing is known of is left out."""
+def environment(comparison: Comparison, runs: Runs) -> dict[str, dict[str, list[str]]]:
+    """The facts by group and name, what each arm has in words; runs of an arm that differ stand behind one another."""
     found: dict[str, dict[str, list[str]]] = {group: {} for group in _GROUPS}
     for at, arm in enumerate(comparison.arms):
         for run in runs[arm.name]:
@@ -125,11 +112,7 @@ def environment(comparison: Comparison, runs: Runs) -> dict[str, list[Fact]]:
                 cells = found[group].setdefault(name, [""] * len(comparison.arms))
                 if value not in cells[at].split(" / "):
                     cells[at] = f"{cells[at]} / {value}" if cells[at] else value
-    groups = {
-        group: [Fact(name, [cell or wording.NO_FIGURE for cell in cells]) for name, cells in facts.items()]
-        for group, facts in found.items()
-    }
-    return {group: facts for group, facts in groups.items() if facts}
+    return {group: facts for group, facts in found.items() if facts}
 
 
 def commands(comparison: Comparison, runs: Runs) -> list[tuple[str, str]]:

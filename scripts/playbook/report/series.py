@@ -118,7 +118,7 @@ def _losses_at(run: Run, iterations: Array) -> Array:
 def memory(run: Run) -> tuple[Array, Array]:
     """Memory of the GPU that used most, or of the training's processes on a CPU.
 
-    Returns seconds since sampling began and bytes: of the whole device, or of the processes where it does not tell.
+    Returns seconds since sampling began and GB: of the whole device, or of the processes where it does not tell.
     """
     best = np.empty(0), np.empty(0)
     for device in dict.fromkeys(line.get("device") for line in _sampled(run)):
@@ -127,7 +127,7 @@ def memory(run: Run) -> tuple[Array, Array]:
         used = used if np.isfinite(used).any() else column(lines, "process_bytes")
         if np.isfinite(used).any() and (not len(best[1]) or np.nanmax(used) > np.nanmax(best[1])):
             best = _seconds(run, lines), used
-    return best
+    return best[0], best[1] / 1e9
 
 
 def is_of_device(run: Run) -> bool:

@@ -51,12 +51,9 @@ def png(figure: Figure, kind: str) -> bytes:
 
 
 def svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """The figure as an `<svg>` element for an HTML page.
+    """The figure, made inside `style`, as an `<svg>` element for an HTML page.
 
-    Args:
-        figure: made inside `style`.
-        name: unique in the page; its ids start with it.
-        title, description: what a screen reader says in its place.
+    Its ids start with `name`, unique in the page; a screen reader says title and description in its place.
     """
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):

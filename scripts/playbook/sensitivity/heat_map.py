@@ -11,8 +11,8 @@ from matplotlib.figure import Figure as Canvas
 
 from playbook.common import file_sets
 from playbook.report import svg
-from playbook.report.canvas import TOP, WIDTH
-from playbook.report.svg import INK, PAPER, POINTS
+from playbook.report.canvas import TOP, WIDTH, blank
+from playbook.report.svg import INK, PAPER
 from playbook.sensitivity.findings import PRODUCTS, Findings
 from pretraining.record.run_folder import SENSITIVITY_KIND
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
@@ -42,8 +42,7 @@ def write(found: Findings, folder: Path) -> list[Path]:
 def _draw(found: Findings) -> Canvas:
     panel = _ROW * len(PROJECTIONS)
     height = TOP + (panel + _BETWEEN) * len(PRODUCTS) + _BELOW - 8
-    canvas = Canvas(figsize=(WIDTH / POINTS, height / POINTS))
-    canvas.text(1 / WIDTH, 1 - 14 / height, TITLE, color=INK, fontsize=11.5, fontweight="bold")
+    canvas = blank(TITLE, height)
     grids = {name: _grid(found, name) for name in PRODUCTS}
     known = np.concatenate([grid[np.isfinite(grid)] for grid in grids.values()])
     scale = Normalize(float(known.min()), float(known.max()) if np.ptp(known) else float(known.min()) + 1)

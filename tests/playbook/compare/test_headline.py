@@ -30,7 +30,7 @@ def spread_out(folder: Path, spread: float) -> Path:
 
 def compare(*groups: list[Path], force: bool = False) -> tuple[Comparison, dict]:
     loaded = [[loading.load(path) for path in paths] for paths in groups]
-    return comparison.compare(loaded, force=force), dict(zip(comparison.names(len(groups)), loaded, strict=True))
+    return comparison.compare(loaded, force=force), comparison.named(loaded)
 
 
 def everything_said(result: Comparison, runs: dict, folder: Path, capsys) -> dict[str, str]:

@@ -104,7 +104,7 @@ def test_memory_is_the_fullest_gpu_s_and_power_all_gpus_together() -> None:
     host = [sample(10.0 + at, "cpu", None, None, 9e11) for at in range(3)]
     found = run([1.0], samples=both + host + [sample(13.0, 0, 5.0, 1.0)])
     seconds, used = series.memory(found)
-    assert seconds.tolist() == [0, 1, 2] and used.tolist() == [1e9, 2e9, 3e9]
+    assert seconds.tolist() == [0, 1, 2] and used.tolist() == [1, 2, 3]
     assert series.is_of_device(found)
     seconds, watts = series.power(found)
     assert seconds.tolist() == [0, 1, 2] and watts.tolist() == [201.0] * 3  # after second 2 one GPU is silent
@@ -119,6 +119,6 @@ def test_power_of_gpus_that_are_sampled_at_other_times() -> None:
 
 def test_memory_of_a_cpu_run_and_of_none() -> None:
     found = run([1.0], samples=[sample(5.0, "cpu", None, None, 7.0)])
-    assert series.memory(found)[1].tolist() == [7.0] and not series.is_of_device(found)
+    assert series.memory(found)[1].tolist() == [7e-9] and not series.is_of_device(found)
     assert len(series.power(found)[0]) == 0
     assert len(series.memory(replace(found, samples=[]))[0]) == 0

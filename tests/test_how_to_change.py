@@ -48,11 +48,12 @@ class Copy:
                 file.write_text(text.replace(old, new), encoding="utf-8")
 
     def run(self, environment: Callable[..., dict[str, str]], *words: str) -> str:
-        """What a command of the copy prints."""
+        """What a command of the copy prints; its kernels are compiled quickly, as they compute next to nothing."""
+        paths = f"{self.folder / 'assets'}:{self.folder / 'scripts'}"
         ended = subprocess.run(
             [sys.executable, *words],
             cwd=self.folder,
-            env=environment(PYTHONPATH=f"{self.folder / 'assets'}:{self.folder / 'scripts'}"),
+            env=environment(PYTHONPATH=paths, NUMBA_OPT="0", NUMBA_CACHE_DIR=str(self.folder / "numba")),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -31,7 +31,6 @@ from pretraining.request.flags import RUNS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description="Compare pretraining runs that did the same work.")
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="a run folder, its name in " + RUNS + ", or a raw log"

@@ -2,11 +2,8 @@
 
     python scripts/run.py JOB [--help] [flags of the job]
 
-A job is a target of make: train, nvfp4, bf16, compare, ablate, profile, eval, export, sft, lora, show-config, models,
-precisions, selfcheck, shell, attach, stop (playbook/cli/train.py), and those that `entry.JOBS` lists. A training's
-flags are those of assets/pretrain_llama.py, and where and how to run it.
-
-Exit codes: 0 done, 1 it failed or two runs cannot be compared, 2 wrong usage, 130 interrupted.
+Jobs are those of playbook/cli/train.py and `entry.JOBS`. A training's flags are those of assets/pretrain_llama.py, and
+where and how to run it. Exit codes: 0 done, 1 it failed or two runs cannot be compared, 2 wrong usage, 130 interrupted.
 """
 
 import sys

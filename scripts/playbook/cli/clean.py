@@ -23,8 +23,6 @@ SHOWN = 10  # names of others in one folder
 
 @dataclass(frozen=True)
 class Item:
-    """Something in `nemo_experiments`."""
-
     path: Path
     size: int = 0  # bytes on disk that removing it frees
     kept: str = ""  # why all of it stays; "" where it goes

@@ -27,13 +27,11 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     cluster = config.read(args.cluster)
+    if args.what == "submit":
+        return _submit(args, cluster)
     if args.what == "jobs":
         return follow.show(cluster)
-    if args.what == "logs":
-        return follow.logs(cluster, args.run)
-    if args.what == "cancel":
-        return follow.cancel(cluster, args.run)
-    return _submit(args, cluster)
+    return {"logs": follow.logs, "cancel": follow.cancel}[args.what](cluster, args.run)
 
 
 def _submit(args: argparse.Namespace, cluster: Cluster) -> int:

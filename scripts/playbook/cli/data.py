@@ -20,10 +20,7 @@ SCRIPT = ASSETS / "prepare_data.py"
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the script with what it does not understand left to it. Returns its exit code.
-
-    Raises UsageError, and SetupError or EngineError where the place cannot be made ready.
-    """
+    """Run the script with what it does not understand left to it. Returns its exit code."""
     flags = argparse.ArgumentParser(prog="run.py data", add_help=False, allow_abbrev=False)
     flags.add_argument("--runtime", default="auto")
     flags.add_argument("--tag")

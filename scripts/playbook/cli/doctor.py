@@ -64,8 +64,6 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Check:
-    """One line."""
-
     name: str
     ok: bool | None  # None for a fact that nothing depends on
     found: str
@@ -109,7 +107,7 @@ def _gpu_checks(inventory: Inventory, wanted: Wanted, precision: Precision, *, n
         trains = f"trains in {', '.join(gpu.precisions()) or 'none of the precisions here'}"
         yield Check(f"GPU {gpu.label}", None, f"{gpu.name}, {gpu.size}; {trains}; {users}; {gpu.uuid}")
     try:
-        chosen, why = _chosen(inventory, wanted, precision)
+        chosen, why = _with_reason(inventory, wanted, precision)
     except UsageError as error:
         cause, *rest = str(error).splitlines()
         yield Check(precision.name, False, cause, "\n".join(line.strip() for line in rest), needed)
@@ -121,13 +119,18 @@ def _gpu_checks(inventory: Inventory, wanted: Wanted, precision: Precision, *, n
 
 def _probes(inventory: Inventory, wanted: Wanted, precision: Precision) -> bool:
     """Whether a probe has to admit the job's GPU."""
-    with contextlib.suppress(UsageError, ValueError):  # the gate's own line says so
-        return bool(_chosen(inventory, wanted, precision)[0][0].probed([precision], emulate=wanted.emulate))
-    return False
+    return any(gpu.probed([precision], emulate=wanted.emulate) for gpu in _chosen(inventory, wanted, precision)[:1])
 
 
-def _chosen(inventory: Inventory, wanted: Wanted, precision: Precision) -> tuple[tuple[gpus.Gpu, ...], str]:
-    """The job's GPUs, and why these. Raises UsageError where there are none such."""
+def _chosen(inventory: Inventory, wanted: Wanted, precision: Precision) -> tuple[gpus.Gpu, ...]:
+    """The job's GPUs; () where there are none such, which the precision's own line says."""
+    try:
+        return _with_reason(inventory, wanted, precision)[0]
+    except (UsageError, ValueError):
+        return ()
+
+
+def _with_reason(inventory: Inventory, wanted: Wanted, precision: Precision) -> tuple[tuple[gpus.Gpu, ...], str]:
     return gpus.for_job(inventory.gpus, [precision], wanted.gpu, emulate=wanted.emulate, count=wanted.processes)
 
 
@@ -146,15 +149,13 @@ def _engine_checks(wanted: Wanted, inventory: Inventory, precision: Precision, c
         yield Check("GPUs in containers", True, how)
     if "/snap/" in connected.data:
         remedy = "install docker-ce or docker.io in its place: docs.docker.com/engine/install"
-        yield Check(
-            "engine's confinement", False, "from a snap: it sees folders below /home alone", remedy, needed=False
-        )
+        said = "from a snap: it sees folders below /home alone"
+        yield Check("engine's confinement", False, said, remedy, needed=False)
     for name in given(PROXIES):
         if urlsplit(os.environ[name]).hostname in ("localhost", "127.0.0.1", "::1"):
             remedy = "give an address of it that a container reaches, or a local folder to what is downloaded"
-            yield Check(
-                "proxy", False, f"{name} is this machine itself, which a container is not", remedy, needed=False
-            )
+            said = f"{name} is this machine itself, which a container is not"
+            yield Check("proxy", False, said, remedy, needed=False)
     yield Check("memory for containers", None, f"{gigabytes(connected.memory)} of the machine's")
     if connected.kind.rootless:  # one that runs as root may raise this limit for a container
         yield _locked_memory(needed=True)
@@ -224,12 +225,9 @@ def _container_checks(connected: Engine, inventory: Inventory, wanted: Wanted, p
         if not each.running and each.launcher is None:
             yield Check("container", False, f"{each} has ended", "any make command records it", needed=False)
             continue
-        blocks = False
-        with contextlib.suppress(UsageError, ValueError):  # the gate's own line says so
-            blocks = any(each.holds(gpu.uuid) for gpu in _chosen(inventory, wanted, precision)[0])
-        yield Check(
-            "container", False, f"{each} trains", HELD if each.own else "wait for it, or ask whose it is", needed=blocks
-        )
+        blocks = any(each.holds(gpu.uuid) for gpu in _chosen(inventory, wanted, precision))
+        remedy = HELD if each.own else "wait for it, or ask whose it is"
+        yield Check("container", False, f"{each} trains", remedy, needed=blocks)
 
 
 def _least_engine(inventory: Inventory, wanted: Wanted, precision: Precision, chosen: Settings) -> tuple[int, ...]:
@@ -268,9 +266,8 @@ def _versions(python: str) -> dict[str, str]:
 def _version(name: str, found: dict[str, str], least: tuple[int, ...], remedy: str, *, needed: bool = True) -> Check:
     version = found.get(name)
     needs = f" (needs {'.'.join(map(str, least))} or newer)" if least else ""
-    return Check(
-        name, version is not None and _numbers(version) >= least, f"{version or 'missing'}{needs}", remedy, needed
-    )
+    ok = version is not None and _numbers(version) >= least
+    return Check(name, ok, f"{version or 'missing'}{needs}", remedy, needed)
 
 
 def _local_memory() -> Iterator[Check]:
@@ -340,7 +337,10 @@ def report(checks: list[Check], *, as_json: bool) -> int:
     columns = shutil.get_terminal_size((120, 0)).columns
     for check in checks:
         mark = {True: "✓", False: "✗", None: "·"}[check.ok]
-        _print_under(f"{mark} {check.name:<{width}}  ", check.found, columns)
+        head = f"{mark} {check.name:<{width}}  "
+        whole = {"break_long_words": False, "break_on_hyphens": False}
+        room = max(columns, len(head) + 30)
+        print(textwrap.fill(check.found, room, initial_indent=head, subsequent_indent=" " * len(head), **whole))
         if check.ok is False:
             for line in check.remedy.splitlines():  # whole, because commands are copied
                 print(f"  {'':<{width}}  → {line}")
@@ -348,17 +348,7 @@ def report(checks: list[Check], *, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def _print_under(head: str, text: str, columns: int) -> None:
-    """Print text after its head; what does not fit goes below it."""
-    room = max(columns - len(head), 30)
-    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-    for line in lines:
-        print(f"{head}{line}".rstrip())
-        head = " " * len(head)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """`make doctor`. Exit code 0, 1 where the job would fail, 2 for wrong usage."""
     flags = train.parser("run.py doctor")
     flags.add_argument("--json", action="store_true", help="for programs")
     args = flags.parse_args(arguments)

@@ -22,8 +22,6 @@ RUNNING = "running"
 
 @dataclass(frozen=True)
 class Entry:
-    """One run in a line."""
-
     name: str
     path: str
     started: str  # UTC

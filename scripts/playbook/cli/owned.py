@@ -66,6 +66,8 @@ SELFCHECK = Layout(_pattern(re.escape(run_folder.SELFCHECK)), records=(run_folde
 EMPTY = Layout()
 # Megatron-Bridge's own recipes make these, empty where a run of this project saves elsewhere.
 MEGATRON_DEFAULT = Layout(folders=_pattern("checkpoints", "tb_logs"))
+KINDS = {saved.FILE: model.KIND, ablation_file.FILE: ablation_file.KIND}  # a run's have run_folder's, and its schema
+SCHEMAS = {saved.FILE: model.SCHEMA, ablation_file.FILE: ablation_file.SCHEMA}
 RECORDS = {name for layout in (RUN, COMPARISON, ABLATION, SELFCHECK) for name in layout.records}
 
 
@@ -106,7 +108,7 @@ def layout_of(folder: Path) -> tuple[Layout | None, str]:
         for name, schema in said.items():
             if schema == 0:
                 return None, f"its {name} is of something else"
-            if schema is not None and schema > _known(name):
+            if schema is not None and schema > SCHEMAS.get(name, run_folder.SCHEMA):
                 return layout, f"made by a newer version of this project (its {name} has schema {schema}): update first"
         return layout, ""
     return None, ""
@@ -116,10 +118,6 @@ def is_comparison(file: Path) -> bool:
     """Whether it is a comparison.json of this project, whatever it is called."""
     content = read(file)
     return isinstance(content, dict) and content.get("kind") == model.KIND
-
-
-def _known(name: str) -> int:
-    return {saved.FILE: model.SCHEMA, ablation_file.FILE: ablation_file.SCHEMA}.get(name, run_folder.SCHEMA)
 
 
 def _schema(name: str, path: Path) -> int | None:
@@ -138,9 +136,8 @@ def _schema(name: str, path: Path) -> int | None:
 
 def _is_ours(name: str, content: dict[str, Any]) -> bool:
     kind = content.get("kind")
-    if kind is not None or name in (saved.FILE, ablation_file.FILE):
-        kinds = {saved.FILE: model.KIND, ablation_file.FILE: ablation_file.KIND}
-        return kind == kinds.get(name, run_folder.KIND)
+    if kind is not None or name in KINDS:
+        return kind == KINDS.get(name, run_folder.KIND)
     request, precision = content.get("request"), content.get("precision")
     return {  # of records from before they had a kind
         PLAN: isinstance(request, dict) and {"model", "precision"} <= request.keys() and "created" in content,
@@ -161,15 +158,17 @@ def contents(folder: Path, layout: Layout, mounts: Set[str]) -> Contents:
             listed = sorted(entries, key=lambda entry: entry.name)
         for entry in listed:
             name, state = f"{base}{entry.name}", entry.stat(follow_symlinks=False)
+            is_file = stat.S_ISREG(state.st_mode) or (entry.is_symlink() and name.startswith("wandb/"))  # its own
             if stat.S_ISDIR(state.st_mode):
                 elsewhere = state.st_dev != device or os.path.abspath(entry.path) in mounts
                 ours = layout.folders.fullmatch(name) and name.count("/") < DEEPEST and not elsewhere
-                if ours and not _holds_record(entry.path):
+                # One that has a record is somebody's run, and may live.
+                if ours and not any(os.path.lexists(f"{entry.path}/{record}") for record in RUN.records):
                     found.folders.append(name)
                     waiting.append(f"{name}/")
                 else:
                     found.others.append(f"{name}/")
-            elif _is_file(name, state) and layout.files.fullmatch(name):
+            elif is_file and layout.files.fullmatch(name):
                 found.files.append(name)
                 if (state.st_dev, state.st_ino) not in seen:
                     found.size += state.st_blocks * 512
@@ -177,16 +176,6 @@ def contents(folder: Path, layout: Layout, mounts: Set[str]) -> Contents:
             else:
                 found.others.append(name)
     return found
-
-
-def _is_file(name: str, state: os.stat_result) -> bool:
-    """A regular file, or one of the links that W&B makes."""
-    return stat.S_ISREG(state.st_mode) or (stat.S_ISLNK(state.st_mode) and name.startswith("wandb/"))
-
-
-def _holds_record(folder: str) -> bool:
-    """Whether a folder within a run's is somebody's run, and may live."""
-    return any(os.path.lexists(os.path.join(folder, name)) for name in RUN.records)
 
 
 def why_in_use(folder: Path) -> str:

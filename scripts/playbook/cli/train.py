@@ -8,7 +8,7 @@ from playbook.campaign import reuse
 from playbook.cli import catalogue, configs, selfcheck
 from playbook.compare import model, published
 from playbook.launch.progress import shown
-from playbook.launch.start import container_of, exit_code, find_place, new_folder, ready, show_dry, train
+from playbook.launch.start import exit_code, find_place, new_folder, ready, show_dry, train
 from playbook.plan import earlier_run, place, plan
 from playbook.plan.place import Place, Wanted
 from playbook.sensitivity import advice
@@ -114,7 +114,8 @@ def _without_training(args: argparse.Namespace) -> int | None:
         folder = earlier_run.folder_of(args.run, args.runs)
         if not run_folder.holds_run(folder):
             raise UsageError(f"RUN={args.run} is no run folder, here or in {args.runs}; make history lists the runs")
-        return _show_profile(folder)
+        _show_found(args, folder, new=False)
+        return 0
     if args.job == "sensitivity" and args.run:
         folder = earlier_run.folder_of(args.run, args.runs)
         if (folder / run_folder.SENSITIVITY).is_file():
@@ -125,7 +126,8 @@ def _without_training(args: argparse.Namespace) -> int | None:
                     f"RUN={args.run} was measured and is shown again, for another BUDGET= perhaps: {flag_of(odd[0])} "
                     "does nothing for it; leave it out"
                 )
-            return _show_sensitivity(folder, args.budget)
+            _show_found(args, folder, new=False)
+            return 0
     return None
 
 
@@ -175,24 +177,32 @@ def _one_run(args: argparse.Namespace, precision: str, where: Place) -> int:
         show_dry(job, args.runs)
         return 0
     ended = train(job.at(ready(where, args.runs)), args.runs)
-    if args.job == "eval" and ended.verdict is Verdict.SUCCEEDED:
-        _show_evaluation(ended.folder)
-    if args.job == "profile" and ended.verdict is Verdict.SUCCEEDED:
-        return _show_profile(ended.folder, keep=True)
-    if args.job == "sensitivity" and ended.verdict is Verdict.SUCCEEDED:
-        return _show_sensitivity(ended.folder, args.budget, draw=True)
-    if args.job == "export" and ended.verdict is Verdict.SUCCEEDED:
-        print(f"exported to {args.export}")
+    if ended.verdict is Verdict.SUCCEEDED:
+        _show_found(args, ended.folder, new=True)
     return exit_code(ended)
 
 
-def _show_evaluation(folder: Path) -> None:
-    from playbook.record import loading  # not of a dry run, which has the standard library alone
+def _show_found(args: argparse.Namespace, folder: Path, *, new: bool) -> None:
+    """Print what the job found. What does it is imported late: a dry run has the standard library alone."""
+    if args.job == "eval":
+        from playbook.record import loading
 
-    run = loading.load(folder, samples=False)
-    where = f"in {run.precision['name']}"
-    for line in run.evaluations:
-        print(f"{line['split']} loss {shown(line['loss'])} nats a token {where}, iteration {line['iteration']}")
+        run = loading.load(folder, samples=False)
+        where = f"in {run.precision['name']}"
+        for line in run.evaluations:
+            print(f"{line['split']} loss {shown(line['loss'])} nats a token {where}, iteration {line['iteration']}")
+    elif args.job == "profile":
+        from playbook.profile import breakdown
+
+        if new:
+            breakdown.keep(folder)
+        breakdown.show(folder)
+    elif args.job == "sensitivity":
+        from playbook.sensitivity import shown as sensitivities
+
+        sensitivities.show(folder, advice.budget(args.budget), draw=new)
+    elif args.job == "export":
+        print(f"exported to {args.export}")
 
 
 def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place) -> int:
@@ -221,22 +231,6 @@ def _compare(args: argparse.Namespace, precisions: tuple[str, ...], where: Place
 
     where = ready(where, args.runs)
     return compare_job.compare([[job.at(where) for job in each] for each in planned], args)
-
-
-def _show_profile(folder: Path, *, keep: bool = False) -> int:
-    from playbook.profile import breakdown  # whose libraries take a second to import
-
-    if keep:
-        breakdown.keep(folder)
-    breakdown.show(folder)
-    return 0
-
-
-def _show_sensitivity(folder: Path, budget: str, *, draw: bool = False) -> int:
-    from playbook.sensitivity import shown  # whose libraries take a second to import
-
-    shown.show(folder, advice.budget(budget), draw=draw)
-    return 0
 
 
 def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
@@ -285,7 +279,7 @@ def _shell(args: argparse.Namespace, where: Place) -> int:
         where = ready(where, args.runs, alone=False)
     job = plan.planned(args, "bf16", where)
     folder = job.settings.run_dir or new_folder(args.runs, job.settings)
-    asked = foreground.shell(container_of(job, folder, []))
+    asked = foreground.shell(spec.training(job.settings, where, folder, [], processes=job.processes))
     if args.dry_run:
         print(spec.script(asked, asked.in_foreground()))
         return 0

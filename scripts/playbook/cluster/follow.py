@@ -20,15 +20,11 @@ from pretraining.record.schema import Damaged
 POLL_SECONDS = 1.0
 _AT_ONCE = 1 << 20  # bytes of a log
 ASK_SECONDS = 15.0  # between two questions to Slurm's controller while the log grows
-
-
 _TOLD = dict.fromkeys(("job", "submitted", "folder"), schema.TEXT)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted run."""
-
     run: Path  # its folder
     told: dict[str, Any]  # what `job.json` says
     state: str = "UNKNOWN"  # Slurm's word, "UNKNOWN" where Slurm knows it no more
@@ -48,9 +44,8 @@ class Job:
 
 
 def submitted(cluster: Cluster) -> list[Job]:
-    """Every submitted run under the cluster's runs folder, newest last; Slurm is not asked.
-
-    One whose `job.json` cannot be read is told and left out.
+    """Every submitted run, newest last, as Slurm is not asked; one whose `job.json` cannot be read is told and left
+    out.
     """
     jobs = []
     for path in cluster.runs_folder.glob(f"*/{run_folder.JOB}"):

@@ -2,18 +2,9 @@
 
     nemo.py submit|show       with NEMORUN_HOME set; prints {"job": "17", "script": "...", "folder": "..."}
 
-Nothing else of the project imports NeMo-Run, so that its 123 packages stay in an environment of their own. What it
-needs to be told, because its defaults would surprise:
-
-* LocalTunnel's job_dir is "" and NEMORUN_HOME lies on the shared file system: scripts and logs are seen by all nodes.
-* No torchrun launcher: it would start one process a node (--nproc-per-node 1 with one task), number the nodes in the
-  batch shell, where SLURM_NODEID is always 0, and take the first `torchrun` on PATH. `cluster_node.py` does it.
-* A PatternPackager: the default GitArchivePackager drops edits that are not committed.
-* Values in env_vars are quoted here: NeMo-Run writes `export NAME=value` as it is, and makes the name upper case.
-* Detached: its own waiting neither ends nor cancels on Ctrl-C, and exits 0 when the job failed. The run folder and
-  Slurm say how it ended (`follow.py`).
-* A job_name_prefix: without one it takes the account apart, and fails where there is none.
-* poll_estimated_start_time is off: it would keep a thread asking squeue.
+Nothing else of the project imports NeMo-Run, so that its 123 packages stay in an environment of their own. No torchrun
+launcher of its: that would start one process a node (--nproc-per-node 1 with one task), number the nodes in the batch
+shell, where SLURM_NODEID is always 0, and take the first `torchrun` on PATH. `cluster_node.py` does it.
 """
 
 import contextlib
@@ -50,7 +41,7 @@ def executor_of(run: Any, job: dict[str, Any]) -> Any:
     further = {str(name).replace("-", "_"): value for name, value in (cluster["sbatch"] or {}).items()}
     return run.SlurmExecutor(
         account=cluster["account"],
-        job_name_prefix="nvfp4-playbook.",
+        job_name_prefix="nvfp4-playbook.",  # without one it takes the account apart, and fails where there is none
         partition=cluster["partition"],
         time=cluster["time"],
         nodes=job["nodes"],
@@ -62,13 +53,14 @@ def executor_of(run: Any, job: dict[str, Any]) -> Any:
         container_mounts=job["mounts"],
         additional_parameters={name: value for name, value in further.items() if value is not None},
         srun_args=["--no-container-mount-home"] if cluster["image"] else None,
-        tunnel=run.LocalTunnel(job_dir=""),
-        packager=run.PatternPackager(
+        tunnel=run.LocalTunnel(job_dir=""),  # NEMORUN_HOME lies where all nodes see scripts and logs
+        packager=run.PatternPackager(  # the default GitArchivePackager drops edits that are not committed
             include_pattern=str(Path(job["project"]) / "assets"), relative_path=job["project"]
         ),
+        # It writes `export NAME=value` as it is, and makes the name upper case.
         env_vars={name: shlex.quote(str(value)) for name, value in job["environment"].items()},
         setup_lines=setup if cluster["restarts"] else setup + _NEVER_AGAIN,
-        poll_estimated_start_time=False,
+        poll_estimated_start_time=False,  # it would keep a thread asking squeue
     )
 
 
@@ -87,7 +79,7 @@ def main() -> int:
         if sys.argv[1] == "show":
             experiment.dryrun(log=False, delete_exp_dir=False)
         else:
-            experiment.run(detach=True)
+            experiment.run(detach=True)  # its own waiting outlives Ctrl-C, and exits 0 when the job failed
         task = experiment.jobs[0]
         folder = Path(experiment._exp_dir)
         answer = {

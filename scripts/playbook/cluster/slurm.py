@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 
-from playbook.common.failures import Failure
+from playbook.common.failures import Failure, last_line
 
 SECONDS = 60
 
@@ -13,10 +13,7 @@ class ClusterError(Failure):
 
 
 def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands.
-
-    Raises ClusterError: no such command, no answer, or (with `check`) a failure, with what it said.
-    """
+    """Run one of Slurm's commands. Raises ClusterError: no such command, no answer, or (with `check`) a failure."""
     if shutil.which(words[0]) is None:
         raise ClusterError(f"this machine has no {words[0]}: run it on a login node of the cluster")
     try:
@@ -26,7 +23,7 @@ def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{words[0]} did not answer within {SECONDS} s; try again") from None
     if check and ended.returncode:
-        raise ClusterError(explain(_last(ended.stderr or ended.stdout) or f"{words[0]} failed"))
+        raise ClusterError(explain(last_line(ended.stderr or ended.stdout, f"{words[0]} failed")))
     return ended
 
 
@@ -49,8 +46,3 @@ def explain(said: str) -> str:
         if words.lower() in said.lower():
             return f"{said}\n  {remedy}"
     return said
-
-
-def _last(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""

@@ -18,6 +18,7 @@ from playbook import PROJECT
 from playbook.cluster import slurm
 from playbook.cluster.config import Cluster
 from playbook.cluster.slurm import ClusterError
+from playbook.common.failures import last_line
 from playbook.common.venvs import ensure
 from playbook.launch import local
 from playbook.launch.container.folders import read_by
@@ -42,10 +43,7 @@ HOME = ".submitted"  # below the runs: NeMo-Run's scripts and logs, one folder a
 
 
 def planned(args: argparse.Namespace, cluster: Cluster) -> plan.Plan:
-    """The plan of a run on the cluster.
-
-    Raises UsageError for sizes that do not fit, or processes that the asked-for GPUs are too few for.
-    """
+    """The plan of a run on the cluster. Raises UsageError: sizes that do not fit, or more processes than GPUs."""
     if args.nodes < 1 or args.nproc < 1:
         raise UsageError(f"NODES={args.nodes} NPROC={args.nproc}: at least one of each is needed")
     if cluster.gpus and args.nproc > cluster.gpus:
@@ -114,8 +112,7 @@ def check(folder: Path) -> None:
 
 
 def nemo(job: dict[str, Any], what: str, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Have NeMo-Run submit the job ("submit") or only write its script ("show"). Raises ClusterError with what Slurm
-    said.
+    """Have NeMo-Run "submit" the job, or only write its script ("show"). Raises ClusterError with what Slurm said.
 
     `meanwhile` is done while NeMo-Run is imported, which takes seconds, and before it is told anything.
     """
@@ -158,8 +155,7 @@ def _why(said: str) -> str:
     sbatch = [line.strip() for line in said.splitlines() if line.strip().startswith(("sbatch: error", "sbatch: fatal"))]
     if sbatch:
         return slurm.explain(max(sbatch, key=len).split(":", 2)[2].strip())
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"NeMo-Run could not submit the job: {lines[-1] if lines else 'it said nothing'}"
+    return f"NeMo-Run could not submit the job: {last_line(said)}"
 
 
 def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str, Any]:
@@ -195,8 +191,11 @@ def submit(job: plan.Plan, cluster: Cluster, nodes: int, nproc: int) -> dict[str
     except BaseException:
         if number:
             _cancel(number)
-        for path in ours:
-            _take_back(path)
+        for path in ours:  # what this wrote, and the folder where nothing else is in it
+            (path / run_folder.PLAN).unlink(missing_ok=True)
+            (path / run_folder.JOB).unlink(missing_ok=True)
+            with suppress(OSError):
+                path.rmdir()
         raise
 
 
@@ -208,14 +207,6 @@ def _cancel(number: str) -> None:
         print(
             f"job {number} may still start: scancel {number} ends it, which failed just now: {error}", file=sys.stderr
         )
-
-
-def _take_back(folder: Path) -> None:
-    """Remove what a submission wrote, and the folder where nothing else is in it."""
-    for name in (run_folder.PLAN, run_folder.JOB):
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def _never_starts(number: str) -> str:

@@ -60,9 +60,8 @@ def is_called(name: str, device: str) -> bool:
 
 
 def peak(device: str, precision: str) -> tuple[float, str] | None:
-    """The dense peak of a device, called as by its driver, in a precision's own format; None where it is not listed.
-
-    TFLOP/s, and a phrase that names format, device and source.
+    """A device's dense peak in a precision's format, TFLOP/s, with a phrase that says its source; None where not
+    listed.
     """
     for kind in kinds().values():
         if is_called(kind.device, device) and (found := kind.peak(precision)):

@@ -4,8 +4,6 @@ import contextlib
 from pathlib import Path
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
-_NVIDIA = "0x10de"
-_DISPLAY_CLASS = "0x03"
 
 
 def in_the_machine() -> bool:
@@ -13,6 +11,6 @@ def in_the_machine() -> bool:
     for device in PCI_DEVICES.glob("*"):
         with contextlib.suppress(OSError):
             vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
-            if vendor == _NVIDIA and kind.startswith(_DISPLAY_CLASS):
+            if vendor == "0x10de" and kind.startswith("0x03"):  # NVIDIA; a display controller
                 return True
     return False

@@ -23,8 +23,7 @@ def empty_table() -> Table:
 def print_table(rows: Sequence[Sequence[str]], *, left: int, styles: Sequence[str] = ()) -> None:
     """Print a table whose cells are whole: what is wider than the terminal goes on in its next line.
 
-    The first row has the titles; `left` columns are flush left, the others right. `styles` are Rich's, of the other
-    rows.
+    The first row has the titles; `left` columns are flush left. `styles` are Rich's, of the other rows.
     """
     from rich.console import Console
     from rich.measure import Measurement

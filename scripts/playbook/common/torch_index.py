@@ -21,8 +21,6 @@ _NAMES_AN_INDEX = ("index-url", "extra-index-url", "no-index")  # of pip's confi
 
 @dataclass(frozen=True)
 class Source:
-    """Where PyTorch comes from."""
-
     url: str | None  # of an index, or None for whichever pip uses
     why: str  # with what it comes to, for a person
     by_itself: bool = False  # nobody asked for it: where it fails, pip's own does

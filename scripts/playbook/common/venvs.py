@@ -16,14 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from playbook import PROJECT
 from playbook.common import torch_index
-from playbook.common.failures import Failure
+from playbook.common.failures import Failure, last_line
 from pretraining.record import files
 
 VENVS = PROJECT / ".venv"
@@ -38,17 +36,11 @@ ENVIRONMENTS = {
     "cluster": ("cluster", ("cluster.txt",), "NeMo-Run and its packages, half a gigabyte, a minute or two"),
     "test": ("cpu", ("cpu.txt", "megatron.txt", "host.txt", "dev.txt"), "the CPU runtime and the test tools"),
 }
-_WITHOUT_DEPENDENCIES = {"megatron.txt"}
 _STAMP = ".installed.json"
-# The version is the same on every index, so pip would keep a CUDA build that is there.
-_PLAIN = ("--progress-bar", "off", "--no-color")
 SAY_EVERY_SECONDS = 15.0
-_TORCH_ANEW = ("--no-deps", "--force-reinstall")
 
 
 class SetupError(Failure):
-    """An environment could not be made."""
-
     who = "setup"
 
 
@@ -85,7 +77,8 @@ def make(name: str) -> Path:
     if _missing(folder, wanted) or not link.is_symlink():
         try:
             VENVS.mkdir(exist_ok=True)
-            with _locked(VENVS / f".{folder.name}.lock"):  # two makes at once: the second waits and finds it done
+            with (VENVS / f".{folder.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits and finds it done
                 _adopt(link)
                 missing = _missing(folder, wanted)
                 if missing:
@@ -176,7 +169,7 @@ def _make(folder: Path, missing: list[str], wanted: dict[str, str]) -> None:
     log = folder.with_name(f"{folder.name}.log")
     with log.open("w", encoding="utf-8") as output:
         for file in missing:
-            flags = ["--no-deps"] if file in _WITHOUT_DEPENDENCIES else []
+            flags = ["--no-deps"] if file == "megatron.txt" else []
             if file == "cpu.txt":
                 _torch(folder, output, log)
             _pip(folder, output, log, *flags, "-r", str(REQUIREMENTS / file))
@@ -194,8 +187,8 @@ def _torch(folder: Path, output: IO[str], log: Path) -> None:
     print(f"  PyTorch: {source.why}", flush=True)
     if source.url is None:
         return
-    try:
-        _pip(folder, output, log, *_TORCH_ANEW, wanted, index=source.url)
+    try:  # by force: the version is the same on every index, and pip would keep a CUDA build that is there
+        _pip(folder, output, log, "--no-deps", "--force-reinstall", wanted, index=source.url)
     except SetupError:
         if not source.by_itself:
             raise
@@ -211,15 +204,15 @@ def _create(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # a broken or outdated environment of ours
     made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, check=False)
     if made.returncode:
-        raise SetupError(f"{sys.executable} -m venv failed: {_last_line(made.stdout + made.stderr)}")
+        raise SetupError(f"{sys.executable} -m venv failed: {last_line(made.stdout + made.stderr)}")
 
 
 def _pip(folder: Path, output: IO[str], log: Path, *arguments: str, index: str = "") -> None:
     """Install; `index`, whose address may hold a password, is no argument: everybody sees those."""
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *_PLAIN]
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
     began = log.stat().st_size
     with subprocess.Popen(
-        [*command, *arguments],
+        [*command, "--progress-bar", "off", "--no-color", *arguments],
         stdout=output,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
@@ -234,7 +227,7 @@ def _pip(folder: Path, output: IO[str], log: Path, *arguments: str, index: str =
         text = log.read_bytes()[began:].decode("utf-8", errors="replace")
         errors = [line for line in text.splitlines() if line.startswith("ERROR")]
         raise SetupError(
-            f"pip could not install {' '.join(arguments[-1:])}: {errors[-1] if errors else _last_line(text)}\n"
+            f"pip could not install {' '.join(arguments[-1:])}: {errors[-1] if errors else last_line(text)}\n"
             f"       Check the network and the disk, then run the same command again; all of it is in {log}"
         )
 
@@ -249,23 +242,12 @@ def _follow(pip: subprocess.Popen[bytes], log: Path) -> None:
             pip.wait(0.25)
         now = time.monotonic()
         if moves or now - said > SAY_EVERY_SECONDS:
-            doing = _last_line(log.read_text(encoding="utf-8", errors="replace")[-2000:], "starting").strip()
+            doing = last_line(log.read_text(encoding="utf-8", errors="replace")[-2000:], "starting")
             line = f"  {now - began:3.0f} s  {doing}"[: shutil.get_terminal_size((120, 0)).columns - 1]
             print(f"\r{line:<{shown}}" if moves else line, end="" if moves else "\n", flush=True)
             said, shown = now, len(line)
     if moves and shown:
         print(f"\r{'':<{shown}}\r", end="", flush=True)
-
-
-def _last_line(text: str, otherwise: str = "it said nothing") -> str:
-    return (text.strip().splitlines() or [otherwise])[-1]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def main(arguments: list[str]) -> int:

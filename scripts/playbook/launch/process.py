@@ -38,12 +38,10 @@ class LocalProcess:
         )
 
     def lines(self) -> Iterator[bytes]:
-        """What it prints, until it ends."""
         assert self._process.stdout is not None
         yield from self._process.stdout
 
     def poll(self) -> End | None:
-        """How it ended, None while it runs."""
         code = self._process.poll()
         if code is None or code >= 0:
             return None if code is None else End(code)
@@ -51,11 +49,9 @@ class LocalProcess:
         return End(code, end.verdict, f"training was {end.told}")
 
     def interrupt(self) -> None:
-        """Ask the whole group to end, with a record."""
         self._signal(self._interruption)
 
     def kill(self) -> None:
-        """End what is left of the group."""
         self._signal(signal.SIGKILL)
         self._process.wait()
 
@@ -92,7 +88,6 @@ class AdoptedProcess:
         self._signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """End what is left, and wait for that."""
         deadline = time.monotonic() + KILL_SECONDS
         while self._living() and time.monotonic() < deadline:
             self._signal(signal.SIGKILL)

@@ -40,7 +40,6 @@ class Progress:
             self.say(f"{label}: starting{f', {iterations} iterations' if iterations else ''}")
 
     def update(self) -> None:
-        """Read what is new and show it."""
         grown = self._read()
         if self._status is not None:
             self._status.update(self._line())
@@ -55,7 +54,6 @@ class Progress:
             print(words, flush=True)
 
     def close(self) -> None:
-        """Show the last state for good."""
         self._read()
         if self._status is not None:
             self._status.stop()

@@ -1,14 +1,11 @@
 """One training, from its plan to the word on how it ended."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from playbook.common.venvs import ensure
 from playbook.launch import local
@@ -24,23 +21,10 @@ from pretraining.request import settings
 from pretraining.request.precisions import Precision
 from pretraining.run import signals
 
-if TYPE_CHECKING:
-    from playbook.launch.container.spec import Container
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A training ready to start."""
-
-    words: list[str]  # the command, as a person would type it
-    typed: str  # the same for a shell
-    start: Callable[[str], Started]  # does it, given the name of the run that holds the folder
-
 
 def find_place(wanted: Wanted, *precisions: Precision) -> Place:
-    """The place for a job that trains in all of `precisions`, and of a container the engine.
-
-    Raises UsageError as `place.choose`, and EngineError where a GPU is there, but no engine that can hand it over.
+    """The place for a job in all of `precisions`. Raises as `place.choose`, and EngineError where no engine hands GPUs
+    over.
     """
     found = place.choose(wanted, *precisions)
     if found.runtime != "container":
@@ -54,14 +38,17 @@ def find_place(wanted: Wanted, *precisions: Precision) -> Place:
     return on_engine(found, wanted)
 
 
-def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
-    """Everything for a start in `folder`, still to happen. Raises UsageError: a container cannot mount it."""
+def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> tuple[list[str], str, Callable[[str], Started]]:
+    """The command that trains in `folder`, its words and the same for a shell, and what starts it.
+
+    That is given the name of the run that holds the folder. Raises UsageError where a container cannot mount it.
+    """
     where, saves = job.place, job.grace_seconds is not None
     more = {signals.GRACE_VARIABLE: str(signals.GRACE_SECONDS)} if saves else {}
     if where.runtime == "container":
         from playbook.launch.container import container_process, engine, spec
 
-        asked = container_of(job, folder, flags, more)
+        asked = spec.training(job.settings, where, folder, flags, processes=job.processes, more=more)
         words = asked.docker_run()
         typed = spec.script(asked, words)
 
@@ -81,14 +68,7 @@ def prepare(job: plan.Plan, folder: Path, flags: list[str]) -> Prepared:
         def start(run: str) -> Started:
             return LocalProcess(words, environment | {lock.VARIABLE: run}, saves=saves)
 
-    return Prepared(words, typed, start)
-
-
-def container_of(job: plan.Plan, folder: Path, flags: list[str], more: Mapping[str, str] = {}) -> Container:
-    """What the engine is asked for, with `more` variables. Raises UsageError where a folder cannot be mounted."""
-    from playbook.launch.container import spec
-
-    return spec.training(job.settings, job.place, folder, flags, processes=job.processes, more=more)
+    return words, typed, start
 
 
 def ready(found: Place, runs: Path, *, alone: bool = True) -> Place:
@@ -110,7 +90,7 @@ def train(job: plan.Plan, runs: Path) -> Run:
     lock.refuse_taken(folder)  # before anything is prepared for it
     if job.place.runtime == "cpu":
         ensure("cpu")
-    prepared = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
+    words, _, start = prepare(job, folder, replace(chosen, run_dir=None).as_flags())
     try:
         folder.mkdir(parents=True, exist_ok=chosen.run_dir is not None)
     except OSError as error:
@@ -122,19 +102,19 @@ def train(job: plan.Plan, runs: Path) -> Run:
         plan.show(job, folder)
         if held.problem:
             print(held.problem, file=sys.stderr)
-        job.write(folder, prepared.words)
+        run_folder.write_json(folder / run_folder.PLAN, job.described(words))
         iterations = chosen.train_iters if chosen.trains else 0
         progress = Progress(folder, f"{chosen.precision.name} {chosen.model.name}", iterations)
-        return launch(lambda: prepared.start(held.run), folder, progress)
+        return launch(lambda: start(held.run), folder, progress)
 
 
 def show_dry(job: plan.Plan, runs: Path) -> None:
     """Print the plan as comments, and the command that would start it: a shell script."""
     folder = job.settings.run_dir or new_folder(runs, job.settings)
-    prepared = prepare(job, folder, replace(job.settings, run_dir=None).as_flags())
+    _, typed, _ = prepare(job, folder, replace(job.settings, run_dir=None).as_flags())
     print(f"# {job.settings.precision.name}, not started")
     plan.show(job, folder, margin="#   ")
-    print(f"{prepared.typed}\n", flush=True)
+    print(f"{typed}\n", flush=True)
 
 
 def new_folder(runs: Path, chosen: settings.Settings) -> Path:

@@ -72,13 +72,13 @@ def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> ru
             started = start()
             reader = threading.Thread(target=_drain, args=(started, last_words), daemon=True)
             reader.start()
-            while (end := started.poll()) is None and not interruptions.count:
+            while (end := started.poll()) is None and not interruptions:
                 progress.update()
                 time.sleep(POLL_SECONDS)
             stopped = end is None
             if stopped:
                 progress.say(f"stopping ... (at most {started.grace_seconds:.0f} s; Ctrl-C again: at once)")
-                end = end_now(started, lambda: interruptions.count > 1)
+                end = end_now(started, lambda: len(interruptions) > 1)
             else:
                 reader.join(timeout=5)
             recorded = see_the_end(folder, end, last_words, interrupted=stopped)
@@ -87,7 +87,7 @@ def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> ru
             recorded = see_the_end(folder, end)
         except Exception as error:  # the launcher's own, for which training must not lose its end
             if started and end is None:
-                end_now(started, lambda: interruptions.count > 0)
+                end_now(started, lambda: bool(interruptions))
             recorded = see_the_end(folder, End(1, Verdict.FAILED, f"the launcher failed: {error!r}"), last_words)
             raise
         finally:
@@ -97,7 +97,7 @@ def launch(start: Callable[[], Started], folder: Path, progress: Progress) -> ru
     if recorded:
         files.sweep(folder)
     ended = _read(folder, end, recorded)
-    if interruptions.count:
+    if interruptions:
         raise KeyboardInterrupt(ended.outcome.get("cause", ""))
     if end.cause and end.cause != ended.outcome.get("cause"):  # training wrote its own; this says why it came to that
         print(end.cause, file=sys.stderr)
@@ -120,25 +120,16 @@ def _drain(started: Started, last_words: collections.deque[str]) -> None:
         last_words.append(line.decode("utf-8", errors="replace").rstrip())
 
 
-class _Interruptions:
-    """Counts Ctrl-C, SIGTERM and a closed terminal, and raises nothing: no call is left half done, such as a start."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, number: int, frame: object) -> None:
-        self.count += 1
-
-
 @contextlib.contextmanager
-def _interruptions() -> Iterator[_Interruptions]:
-    handler = _Interruptions()
+def _interruptions() -> Iterator[list[int]]:
+    """Collects Ctrl-C, SIGTERM and a closed terminal, and raises nothing: no call, as a start, is left half done."""
+    seen: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
         numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _: seen.append(number)) for number in numbers}
     try:
-        yield handler
+        yield seen
     finally:
         for number, old in before.items():
             signal.signal(number, old)

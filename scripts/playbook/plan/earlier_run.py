@@ -35,10 +35,7 @@ def of_run(args: argparse.Namespace) -> None:
 
 
 def like_run(args: argparse.Namespace, folder: Path) -> None:
-    """Fill in what `args` leaves open from the run it begins with: model, data, sizes, and layers kept in BF16.
-
-    Raises UsageError where the folder is no run.
-    """
+    """Fill in what `args` leaves open from the run it begins with. Raises UsageError where the folder is none."""
     try:
         run = run_folder.read_facts(folder)
     except FileNotFoundError as error:

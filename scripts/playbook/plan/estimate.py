@@ -134,7 +134,6 @@ def memory(training: Training) -> tuple[footprint.Memory, str]:
 
 
 def fits(found: footprint.Memory, kind: GpuKind) -> bool:
-    """Whether what is allocated and the CUDA context go into a GPU."""
     return found.total + footprint.CONTEXT_BYTES <= kind.memory_bytes
 
 
@@ -205,7 +204,6 @@ def _few(value: float) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its flags."""
     flags = argparse.ArgumentParser(prog="run.py estimate", description="Memory, step time and days of a training.")
     flags.add_argument("--model", default="llama31-405b", help=", ".join(MODELS))
     flags.add_argument("--precision", default="nvfp4", help=", ".join(PRECISIONS))
@@ -221,7 +219,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Raises UsageError."""
     args = parser().parse_args(arguments)
     if args.gpu_kind not in KINDS:
         raise unknown("GPU kind", args.gpu_kind, KINDS)

@@ -8,7 +8,7 @@ the standard library alone.
 import contextlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,6 @@ class Gpu:
 
     @property
     def size(self) -> str:
-        """Memory and compute capability, for a person."""
         memory = "memory not reported" if self.memory is None else gigabytes(self.memory)
         return f"{memory}, compute capability {dotted(self.capability)}"
 
@@ -107,7 +106,10 @@ def read(nvml: Any = None) -> Inventory:
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        return Inventory(problem=_why_unusable(error))
+        if not nvml_errors.proves_a_gpu(error) and not pci.in_the_machine():
+            return Inventory()
+        cause, remedy = nvml_errors.explain(error)
+        return Inventory(problem=f"an NVIDIA GPU is in this machine and cannot be used, {cause}: {remedy}")
     try:
         cuda = nvml.nvmlSystemGetCudaDriverVersion()
         gpus, notes = [], []
@@ -135,36 +137,21 @@ def read(nvml: Any = None) -> Inventory:
 def _read_one(nvml: Any, index: int) -> list[Gpu]:
     """The GPU; in MIG mode its instances, of which alone CUDA opens any, and none where nobody made one."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    whole = Gpu(
-        index=index,
-        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-        name=_text(nvml.nvmlDeviceGetName(handle)),
-        capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        memory=_memory(nvml, handle),
-        users=tuple(_users(nvml, handle)),
-    )
+    capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
+
+    def one(handle: Any, instance: int | None = None) -> Gpu:
+        uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+        users = tuple(_users(nvml, handle))
+        return Gpu(index, uuid, name, capability, _memory(nvml, handle), users, instance)
+
     with contextlib.suppress(nvml.NVMLError):
         if nvml.nvmlDeviceGetMigMode(handle)[0]:
-            return _instances(nvml, handle, whole)
-    return [whole]
-
-
-def _instances(nvml: Any, handle: Any, whole: Gpu) -> list[Gpu]:
-    found = []
-    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        with contextlib.suppress(nvml.NVMLError):  # places that no instance has taken
-            one = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-            found.append(
-                replace(
-                    whole,
-                    uuid=_text(nvml.nvmlDeviceGetUUID(one)),
-                    name=_text(nvml.nvmlDeviceGetName(one)),
-                    memory=_memory(nvml, one),
-                    users=tuple(_users(nvml, one)),
-                    instance=number,
-                )
-            )
-    return found
+            found = []
+            for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                with contextlib.suppress(nvml.NVMLError):  # places that no instance has taken
+                    found.append(one(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number), number))
+            return found
+    return [one(handle)]
 
 
 def _memory(nvml: Any, handle: Any) -> int | None:
@@ -189,16 +176,6 @@ def _users(nvml: Any, handle: Any) -> list[User]:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _why_unusable(error: Exception) -> str:
-    """In words; nothing where nothing shows that an NVIDIA GPU is in the machine."""
-    from playbook.plan import nvml_errors
-
-    if not nvml_errors.proves_a_gpu(error) and not pci.in_the_machine():
-        return ""
-    cause, remedy = nvml_errors.explain(error)
-    return f"an NVIDIA GPU is in this machine and cannot be used, {cause}: {remedy}"
 
 
 def choose(

@@ -5,9 +5,7 @@ import os
 import requests
 
 SECONDS = 5
-LICENCE = (
-    "accept the licence at {page} and set HF_TOKEN to a token of that account (https://huggingface.co/settings/tokens)"
-)
+TOKENS = "https://huggingface.co/settings/tokens"
 
 
 def access(name: str) -> tuple[bool | None, str, str]:
@@ -19,18 +17,15 @@ def access(name: str) -> tuple[bool | None, str, str]:
     token = os.environ.get("HF_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = requests.head(
-            f"{page}/resolve/main/config.json", headers=headers, timeout=SECONDS, allow_redirects=True
-        )
+        asked = f"{page}/resolve/main/config.json"
+        answer = requests.head(asked, headers=headers, timeout=SECONDS, allow_redirects=True)
     except requests.RequestException as error:
-        return (
-            None,
-            f"{name} could not be asked for ({type(error).__name__}); without a network give a local folder",
-            "",
-        )
+        why = type(error).__name__
+        return None, f"{name} could not be asked for ({why}); without a network give a local folder", ""
     if answer.ok:
         return True, f"{name} is given{' with HF_TOKEN' if token else ''}", ""
     if answer.status_code in (401, 403):
         given = "with this HF_TOKEN" if token else "without HF_TOKEN"
-        return False, f"{name} is gated or private, and not given {given}", LICENCE.format(page=page)
+        remedy = f"accept the licence at {page} and set HF_TOKEN to a token of that account ({TOKENS})"
+        return False, f"{name} is gated or private, and not given {given}", remedy
     return False, f"{name}: Hugging Face answers {answer.status_code}", "check the name; a local folder works too"

@@ -54,8 +54,6 @@ class Image:
 
 @dataclass(frozen=True)
 class Place:
-    """Where to run."""
-
     runtime: str
     gpu: Gpu | None = None  # None on the CPU, and where a dry run has none to name
     partners: tuple[Gpu, ...] = ()  # further GPUs of the same kind, for further processes
@@ -85,8 +83,7 @@ class Wanted:
 
 
 def runtime_of(asked: str, found: gpus.Inventory, *, refuse: bool = False) -> Choice:
-    """The runtime that a job gets, and why: where `RUNTIME=auto` is decided. Raises UsageError where there is none
-    such.
+    """The runtime that a job gets, and why: where `RUNTIME=auto` is decided. Raises UsageError for an unknown one.
 
     A GPU that does not answer is an error with `refuse`; otherwise the runtime is what it would be with it.
     """
@@ -104,10 +101,7 @@ def runtime_of(asked: str, found: gpus.Inventory, *, refuse: bool = False) -> Ch
 
 
 def choose(wanted: Wanted, *precisions: Precision) -> Place:
-    """The place for a job that trains in all of `precisions`, which one GPU has to have.
-
-    Raises UsageError for an unknown runtime or GPU, or a GPU that cannot train in one of them.
-    """
+    """The place for a job, whose one GPU has to have all of `precisions`. Raises UsageError where none has."""
     inventory = gpus.read() if wanted.runtime != "cpu" else gpus.Inventory()
     runtime = runtime_of(wanted.runtime, inventory, refuse=True)
     check_of_use(runtime.value, tag=wanted.tag, gpu=wanted.gpu, user=wanted.container_user)

@@ -88,9 +88,6 @@ class Plan:
         """How long an interrupted run may take to save, None where it keeps no checkpoints."""
         return signals.GRACE_SECONDS if self.settings.save else None
 
-    def write(self, folder: Path, command: list[str]) -> None:
-        run_folder.write_json(folder / run_folder.PLAN, self.described(command))
-
     def described(self, command: list[str]) -> dict[str, Any]:
         """What `plan.json` holds."""
         found = self.place.found
@@ -236,7 +233,6 @@ def _changes(settings: Settings, processes: int) -> Iterator[tuple[str, Any, str
 
 
 def _state(file: Path) -> list[int]:
-    """Size and time."""
     state = file.stat()
     return [state.st_size, state.st_mtime_ns]
 

@@ -36,8 +36,6 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """One row."""
-
     source: str
     model: str
     configuration: str  # all but the source, the number of GPUs and the batch

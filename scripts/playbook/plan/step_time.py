@@ -44,8 +44,6 @@ FITTED = Coefficients()
 
 @dataclass(frozen=True)
 class Training:
-    """One training whose step is estimated."""
-
     shape: footprint.Shape
     precision: Precision
     gpu: GpuKind

@@ -37,8 +37,6 @@ IDLE, OUTSIDE = "idle: no kernel runs", "outside operators: Python"
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of work."""
-
     kind: str
     milliseconds: float  # a step
     calls: float = 0.0  # a step
@@ -48,8 +46,6 @@ class Row:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """All of a step."""
-
     step: float  # ms, the mean of the profiled ones
     steps: int  # how many were profiled
     rows: list[Row]  # they add up to `step`

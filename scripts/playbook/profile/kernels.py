@@ -54,28 +54,20 @@ _OPERATORS = (
 )
 
 
-def _compiled(table: tuple[tuple[Kind, str], ...]) -> tuple[tuple[Kind, re.Pattern[str]], ...]:
-    return tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in table)
-
-
-_OF_KERNELS, _OF_OPERATORS = _compiled(_KERNELS), _compiled(_OPERATORS)
 # What an operator calls is part of it.
 WHOLE = (Kind.OPTIMIZER, Kind.COMMUNICATION)
 
 
-_LOSS = re.compile(r"cross_entropy|online_softmax|nll_loss", re.IGNORECASE)
-
-
 def is_of_loss(name: str) -> bool:
     """Whether a kernel on a GPU computes the loss from the logits."""
-    return bool(_LOSS.search(name))
+    return bool(re.search(r"cross_entropy|online_softmax|nll_loss", name, re.IGNORECASE))
 
 
 def of_kernel(name: str) -> Kind:
     """What a kernel, copy or fill on a GPU does."""
-    return next((kind for kind, pattern in _OF_KERNELS if pattern.search(name)), Kind.OTHER)
+    return next((kind for kind, pattern in _KERNELS if re.search(pattern, name, re.IGNORECASE)), Kind.OTHER)
 
 
 def of_operator(name: str) -> Kind:
     """What an operator on the CPU does, without the operators that it calls."""
-    return next((kind for kind, pattern in _OF_OPERATORS if pattern.search(name)), Kind.OTHER)
+    return next((kind for kind, pattern in _OPERATORS if re.search(pattern, name, re.IGNORECASE)), Kind.OTHER)

@@ -136,7 +136,7 @@ def test_every_other_switch_of_transformer_engine_is_other_work(monkeypatch, tmp
     said = ["NVTE_FUSED_ATTN=0", "NVTE_NVFP4_ROW_SCALED_ACTIVATION=weights"]
     assert made.request() == {**before.request(), "engine_switches": said}
     assert made.choices["Transformer Engine"] == Choice(" ".join(said), "set in the environment")
-    assert f" {' '.join(said)} " in prepare(made, tmp_path, []).typed
+    assert f" {' '.join(said)} " in prepare(made, tmp_path, [])[1]
     assert "hf_secret" not in json.dumps(made.described([]))
 
 
@@ -174,7 +174,7 @@ def test_changed_data_is_other_work(tmp_path: Path) -> None:
 
 def test_a_written_plan_reads_back_as_the_same_request(tmp_path: Path) -> None:
     made = planned("--seed", "3")
-    made.write(tmp_path, ["python", "train"])
+    run_folder.write_json(tmp_path / run_folder.PLAN, made.described(["python", "train"]))
     kept = run_folder.read_run(tmp_path).plan
     assert kept["request"] == made.request() == json.loads(json.dumps(made.request()))
     assert set(kept) >= {"schema", "created", "choices", "request", "command", "git_commit"}

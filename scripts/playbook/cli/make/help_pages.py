@@ -28,7 +28,6 @@ def short() -> list[str]:
 
 
 def everything() -> list[str]:
-    """All targets and all options."""
     return [
         *_targets(TARGETS.values())[1:],
         "",
@@ -40,7 +39,6 @@ def everything() -> list[str]:
 
 
 def of(target: Target) -> list[str]:
-    """One target and its own options."""
     return [
         *textwrap.wrap(f"make {target.name}: {target.help}", WIDTH),
         "",

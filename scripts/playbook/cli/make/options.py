@@ -32,8 +32,6 @@ VALUE, PLACE, COUNT, AMOUNT, SWITCH, MAYBE, WORDS, NAMES, VARIABLE, INGREDIENT =
 
 
 class Option(NamedTuple):
-    """One option of make."""
-
     name: str
     flag: str  # of the scripts; "" where its words stand by themselves
     takes: str  # what stands for its value in the help

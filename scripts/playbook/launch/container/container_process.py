@@ -78,15 +78,12 @@ class ContainerProcess:
             yield rest
 
     def poll(self) -> End | None:
-        """How it ended, None while it runs."""
         return self._end
 
     def interrupt(self) -> None:
-        """Ask training to end, with a record."""
         self._signal("SIGINT")
 
     def kill(self) -> None:
-        """End it now, and wait for that."""
         if not self._over.is_set():
             self._signal("SIGKILL")
             self._over.wait(timeout=3)
@@ -155,16 +152,15 @@ def how_it_ended(engine: Engine, identity: str, *, engine_lost: bool = False) ->
     if state.get("OOMKilled"):
         end = ends.BY_STATE["OUT_OF_MEMORY"]
         return End(code, end.verdict, end.told)
+    killed = ""
     if engine_lost:
-        return End(
-            code, Verdict.KILLED, f"the Docker engine stopped or restarted while training ran (exit code {code})"
-        )
-    if code == 137:
-        return End(code, Verdict.KILLED, "the container was killed (SIGKILL): docker kill or docker rm -f does that")
-    if code in (129, 130, 143):
-        return End(
-            code, Verdict.KILLED, f"the container was stopped from outside (exit code {code}), as docker stop does"
-        )
+        killed = f"the Docker engine stopped or restarted while training ran (exit code {code})"
+    elif code == 137:
+        killed = "the container was killed (SIGKILL): docker kill or docker rm -f does that"
+    elif code in (129, 130, 143):
+        killed = f"the container was stopped from outside (exit code {code}), as docker stop does"
+    if killed:
+        return End(code, Verdict.KILLED, killed)
     if state.get("Error"):
         return End(code, Verdict.FAILED, explain(RuntimeError(state["Error"])))
     return End(code)

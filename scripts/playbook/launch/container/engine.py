@@ -54,10 +54,7 @@ class Engine:
 
 
 def connect() -> Engine:
-    """The engine that the docker command would use, asked what it can do.
-
-    Raises EngineError: not installed, not running, no permission; with the remedy.
-    """
+    """The engine that the docker command would use. Raises EngineError: not installed, not running, no permission."""
     address = engine_address.find()
     try:
         api = docker.APIClient(version="auto", timeout=TIMEOUT_SECONDS, **address.options())
@@ -83,7 +80,6 @@ def connect() -> Engine:
 
 
 def _unreachable(error: Exception, address: Address) -> tuple[str, str]:
-    """Cause and remedy."""
     said = str(error)
     if "Permission denied" in said or "PermissionError" in said:
         remedy = "sudo usermod -aG docker $USER, then log out and in again (or `newgrp docker` in this shell)"

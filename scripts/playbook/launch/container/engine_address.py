@@ -32,8 +32,6 @@ class EngineError(NotStarted):
 
 @dataclass(frozen=True)
 class Address:
-    """Where an engine listens."""
-
     url: str | None = None  # None for the usual socket
     tls: TLSConfig | None = None
     named: str = ""  # by what, as a person would say it; "" for this machine's own
@@ -44,10 +42,7 @@ class Address:
 
 
 def find() -> Address:
-    """The engine's address, not yet asked whether one answers there.
-
-    Raises EngineError: no such context, no certificates, or a way that leads to another machine.
-    """
+    """The engine's address. Raises EngineError: no such context, no certificates, or it leads to another machine."""
     address = _named()
     if (address.url or "").startswith("ssh:"):
         remedy = "run make on that machine, or unset DOCKER_HOST and DOCKER_CONTEXT, or docker context use default"

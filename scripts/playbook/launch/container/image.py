@@ -74,7 +74,10 @@ def ensure(engine: Engine, name: str) -> Image:
     found = find(engine, name)
     if found is None:
         print(f"Pulling {name}: once, tens of gigabytes for NeMo ...", flush=True)
-        pull(engine, name)
+        try:  # interrupted, it goes on from its finished layers the next time
+            _follow(engine.api.pull(name, stream=True, decode=True), name)
+        except APIError as error:
+            raise EngineError(pull_problem(message_of(error), name)) from error
         found = find(engine, name)
         if found is None:
             raise EngineError(f"{name} was pulled and is not there; is the engine's disk full? docker system df")
@@ -92,14 +95,6 @@ def check_pull(engine: Engine, name: str) -> None:
         raise EngineError(pull_problem(said, name), remedy) from error
     if offered and wanted not in {each.get("architecture") for each in offered}:
         raise EngineError(f"{name} is not here, and its registry has no build for {wanted}", "name another with TAG=")
-
-
-def pull(engine: Engine, name: str) -> None:
-    """Pull an image. Interrupted, it goes on from its finished layers the next time. Raises EngineError."""
-    try:
-        _follow(engine.api.pull(name, stream=True, decode=True), name)
-    except APIError as error:
-        raise EngineError(pull_problem(message_of(error), name)) from error
 
 
 def _follow(events: Iterable[dict[str, Any]], name: str) -> None:

@@ -54,16 +54,14 @@ class Folder:
 
 @dataclass(frozen=True)
 class Container:
-    """What an engine is asked to run."""
-
     image: str  # name and tag
-    name: str | None  # a run's is made from its GPU, so an engine never holds two runs on one GPU
     command: list[str]  # program and arguments; the program replaces the image's entry point
     environment: dict[str, str]  # none of them secret
-    secrets: tuple[str, ...]  # names of variables whose values come from the caller's environment
     folders: tuple[Folder, ...]
     workdir: str
-    gpu: str | None  # UUIDs with commas between them, PLACEHOLDER, or None for a container without one
+    name: str | None = None  # a run's is made from its GPU, so an engine never holds two runs on one GPU
+    secrets: tuple[str, ...] = ()  # names of variables whose values come from the caller's environment
+    gpu: str | None = None  # UUIDs with commas between them, PLACEHOLDER, or None for a container without one
     engine: EngineKind = field(default_factory=EngineKind)  # what of it changes how it is asked
     labels: dict[str, str] = field(default_factory=dict)
     as_root: bool = False  # root works inside, and not the caller, to whom its files are then handed
@@ -91,7 +89,7 @@ class Container:
         log = LogConfig(type="json-file", config={"max-size": "20m"})  # train.log is the whole log
         found = [(["--ipc", "host"], {"ipc_mode": "host"}), (["--init"], {"init": True})]
         if self.gpu:
-            found.append((self._gpu_words(), {"device_requests": [self._device_request()]}))
+            found.append(self._gpu_request())
         if self.engine.remaps:
             found.append((["--userns", "host"], {"userns_mode": "host"}))
         if self.engine.selinux:  # without labels the folders can be read, and they keep those that the host needs
@@ -118,18 +116,13 @@ class Container:
             "host_config": api.create_host_config(**host),
         }
 
-    def _device_request(self) -> DeviceRequest:
+    def _gpu_request(self) -> tuple[list[str], dict[str, Any]]:
+        uuids = self.gpu.split(",")
         if self.engine.gpus == "cdi":
-            return DeviceRequest(driver="cdi", device_ids=self._cdi_names())
-        return DeviceRequest(device_ids=self.gpu.split(","), capabilities=[["gpu"]])
-
-    def _gpu_words(self) -> list[str]:
-        if self.engine.gpus == "cdi":
-            return _each("--device", self._cdi_names())
-        return ["--gpus", f'"device={self.gpu}"']
-
-    def _cdi_names(self) -> list[str]:
-        return [f"nvidia.com/gpu={uuid}" for uuid in self.gpu.split(",")]
+            names = [f"nvidia.com/gpu={uuid}" for uuid in uuids]
+            return _each("--device", names), {"device_requests": [DeviceRequest(driver="cdi", device_ids=names)]}
+        request = DeviceRequest(device_ids=uuids, capabilities=[["gpu"]])
+        return ["--gpus", f'"device={self.gpu}"'], {"device_requests": [request]}
 
     def docker_run(self, *extra: str) -> list[str]:
         """The same as a `docker run` command. Secrets go by name: docker takes their values from the environment."""
@@ -198,14 +191,11 @@ def inside(
     variables: Mapping[str, str] = {},
     **more: Any,
 ) -> Container:
-    """The container of a job of this project: with its code, its caches and, for the user, a home.
+    """The container of a job of this project: with its code, its caches and, for the user, a home. Raises as `checked`.
 
-    `folders` are what this job reads and writes, `hub` names what Hugging Face's cache may have for it, and `more` are
-    `Container`'s other attributes, which are empty otherwise. Raises UsageError where a folder to mount would hide what
-    the image needs.
+    `folders` are what the job reads and writes, `hub` names what Hugging Face's cache may have for it.
     """
     of_all = [Folder(ASSETS), *(Folder(path, True) for path in (cache, *huggingface_folders(*hub)))]
-    given = {"name": None, "secrets": (), "gpu": None, **more}
     return Container(
         image=place.image,
         command=command,
@@ -214,7 +204,7 @@ def inside(
         workdir=str(workdir),
         engine=place.engine,
         as_root=place.container_user == "root",
-        **given,
+        **more,
     )
 
 
@@ -227,15 +217,13 @@ def training(
     processes: int = 1,
     more: Mapping[str, str] = {},
 ) -> Container:
-    """The container of a training; `flags` are without the run folder, `more` are variables that it gets.
-
-    Raises UsageError where a folder to mount would hide what the image needs.
-    """
+    """The container of a training, for the script's `flags` without the run folder. Raises UsageError as `checked`."""
     launcher = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     folders = [Folder(run_dir, True), *map(Folder, read_by(settings))]
     if settings.export:
         folders.append(Folder(settings.export.parent, True))
     asks_hub = settings.weights or settings.has_own_data
+    for_writers = given(name for package in settings.writers for name in WRITERS.get(package, ()))
     return inside(
         place,
         [*launcher, SCRIPT, *flags, "--run-dir", str(run_dir)],
@@ -246,7 +234,7 @@ def training(
         variables=more,
         name=f"{LABEL}-{place.uuids.partition(',')[0]}" if place.uuids else None,
         # Nothing else asks Hugging Face: model configs are in assets/, and the built-in data needs no tokenizer.
-        secrets=(*(given(SECRETS) if asks_hub else ()), *given(NETWORK), *_for_writers(settings)),
+        secrets=(*(given(SECRETS) if asks_hub else ()), *given(NETWORK), *for_writers),
         gpu=place.uuids or PLACEHOLDER,
         labels={LABEL: str(run_dir), f"{LABEL}.project": str(PROJECT), f"{LABEL}.gpu": place.uuids},
     )
@@ -255,11 +243,6 @@ def training(
 def given(names: Iterable[str]) -> tuple[str, ...]:
     """Those that the caller's environment has."""
     return tuple(name for name in names if os.environ.get(name))
-
-
-def _for_writers(settings: Settings) -> tuple[str, ...]:
-    """Of the caller's environment, what the writers that are asked for need."""
-    return given(name for package in settings.writers for name in WRITERS.get(package, ()))
 
 
 def huggingface_caches() -> dict[str, Path]:
@@ -275,10 +258,7 @@ def huggingface_caches() -> dict[str, Path]:
 
 
 def huggingface_folders(*names: str) -> list[Path]:
-    """The folders of the caches, and those that links lead to from the repositories of these names.
-
-    A cache may lie on another disk by links, whole or a repository at a time.
-    """
+    """The folders of the caches, and those that links lead to from the repositories of these names."""
     caches = huggingface_caches()
     hub = caches.get("HF_HUB_CACHE", caches["HF_HOME"] / "hub")
     repositories = [hub.resolve() / f"models--{name.replace('/', '--')}" for name in names]
@@ -316,7 +296,7 @@ def written_folders(container: Container) -> list[Path]:
 
 
 def checked(folders: list[Folder]) -> tuple[Folder, ...]:
-    """Each folder once, outer before inner, none of them in the image's way."""
+    """Each folder once, outer before inner. Raises UsageError where one would hide what the image needs."""
     once: dict[Path, Folder] = {}
     for each in folders:
         known = once.get(each.path)

@@ -126,16 +126,15 @@ def attach(name: str | None, runs: Path) -> Run:
 
 
 def stop(name: str | None, runs: Path) -> None:
-    """End a run, watched or not; its record is then whole, and nothing of it runs.
-
-    Raises as `attach`, and EngineError where its end could not be written.
-    """
+    """End a run, watched or not. Raises as `attach`, and EngineError where its end could not be written."""
     found = pick(name, runs)
     started = found.adopt()
     end = end_now(started)
     there = found.folder.is_dir()
     if found.launcher is not None:
-        _wait_for_launcher(found.folder)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and lock.watcher(found.folder) is not None:
+            time.sleep(0.1)
     else:
         started.close(recorded=see_the_end(found.folder, end, interrupted=True) or not there)
     if not there:
@@ -150,12 +149,6 @@ def stop(name: str | None, runs: Path) -> None:
 def _verdict(folder: Path) -> Verdict:
     """How a run ended, by that record alone: another one of it may be damaged."""
     return Run(folder, outcome=schema.read(folder / run_folder.OUTCOME, schema.OUTCOME)).verdict
-
-
-def _wait_for_launcher(folder: Path) -> None:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and lock.watcher(folder) is not None:
-        time.sleep(0.1)
 
 
 def pick(name: str | None, runs: Path) -> Underway:

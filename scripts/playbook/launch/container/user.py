@@ -37,8 +37,6 @@ class _NoAnswer(EngineError):
 
 @dataclass(frozen=True)
 class Found:
-    """What an image has."""
-
     versions: dict[str, str]  # by package
     closed: str  # what the caller may not read in it, with its mode; "" where everything can be read
 
@@ -47,10 +45,7 @@ class Found:
 
 
 def check(engine: Engine, image: Image) -> Found:
-    """Look into an image, from inside.
-
-    Raises EngineError: no training can start in it, as it has no Python, or no Megatron-Bridge where that looks.
-    """
+    """Look into an image, from inside. Raises EngineError where it has no Python, or no Megatron-Bridge for that."""
     try:
         answer = _inside(engine, image.name, image.path, ["check", spec.caller(engine.kind)])
     except _NoAnswer as error:
@@ -120,13 +115,10 @@ def _inside(engine: Engine, image: str, path: str, words: list[str], folders: tu
     """The answer of assets/container_user.py inside an image. Raises EngineError where there is none."""
     asked = Container(
         image=image,
-        name=None,
         command=["python", SCRIPT, *words],
         environment={"PATH": spec.path_of(path), "PYTHONDONTWRITEBYTECODE": "1"},
-        secrets=(),
         folders=(Folder(ASSETS), *folders),
         workdir="/",
-        gpu=None,
         engine=engine.kind,
         as_root=True,
         labels=spec.ownership(engine.kind),

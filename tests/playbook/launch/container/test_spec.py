@@ -325,12 +325,13 @@ def test_auto_without_a_gpu_and_with_a_broken_one() -> None:
 
 def test_several_gpus_of_one_container() -> None:
     asked = replace(PLAIN, gpu="GPU-a,GPU-b")
-    assert asked._device_request()["DeviceIDs"] == ["GPU-a", "GPU-b"]
+    assert asked._gpu_request()[1]["device_requests"][0]["DeviceIDs"] == ["GPU-a", "GPU-b"]
     words = asked.docker_run()
     assert words[words.index("--gpus") + 1] == '"device=GPU-a,GPU-b"'
     cdi = replace(asked, engine=CDI)
-    assert cdi._device_request()["DeviceIDs"] == ["nvidia.com/gpu=GPU-a", "nvidia.com/gpu=GPU-b"]
-    assert [word for word in cdi.docker_run() if word.startswith("nvidia.com")] == cdi._device_request()["DeviceIDs"]
+    names = ["nvidia.com/gpu=GPU-a", "nvidia.com/gpu=GPU-b"]
+    assert cdi._gpu_request()[1]["device_requests"][0]["DeviceIDs"] == names
+    assert [word for word in cdi.docker_run() if word.startswith("nvidia.com")] == names
 
 
 PROXY = "http://ada:hush@proxy:3128"

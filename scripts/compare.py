@@ -32,25 +32,20 @@ from pretraining.request.flags import RUNS
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare pretraining runs that did the same work.")
-    parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="a run folder, its name in " + RUNS + ", or a raw log"
-    )
-    parser.add_argument("--base", default="", help="what to set the others against: A, a precision or a run")
-    parser.add_argument(
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, its name in " + RUNS + ", or a raw log")
+    add("--base", default="", help="what to set the others against: A, a precision or a run")
+    add(
         "--json",
         type=Path,
         metavar="PATH",
         help="also write the comparison to PATH.json; a PATH without .json is a folder that gets it and the report",
     )
-    parser.add_argument("--save", action="store_true", help="the same into a new folder of " + RUNS)
-    parser.add_argument(
-        *("--speed-up", "--speedup"), type=published.speed_up, metavar="X", help="a speed-up, or published, to project"
-    )
-    parser.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
-    parser.add_argument(
-        "--loss-margin", type=reuse.margin, metavar="%", help="the smallest difference in loss that matters, per cent"
-    )
-    parser.add_argument("--force", action="store_true", help="compare although they did not do the same work")
+    add("--save", action="store_true", help="the same into a new folder of " + RUNS)
+    add(*("--speed-up", "--speedup"), type=published.speed_up, metavar="X", help="a speed-up, or published, to project")
+    add("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
+    add("--loss-margin", type=reuse.margin, metavar="%", help="the smallest difference in loss that matters, per cent")
+    add("--force", action="store_true", help="compare although they did not do the same work")
     given = parser.parse_args(arguments)
     if len(given.runs) < 2:
         raise UsageError("two or more runs are needed, and one was given")

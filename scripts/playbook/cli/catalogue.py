@@ -27,26 +27,17 @@ def models(args: argparse.Namespace) -> int:
         processes, split = _split(model, args)
         shape = footprint.shape_of(model.hf_config)
         size = args.seq_length or model.sequence_length
-        rows.append(
-            [
-                model.name,
-                amount(footprint.parameters(shape)),
-                f"{footprint.flops_per_token(shape, size) / 1e9:.4g}",
-                f"{model.tensor_parallel} x {model.pipeline_parallel}",
-                str(processes),
-                *(_gigabytes(_memory(model, row, split, args).total) for row in precisions),
-            ]
-        )
+        flops = f"{footprint.flops_per_token(shape, size) / 1e9:.4g}"
+        parts = f"{model.tensor_parallel} x {model.pipeline_parallel}"
+        memory = (_gigabytes(_memory(model, row, split, args).total) for row in precisions)
+        rows.append([model.name, amount(footprint.parameters(shape)), flops, parts, str(processes), *memory])
     print_table(rows, left=1)
+    spread = [model for model in MODELS.values() if model.expert_parallel > 1]
+    experts = " ".join(f"{each.name}'s experts are spread over {each.expert_parallel} GPUs." for each in spread)
     print(
         "\nMemory is that of the fullest GPU, estimated, at the model's default micro batch and sequence, without\n"
         "recomputation; keep a tenth free. `make models MODEL=NAME` says what it is made of; MBS and SEQ change it,\n"
-        "and NPROC that of one model. "
-        + " ".join(
-            f"{model.name}'s experts are spread over {model.expert_parallel} GPUs."
-            for model in MODELS.values()
-            if model.expert_parallel > 1
-        )
+        f"and NPROC that of one model. {experts}"
     )
     return 0
 
@@ -55,15 +46,8 @@ def precisions() -> int:
     rows = [["precision", "Megatron-Bridge preset", "kept in BF16", "gathers in", "compute capability"]]
     for row in PRECISIONS.values():
         since = ".".join(map(str, row.gather_since))
-        rows.append(
-            [
-                row.name,
-                row.preset,
-                _kept(row),
-                f"{row.gather} from {since}" if since else row.gather,
-                _capabilities(row),
-            ]
-        )
+        gathers = f"{row.gather} from {since}" if since else row.gather
+        rows.append([row.name, row.preset, _kept(row), gathers, _capabilities(row)])
     print_table(rows, left=len(rows[0]))
     needed = f"with Transformer Engine {packages.dotted(packages.PROBED)} or newer"
     print(f"\n* {needed}, where its kernels pass a probe at the run's start; PROBE=0 leaves it out.\n")
@@ -90,13 +74,9 @@ def _print_words() -> None:
         asked = nvfp4_recipe.words_in(word)
         beside = {"scale": "4over6:weights"} if "error" in asked else {}  # it says how that chooses
         found = nvfp4_recipe.Nvfp4Recipe.of(asked | beside)
-        reference = (
-            "no"
-            if recipe_checks.not_of_the_reference(found)
-            else "always"
-            if {"stochastic", "primary"} & asked.keys()
-            else "yes"
-        )
+        reference = "always" if {"stochastic", "primary"} & asked.keys() else "yes"
+        if recipe_checks.not_of_the_reference(found):
+            reference = "no"
         ours = "always" if "primary" in asked else "yes"
         rows.append([nvfp4_recipe.as_text(asked), _native(found), ours, reference, ours])
     print_table(rows, left=len(rows[0]))

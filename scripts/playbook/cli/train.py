@@ -31,34 +31,29 @@ MEASURED, BEFORE_MEASURED = 2, 48  # of make sensitivity
 def parser(prog: str) -> argparse.ArgumentParser:
     """The launcher's flags: the training script's, and where and how to run it."""
     flags = training_flags.parser(prog)
-    flags.add_argument("--runtime", default="auto", help=", ".join(place.RUNTIMES))
-    flags.add_argument("--gpu", help="index or UUID of the GPU (default: the largest that can)")
-    flags.add_argument("--tag", help="tag of the NeMo image, or a whole image name")
-    flags.add_argument("--container-user", default="", metavar="WHO", help="me or root: who works in a container")
-    flags.add_argument("--dry-run", action="store_true", help="print the commands that would train, start nothing")
-    flags.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
-    flags.add_argument("--auto-split", action="store_true", help="the smallest tensor and pipeline sizes that fit")
-    flags.add_argument("--fresh", action="store_true", help="train again, whatever finished runs there are")
-    flags.add_argument("--run", metavar="NAME", help="the run to attach to, stop, evaluate, export or look into")
-    flags.add_argument(
-        "--checkpoints", nargs="+", metavar="NAME", help="runs to evaluate by one evaluator, on one text"
-    )
-    flags.add_argument("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
-    flags.add_argument("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
-    flags.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
-    flags.add_argument("--seeds", metavar="'N M'", help="of a comparison or ablation: a run of each arm with each")
-    flags.add_argument("--variants", metavar="WORDS", help="of an ablation: recipes, as in 'rht=off | scale=4over6'")
-    flags.add_argument(
-        "--loss-margin", type=reuse.margin, metavar="%", help="the smallest difference in loss that matters, per cent"
-    )
-    flags.add_argument("--force", action="store_true", help="compare runs that did not do the same work")
-    flags.add_argument("--base", metavar="A", help="what to set the other against: A, B or a precision")
-    flags.add_argument(
-        "--speed-up", type=published.speed_up, metavar="X", help="of a comparison: one to project, or published"
-    )
-    flags.add_argument("--budget", default=advice.BUDGET, metavar="SHARE", help="compute that may be in BF16")
-    flags.add_argument("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
-    flags.add_argument("--runs", type=Path, default=PROJECT / training_flags.RUNS, help="where run folders go")
+    add = flags.add_argument
+    add("--runtime", default="auto", help=", ".join(place.RUNTIMES))
+    add("--gpu", help="index or UUID of the GPU (default: the largest that can)")
+    add("--tag", help="tag of the NeMo image, or a whole image name")
+    add("--container-user", default="", metavar="WHO", help="me or root: who works in a container")
+    add("--dry-run", action="store_true", help="print the commands that would train, start nothing")
+    add("--nproc", type=int, default=1, metavar="N", help="processes on this machine")
+    add("--auto-split", action="store_true", help="the smallest tensor and pipeline sizes that fit")
+    add("--fresh", action="store_true", help="train again, whatever finished runs there are")
+    add("--run", metavar="NAME", help="the run to attach to, stop, evaluate, export or look into")
+    add("--checkpoints", nargs="+", metavar="NAME", help="runs to evaluate by one evaluator, on one text")
+    add("--a", metavar="PRECISION", help="the first of a comparison (default bf16)")
+    add("--b", metavar="PRECISION", help="the second (default nvfp4); the same as --a is the control")
+    add("--repeat", type=int, default=1, metavar="N", help="runs of each precision of a comparison")
+    add("--seeds", metavar="'N M'", help="of a comparison or ablation: a run of each arm with each")
+    add("--variants", metavar="WORDS", help="of an ablation: recipes, as in 'rht=off | scale=4over6'")
+    add("--loss-margin", type=reuse.margin, metavar="%", help="the smallest difference in loss that matters, per cent")
+    add("--force", action="store_true", help="compare runs that did not do the same work")
+    add("--base", metavar="A", help="what to set the other against: A, B or a precision")
+    add("--speed-up", type=published.speed_up, metavar="X", help="of a comparison: one to project, or published")
+    add("--budget", default=advice.BUDGET, metavar="SHARE", help="compute that may be in BF16")
+    add("--typed", help=argparse.SUPPRESS)  # what make was asked for, to tell how to do it again
+    add("--runs", type=Path, default=PROJECT / training_flags.RUNS, help="where run folders go")
     return flags
 
 

@@ -204,9 +204,8 @@ def _cancel(number: str) -> None:
     try:
         slurm.run("scancel", number)
     except ClusterError as error:
-        print(
-            f"job {number} may still start: scancel {number} ends it, which failed just now: {error}", file=sys.stderr
-        )
+        left = f"job {number} may still start: scancel {number} ends it, which failed just now: {error}"
+        print(left, file=sys.stderr)
 
 
 def _never_starts(number: str) -> str:

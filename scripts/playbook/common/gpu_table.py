@@ -48,7 +48,6 @@ def _data() -> dict[str, Any]:
 
 @cache
 def kinds() -> dict[str, GpuKind]:
-    """All of them by name."""
     rows = _data()["gpus"]
     return {row["name"]: GpuKind(**{**row, "capability": tuple(row.get("capability", ())) or None}) for row in rows}
 

@@ -37,9 +37,8 @@ def choose(python: Path) -> Source:
         return Source(None, f"{plain}: pip is told where to look ({named})")
     if not answers(f"{CPU_WHEELS}/torch/"):
         return Source(None, f"{plain}: {CPU_WHEELS} did not answer within {PATIENCE_SECONDS:.0f} s")
-    return Source(
-        CPU_WHEELS, f"the CPU wheel of {CPU_WHEELS}, {SMALL} installed: no NVIDIA GPU is here", by_itself=True
-    )
+    why = f"the CPU wheel of {CPU_WHEELS}, {SMALL} installed: no NVIDIA GPU is here"
+    return Source(CPU_WHEELS, why, by_itself=True)
 
 
 def _named_for_pip(python: Path) -> str:

@@ -88,11 +88,8 @@ class Progress:
             return f"{self._label}: starting, {seconds:.0f} s (imports, model, data)"
         step = sorted(self._times)[len(self._times) // 2]
         done = self._last["iteration"]
-        parts = [
-            f"{self._label}: iteration {done}/{self._iterations}",
-            f"loss {shown(self._last.get('loss'))}",
-            f"{step:.3f} s/step",
-        ]
+        loss = shown(self._last.get("loss"))
+        parts = [f"{self._label}: iteration {done}/{self._iterations}", f"loss {loss}", f"{step:.3f} s/step"]
         if self._evaluated:
             parts.append(f"validation loss {shown(self._evaluated.get('loss'))}")
         if final:

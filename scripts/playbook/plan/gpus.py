@@ -58,10 +58,8 @@ class Gpu:
 
     def precisions(self) -> list[str]:
         """The names of the precisions it trains in natively, and of which that is to be found out by a probe."""
-        probed = " (to be probed)"
-        return [
-            name + probed * row.is_probed(self.capability) for name, row in PRECISIONS.items() if self.trains_in(row)
-        ]
+        able = [row for row in PRECISIONS.values() if self.trains_in(row)]
+        return [row.name + " (to be probed)" * row.is_probed(self.capability) for row in able]
 
     def probed(self, precisions: Iterable[Precision], *, emulate: bool = False) -> list[str]:
         """Those of the precisions that a probe has to admit."""

@@ -21,8 +21,6 @@ WIDEST_VALUE = 46  # a longer one pushes its reason out of line
 
 @dataclass(frozen=True)
 class Choice:
-    """A value and why it is that."""
-
     value: Any
     reason: str
 
@@ -43,8 +41,6 @@ class EngineKind:
 
 @dataclass(frozen=True)
 class Image:
-    """An image that the engine has."""
-
     name: str  # with its tag
     digest: str  # the registry's, or the image's own id where it never was in a registry
     path: str  # the PATH it sets

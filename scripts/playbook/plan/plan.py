@@ -178,9 +178,8 @@ def make_plan(settings: Settings, place: Place, processes: int) -> Plan:
     if not settings.trains:
         del choices["iterations"]
     if settings.weights:
-        choices["weights"] = Choice(
-            settings.weights, f"asked for, to begin with{f': {settings.finetune}' * bool(settings.finetune)}"
-        )
+        tuned = f": {settings.finetune}" if settings.finetune else ""
+        choices["weights"] = Choice(settings.weights, f"asked for, to begin with{tuned}")
     if settings.resume:
         done = {True: "continues it", False: "exports it" if settings.export else "evaluates it"}
         of = f"{settings.resume.name}, iteration {settings.iteration}"

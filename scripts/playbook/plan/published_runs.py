@@ -122,9 +122,8 @@ def _run(row: dict[str, str]) -> PublishedRun:
     config = dict(_OTHERS.get(row["model"]) or MODELS[row["model"]].hf_config)
     config["num_hidden_layers"] = int(row["layers"] or config["num_hidden_layers"])
     shape = footprint.shape_of(config)
-    gpus, tensor, pipeline, context, micro, batch, sequence = (
-        int(row[name]) for name in ("gpus", "tp", "pp", "cp", "mbs", "gbs", "seq")
-    )
+    sizes = ("gpus", "tp", "pp", "cp", "mbs", "gbs", "seq")
+    gpus, tensor, pipeline, context, micro, batch, sequence = (int(row[name]) for name in sizes)
     training = Training(
         shape, find_precision(row["precision"]), gpu_table.kinds()[row["gpu"]], gpus, micro, batch, sequence,
         kept=(0, int(row["bf16_layers"] or 0)), tensor=tensor, pipeline=pipeline, context=context,

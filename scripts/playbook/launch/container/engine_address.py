@@ -103,9 +103,8 @@ def _certificates(folder: Path, asked_by: str, *, verify: bool = True) -> TLSCon
     missing = missing if len(missing) == 1 else []
     missing += [ca.name] if verify and not ca.is_file() else []
     if missing:
-        remedy = "set DOCKER_CERT_PATH to the folder that has them" + (
-            f", or unset {asked_by}" if asked_by.startswith("DOCKER_") else ""
-        )
+        unset = f", or unset {asked_by}" if asked_by.startswith("DOCKER_") else ""
+        remedy = f"set DOCKER_CERT_PATH to the folder that has them{unset}"
         raise EngineError(f"{asked_by} wants certificates, and {folder} has no {' and no '.join(missing)}", remedy)
     try:
         return TLSConfig(

@@ -115,9 +115,8 @@ def attach(name: str | None, runs: Path) -> Run:
     """
     found = pick(name, runs)
     if not found.folder.is_dir():
-        raise UsageError(
-            f"the run folder {found.folder} was removed, so nothing tells how it goes: `make stop` ends it"
-        )
+        gone = f"the run folder {found.folder} was removed"
+        raise UsageError(f"{gone}, so nothing tells how it goes: `make stop` ends it")
     request = found.plan.get("request", {})
     label = f"{request.get('precision', '')} {request.get('model', '')}".strip() or found.folder.name
     with lock.watch(found.folder):

@@ -44,9 +44,7 @@ class Job:
 
 
 def submitted(cluster: Cluster) -> list[Job]:
-    """Every submitted run, newest last, as Slurm is not asked; one whose `job.json` cannot be read is told and left
-    out.
-    """
+    """Every submitted run, newest last; one whose `job.json` cannot be read is told and left out."""
     jobs = []
     for path in cluster.runs_folder.glob(f"*/{run_folder.JOB}"):
         try:

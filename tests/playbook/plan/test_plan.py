@@ -129,11 +129,11 @@ def test_transformer_engines_own_switch_is_asked_for_and_shown_as_it_was_set(mon
 
 def test_every_other_switch_of_transformer_engine_is_other_work(monkeypatch, tmp_path: Path) -> None:
     before = planned()
-    monkeypatch.setenv("NVTE_NVFP4_ROW_SCALED_ACTIVATION", "weights")
+    monkeypatch.setenv("NVTE_UNFUSED_ATTN", "1")
     monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     made = planned()
-    said = ["NVTE_FUSED_ATTN=0", "NVTE_NVFP4_ROW_SCALED_ACTIVATION=weights"]
+    said = ["NVTE_FUSED_ATTN=0", "NVTE_UNFUSED_ATTN=1"]
     assert made.request() == {**before.request(), "engine_switches": said}
     assert made.choices["Transformer Engine"] == Choice(" ".join(said), "set in the environment")
     assert f" {' '.join(said)} " in prepare(made, tmp_path, [])[1]

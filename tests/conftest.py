@@ -35,6 +35,16 @@ def cpu_environment(**more: str) -> dict[str, str]:
     return inherited | fixed | {"PYTHONPATH": str(PROJECT / "assets")} | more
 
 
+@pytest.fixture(autouse=True)
+def engine_variables() -> Iterator[None]:
+    """What a test sets of Transformer Engine's own variables, as `nvfp4_recipe.use` does, ends with it."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("NVTE_")}
+    yield
+    for name in [each for each in os.environ if each.startswith("NVTE_")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def project() -> Path:
     """The repository."""

@@ -174,10 +174,11 @@ def resolve(
     numerics = _numerics(asked)
     past = _begins_with(asked, {**asked.overrides, "model.num_layers": numerics["num_layers"]})
     sizes = _sizes(asked, past["iteration"])
-    if gpu_bytes is not None and processes is not None and processes > 1:
-        _fit(asked, sizes, processes, gpu_bytes)
-    split = _split(asked, {**numerics, **sizes}, processes)
     switch = recipe_checks.late_switch(asked, numerics["nvfp4"], sizes["train_iters"], past["iteration"])
+    if gpu_bytes is not None and processes is not None and processes > 1:
+        word = numerics["nvfp4"].switch if numerics["nvfp4"] else switch["switch"]
+        _fit(asked, sizes, processes, gpu_bytes, LateSwitch.of(word))
+    split = _split(asked, {**numerics, **sizes}, processes)
     return Settings(
         model=asked.model,
         precision=asked.precision,
@@ -277,12 +278,14 @@ def _sizes(asked: argparse.Namespace, past: int | None) -> dict[str, int]:
     return sizes if asked.trains else sizes | {"train_iters": past, "warmup_iters": 0}
 
 
-def _fit(asked: argparse.Namespace, sizes: dict[str, int], processes: int, gpu_bytes: float) -> None:
+def _fit(
+    asked: argparse.Namespace, sizes: dict[str, int], processes: int, gpu_bytes: float, switch: LateSwitch | None
+) -> None:
     """Ask for the smallest split that fits, in place, and say why it is that."""
     whole = parallel.replicas(dict.fromkeys(parallel.KINDS, 1), asked.model, processes)
     fit = parallel.smallest(
         asked.model,
-        with_switch(asked.precision, LateSwitch.of(asked.switch)),
+        with_switch(asked.precision, switch),
         processes=processes,
         gpu_bytes=gpu_bytes,
         micro_batch=checks.micro_batch_size(asked, sizes["global_batch_size"], whole),

@@ -94,7 +94,7 @@ def _trained(steps: Sequence[Step], args: argparse.Namespace) -> tuple[ablation.
         others = [request for request in missing if request not in requests[:2]]
         if step is steps[1] and not long and (then := _how_long(others, args)):  # one of each precision tells
             print(then, flush=True)
-        if step is steps[2 * len({each.seed for each in steps}) - 1]:
+        if step is steps[2 * len({each.seed for each in steps}) - 1] and not study.on_mock:
             print(ablation.power(study.found[WHOLE], len({each.variant for each in steps})), flush=True)
     return study, code
 

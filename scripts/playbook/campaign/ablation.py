@@ -164,6 +164,11 @@ class Study:
             self._tail = run.precision.get("bf16_tail_layers") or self._tail
         return result
 
+    @property
+    def on_mock(self) -> bool:
+        """Whether its data says nothing about accuracy, however many seeds there are."""
+        return loss_gap.on_mock(list(self._bases.values()))
+
     def result(self, *, created: str, reproduce: str = "") -> Ablation:
         """The variants set against BF16 and against the whole recipe, both of which are there."""
         rows, shown = _judged([self._row(variant, runs) for variant, runs in self.found.items()])
@@ -171,7 +176,7 @@ class Study:
         facts = base.run.environment
         return Ablation(
             created=created,
-            verdict=_verdict(rows, shown, mock=loss_gap.on_mock([base])),
+            verdict=_verdict(rows, shown, mock=self.on_mock),
             model=facts.get("model", ""),
             parameters=base.run.parity.get("parameters"),
             arithmetic=next((each.arithmetic for each in self.found[WHOLE] if each.arithmetic), ""),

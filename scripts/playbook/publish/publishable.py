@@ -298,7 +298,7 @@ def command(typed: str) -> str:
         arguments = shlex.split(given.pop("ARGS", ""))
     except ValueError:
         return ""
-    if program != "make" or target not in {*PRECISIONS, "compare", "ablate", "profile"}:
+    if program != "make" or target not in {*PRECISIONS, "compare", "ablate", "profile", "sensitivity"}:
         return ""
     is_listed = all(_is_listed(name, value) for name, value in given.items())
     return typed if is_listed and "\n" not in typed and _are_flags(arguments) else ""
@@ -321,6 +321,7 @@ _VARIABLES = {
     "SEEDS": re.compile(r"\d{1,9}([ ,]{1,2}\d{1,9}){0,15}"),
     **dict.fromkeys(("LOSS_MARGIN", "SPEEDUP"), re.compile(r"\d{1,4}(\.\d{1,4})?|published")),
     **dict.fromkeys(("NPROC", "NODES", "TP", "PP", "CP", "TUNED", "FRESH", "PROFILE", "PROBE"), re.compile(r"\d{1,4}")),
+    "BUDGET": re.compile(r"\d{1,2}(\.\d{1,4})?%?"),
     **dict.fromkeys(("PRECISION", "A", "B"), _any(PRECISIONS)),
     "MODEL": _any(MODELS),
     "RUNTIME": _any(RUNTIMES),

@@ -11,6 +11,7 @@ from typing import Any
 
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
+from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 PRODUCTS = ("fprop", "dgrad", "wgrad")
 
@@ -93,6 +94,8 @@ def load(folder: Path) -> Findings:
             gradient_over_noise=content["gradient_over_noise"],
             cells=[_cell(each) for each in content["layers"]],
         )
+        if {cell.layer for cell in found.cells} != set(range(found.layers)):
+            raise ValueError("its layers are not numbered from 0 on")
         if not found.measured:
             raise ValueError("no layer in NVFP4 is in it")
     except FileNotFoundError as error:
@@ -107,6 +110,8 @@ def load(folder: Path) -> Findings:
 def _cell(content: dict[str, Any]) -> Cell:
     products = content["products"]
     operands = [operand for product in products.values() for operand in product["operands"].values()]
+    if content["projection"] not in PROJECTIONS:
+        raise ValueError(f"{content['projection']!r} is no projection")
     return Cell(
         layer=content["layer"],
         projection=content["projection"],

@@ -299,6 +299,15 @@ def test_the_power_is_said_beforehand(ablated) -> None:
         assert said == f"{few} a loss gap: no difference will be judged, which takes 3 (SEEDS=)"
 
 
+@pytest.mark.parametrize("mock", [False, True])
+def test_more_seeds_tell_nothing_on_mock_data(make_run, mock: bool) -> None:
+    study = ablation.Study()
+    for variant in (BF16, WHOLE):
+        study.add(variant, loading.load(make_run(variant.precision, environment={"mock_data": mock})))
+    assert study.on_mock is mock
+    assert ("SEEDS=" in study.result(created="").verdict) is not mock
+
+
 def test_a_run_of_other_work_has_no_gap(make_run) -> None:
     study = ablation.Study()
     study.add(BF16, loading.load(make_run("bf16")))

@@ -176,6 +176,7 @@ def test_no_mark_is_in_a_command(mark: str) -> None:
         f"make compare SEEDS={quoted}",
         f"make ablate VARIANTS={quoted}",
         "make ablate VARIANTS='rht=off | node17'",
+        f"make sensitivity BUDGET={quoted}",
         "make nvfp4 NVFP4='rht=node17'",
     ):  # fmt: skip
         assert publishable.command(typed) == ""
@@ -191,6 +192,7 @@ def test_no_mark_is_in_a_command(mark: str) -> None:
         "make nvfp4 NVFP4='scale=4over6 error=mse'",
         'make bf16 RUNTIME=container MODEL=llama3-8b GBS=16 MBS=4 SEQ=4096 ITERS=20 ARGS="--num-layers 8"',
         'make nvfp4 EMULATE=1 NPROC=2 TP=2 DATA=mock ARGS="--num-layers 4 model.sequence_parallel=true"',
+        "make sensitivity MODEL=tiny ITERS=20 BUDGET=15%",
         "make ablate RUNTIME=local EMULATE=reference ITERS=110",
     ],
 )

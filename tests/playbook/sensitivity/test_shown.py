@@ -1,5 +1,6 @@
 """The table of a measured run and its heat map, and what is no such run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -45,6 +46,24 @@ def test_nothing_fits(measured: Callable[..., Path], capsys) -> None:
     assert "For 0.1 % of the linear layers' compute nothing more can be kept" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("layer", 9, "its layers are not numbered from 0 on"),
+        ("layer", -1, "its layers are not numbered from 0 on"),
+        ("layer", None, "its layers are not numbered from 0 on"),
+        ("projection", "fc3", "'fc3' is no projection"),
+    ],
+)
+def test_a_damaged_layer(measured: Callable[..., Path], name: str, value: object, words: str) -> None:
+    path = measured(2) / run_folder.SENSITIVITY
+    content = json.loads(path.read_text())
+    content["layers"][-4:] = [each | {name: value} for each in content["layers"][-4:]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=f"cannot be read .{words}.; `make sensitivity` makes a new one"):
+        shown.show(path.parent, 0.15, draw=True)
 
 
 @pytest.mark.parametrize(

@@ -3,29 +3,19 @@
 from pathlib import Path
 
 import pytest
+from asking import refusal, resolve
 
 from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.numerics import late_switch
 from pretraining.record import run_folder
-from pretraining.request import flags as training_flags
-from pretraining.request import footprint, settings
+from pretraining.request import footprint, parallel
 from pretraining.request.models import find_model
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe
 from pretraining.request.precisions import PRECISIONS, LateSwitch, with_switch
 from pretraining.run import ending, run_facts
 
 ITERATIONS = ("--train-iters", "20")
-
-
-def resolve(*flags: str, on_gpu: bool = False) -> settings.Settings:
-    return settings.resolve(training_flags.parser("x").parse_args(list(flags)), on_gpu=on_gpu, processes=1)
-
-
-def refusal(*flags: str, on_gpu: bool = False) -> str:
-    with pytest.raises(UsageError) as caught:
-        resolve(*flags, on_gpu=on_gpu)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +148,17 @@ def test_a_resumed_run_has_switched_when_it_had(tmp_path, make_checkpoint, preci
     expected = before if not asked else None if asked == "never" else int(asked.partition(":")[0])
     assert chosen.switches_at == expected
     assert resolve(*chosen.as_flags(), on_gpu=True) == chosen
+
+
+@pytest.mark.parametrize("precision", ["nvfp4", "fp8"])
+def test_the_split_fits_a_resumed_runs_own_switch(tmp_path, make_checkpoint, precision: str, monkeypatch) -> None:
+    given = (*ran(tmp_path, make_checkpoint, precision, "6:bf16", 6), *ITERATIONS)
+    tried = []
+    smallest = parallel.smallest
+    monkeypatch.setattr(parallel, "smallest", lambda model, row, **of: tried.append(row) or smallest(model, row, **of))
+    for more, gather in ((), "BF16"), (("--switch", "never"), PRECISIONS[precision].gather):
+        resolve(*given, *more, on_gpu=True, processes=2, gpu_bytes=80e9)
+        assert tried.pop().gather == gather
 
 
 @pytest.mark.parametrize("precision", ["nvfp4", "fp8"])

@@ -4,36 +4,30 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from asking import refusal, resolve
 
 from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.record import run_folder, schema
-from pretraining.request import config_file, nvfp4_recipe, settings
-from pretraining.request import flags as training_flags
+from pretraining.request import config_file, nvfp4_recipe
 from pretraining.request.nvfp4_recipe import Nvfp4Recipe
 from pretraining.run import ending, run_facts
 
 WHOLE = {"rht": "on", "stochastic": "on", "weights": "16x16"}
 
 
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch) -> None:
-    for name in [each for each in os.environ if each in nvfp4_recipe.SHORT or each.startswith("NVTE_")]:
+@pytest.fixture(scope="module", autouse=True)
+def nothing_set() -> Iterator[None]:
+    """Of what whoever runs the tests has set."""
+    monkeypatch = pytest.MonkeyPatch()
+    for name in [each for each in os.environ if nvfp4_recipe.is_variable(each)]:
         monkeypatch.delenv(name)
-
-
-def resolve(*flags: str, on_gpu: bool = False, processes: int = 1) -> settings.Settings:
-    return settings.resolve(training_flags.parser("x").parse_args(list(flags)), on_gpu=on_gpu, processes=processes)
-
-
-def refusal(*flags: str, **where: Any) -> str:
-    with pytest.raises(UsageError) as caught:
-        resolve(*flags, **where)
-    return str(caught.value)
+    yield
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize(
@@ -326,6 +320,14 @@ def test_what_a_process_uses_and_transformer_engine_is_told(monkeypatch) -> None
         "NVTE_NVFP4_4OVER6_ERR_MODE": "MAE",
         "NVTE_NVFP4_ROW_SCALED_ACTIVATION": "0",
     }
+
+
+@pytest.mark.parametrize("recipe", [Nvfp4Recipe(rht=False), Nvfp4Recipe(two_d=False)], ids=str)
+def test_what_one_test_uses_the_next_does_not(recipe: Nvfp4Recipe, monkeypatch) -> None:
+    monkeypatch.setattr(nvfp4_recipe, "_in_use", Nvfp4Recipe())
+    assert resolve().nvfp4 == Nvfp4Recipe()
+    nvfp4_recipe.use(recipe)
+    assert resolve().nvfp4 == recipe
 
 
 def test_other_switches_of_the_engine_are_facts_and_are_passed_on() -> None:

@@ -5,27 +5,15 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from asking import refusal, resolve
 
 from pretraining.errors import UsageError
 from pretraining.inputs import manifest
-from pretraining.request import blends, config_file, nvfp4_recipe, settings
+from pretraining.request import blends, config_file, nvfp4_recipe
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
 
 GPU_MODELS = [name for name, model in MODELS.items() if not model.on_cpu]
-
-
-def resolve(*flags: str, on_gpu: bool = False, processes: int = 1) -> settings.Settings:
-    args = training_flags.parser("pretrain_llama.py").parse_args(list(flags))
-    return settings.resolve(args, on_gpu=on_gpu, processes=processes)
-
-
-def refusal(*flags: str, **how) -> str:
-    with pytest.raises(UsageError) as caught:
-        resolve(*flags, **how)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_defaults_without_a_gpu() -> None:

@@ -112,7 +112,8 @@ def test_a_signal_while_it_starts(start_training, until, tmp_path: Path) -> None
 def test_a_killed_training_reads_as_incomplete(start_training, until, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start_training(folder, "--train-iters", "100000")
-    until(lambda: iterations(folder) >= 2)
+    samples = folder / run_folder.samples_of(0)  # a line a second, in which two iterations may be done
+    until(lambda: iterations(folder) >= 2 and samples.exists() and samples.read_text().count("\n") >= 2)
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
     assert not (folder / run_folder.OUTCOME).exists()

@@ -53,8 +53,7 @@ def prepare(*words: str) -> manifest.Manifest | None:
 
 def documents(prefix: Path) -> list[bytes]:
     """The documents of a bytes dataset, read by Megatron; each ends with the end of the document."""
-    dataset = IndexedDataset(str(prefix))
-    found = [dataset[number] for number in range(len(dataset))]
+    found = list(dataset := IndexedDataset(str(prefix)))
     assert all(ids[-1] == END and (ids[:-1] < 256).all() for ids in found)
     assert list(dataset.document_indices) == list(range(len(found) + 1))
     return [bytes(ids[:-1].astype(np.uint8)) for ids in found]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainings import in_both
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,9 @@ def megatron(asked) -> Callable[[str], Any]:
         return found
 
     return answer
+
+
+@pytest.fixture(scope="session")
+def runs(train) -> dict[str, Path]:
+    """One unbroken run of each precision, as a user starts it, with checkpoints after iterations 3 and 6."""
+    return in_both(lambda precision: train(precision, "--save", "3", fresh=True)[0])

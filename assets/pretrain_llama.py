@@ -33,7 +33,8 @@ from pretraining.megatron.plugin import Plugin
 from pretraining.numerics import late_switch
 from pretraining.record import files, run_folder
 from pretraining.request import flags as training_flags
-from pretraining.request import nvfp4_recipe, settings
+from pretraining.request import settings
+from pretraining.request.recipe import nvfp4_recipe
 from pretraining.run import device_monitor, ending, rendezvous, signals, tee
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ FILES = {
         r"^\| (?!to add|---)(.+?) \| (.+?) \|", SECTION.partition("| to change ")[0], re.MULTILINE
     )
 }
-RECIPE = "assets/pretraining/request/nvfp4_recipe.py"
+RECIPE = "assets/pretraining/request/recipe/nvfp4_recipe.py"
 Edits = dict[str, str | tuple[str, str]]
 
 
@@ -150,7 +150,7 @@ def test_a_variant_is_a_word_and_its_arithmetic_three_times(copy: Copy, environm
     code = """
 import torch
 from pretraining.numerics import nvfp4, nvfp4_numba, nvfp4_triton
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe, words_in
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe, words_in
 how = Nvfp4Recipe.of(words_in("toy=on")).rounding("input")
 assert how.toy and not Nvfp4Recipe().rounding("input").toy
 x = 3 * torch.randn(16, 64, dtype=torch.bfloat16)

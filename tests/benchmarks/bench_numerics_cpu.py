@@ -18,7 +18,7 @@ import torch
 from pretraining.numerics import nvfp4
 from pretraining.numerics.cpu_layers import BF16, NVFP4, Arithmetic, PreparedWeight, linear
 from pretraining.numerics.nvfp4_numba import quantize, round_bf16
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 RHT, TILES, STOCHASTIC = Rounding(rht=True), Rounding((16, 16)), Rounding(stochastic=True)
 RHT_STOCHASTIC = Rounding(rht=True, stochastic=True)

@@ -20,7 +20,7 @@ from triton.testing import do_bench, do_bench_cudagraph
 
 from pretraining.numerics import nvfp4_triton
 from pretraining.numerics.product import product
-from pretraining.request.nvfp4_recipe import TENSORS, Nvfp4Recipe
+from pretraining.request.recipe.nvfp4_recipe import TENSORS, Nvfp4Recipe
 
 INPUT, WEIGHT, GRADIENT = map(Nvfp4Recipe().rounding, TENSORS)
 # Inputs and outputs of the linear layers of Llama 3 8B.

@@ -15,7 +15,7 @@ from transformer_engine.common.recipe import CustomRecipe
 
 from pretraining.numerics import te_quantizer
 from pretraining.numerics.cpu_layers import NVFP4, PreparedWeight, linear
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 
 TOKENS, HIDDEN, STEPS = 256, 192, 20
 

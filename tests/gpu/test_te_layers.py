@@ -17,7 +17,7 @@ from pretraining.megatron import compat
 from pretraining.numerics import quantization_error, te_quantizer
 from pretraining.numerics.product import product
 from pretraining.numerics.quantization_error import Layer, Measurement, findings
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 
 TOKENS, INPUTS, OUTPUTS = 512, 256, 384
 

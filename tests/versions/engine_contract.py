@@ -24,8 +24,8 @@ from torch import Tensor
 
 from pretraining import packages
 from pretraining.megatron import compat
-from pretraining.request import nvfp4_recipe
-from pretraining.request.nvfp4_recipe import TENSORS, Nvfp4Recipe, Rounding
+from pretraining.request.recipe import nvfp4_recipe
+from pretraining.request.recipe.nvfp4_recipe import TENSORS, Nvfp4Recipe, Rounding
 from pretraining.selfcheck import engines, probe
 
 SOURCES = Path(sys.argv[2]) / "transformer_engine"

@@ -13,7 +13,7 @@ import pytest
 import version_environments as environments
 
 from pretraining import packages
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 
 pytestmark = pytest.mark.versions
 

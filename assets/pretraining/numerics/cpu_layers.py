@@ -36,7 +36,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from pretraining.numerics import late_switch
 from pretraining.numerics.nvfp4 import Operand
 from pretraining.numerics.nvfp4_numba import quantize, round_bf16
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 
 _GOLDEN = 0x9E3779B97F4A7C15  # odd, its bits spread: ranks land far apart
 

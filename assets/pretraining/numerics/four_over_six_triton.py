@@ -29,7 +29,7 @@ from pretraining.numerics.rounding_triton import (
     to_e2m1,
     to_e4m3,
 )
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 ROWS, COLUMNS, ROTATED, TILES = (tl.constexpr(each) for each in range(4))  # where the elements of a block lie
 

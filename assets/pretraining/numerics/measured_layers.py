@@ -12,7 +12,7 @@ from torch import Tensor
 from pretraining.numerics.cpu_layers import NVFP4, PreparedWeight
 from pretraining.numerics.nvfp4 import Operand
 from pretraining.numerics.quantization_error import Layer, Measurement, Sample, sampled
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 
 
 class Measured(NVFP4):

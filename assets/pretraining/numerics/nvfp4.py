@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import torch
 
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 BLOCK = 16
 E2M1_MAX = 6.0

@@ -33,7 +33,7 @@ from pretraining.numerics.nvfp4 import (
     require_matrix,
     require_rounding,
 )  # fmt: skip
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 ROWS, COLUMNS, TILES = 0, 1, 2  # where the 16 (or 256) elements of a block lie
 

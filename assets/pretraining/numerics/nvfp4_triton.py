@@ -42,7 +42,7 @@ from pretraining.numerics.rounding_triton import (
     to_bf16,
     to_e2m1,
 )
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 REGISTERS = 168  # a thread at most, for 12 warps a multiprocessor; stochastic rounding would take more, and leave 8
 GROUPS = 2  # of 16 rows, that a program of the amax kernel reads: with more, a narrow matrix has too few programs

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, Operand
-from pretraining.request.nvfp4_recipe import Rounding
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 SAMPLE = 128  # rows or columns of a matrix, in groups of 16
 PRODUCTS = {  # each with its two operands

@@ -29,7 +29,7 @@ from pretraining.numerics.nvfp4 import Operand
 from pretraining.numerics.nvfp4_triton import quantize
 from pretraining.numerics.product import product
 from pretraining.numerics.quantization_error import Layer, Measurement, Sample, sampled
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 
 
 def quantizer_factory(role: Any) -> EmulatedQuantizer | None:

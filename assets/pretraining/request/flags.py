@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 from pretraining.errors import UsageError
 from pretraining.inputs import finetuning
 from pretraining.record import run_folder
-from pretraining.request import config_file, nvfp4_recipe, overrides
+from pretraining.request import config_file, overrides
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, MODELS, PYTHON_STDLIB
 from pretraining.request.overrides import flag_of
 from pretraining.request.precisions import EMULATORS, PRECISIONS, switch_word
+from pretraining.request.recipe import nvfp4_recipe
 
 PROJECT = Path(__file__).resolve().parents[3]
 RUNS = "nemo_experiments"

@@ -15,12 +15,12 @@ from typing import Any
 from pretraining.errors import UsageError
 from pretraining.inputs import finetuning, plugin_file
 from pretraining.record import checkpoint
-from pretraining.request import checks, config_file, flags, nvfp4_recipe, parallel, pretrained
+from pretraining.request import checks, config_file, flags, parallel, pretrained
 from pretraining.request.blends import Blend
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MOCK, PYTHON_STDLIB, Model, find_model
 from pretraining.request.overrides import Word, flag_of
 from pretraining.request.precisions import LateSwitch, Precision, default_tail, find_precision, with_switch
-from pretraining.request.recipe import recipe_checks
+from pretraining.request.recipe import nvfp4_recipe, recipe_checks
 
 _NVFP4_BLOCK = 16  # as in numerics/nvfp4.py, which needs torch
 _SWITCHES = ("evaluate", "tuned", "tensorboard", "no_probe")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, Operand, QuantizedMatrix
-from pretraining.request.nvfp4_recipe import Rounding, native_roundings
+from pretraining.request.recipe.nvfp4_recipe import Rounding, native_roundings
 from pretraining.selfcheck import deviations, engines, rounding, step
 from pretraining.selfcheck.engines import SIDES, LayoutError, Ours
 from pretraining.selfcheck.engines import TransformerEngine as Native

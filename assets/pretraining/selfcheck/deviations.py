@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import E2M1_MAX, E4M3_MAX, QuantizedMatrix
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 # The orders in which a block's scale is computed. They are equal but for roundings of float32, which now and then
 # carry over to E4M3. Read in Transformer Engine's sources.

@@ -15,7 +15,7 @@ from torch import Tensor
 from pretraining import packages
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, Operand, QuantizedMatrix
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 SIDES = ("rows", "columns")
 SCALE_ROWS, SCALE_COLUMNS = 128, 4  # what Transformer Engine pads block scales to, for cuBLAS

@@ -17,7 +17,7 @@ from torch import Tensor
 from pretraining import packages
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import BLOCK, E4M3_MAX, FOUR_OVER_SIX_MAX
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 from pretraining.selfcheck import engines
 from pretraining.selfcheck.engines import LayoutError
 

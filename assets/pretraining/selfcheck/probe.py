@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretraining.request.nvfp4_recipe import TENSORS
+from pretraining.request.recipe.nvfp4_recipe import TENSORS
 from pretraining.selfcheck import engines, formats, rounding, step
 from pretraining.selfcheck.engines import LayoutError
 from pretraining.selfcheck.formats import Fp8, Nvfp4, Side

@@ -24,8 +24,8 @@ from pretraining.errors import UsageError
 from pretraining.record import run_folder
 from pretraining.record.run_folder import Verdict
 from pretraining.request import flags as training_flags
-from pretraining.request import nvfp4_recipe
 from pretraining.request.models import ABLATED_ON_GPU
+from pretraining.request.recipe import nvfp4_recipe
 
 SEEDS = [training_flags.SEED + at for at in range(stats.FEWEST)]  # fewer judge nothing
 RESULTS = (Verdict.SUCCEEDED, Verdict.DIVERGED)  # the same seed diverges again: nothing is gained by training it twice

@@ -21,8 +21,8 @@ from playbook.compare.figures import Measured, alike, measure
 from playbook.compare.stats import Figure
 from playbook.report.wording import joined
 from pretraining.record.run_folder import Run, Verdict
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe
 from pretraining.request.precisions import default_tail, find_precision
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe
 
 ALIKE, ABOVE, BELOW = "not told apart", "above", "below"
 NOT_JUDGED = "not judged"

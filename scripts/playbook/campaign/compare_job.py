@@ -19,7 +19,7 @@ from playbook.plan import plan
 from playbook.record import loading
 from playbook.report import terminal
 from pretraining.record.run_folder import Run
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 
 
 def compare(pairs: Sequence[Sequence[plan.Plan]], args: argparse.Namespace) -> int:

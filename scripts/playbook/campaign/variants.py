@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pretraining.errors import UsageError, unknown
-from pretraining.request.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, as_text, words_in
+from pretraining.request.recipe.nvfp4_recipe import INGREDIENTS, Nvfp4Recipe, as_text, words_in
 
 REMEDIES = ("switch=0.82:bf16", "scale=4over6")  # what the default set tries beside taking something away
 _WHOLE, _TAIL = "whole", "tail"

@@ -6,10 +6,10 @@ from playbook.common.tables import print_table
 from playbook.plan import gpus
 from pretraining import packages
 from pretraining.errors import UsageError
-from pretraining.request import footprint, nvfp4_recipe, parallel
+from pretraining.request import footprint, parallel
 from pretraining.request.models import MODELS, Model, find_model
 from pretraining.request.precisions import PRECISIONS, Precision
-from pretraining.request.recipe import recipe_checks
+from pretraining.request.recipe import nvfp4_recipe, recipe_checks
 from pretraining.request.recipe.kept_in_bf16 import EXAMPLE
 from pretraining.units import amount
 

@@ -13,8 +13,8 @@ from msgspec import Meta
 
 from playbook import PROJECT
 from pretraining.errors import UsageError
-from pretraining.request import nvfp4_recipe
 from pretraining.request.flags import RUNS
+from pretraining.request.recipe import nvfp4_recipe
 
 FILE = PROJECT / "cluster.yaml"
 EXAMPLE = Path(__file__).resolve().parent.parent / "cluster.example.yaml"

@@ -26,7 +26,8 @@ from playbook.plan import plan
 from playbook.plan.place import Choice, Place
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
-from pretraining.request import nvfp4_recipe, settings
+from pretraining.request import settings
+from pretraining.request.recipe import nvfp4_recipe
 
 NEMO = Path(__file__).resolve().with_name("nemo.py")
 SCHEDULED_SECONDS = 2.0

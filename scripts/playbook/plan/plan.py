@@ -16,10 +16,11 @@ from playbook.plan.place import show as show_choices
 from pretraining.errors import UsageError
 from pretraining.inputs import finetuning, plugin_file
 from pretraining.record import run_folder
-from pretraining.request import blends, config_file, nvfp4_recipe
+from pretraining.request import blends, config_file
 from pretraining.request.flags import ASKED, OF_RUN
 from pretraining.request.parallel import NO_CONTEXT_PARALLEL
 from pretraining.request.precisions import find_precision
+from pretraining.request.recipe import nvfp4_recipe
 from pretraining.request.settings import Settings, resolve
 from pretraining.run import signals
 

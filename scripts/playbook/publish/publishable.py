@@ -26,8 +26,8 @@ from pretraining.inputs.finetuning import SCHEMES
 from pretraining.record import run_folder
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
-from pretraining.request.nvfp4_recipe import INGREDIENTS, SHORT, TITLES, WORDS, is_spelled, words_in
 from pretraining.request.precisions import EMULATORS, PRECISIONS
+from pretraining.request.recipe.nvfp4_recipe import INGREDIENTS, SHORT, TITLES, WORDS, is_spelled, words_in
 
 _LEFT_OUT = object()
 

@@ -17,7 +17,7 @@ from playbook.report import wording
 from playbook.report.canvas import Runs, looks
 from playbook.report.svg import VARIABLES
 from pretraining.record.run_folder import Run
-from pretraining.request.nvfp4_recipe import TITLES
+from pretraining.request.recipe.nvfp4_recipe import TITLES
 from pretraining.units import gigabytes
 
 HERE = Path(__file__).parent

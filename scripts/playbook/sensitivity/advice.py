@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from playbook.sensitivity.findings import Cell, Findings
 from pretraining.errors import UsageError
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 from pretraining.request.recipe.kept_in_bf16 import KeptInBf16
 
 BUDGET = "15%"

@@ -20,7 +20,7 @@ from playbook.plan.place import Place
 from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.record import code_state, run_folder
-from pretraining.request.nvfp4_recipe import HELP, Nvfp4Recipe, as_text, words_in
+from pretraining.request.recipe.nvfp4_recipe import HELP, Nvfp4Recipe, as_text, words_in
 
 LAUNCHER = Path(__file__).parents[1] / "fakes" / "launcher.py"
 NAMES = ["tail=0", "rht=off", "weights=1x16 scale=4over6"]

@@ -6,9 +6,9 @@ import pytest
 
 from playbook.cli import catalogue, train
 from pretraining.errors import UsageError
-from pretraining.request import nvfp4_recipe
 from pretraining.request.models import MODELS
 from pretraining.request.precisions import PRECISIONS
+from pretraining.request.recipe import nvfp4_recipe
 
 
 def printed(capsys: pytest.CaptureFixture[str], *flags: str) -> list[str]:

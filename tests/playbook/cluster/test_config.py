@@ -11,7 +11,7 @@ from playbook.cluster import config, follow, submission
 from playbook.cluster.slurm import ClusterError, explain
 from pretraining.errors import UsageError
 from pretraining.request import flags as training_flags
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe, words_in
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe, words_in
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from playbook.record import loading
 from playbook.report import terminal, wording
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
+from pretraining.request.precisions import PRECISIONS
 
 GPU = {"device": {"kind": "gpu"}, "tokens_per_step": 262_144, "flops_per_token": 48.25e9}
 LLAMA_8B = {"num_layers": 32, "hidden_size": 4096, "sequence_length": 4096, "global_batch_size": 64}
@@ -189,6 +190,7 @@ def test_peaks_are_of_a_precision_and_a_device() -> None:
     assert gpu_table.peak("NVIDIA H200", "fp8")[0] == 1979
     assert gpu_table.peak("NVIDIA H200", "nvfp4") is None
     assert gpu_table.peak("NVIDIA GB300", "mxfp8")[0] == 4900
+    assert all(gpu_table.peak("NVIDIA GB300", name) for name in PRECISIONS), "a precision lacks its format in the table"
     assert gpu_table.peak("NVIDIA B300 SXM6 AC", "nvfp4")[0] == 13500
     assert gpu_table.peak("NVIDIA RTX PRO 6000", "bf16") is None
 

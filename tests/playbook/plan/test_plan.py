@@ -18,7 +18,8 @@ from playbook.plan import plan
 from playbook.plan.place import Choice, Place
 from pretraining.record import code_state, run_folder
 from pretraining.request import flags as training_flags
-from pretraining.request import models, nvfp4_recipe, settings
+from pretraining.request import models, settings
+from pretraining.request.recipe import nvfp4_recipe
 
 
 def planned(*flags: str, precision: str = "nvfp4") -> plan.Plan:

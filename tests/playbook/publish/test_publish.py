@@ -21,7 +21,7 @@ from playbook.publish import publish
 from playbook.record import loading
 from pretraining.errors import UsageError
 from pretraining.record import run_folder
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe, words_in
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe, words_in
 
 INDEX = publish.RESULTS / "README.md"
 MARK = re.compile(r"(<!-- results: \S+ -->\n).*?(<!-- end of results -->)", re.DOTALL)

@@ -8,7 +8,7 @@ import pytest
 from playbook.sensitivity.advice import advise, budget
 from playbook.sensitivity.findings import load
 from pretraining.errors import UsageError
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 
 
 @pytest.mark.parametrize(

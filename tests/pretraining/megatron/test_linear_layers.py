@@ -12,9 +12,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pretraining.megatron import compat, linear_layers
 from pretraining.numerics.cpu_layers import layer_spec
-from pretraining.request import nvfp4_recipe
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe
+from pretraining.request.recipe import nvfp4_recipe
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS, KeptInBf16
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

@@ -14,9 +14,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pretraining.numerics import cpu_layers, late_switch, nvfp4
 from pretraining.numerics.cpu_layers import BF16, NVFP4, set_arithmetic
-from pretraining.request import nvfp4_recipe
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe import nvfp4_recipe
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe as Recipe
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

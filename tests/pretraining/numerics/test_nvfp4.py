@@ -7,7 +7,7 @@ import torch
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4 import E2M1, RHT_SIGNS, random_hadamard_transform
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 CASES = torch.load(VECTORS / "nvfp4_reference.pt")

@@ -9,7 +9,7 @@ import torch
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.nvfp4_numba import quantize, round_bf16
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
 

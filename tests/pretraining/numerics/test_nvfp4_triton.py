@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton", reason="no Triton for this machine")
 
 from pretraining.numerics import nvfp4, nvfp4_triton
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,7 +11,7 @@ from pretraining.numerics.cpu_layers import NVFP4, PreparedWeight, linear
 from pretraining.numerics.measured_layers import Measured, measure
 from pretraining.numerics.nvfp4_numba import quantize
 from pretraining.numerics.quantization_error import SAMPLE, Layer, Measurement, findings, sampled
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe, Rounding
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe, Rounding
 
 LAYER = Layer(2, "fc1", 96 * 64)
 TOKENS, INPUTS, OUTPUTS = 112, 64, 96  # all of it is sampled

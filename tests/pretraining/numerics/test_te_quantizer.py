@@ -17,8 +17,8 @@ from pretraining.numerics import late_switch
 from pretraining.numerics.cpu_layers import NVFP4  # before the stand-ins: Megatron looks for Transformer Engine
 from pretraining.numerics.measured_layers import Measured
 from pretraining.numerics.quantization_error import PRODUCTS, Layer, Measurement
-from pretraining.request import nvfp4_recipe
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe
+from pretraining.request.recipe import nvfp4_recipe
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")
 

@@ -11,8 +11,8 @@ from pretraining.numerics import late_switch
 from pretraining.record import run_folder
 from pretraining.request import footprint, parallel
 from pretraining.request.models import find_model
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe
 from pretraining.request.precisions import PRECISIONS, LateSwitch, with_switch
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe
 from pretraining.run import ending, run_facts
 
 ITERATIONS = ("--train-iters", "20")

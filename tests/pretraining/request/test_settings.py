@@ -8,9 +8,10 @@ import pytest
 from asking import refusal, resolve
 
 from pretraining.errors import UsageError
-from pretraining.request import blends, config_file, nvfp4_recipe
+from pretraining.request import blends, config_file
 from pretraining.request import flags as training_flags
 from pretraining.request.models import MODELS
+from pretraining.request.recipe import nvfp4_recipe
 
 GPU_MODELS = [name for name, model in MODELS.items() if not model.on_cpu]
 

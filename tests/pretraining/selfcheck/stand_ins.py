@@ -8,8 +8,8 @@ import torch
 from pretraining.numerics import nvfp4
 from pretraining.numerics.cpu_layers import NVFP4, PreparedWeight, linear
 from pretraining.numerics.nvfp4 import Operand
-from pretraining.request.nvfp4_recipe import TENSORS
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
+from pretraining.request.recipe.nvfp4_recipe import TENSORS
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe as Recipe
 from pretraining.selfcheck import engines, probe
 from pretraining.selfcheck.engines import Stored
 

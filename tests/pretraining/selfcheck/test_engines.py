@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 
 import stand_ins
 
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 from pretraining.selfcheck import check, engines, step
 
 

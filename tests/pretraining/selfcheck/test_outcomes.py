@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 
 from stand_ins import Reference, Specified, matrix
 
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 from pretraining.run import run_facts as machine
 from pretraining.selfcheck import FAST_MATH, check, engines, report
 

@@ -10,7 +10,7 @@ from stand_ins import Layers, NVFP4Quantizer, ProbeEngine, held, to_zero
 
 from pretraining.numerics import nvfp4
 from pretraining.numerics.cpu_layers import NVFP4
-from pretraining.request.nvfp4_recipe import TENSORS, Nvfp4Recipe, Rounding
+from pretraining.request.recipe.nvfp4_recipe import TENSORS, Nvfp4Recipe, Rounding
 from pretraining.selfcheck import formats, probe, step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from stand_ins import held
 
-from pretraining.request.nvfp4_recipe import TENSORS
+from pretraining.request.recipe.nvfp4_recipe import TENSORS
 from pretraining.selfcheck import engines, formats, step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,8 +10,8 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 from stand_ins import Reference, Specified, matrix
 
 from pretraining.numerics import nvfp4
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe as Recipe
-from pretraining.request.nvfp4_recipe import Rounding
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe as Recipe
+from pretraining.request.recipe.nvfp4_recipe import Rounding
 from pretraining.selfcheck import check, engines, report, rounding
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt"

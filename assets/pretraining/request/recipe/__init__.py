@@ -1,1 +1,1 @@
-"""Words of the NVFP4 recipe whose value has a grammar of its own, and which recipe can run. No torch here."""
+"""The NVFP4 recipe: its words, the value that a run gets of them, and which recipe can run where. No torch here."""

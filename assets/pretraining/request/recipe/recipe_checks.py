@@ -9,8 +9,9 @@ from typing import Any
 from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.record import run_folder, schema
-from pretraining.request import footprint, nvfp4_recipe
+from pretraining.request import footprint
 from pretraining.request.precisions import NEVER, LateSwitch
+from pretraining.request.recipe import nvfp4_recipe
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 

@@ -10,8 +10,8 @@ from playbook.launch.container import DEFAULT_TAG
 from playbook.sensitivity.advice import BUDGET
 from pretraining.errors import UsageError
 from pretraining.request.models import DEFAULT_ON_CPU, DEFAULT_ON_GPU, MODELS
-from pretraining.request.nvfp4_recipe import HELP, SHORT
 from pretraining.request.precisions import PRECISIONS
+from pretraining.request.recipe.nvfp4_recipe import HELP, SHORT
 
 OFF = ("", "0", "no", "off", "false")
 ON = ("1", "yes", "on", "true")

@@ -10,7 +10,7 @@ from playbook.cli.make import chores
 from playbook.cli.make.options import OPTIONS, SET_UP
 from playbook.launch.container import DEFAULT_TAG
 from pretraining.request.models import ABLATED_ON_GPU, DEFAULT_ON_CPU
-from pretraining.request.nvfp4_recipe import SHORT
+from pretraining.request.recipe.nvfp4_recipe import SHORT
 
 _SIZES = ("MODEL", "ITERS", "WARMUP", "GBS", "MBS", "SEQ", "DATA")
 _QUANTIZED = ("EMULATE", "BF16_TAIL", "BF16_HEAD", "NVFP4", "SWITCH", *SHORT, "PROBE")

@@ -23,7 +23,7 @@ from playbook import ASSETS, PROJECT
 from playbook.launch.container.folders import behind_links, read_by
 from playbook.plan.place import EngineKind, Place
 from pretraining.errors import UsageError
-from pretraining.request import nvfp4_recipe
+from pretraining.request.recipe import nvfp4_recipe
 from pretraining.request.settings import Settings
 
 SCRIPT = str(ASSETS / "pretrain_llama.py")

@@ -2,8 +2,8 @@
 
 It is written in words, `rht=off stochastic=off weights=1x16`: by `--nvfp4`, in config.yaml and in the plan.
 A new word is a new field of `Nvfp4Recipe`; one that is computed anew is also a field of `Rounding`, and arithmetic in
-`numerics/nvfp4.py`, `nvfp4_triton.py` and `nvfp4_numba.py`. All else passes a `Rounding` on; flags, make's
-options and records follow.
+`numerics/nvfp4.py`, `nvfp4_triton.py` and `nvfp4_numba.py`. What Transformer Engine's kernels do not compute of it says
+`recipe_checks.not_native`. All else passes a `Rounding` on; flags, make's options and records follow.
 """
 
 from __future__ import annotations

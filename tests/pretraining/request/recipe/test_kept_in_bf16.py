@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from pretraining.errors import UsageError
-from pretraining.request.nvfp4_recipe import is_spelled
 from pretraining.request.recipe.kept_in_bf16 import EXAMPLE, PROJECTIONS, KeptInBf16
+from pretraining.request.recipe.nvfp4_recipe import is_spelled
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from asking import refusal, resolve
 from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.record import run_folder, schema
-from pretraining.request import config_file, nvfp4_recipe
-from pretraining.request.nvfp4_recipe import Nvfp4Recipe
+from pretraining.request import config_file
+from pretraining.request.recipe import nvfp4_recipe
+from pretraining.request.recipe.nvfp4_recipe import Nvfp4Recipe
 from pretraining.run import ending, run_facts
 
 WHOLE = {"rht": "on", "stochastic": "on", "weights": "16x16"}
@@ -345,7 +346,7 @@ def test_weights_are_kept_in_bf16_where_a_word_asks_for_it(megatron) -> None:
 A_WORD = '    toy: str = _word("toy", {"six": "six", "four": "four"}, title="toy of", short="NVFP4_SIX")\n'
 ITS_USE = """
 import sys, types
-name = "pretraining.request.nvfp4_recipe"
+name = "pretraining.request.recipe.nvfp4_recipe"
 recipe = sys.modules[name] = types.ModuleType(name)
 exec(sys.stdin.read(), recipe.__dict__)
 from playbook.cli.make import command

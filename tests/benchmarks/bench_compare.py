@@ -31,6 +31,8 @@ SUMMARY = """Configuration Summary (Non-Default Values vs Megatron Core)
 [model] Non-default values (vs Mcore TransformerConfig):
   bf16: True  (Mcore default: False)
 {precision}  hidden_size: 4096  (Mcore default: 0)
+  ffn_hidden_size: 14336  (Mcore default: None)
+  num_attention_heads: 32  (Mcore default: 0)
   num_layers: 32  (Mcore default: 0)
 [train]:
   global_batch_size: 64
@@ -39,6 +41,7 @@ SUMMARY = """Configuration Summary (Non-Default Values vs Megatron Core)
   data_parallel_size: 1
   sequence_length: 4096
 ======================================================================
+INFO:root:Using preset vocab_size: 128256 over the tokenizer vocab_size: 32000, dummy tokens: 96256.
 > initialized tensor model parallel with size 1
 > initialized pipeline model parallel with size 1
 Starting training loop at iteration 0

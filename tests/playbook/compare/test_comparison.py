@@ -222,7 +222,7 @@ def test_a_run_that_did_not_succeed_is_refused_with_its_cause(make_run, verdict:
 @pytest.mark.parametrize(
     ("precision", "command"),
     [("bf16", "`make bf16`"), ("nvfp4", "`make nvfp4`"), ("mxfp8", "`make train PRECISION=mxfp8`"),
-     ("fp8_delayed", "the run")],
+     ("fp8_tomorrow", "the run")],
 )  # fmt: skip
 def test_the_way_out_of_a_failed_run_is_a_command_there_is(make_run, precision: str, command: str) -> None:
     bad = make_run(precision, name="bad", outcome={"verdict": "failed"})

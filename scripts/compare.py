@@ -70,7 +70,8 @@ def _command(given):
         return given.typed
     words = [".venv/host/bin/python", "scripts/compare.py", *map(str, given.runs)]
     words += ["--base", given.base] if given.base else []
-    words += ["--speed-up", given.speed_up.typed] if given.speed_up else []
+    speed_up = given.speed_up and (published.PUBLISHED if given.speed_up.is_published else given.speed_up.value)
+    words += ["--speed-up", str(speed_up)] if speed_up else []
     words += ["--loss-margin", str(given.loss_margin)] if given.loss_margin else []
     return " ".join(shlex.quote(word) for word in words + (["--force"] if given.force else []))
 

@@ -29,7 +29,7 @@ from playbook.plan.place import Image, Wanted
 from pretraining import nemo_images, packages
 from pretraining.errors import UsageError
 from pretraining.request import footprint, settings
-from pretraining.request.precisions import Precision, find_precision
+from pretraining.request.precisions import Precision
 from pretraining.request.recipe import recipe_checks
 from pretraining.request.settings import Settings
 from pretraining.units import gigabytes
@@ -357,5 +357,4 @@ def main(arguments: list[str] | None = None) -> int:
     runtime = place.runtime_of(wanted.runtime, inventory).value
     place.check_of_use(runtime, tag=args.tag, gpu=args.gpu, user=args.container_user)
     chosen = settings.resolve(args, on_gpu=runtime != "cpu", processes=args.nproc)
-    precision = find_precision(args.precision or "nvfp4")
-    return report(list(examine(wanted, precision, chosen, runtime, inventory, args.runs)), as_json=args.json)
+    return report(list(examine(wanted, chosen.precision, chosen, runtime, inventory, args.runs)), as_json=args.json)

@@ -55,6 +55,14 @@ def test_more_than_two_runs_against_a_base(run, make_run, tmp_path: Path) -> Non
     assert run(*runs, "--base", "fp9").returncode == 2
 
 
+@pytest.mark.parametrize("speed_up", ["1.68", "published"])
+def test_the_command_that_repeats_it_has_its_speed_up(run, make_run, tmp_path: Path, speed_up: str) -> None:
+    asked = (make_run("bf16"), make_run("nvfp4", step=0.1), "--speed-up", speed_up)
+    assert run(*asked, "--json", tmp_path / "c.json").returncode == 0
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert written["reproduce"] == " ".join([".venv/host/bin/python scripts/compare.py", *map(str, asked)])
+
+
 @pytest.mark.parametrize("columns", ["20", "80", "300"])
 def test_numbers_do_not_wrap_at_any_width(run, make_run, columns: str) -> None:
     ended = run(make_run("bf16"), make_run("nvfp4", step=0.1), COLUMNS=columns)

@@ -154,6 +154,12 @@ def test_nvfp4_needs_a_newer_transformer_engine_than_fp8(bare_metal) -> None:
     assert bare_metal(old, "--precision", "fp8")[0] == 0
 
 
+@pytest.mark.parametrize("flags", [["--disable-fp4"], ["--precision", "bf16"]])
+def test_bf16_needs_no_fp4_however_it_is_asked_for(bare_metal, flags: list[str]) -> None:
+    code, checks = bare_metal({**WHOLE, "transformer-engine": "2.7.0"}, *flags)
+    assert code == 0 and checks["bf16"]["ok"] and "nvfp4" not in checks
+
+
 def test_no_shared_memory_is_a_cross(bare_metal, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path / "none")
     _, checks = bare_metal(WHOLE)

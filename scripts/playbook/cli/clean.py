@@ -30,7 +30,10 @@ class Item:
 
 
 def find(root: Path, *, everything: bool = False) -> list[Item]:
-    """What is in a project's `nemo_experiments`, and what stays: with `everything` not what `why_asked_for` keeps."""
+    """What is in a project's `nemo_experiments`, and what of it stays.
+
+    With `everything` goes also what `owned.why_asked_for` keeps, such as checkpoints of the user's own data.
+    """
     experiments = root / RUNS
     if experiments.is_symlink():
         return [Item(experiments, kept=f"a link of yours to {os.readlink(experiments)}; nothing behind it is touched")]

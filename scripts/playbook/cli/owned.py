@@ -95,7 +95,10 @@ def read(path: Path) -> Any:
 
 
 def layout_of(folder: Path) -> tuple[Layout | None, str]:
-    """What this project made a folder as, None where it did not; and why it stays as it is, "" for no reason."""
+    """What this project made a folder as, None where it did not; and why it stays, "" where nothing says so.
+
+    Raises OSError where the folder cannot be listed.
+    """
     names = set(os.listdir(folder))
     if not names:
         return (EMPTY, "") if re.fullmatch(NAMED, folder.name) else (None, "")

@@ -59,8 +59,9 @@ def is_called(name: str, device: str) -> bool:
 
 
 def peak(device: str, precision: str) -> tuple[float, str] | None:
-    """A device's dense peak in a precision's format, TFLOP/s, with a phrase that says its source; None where not
-    listed.
+    """A device's dense peak in a precision's own format, TFLOP/s, and a phrase that names format, device and source.
+
+    The device is called as the driver says it, "NVIDIA GB300". None where it is not listed.
     """
     for kind in kinds().values():
         if is_called(kind.device, device) and (found := kind.peak(precision)):

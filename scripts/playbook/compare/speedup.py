@@ -157,8 +157,8 @@ def ratio_within_runs(top: Sequence[np.ndarray], bottom: Sequence[np.ndarray]) -
             draws += sign * _median_draws(times, generator, series) / len(runs)
     low, high = np.quantile(draws, [stats.LEVEL / 2, 1 - stats.LEVEL / 2])
     value, low, high = (math.exp(middle + end) for end in (0.0, min(low, 0.0), max(high, 0.0)))
-    runs = "this run" if series == 2 else "these runs"
-    return Figure(value, "x", low, high, f"95 % interval within {runs} only, block bootstrap over iterations", fewest)
+    these = "this run" if series == 2 else "these runs"
+    return Figure(value, "x", low, high, f"95 % interval within {these} only, block bootstrap over iterations", fewest)
 
 
 def lasting(values: np.ndarray) -> float:

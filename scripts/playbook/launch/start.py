@@ -23,8 +23,9 @@ from pretraining.run import signals
 
 
 def find_place(wanted: Wanted, *precisions: Precision) -> Place:
-    """The place for a job in all of `precisions`. Raises as `place.choose`, and EngineError where no engine hands GPUs
-    over.
+    """The place for a job in all of `precisions`, and of a container the engine.
+
+    Raises as `place.choose`, and EngineError where a GPU is there, but no engine that can hand it over.
     """
     found = place.choose(wanted, *precisions)
     if found.runtime != "container":

@@ -69,7 +69,7 @@ class Lines(Sequence[dict[str, Any]]):
     def coarse(self, every: int) -> Lines:
         """Lines that stand for `every` iterations each, means of these; a last one that is not whole is left out.
 
-        It is a multiple of what a line stands for now, of which all iterations are multiples too.
+        `every` is a multiple of what a line stands for now, and so are all iterations.
         """
         at = np.ceil(self.iterations / every)
         whole = self.iterations <= every * (self.last // every)

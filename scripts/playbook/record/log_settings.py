@@ -51,7 +51,10 @@ _FP8 = {"tensorwise": "fp8", "blockwise": "fp8_blockwise", "mxfp8": "mxfp8", "de
 
 
 class Facts:
-    """Gathers the settings, such as `model.num_layers`, and what single lines say, by the names in `_PRINTED`."""
+    """Gathers the settings, such as `model.num_layers`, and what single lines say, by the names in `_PRINTED`.
+
+    Of peak memory that is the largest of all ranks.
+    """
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}

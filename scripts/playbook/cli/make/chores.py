@@ -29,7 +29,7 @@ def image(given: dict[str, str]) -> int:
 
 
 def test_gpu(given: dict[str, str]) -> int:
-    """Run them by this Python; all that they print goes into a file beside the results."""
+    """Run the tests that need a GPU, by this Python; all that they print goes into a file beside the results."""
     log = Path("assets/results/test-gpu.txt")
     log.parent.mkdir(parents=True, exist_ok=True)
     flags = ("-v", "-rA", "--durations=5", "-W", "ignore", "-p", "no:cacheprovider")

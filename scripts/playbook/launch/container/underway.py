@@ -109,7 +109,7 @@ def busy(held: Underway, gpu: str) -> str:
 
 
 def attach(name: str | None, runs: Path) -> Run:
-    """Follow the run, or the only one, to its end, whose launcher died; Ctrl-C stops it, as it would have there.
+    """Follow a run whose launcher died, by name or the only one, to its end; Ctrl-C stops it, as it would have there.
 
     Raises UsageError: no such run, or its launcher lives; EngineError: it may be in a container, and no engine answers.
     """

@@ -49,7 +49,9 @@ def configure(config):
 
 def number(chunks):
     from pretraining.megatron.linear_layers import linear_layers
-    print("LAYERS", os.environ["RANK"], *sorted({{number for number, _, _ in linear_layers(chunks)}}), flush=True)
+    numbers = sorted({{number for number, _, _ in linear_layers(chunks)}})
+    # In one write, line ends and all: what the other process prints lands in the same pipe.
+    os.write(1, " ".join(map(str, ["\\nLAYERS", os.environ["RANK"], *numbers, "\\n"])).encode())
     return chunks
 """
 DYING = """

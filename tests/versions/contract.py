@@ -29,7 +29,7 @@ from megatron.bridge.training.config import ConfigContainer, runtime_config_upda
 from pretraining.megatron import changes, compat
 from pretraining.numerics import late_switch
 from pretraining.request import flags as training_flags
-from pretraining.request import models, precisions, settings
+from pretraining.request import footprint, models, precisions, settings
 
 RUN = Path("/nowhere/run")
 
@@ -124,7 +124,10 @@ def every_config() -> dict[str, Any]:
     """For "model precision": the fields that were lost, {} where none was."""
     answer: dict[str, Any] = {}
     for name in models.MODELS:
+        experts = footprint.shape_of(models.MODELS[name].hf_config).experts
         for row in precisions.PRECISIONS:
+            if experts and precisions.PRECISIONS[row].delayed:
+                continue  # refused
             try:
                 chosen, config, processes = built("--model", name, "--precision", row, "--data", "mock")
                 validated(config, processes)

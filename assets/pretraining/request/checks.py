@@ -33,6 +33,22 @@ def tuned(args: argparse.Namespace) -> bool:
     return args.tuned
 
 
+def delayed_scaling(args: argparse.Namespace, kept: int) -> None:
+    """Raise UsageError for what Megatron-Core does not do with delayed scaling: `kept` layers in BF16, experts."""
+    if not args.precision.delayed:
+        return
+    if kept:
+        raise UsageError(
+            f"--precision {args.precision.name}: Megatron keeps no layer in BF16 with delayed scaling; leave "
+            "--bf16-head-layers and --bf16-tail-layers out, or take --precision fp8, which scales by each tensor itself"
+        )
+    if footprint.shape_of(args.model.hf_config).experts:
+        raise UsageError(
+            f"--precision {args.precision.name}: with delayed scaling Megatron does not recompute the experts' "
+            f"activations, as the recipe of {args.model.name} does; take --precision fp8"
+        )
+
+
 def emulator(args: argparse.Namespace) -> str | None:
     """What computes NVFP4 on a GPU without FP4 tensor cores. Raises UsageError where it cannot."""
     if args.emulate and not args.precision.fp4:

@@ -210,13 +210,9 @@ def _numerics(asked: argparse.Namespace) -> dict[str, Any]:
     tail = default_tail(precision, layers) if asked.bf16_tail_layers is None else asked.bf16_tail_layers
     if not precision.quantized:
         head = tail = 0
-    if precision.delayed and (head, tail) != (0, 0):
-        raise UsageError(
-            f"--precision {precision.name}: Megatron keeps no layer in BF16 with delayed scaling; leave "
-            "--bf16-head-layers and --bf16-tail-layers out, or take --precision fp8, which scales by each tensor itself"
-        )
     if min(head, tail) < 0:
         raise UsageError(f"--bf16-head-layers {head} --bf16-tail-layers {tail}: neither can be negative")
+    checks.delayed_scaling(asked, head + tail)
     if head + tail >= layers:
         raise UsageError(
             f"{head} first and {tail} last layers in BF16 leave none of {model.name}'s {layers} layers in "

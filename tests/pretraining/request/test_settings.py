@@ -359,6 +359,8 @@ def test_delayed_scaling_is_for_all_layers() -> None:
     for end in ("--bf16-head-layers", "--bf16-tail-layers"):
         said = refusal("--precision", "fp8_delayed", end, "1", on_gpu=True)
         assert "keeps no layer in BF16 with delayed scaling" in said and "--precision fp8" in said
+    said = refusal("--precision", "fp8_delayed", "--model", "nemotron3-nano", on_gpu=True)
+    assert "does not recompute the experts' activations" in said and "take --precision fp8" in said
 
 
 def test_a_model_can_be_cut() -> None:

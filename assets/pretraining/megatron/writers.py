@@ -35,7 +35,7 @@ def check(settings: Settings) -> None:
 
 
 def configure(config: ConfigContainer, settings: Settings, run_dir: Path) -> None:
-    """Turn the writers that are asked for on in `config`, in place, and TensorBoard, which a recipe may have, off."""
+    """Turn on in `config` the writers that are asked for; TensorBoard, which a recipe may have on, else goes off."""
     logger = config.logger
     logger.tensorboard_dir = str(run_dir / TENSORBOARD) if settings.tensorboard else None
     if settings.wandb_project:

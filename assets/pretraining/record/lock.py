@@ -12,7 +12,7 @@ anything else is written, and whoever is refused has changed nothing.
 On a file system that cannot lock (some network and FUSE ones) the claim is safe all the same, because only one process
 can create a file. Whether a run lives is then told by its recorded processes, and on their own machine alone.
 
-Cleaning asks before anything is installed.
+Cleaning asks before anything is installed, so the standard library has to do.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def slowest_rank_sentence(slowest: dict[str, Any]) -> str:
     """`slowest_rank` of an outcome (see `stragglers.OwnTime.slowest`) as a person is told it."""
     rank = f"rank {slowest['rank']} (host {slowest['host']}, local rank {slowest['local_rank']})"
     longer = f"{slowest['over_median']:.0%} longer"
-    if slowest.get("measure") == "attention":
+    if slowest.get("measure") == "attention":  # earlier records have no measure and no partners
         return f"{rank} took {longer} for the same attention than the median of the other ranks, which wait for it"
     found = f"{rank} computed {longer} a step than the median rank; the others wait for it"
     if partners := slowest.get("partners"):

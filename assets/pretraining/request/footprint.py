@@ -175,9 +175,9 @@ class Split:
     tensor: int = 1
     pipeline: int = 1
     data: int = 1  # replicas, which share the optimizer's state with those that share a sequence
-    expert: int = 1
+    expert: int = 1  # processes that share the routed experts
     virtual: int = 1  # pieces of the layers a pipeline stage holds
-    context: int = 1
+    context: int = 1  # processes that share a sequence
 
 
 def split_of(model: Model, processes: int) -> Split:

@@ -25,8 +25,8 @@ class Model:
     """A named model with its defaults."""
 
     name: str
-    recipe: str  # the pretraining recipe's function in `megatron.bridge.recipes`
-    family: str = "llama.llama3"  # the module of it
+    recipe: str  # the pretraining recipe's function
+    family: str = "llama.llama3"  # its module below `megatron.bridge.recipes`
     on_cpu: bool = False  # small enough to train without a GPU
     train_iters: int = 50
     warmup_iters: int = 2  # over which the learning rate rises

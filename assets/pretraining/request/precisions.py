@@ -40,7 +40,7 @@ class Precision:
     gather: str = "BF16"  # how the preset stores and gathers linear layers' weights: BF16, or already quantized
     gather_since: tuple[int, ...] = ()  # the first Megatron-Bridge whose preset gathers so; before it BF16
     saved_bytes: float = 2.0  # for the backward pass, an element of a linear layer's input with its share of the scales
-    copy_bytes: float = 0.0  # of a weight's quantized copies, both orientations, where itself is BF16
+    copy_bytes: float = 0.0  # of a weight's quantized copies, both orientations, where it is BF16 itself
 
     @property
     def quantized(self) -> bool:

@@ -126,7 +126,7 @@ def check_capability(chosen: Settings) -> None:
     version = f"{capability[0]}.{capability[1]}"
     if not row.trains_on(capability, emulate=emulated):
         also = ", or --emulate" if row.trains_on(capability, emulate=True) else ""
-        works = [name for name, row in PRECISIONS.items() if row.trains_on(capability)]
+        works = [name for name, each in PRECISIONS.items() if each.trains_on(capability)]
         raise UsageError(
             f"{row.name} needs {row.needs}; this is {torch.cuda.get_device_name()} with {version}: it trains in "
             f"{', '.join(works) or 'none of the precisions here'}{also}"

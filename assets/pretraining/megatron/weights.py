@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +121,7 @@ def export(chunks: list[GPTModel], model: Model, folder: Path, run: Path | None 
         tensors = safetensors_files.tensors(beside)
         pretrained.check_tensors(beside, tensors, config, model.name)
         dtype = _TORCH[next(iter(tensors.values())).dtype]
-        run_folder.write_json(beside / "config.json", {**config, "torch_dtype": dtype})
+        _write_json(beside / "config.json", {**config, "torch_dtype": dtype})
         _write_tokenizer(beside, run and tokenizer_of(run))
         beside.rename(folder)
         print(f"exported to {folder}", flush=True)
@@ -136,14 +137,19 @@ def _write_skeleton(folder: Path, config: dict[str, Any]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir(parents=True)
-    run_folder.write_json(folder / "config.json", config)
+    _write_json(folder / "config.json", config)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     tied = set(getattr(empty, "_tied_weights_keys", None) or ()) if config["tie_word_embeddings"] else set()
     tensors = {name: tensor for name, tensor in empty.state_dict().items() if name not in tied}
     split = split_torch_state_dict_into_shards(tensors)
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    run_folder.write_json(folder / safetensors_files.INDEX, index)
+    _write_json(folder / safetensors_files.INDEX, index)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """What JSON cannot hold is an error here: a reader elsewhere would take its string for a value."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def tokenizer_of(run: Path) -> str | None:

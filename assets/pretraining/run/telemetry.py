@@ -79,21 +79,21 @@ class Telemetry(Callback):
         self.iterations = context.state.train_state.step + 1  # the counter moves after this callback
         if self._writer is None:
             return
-        loss = (context.loss_dict or {}).get("lm loss")
+        loss = _number((context.loss_dict or {}).get("lm loss"))
         finite = loss is None or math.isfinite(loss)
         self._write(
             kind="train",
             iteration=self.iterations,
             loss=_finite(loss),
             step_time_s=round(step_time, 6),
-            grad_norm=_finite(context.grad_norm),
+            grad_norm=_finite(_number(context.grad_norm)),
             learning_rate=self._learning_rate,
             global_batch_size=get_current_global_batch_size(),  # which grows with `rampup_batch_size`
             skipped=bool(context.skipped_iter),
             finite=finite,
         )
         if not finite:
-            raise Diverged(f"the loss is {float(loss)} at iteration {self.iterations}")
+            raise Diverged(f"the loss is {loss} at iteration {self.iterations}")
 
     def on_train_end(self, context: CallbackContext) -> None:
         """Read the peaks while the process still has its device; the optimizer's state is among them."""
@@ -110,7 +110,7 @@ class Telemetry(Callback):
         self._write_evaluation("test", context)
 
     def _write_evaluation(self, split: str, context: CallbackContext) -> None:
-        loss = (context.total_loss_dict or {}).get("lm loss")
+        loss = _number((context.total_loss_dict or {}).get("lm loss"))
         if self._writer is not None and loss is not None:
             self._write(kind="eval", split=split, iteration=context.state.train_state.step, loss=_finite(loss))
 
@@ -153,5 +153,10 @@ def _has_loss() -> bool:
     )
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+def _number(value: Any) -> float | None:
+    """Read once: of a tensor on a GPU each reading waits for it."""
+    return None if value is None else float(value)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

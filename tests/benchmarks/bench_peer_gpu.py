@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -111,12 +112,9 @@ def step_times(args: argparse.Namespace, shape: footprint.Shape, device: torch.d
         optimizer.zero_grad()
         total = loss.item() * micro_batches  # waits for the GPU, as a loop that logs its loss does
         times.append(time.perf_counter() - began)
-    print(f"loss of the last micro batch {total:.3f}; random tokens of {shape.words:,} words want {_log(shape.words)}")
+    wanted = math.log(shape.words)
+    print(f"loss of the last micro batch {total:.3f}; random tokens of {shape.words:,} words want {wanted:.3f}")
     return times[WARM:]
-
-
-def _log(words: int) -> str:
-    return f"{torch.tensor(float(words)).log().item():.3f}"
 
 
 def main() -> None:

@@ -65,38 +65,35 @@ class Precision:
 _BF16_TENSOR_CORES = (8, 0)
 _BLACKWELL = ((10, 0), (10, 3))
 _RUBIN = ((10, 7),)
-_FP8 = ((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1))
-_FP8_CORES = "FP8 tensor cores: compute capability 8.9 or newer"
 _NEW_ENGINE = f"with Transformer Engine {packages.dotted(packages.PROBED)} or newer"
+
+_FP8 = Precision(
+    "fp8",
+    "bf16_with_fp8_current_scaling_mixed",
+    bf16_head=1,
+    bf16_tail=1,
+    capabilities=((8, 9), (9, 0), *_BLACKWELL, (12, 0), (12, 1)),
+    probed=_RUBIN,
+    needs="FP8 tensor cores: compute capability 8.9 or newer",
+    per_tensor=True,
+    gather="FP8",
+    saved_bytes=1.0,
+    copy_bytes=2.0,
+)
 
 PRECISIONS: dict[str, Precision] = {
     row.name: row
     for row in (
         Precision("bf16", "bf16_mixed", on_cpu=True),
-        Precision(
-            "fp8",
-            "bf16_with_fp8_current_scaling_mixed",
-            bf16_head=1,
-            bf16_tail=1,
-            capabilities=_FP8,
-            probed=_RUBIN,
-            needs=_FP8_CORES,
-            per_tensor=True,
-            gather="FP8",
-            saved_bytes=1.0,
-            copy_bytes=2.0,
-        ),
-        Precision(
-            "fp8_delayed",
-            "bf16_with_fp8_delayed_scaling_mixed",
-            capabilities=_FP8,
-            probed=_RUBIN,
-            needs=_FP8_CORES,
-            per_tensor=True,
+        _FP8,
+        # The same but for where its scales come from, and no layer of it in BF16.
+        replace(
+            _FP8,
+            name="fp8_delayed",
+            preset="bf16_with_fp8_delayed_scaling_mixed",
+            bf16_head=0,
+            bf16_tail=0,
             delayed=True,
-            gather="FP8",
-            saved_bytes=1.0,
-            copy_bytes=2.0,
         ),
         Precision(
             "fp8_blockwise",

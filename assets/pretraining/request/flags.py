@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,9 +63,20 @@ def refuse_secrets(words: Iterable[str]) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
-        """Take `section.field=value` wherever it stands; argparse allows its positional arguments in one place."""
-        refuse_secrets(sys.argv[1:] if args is None else args)
-        known, rest = self.parse_known_args(args, namespace)
+        """Take `section.field=value` wherever it stands.
+
+        argparse allows its positional arguments in one place, and gives one to a flag before it that may have a value.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        refuse_secrets(words)
+        for number, (flag, after) in enumerate(itertools.pairwise(words)):
+            action = self._option_string_actions.get(flag)
+            if action and action.nargs == "?" and overrides.looks_like_one(after):
+                words[number] = f"{flag}={action.const}"
+        known, rest = self.parse_known_args(words, namespace)
+        for names in (getattr(known, action.dest) or [] for action in self._actions if action.nargs == "+"):
+            rest[:0] = filter(overrides.is_one, names)
+            names[:] = itertools.filterfalse(overrides.is_one, names)
         overrides.check_whole(rest)
         known.overrides = [word for word in rest if overrides.looks_like_one(word)] or None
         if unknown := [word for word in rest if not overrides.looks_like_one(word)]:

@@ -64,9 +64,14 @@ OF_THE_PLACE = {
 OF_THE_DATA = {"dataset.split", "train.eval_iters", "validation.eval_iters"}
 
 
+def is_one(word: str) -> bool:
+    """Whether a command-line word has the form of an override."""
+    return bool(_FORM.fullmatch(word))
+
+
 def looks_like_one(word: str) -> bool:
-    """Whether a command-line word is meant as an override."""
-    return not word.startswith("-") and "=" in word
+    """Whether a command-line word is meant as an override: so may be a wrong one, as ~model.x is of Hydra's grammar."""
+    return not word.startswith("-") and ("=" in word or bool(re.fullmatch(r"~[\w.]+", word)))
 
 
 class Word(str):
@@ -77,7 +82,7 @@ def check_whole(words: list[str]) -> None:
     """Raise UsageError where a blank has split a value, as the one in `model.x=[1, 2]` does without quotes."""
     for number, word in enumerate(words):
         whole = word
-        for more in words[number + 1 :] if _FORM.fullmatch(word) else ():
+        for more in words[number + 1 :] if is_one(word) else ():
             is_open = sum(map(whole.count, "[{(")) > sum(map(whole.count, "]})"))
             if not is_open and (looks_like_one(more) or more.startswith("-")):
                 break

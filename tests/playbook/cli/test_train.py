@@ -253,6 +253,11 @@ def test_wrong_usage_is_one_line_and_makes_no_folder(job, runs: Path, flags: tup
     assert not runs.exists() or not list(runs.iterdir())
 
 
+def test_an_override_after_names_is_none_of_them() -> None:
+    given = train.parser("run.py").parse_args(["--checkpoints", "a", "lr=3", "optimizer.lr=1", "optimizer.lr=2"])
+    assert (given.checkpoints, given.overrides) == (["a", "lr=3"], ["optimizer.lr=1", "optimizer.lr=2"])
+
+
 def test_a_run_folder_by_name(job, tmp_path: Path) -> None:
     job("bf16", "--run-dir", str(tmp_path / "mine"))
     assert run_folder.read_run(tmp_path / "mine").verdict is run_folder.Verdict.SUCCEEDED

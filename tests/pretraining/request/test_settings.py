@@ -186,6 +186,7 @@ def test_an_override_that_a_flag_also_sets_is_that_flag() -> None:
         (("optimizer.lr",), "unrecognized arguments: optimizer.lr; an override is section.field=value"),
         (("lr=3",), "'lr=3' is not an override: write section.field=value"),
         (("+model.x=3",), "without + or ~"),
+        (("~model.x",), "'~model.x' is not an override"),
         (("train.train_iters=ten",), "train.train_iters=ten: 'ten' is not a whole number"),
         (("model.num_layers=0",), "--num-layers is 0; it must be at least 1"),
         (("model.seq_length=64", "dataset.seq_length=32"), "one setting with two values, --seq-length; drop one"),
@@ -340,6 +341,10 @@ def test_emulation_is_for_nvfp4_on_a_gpu() -> None:
         assert emulated.emulate == emulator and not resolve("--emulate", *given).emulate
         assert resolve(*emulated.as_flags(), on_gpu=True) == emulated
     assert resolve(on_gpu=True).emulate is None
+    both = ("model.num_layers=2", "optimizer.lr=1e-4")
+    assert resolve("--emulate", *both, on_gpu=True) == resolve(*both, "--emulate", on_gpu=True)
+    assert "'+model.x=3' is not an override" in refusal("--emulate", "+model.x=3", on_gpu=True)
+    assert "quote it, as 'model.x=[1, 2]'" in refusal("--emulate", "model.x=[1,", "2]", on_gpu=True)
     assert "invalid choice: 'fast' (choose from" in refusal("--emulate", "fast", on_gpu=True)
     assert "--emulate cannot train nemotron3-nano: Transformer Engine computes its experts' products" in refusal(
         "--emulate", "--model", "nemotron3-nano", on_gpu=True, processes=8

@@ -13,7 +13,6 @@ from playbook import PROJECT
 from playbook.compare import model, saved, stats
 from playbook.compare.parity import ABSENT
 from playbook.compare.saved import FILE
-from playbook.compare.stats import Figure
 from pretraining.errors import UsageError, unknown
 from pretraining.request.flags import RUNS
 from pretraining.request.models import MOCK
@@ -27,17 +26,35 @@ LOSSES = {"training loss": "training_loss", "validation loss": "validation_loss"
 SOFTWARE = {"torch", "megatron_bridge", "megatron_core", "transformer_engine", "driver", "cuda"}
 
 
+class Value(msgspec.Struct):
+    """Of a `stats.Figure`."""
+
+    value: float
+    unit: str = ""
+
+
+class StepTimes(msgspec.Struct):
+    """Of a `model.Distribution` what says whether it spread too far."""
+
+    median: float | None = None
+    first_quartile: float | None = None
+    third_quartile: float | None = None
+
+
 class OfRun(msgspec.Struct):
     """One run of an arm."""
 
     facts: dict[str, Any]
-    training_loss: Figure | None = None
-    validation_loss: Figure | None = None
-    step_times: model.Distribution | None = None
+    training_loss: Value | None = None
+    validation_loss: Value | None = None
+    step_times: StepTimes | None = None
 
 
 class OfArm(msgspec.Struct):
-    """One arm, as `model.Arm`; an earlier comparison does not name its emulator."""
+    """One arm, as `model.Arm`; an earlier comparison does not name its emulator.
+
+    Of a baseline whoever keeps it may leave out the figures that are not to be held.
+    """
 
     name: str
     precision: str
@@ -46,9 +63,9 @@ class OfArm(msgspec.Struct):
     bf16_tail_layers: int | None
     ingredients: dict[str, bool | str]
     runs: Annotated[list[OfRun], msgspec.Meta(min_length=1)]
-    step_time: Figure | None
-    peak_memory: Figure | None
-    peak_memory_kind: str
+    step_time: Value | None = None
+    peak_memory: Value | None = None
+    peak_memory_kind: str = ABSENT
     emulator: str | None = None
 
 
@@ -109,7 +126,7 @@ def check(before: Held, now: Held, tolerances: dict[str, float]) -> list[Check]:
                 usable = kind != "speed" or not (_is_unusable(old) or _is_unusable(new))
                 change = 100 * (today.value / then.value - 1) if then.value else 0.0
                 passed, of = usable and abs(change) <= tolerances[kind], (f"{old.name}: {_label(old)}", name, kind)
-                figures = (then.unit, then.value, today.value, change, tolerances[kind])
+                figures = (today.unit, then.value, today.value, change, tolerances[kind])
                 checks.append(Check(*of, *figures, passed, change < 0, usable=usable))
         if LOSS in tolerances:
             checks += _losses(old, new, tolerances[LOSS])
@@ -144,7 +161,7 @@ def _label(arm: OfArm) -> str:
 
 
 def _same_work(old: OfArm, new: OfArm) -> None:
-    facts = [{"memory": arm.peak_memory_kind, **arm.runs[0].facts} for arm in (old, new)]
+    facts = [{"memory": old.peak_memory and arm.peak_memory_kind, **arm.runs[0].facts} for arm in (old, new)]
     free = {*SOFTWARE, "seed"}  # which `_losses` pairs by
     then, today = ({name: fact for name, fact in those.items() if name not in free} for those in facts)
     if differing := [name for name in {**then, **today} if then.get(name, ABSENT) != today.get(name, ABSENT)]:
@@ -154,8 +171,8 @@ def _same_work(old: OfArm, new: OfArm) -> None:
 
 
 def _is_unusable(arm: OfArm) -> bool:
-    timed = [run.step_times for run in arm.runs if run.step_times]
-    return any(each.third_quartile - each.first_quartile > model.UNUSABLE * each.median for each in timed)
+    timed = (msgspec.structs.astuple(run.step_times) for run in arm.runs if run.step_times)
+    return any(third - first > model.UNUSABLE * median for median, first, third in (t for t in timed if None not in t))
 
 
 def _losses(old: OfArm, new: OfArm, tolerance: float) -> list[Check]:
@@ -263,7 +280,7 @@ def _show(checks: list[Check], baseline: Path, current: Path) -> None:
     if undecided := sum(each.undecided for each in checks):
         print(f"{undecided} losses are not shown to lie inside their tolerance, nor outside: more seeds tell.")
     if not left:
-        print(f"All {len(checks) - undecided}{' other' if undecided else ''} figures are within tolerance.")
+        print(f"Within tolerance: {len(checks) - undecided} of {len(checks)} figures.")
         return
     print(f"{len(left)} of {len(checks)} figures left their tolerance.")
     if any(not each.usable for each in left):

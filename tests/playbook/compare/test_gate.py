@@ -39,7 +39,7 @@ def said(capsys, *arguments: object) -> tuple[int, str]:
 def test_the_same_figures_pass(compared, capsys) -> None:
     code, text = said(capsys, compared("old"), "--current", compared("new"))
     assert code == 0
-    assert "All 4 figures are within tolerance." in text and "Losses are not held" in text
+    assert "Within tolerance: 4 of 4 figures." in text and "Losses are not held" in text
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,22 @@ def test_what_only_one_of_them_has_is_seen(compared, capsys, edit, says: str) ->
     (old / "comparison.json").write_text(json.dumps(written))
     code, text = said(capsys, old, "--current", compared("new"))
     assert code == 2 and says in text
+
+
+def test_a_baseline_may_be_cut_to_what_is_to_be_held(compared, capsys) -> None:
+    file = compared("old") / "comparison.json"
+    written = json.loads(file.read_text())
+    for arm in written["arms"]:
+        for figure in ("peak_memory", "peak_memory_kind", *(() if arm["name"] == "B" else ("step_time",))):
+            del arm[figure]
+        arm["runs"] = [{"facts": run["facts"], "step_times": {"median": 0.2}} for run in arm["runs"]]
+    written["arms"][1]["step_time"] = {"value": written["arms"][1]["step_time"]["value"]}
+    file.write_text(json.dumps(written))
+    more = {"outcome": {"peak_memory": {"bytes": 9_000_000_000, "kind": "torch allocated"}}}
+    code, text = said(capsys, file, "--current", compared("same", **more))
+    assert code == 0 and "Within tolerance: 1 of 1 figures." in text and "200 -> 200 ms" in text
+    code, text = said(capsys, file, "--current", compared("slow", step=0.21))
+    assert code == 1 and "1 of 1 figures left" in text
 
 
 def test_a_figure_that_is_gone_is_no_pass(compared, capsys) -> None:

@@ -8,11 +8,13 @@ within 5 %.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pretraining.request.models import Model
 from pretraining.request.precisions import Precision, default_tail
+from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 # Mixed precision as Megatron's presets have it: BF16 weights, FP32 gradients, FP32 main weights and two FP32 moments.
 WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
@@ -20,6 +22,7 @@ BF16, FP32 = 2, 4
 CONTEXT_BYTES = 3e9  # of a process, beside what PyTorch reserves: 2.6 to 3.1 GB on H200 (assets/results)
 # Of the logits in BF16, with what their gradient takes beside them, which partly overwrites them (measured on H200).
 LOGITS = 1.5
+OTHERS = "others"  # than PROJECTIONS
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,31 @@ def expert_parameters(shape: Shape) -> int:
     return shape.moe_layers * shape.experts * 2 * shape.hidden * shape.expert_size
 
 
-def linear_parameters(shape: Shape) -> int:
-    """Parameters of the layers' matrices, which the precision is about; the routed experts' apart."""
-    attention = 2 * shape.hidden * (shape.attention + shape.keys)
-    mamba = shape.hidden * (shape.mamba_inner + shape.conv + shape.mamba_heads) + shape.mamba_inner * shape.hidden
-    return (
-        shape.attention_layers * attention
-        + shape.mlp_layers * 3 * shape.hidden * shape.mlp_size
-        + shape.mamba_layers * mamba
-        + shape.moe_layers * 2 * shape.hidden * shape.shared_size
+def products(shape: Shape) -> dict[str, tuple[int, int]]:
+    """The widths of the input and of the output of each of a Llama layer's products, by the names of PROJECTIONS."""
+    widths = (
+        (shape.hidden, shape.attention + 2 * shape.keys),
+        (shape.attention, shape.hidden),
+        (shape.hidden, 2 * shape.mlp_size),
+        (shape.mlp_size, shape.hidden),
     )
+    return dict(zip(PROJECTIONS, widths, strict=True))
+
+
+def matrices(shape: Shape) -> dict[str, int]:
+    """Parameters of the layers' matrices, which the precision is about: of each product, and OTHERS.
+
+    Those are the Mamba layers' and the shared experts'; the routed experts' are apart.
+    """
+    mamba = shape.hidden * (shape.mamba_inner + shape.conv + shape.mamba_heads) + shape.mamba_inner * shape.hidden
+    layers = (shape.attention_layers, shape.attention_layers, shape.mlp_layers, shape.mlp_layers)
+    widths = products(shape).items()
+    found = {name: number * wide * out for number, (name, (wide, out)) in zip(layers, widths, strict=True)}
+    return found | {OTHERS: shape.mamba_layers * mamba + shape.moe_layers * 2 * shape.hidden * shape.shared_size}
+
+
+def linear_parameters(shape: Shape) -> int:
+    return sum(matrices(shape).values())
 
 
 def other_parameters(shape: Shape) -> int:
@@ -192,20 +210,20 @@ def memory(
     model: Model, precision: Precision, split: Split, *, micro_batch: int, sequence: int, recomputed: float = 0.0
 ) -> Memory:
     """The memory of training `model` in `precision`, as its recipe does; see `process_memory`."""
-    shape, quantized = shape_of(model.hf_config), 1 - kept_share(model, precision)
-    tokens = micro_batch * sequence
+    shape, tokens = shape_of(model.hf_config), micro_batch * sequence
+    quantized = dict.fromkeys((*PROJECTIONS, OTHERS), 1 - kept_share(model, precision))
     return process_memory(shape, precision, split, tokens=tokens, quantized=quantized, recomputed=recomputed)
 
 
 def process_memory(
-    shape: Shape, precision: Precision, split: Split, *, tokens: int, quantized: float,
+    shape: Shape, precision: Precision, split: Split, *, tokens: int, quantized: Mapping[str, float],
     gradient_bytes: int = GRADIENT_BYTES, recomputed: float = 0.0,
 ) -> Memory:  # fmt: skip
     """The memory of training a model of that shape.
 
     Args:
         tokens: of a micro batch.
-        quantized: the share of the layers in the precision; the others are in BF16.
+        quantized: in which share of the layers each of PROJECTIONS, and OTHERS, is in the precision; else in BF16.
         gradient_bytes: of a gradient, as it is accumulated and reduced.
         recomputed: the share of the layers that keep their input alone and compute the rest again.
     """
@@ -213,12 +231,13 @@ def process_memory(
     # Experts are split over the processes of several replicas, so fewer replicas hold the same ones.
     sharers = split.data * split.context
     optimizer = OPTIMIZER_BYTES * (dense / sharers + experts / max(1, sharers * split.tensor // split.expert))
-    linear = (linear_parameters(shape) / split.tensor + expert_parameters(shape) / split.expert) / split.pipeline
+    linear = sum(quantized[name] * number for name, number in matrices(shape).items()) / split.tensor
+    linear += quantized[OTHERS] * expert_parameters(shape) / split.expert
     # A preset that gathers quantized weights has no others, from its first version on: older ones are counted here.
     gathers = precision.gather != "BF16" and not precision.gather_since
     copies = precision.copy_bytes - (WEIGHT_BYTES if gathers else 0)
     return Memory(
-        weights=WEIGHT_BYTES * (dense + experts) + quantized * copies * linear,
+        weights=WEIGHT_BYTES * (dense + experts) + copies * linear / split.pipeline,
         gradients=gradient_bytes * (dense + experts),
         optimizer=optimizer,
         activations=activations(shape, precision, split, quantized, tokens, recomputed),
@@ -240,11 +259,12 @@ def kept_share(model: Model, precision: Precision) -> float:
 
 
 def activations(
-    shape: Shape, precision: Precision, split: Split, quantized: float, tokens: int, recomputed: float = 0.0
-) -> float:
+    shape: Shape, precision: Precision, split: Split, quantized: Mapping[str, float], tokens: int,
+    recomputed: float = 0.0,
+) -> float:  # fmt: skip
     """Bytes kept for the backward pass, with flash attention; see `process_memory` for the arguments."""
-    layers = (1 - quantized) * _layer_bytes(shape, None) + quantized * _layer_bytes(shape, precision)
-    layers = (1 - recomputed) * layers + recomputed * BF16 * shape.hidden * (shape.attention_layers or 1)
+    layers = (1 - recomputed) * _layer_bytes(shape, precision, quantized)
+    layers += recomputed * BF16 * shape.hidden * (shape.attention_layers or 1)
     if split.pipeline > 1:  # as many micro batches are under way as there are stages: that makes up for the split
         layers *= 1 + (split.pipeline - 1) / (split.pipeline * split.virtual) if split.virtual > 1 else 1
         outer = 0.0
@@ -253,14 +273,16 @@ def activations(
     return tokens * (layers + outer) / split.tensor / split.context
 
 
-def _layer_bytes(shape: Shape, precision: Precision | None) -> float:
-    """Bytes a token over all layers; `precision` None is BF16, where the input of a product is kept once."""
-    saved = precision.saved_bytes if precision else BF16
+def _layer_bytes(shape: Shape, precision: Precision, quantized: Mapping[str, float]) -> float:
+    """Bytes a token over all layers; the input of a product in BF16 is kept once."""
+    qkv, _, fc1, fc2, saved = (
+        BF16 + quantized[name] * (precision.saved_bytes - BF16) for name in (*PROJECTIONS, OTHERS)
+    )
     # A quantized copy is kept beside the BF16 output of attention, which its own backward pass needs.
-    output = BF16 * shape.attention + (saved * shape.attention if precision else 0)
-    attention = (BF16 + saved) * shape.hidden + BF16 * (shape.attention + 2 * shape.keys) + output
+    output = (BF16 + quantized["proj"] * precision.saved_bytes) * shape.attention
+    attention = (BF16 + qkv) * shape.hidden + BF16 * (shape.attention + 2 * shape.keys) + output
     attention += FP32 * shape.heads
-    mlp = (BF16 + saved) * shape.hidden + BF16 * 2 * shape.mlp_size + saved * shape.mlp_size
+    mlp = (BF16 + fc1) * shape.hidden + BF16 * 2 * shape.mlp_size + fc2 * shape.mlp_size
     mamba = (BF16 + saved) * shape.hidden + BF16 * (2 * shape.mamba_inner + shape.conv) + saved * shape.mamba_inner
     moe = (BF16 + saved * (shape.experts_a_token + 1)) * shape.hidden + (BF16 + saved) * shape.active
     return (

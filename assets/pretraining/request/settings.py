@@ -167,8 +167,7 @@ def resolve(
     asked.precision = find_precision(asked.precision or "nvfp4")
     if not on_gpu:
         checks.check_cpu(asked.model, asked.precision)
-    if args.nvfp4 and not asked.precision.fp4:
-        raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {asked.precision.name}; leave it out")
+    recipe_checks.check_precision(args.nvfp4, asked.precision.name)
     if asked.plugin:
         plugin_file.inspect(asked.plugin)
     numerics = _numerics(asked)

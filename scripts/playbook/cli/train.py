@@ -19,6 +19,7 @@ from pretraining.request import flags as training_flags
 from pretraining.request.flags import OF_TARGET, fill_in
 from pretraining.request.overrides import flag_of
 from pretraining.request.precisions import EMULATORS, find_precision
+from pretraining.request.recipe import recipe_checks
 
 JOBS = (
     *("train", "nvfp4", "bf16", "compare", "profile", "sensitivity", "ablate", "eval", "export", "sft", "lora"),
@@ -71,8 +72,7 @@ def run(arguments: list[str] | None = None) -> int:
         return code
     _fill_in(args)
     precisions = _precisions(args)
-    if args.nvfp4 and "nvfp4" not in precisions:
-        raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {' and '.join(precisions)}; leave it out")
+    recipe_checks.check_precision(args.nvfp4, *precisions)
     if args.switch and {*precisions} == {"bf16"}:
         raise UsageError("--switch leads to a higher precision, and bf16 is the highest; leave it out")
     if args.emulate and not {"nvfp4", None} & {*precisions}:

@@ -12,9 +12,20 @@ from playbook.common.gpu_table import GpuKind
 from playbook.plan import published_runs, step_time
 from playbook.plan.step_time import MOST_PIECES, Training, most_pieces
 from pretraining.errors import UsageError, unknown
+from pretraining.request import flags as training_flags
 from pretraining.request import footprint, parallel
 from pretraining.request.models import MODELS, Model, find_model
-from pretraining.request.precisions import PRECISIONS, Precision, default_tail, find_precision
+from pretraining.request.precisions import (
+    PRECISIONS,
+    LateSwitch,
+    Precision,
+    default_tail,
+    find_precision,
+    with_switch,
+)
+from pretraining.request.recipe import recipe_checks
+from pretraining.request.recipe.kept_in_bf16 import KeptInBf16
+from pretraining.request.recipe.nvfp4_recipe import HELP, Nvfp4Recipe, as_text
 from pretraining.units import gigabytes
 
 # Llama 3.1's own pretraining: 15.6T tokens (arXiv 2407.21783, section 3).
@@ -31,13 +42,14 @@ ASSUMPTIONS = (
 def plan(
     model: Model, precision: Precision, kind: GpuKind, gpus: int, *, sequence: int, micro: int = 1,
     batch: int | None = None, tensor: int | None = None, pipeline: int | None = None, context: int = 1,
-    virtual: int | None = None, kept: tuple[int, int] = (0, 0), recomputed: int = 0,
+    virtual: int | None = None, kept: tuple[int, int] = (0, 0), in_bf16: KeptInBf16 | None = None, recomputed: int = 0,
 ) -> tuple[Training, list[tuple[str, str]]]:  # fmt: skip
     """The training that is meant, with what was chosen for it and why.
 
     Chosen are, where None: `batch`, four micro batches a pipeline stage and replica; `tensor` and `pipeline`, the
     smallest that fit (one of them alone is 1); `virtual`, pieces of a stage's layers, as many as published runs have.
-    `kept` are layers in BF16 at the start and at the end, `recomputed` those that compute their activations again.
+    `kept` are layers in BF16 at the start and at the end, `in_bf16` products of the others, `recomputed` those that
+    compute their activations again.
 
     Raises UsageError where nothing fits, a size does not divide, or nothing is known of such a training.
     """
@@ -55,18 +67,19 @@ def plan(
         raise UsageError(f"GBS={batch} is not divisible by {replicas} replicas x MBS={micro}")
     pieces, interleaving = _pieces(layers, pipeline, batch // (replicas * micro), virtual)
     training = Training(
-        footprint.shape_of(model.hf_config), precision, kind, gpus, micro, batch, sequence, kept=kept, tensor=tensor,
-        pipeline=pipeline, virtual=pieces, context=context, recomputed=recomputed,
+        footprint.shape_of(model.hf_config), precision, kind, gpus, micro, batch, sequence, kept=kept, in_bf16=in_bf16,
+        tensor=tensor, pipeline=pipeline, virtual=pieces, context=context, recomputed=recomputed,
     )  # fmt: skip
     if virtual is None and not fits(memory(training)[0], kind):
         whole = replace(training, virtual=1)
         if fits(memory(whole)[0], kind):
             training, interleaving = whole, f"1: {pieces} would not fit"
+    some = f"first {kept[0]} and last {kept[1]} of {layers} layers{f', and bf16={in_bf16}' if in_bf16 else ''}"
     return training, [
         ("split", f"tensor {tensor}, pipeline {pipeline}, context {context}, {replicas} replicas: {why}"),
         ("pieces a stage", interleaving),
         ("batch", f"{batch} x {sequence} = {batch * sequence:,} tokens, micro {micro}: {rule}"),
-        ("in BF16", "all" if precision.name == "bf16" else f"first {kept[0]} and last {kept[1]} of {layers} layers"),
+        ("in BF16", some if precision.quantized else "all"),
     ]
 
 
@@ -137,14 +150,52 @@ def fits(found: footprint.Memory, kind: GpuKind) -> bool:
     return found.total + footprint.CONTEXT_BYTES <= kind.memory_bytes
 
 
-def show(training: Training, what: str, tokens: float, chosen: list[tuple[str, str]]) -> None:
+def asked_recipe(
+    nvfp4: str | None, switch: str | None, model: Model, precision: Precision, kept: tuple[int, int]
+) -> tuple[argparse.Namespace, Nvfp4Recipe | None]:
+    """What is asked of the NVFP4 recipe and of a late switch, by the words of a training; None in another precision.
+
+    Raises UsageError where a training on a GPU would.
+    """
+    recipe_checks.check_precision(nvfp4, precision.name)
+    words = [f"--{name}={value}" for name, value in (("nvfp4", nvfp4), ("switch", switch)) if value is not None]
+    asked = training_flags.merged(training_flags.parser("estimate").parse_args(words))
+    asked.model, asked.precision, asked.on_gpu = model, precision, True
+    return asked, recipe_checks.recipe(asked, None, model.num_layers, kept)
+
+
+def _without_effect(recipe: Nvfp4Recipe | None) -> list[tuple[str, str]]:
+    changed = recipe.changed() if recipe else {}
+    others = {word: value for word, value in changed.items() if word not in ("bf16", "switch")}
+    said = f"{as_text(others)}: without effect here, a step is estimated as by the whole recipe"
+    return [("recipe", said)] if others else []
+
+
+def phases(training: Training, switch: LateSwitch | None, at: int | None, steps: int) -> list[tuple[int, Training]]:
+    """How many steps there are of which kind; of two kinds the second are those after a late switch."""
+    if switch is None or at is None:
+        return [(steps, training)]
+    after = replace(
+        training, precision=switch.precision or training.precision, forward_in_bf16=switch.precision is None
+    )
+    return [(at, training), (steps - at, after)]
+
+
+def show(
+    phases: list[tuple[int, Training]],
+    what: str,
+    tokens: float,
+    chosen: list[tuple[str, str]],
+    switch: LateSwitch | None,
+) -> None:
     """Print the estimate, what it consists of, and how far it can be trusted."""
+    training = phases[0][1]
     parts = step_time.parts(training)
     step = sum(parts.values())
     half, most = published_runs.misses()
-    unlike = published_runs.unlike_all(training)
-    steps = math.ceil(tokens / (training.global_batch * training.sequence))
-    days = steps * step / 86_400
+    unlike = dict.fromkeys(words for _, each in phases for words in published_runs.unlike_all(each))
+    spent = [(steps, sum(step_time.parts(each).values())) for steps, each in phases]
+    days = sum(steps * seconds for steps, seconds in spent) / 86_400
     interval = "how far off is not known" if unlike else f"{_few((1 - most) * days)} to {_few((1 + most) * days)}"
     hours = days * 24 * training.gpus
     energy = _energy(hours * training.gpu.power)
@@ -154,7 +205,7 @@ def show(training: Training, what: str, tokens: float, chosen: list[tuple[str, s
         [
             ("training", f"{_few(days)} days ({interval}) for {tokens:.3g} tokens"),
             ("", f"{hours:,.0f} GPU-hours; up to {energy}: the GPUs alone, at their limit of {training.gpu.power:g} W"),
-            ("step", f"{step:.3g} s, {steps:,} of them"),
+            ("step", f"; after the switch {switch} ".join(f"{one:.3g} s, {steps:,} of them" for steps, one in spent)),
             ("a GPU", f"{rate:,.0f} tokens/s, {rate * training.flops_per_token / 1e12:.4g} MODEL_TFLOP/s"),
             *_memory_lines(training),
         ]
@@ -208,6 +259,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model", default="llama31-405b", help=", ".join(MODELS))
     flags.add_argument("--precision", default="nvfp4", help=", ".join(PRECISIONS))
     flags.add_argument("--gpu-kind", default="gb300", help=", ".join(KINDS))
+    flags.add_argument("--nvfp4", help=f"less than its whole recipe: {HELP}")
+    flags.add_argument("--switch", help="a late switch, as of a training")
     flags.add_argument("--tokens", type=float, default=TOKENS)
     defaults = {"gpus": 512, "seq-length": 8192, "micro-batch-size": 1, "context-parallel": 1, "recompute-layers": 0}
     for name, default in defaults.items():
@@ -230,12 +283,20 @@ def main(arguments: list[str] | None = None) -> int:
     head, tail = args.bf16_head_layers, args.bf16_tail_layers
     head = precision.bf16_head if head is None else head
     tail = default_tail(precision, model.num_layers) if tail is None else tail
+    asked, recipe = asked_recipe(args.nvfp4, args.switch, model, precision, (head, tail))
+    switch = LateSwitch.of(asked.switch)
     training, chosen = plan(
-        model, precision, kind, args.gpus, sequence=args.seq_length, micro=args.micro_batch_size,
+        model, with_switch(precision, switch), kind, args.gpus, sequence=args.seq_length, micro=args.micro_batch_size,
         batch=args.global_batch_size, tensor=args.tensor_parallel, pipeline=args.pipeline_parallel,
         context=args.context_parallel, virtual=args.virtual_pipeline, kept=(head, tail),
-        recomputed=args.recompute_layers,
+        in_bf16=recipe and recipe.kept_in_bf16, recomputed=args.recompute_layers,
     )  # fmt: skip
+    recipe_checks.check_split(recipe, {"tensor_parallel": training.tensor}, native=True)
+    steps = math.ceil(args.tokens / (training.global_batch * training.sequence))
+    chosen += _without_effect(recipe)
+    at = recipe_checks.late_switch(asked, recipe, steps, None)["switches_at"]
+    if switch:
+        switch.check(precision, kind.capability)
     what = f"{model.name} in {precision.name} on {args.gpus} x {kind.name}, sequence {args.seq_length}"
-    show(training, what, args.tokens, chosen)
+    show(phases(training, switch, at, steps), what, args.tokens, chosen, switch)
     return 0

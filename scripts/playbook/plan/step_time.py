@@ -14,8 +14,10 @@ from playbook.common.gpu_table import GpuKind
 from pretraining.request import footprint, parallel
 from pretraining.request.footprint import BF16
 from pretraining.request.precisions import Precision
+from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS, KeptInBf16
 
 HOPPER = (9, 0)
+ALL = "all"
 MOST_PIECES = 8  # of a stage's layers in published runs of the models here
 
 
@@ -52,6 +54,8 @@ class Training:
     global_batch: int
     sequence: int
     kept: tuple[int, int] = (0, 0)  # layers in BF16 at the start and at the end
+    in_bf16: KeptInBf16 | None = None  # products of the others that are, too
+    forward_in_bf16: bool = False  # all of them, of the forward pass alone
     tensor: int = 1
     pipeline: int = 1  # stages
     virtual: int = 1  # pieces of the layers that each holds
@@ -70,10 +74,6 @@ class Training:
     def micro_batches(self) -> int:
         return self.global_batch // (self.replicas * self.micro_batch)
 
-    @property
-    def quantized_share(self) -> float:
-        return 0.0 if self.precision.name == "bf16" else 1 - sum(self.kept) / self.layers  # of the layers
-
     @cached_property
     def flops_per_token(self) -> float:
         return footprint.flops_per_token(self.shape, self.sequence)
@@ -81,24 +81,32 @@ class Training:
     def memory(self, gradient_bytes: int) -> footprint.Memory:
         """Of its most loaded GPU."""
         split = footprint.Split(self.tensor, self.pipeline, self.replicas, 1, self.virtual, self.context)
+        names = (*PROJECTIONS, footprint.OTHERS)
+        quantized = {name: sum(stage[name] for stage in self.stages) / self.layers for name in names}
         return footprint.process_memory(
-            self.shape, self.precision, split, tokens=self.micro_batch * self.sequence, quantized=self.quantized_share,
+            self.shape, self.precision, split, tokens=self.micro_batch * self.sequence, quantized=quantized,
             gradient_bytes=gradient_bytes, recomputed=self.recomputed / self.layers,
         )  # fmt: skip
 
-    def stages(self) -> list[tuple[int, int]]:
-        """Layers of each pipeline stage, quantized and in BF16; the last one has the vocabulary besides.
+    def _quantizes(self, projection: str, layer: int) -> bool:
+        head, tail = self.kept
+        kept = not head <= layer < self.layers - tail or (self.in_bf16 and self.in_bf16.holds(projection, layer))
+        return self.precision.quantized and not kept
 
-        Pieces of the layers go round the stages. Where they come out even only so, embedding and loss count as a layer.
+    @cached_property
+    def stages(self) -> list[Counter[str]]:
+        """The layers of each pipeline stage: all, and those in which each of PROJECTIONS is quantized.
+
+        Pieces of the layers go round the stages, of which the last has the vocabulary besides. Where they come out even
+        only so, embedding and loss count as a layer.
         """
         shift = int(parallel.counts_embedding(self.layers, self.pipeline))
         piece = max(1, (self.layers + 2 * shift) // (self.pipeline * self.virtual))
-        head, tail = self.kept
-        found = Counter[tuple[int, bool]]()
+        found = [Counter[str]() for _ in range(self.pipeline)]
         for layer in range(self.layers):
-            bf16 = self.precision.name == "bf16" or layer < head or layer >= self.layers - tail
-            found[(layer + shift) // piece % self.pipeline, bf16] += 1
-        return [(found[stage, False], found[stage, True]) for stage in range(self.pipeline)]
+            quantized = (name for name in PROJECTIONS if self._quantizes(name, layer))
+            found[(layer + shift) // piece % self.pipeline].update((ALL, *quantized))
+        return found
 
 
 def most_pieces(layers: int, pipeline: int) -> int:
@@ -142,10 +150,7 @@ def _of_a_micro_batch(training: Training, c: Coefficients) -> dict[str, float]:
     each = tokens / training.tensor
     hidden, heads, keys, inner = shape.hidden, shape.attention, shape.keys, shape.mlp_size
     memory = gpu.hbm * 1e12
-    products = 6 * footprint.linear_parameters(shape) / training.layers * each
     vocabulary = 6 * hidden * shape.words * each / product_rate(training, "bf16", c) + 6 * shape.words * each / memory
-    quantized = products / product_rate(training, training.precision.name, c)
-    bf16 = products / product_rate(training, "bf16", c)
     layer = {
         "attention": 6 * heads * training.sequence * each / (c.attention * gpu.bf16 * 1e12),
         "norms and activation": BF16 * each * (6 * hidden + 3 * inner + heads + 2 * keys) / memory,
@@ -155,19 +160,33 @@ def _of_a_micro_batch(training: Training, c: Coefficients) -> dict[str, float]:
         "context parallel": c.layers * 12 * BF16 * each * keys * (training.context - 1)
         / gpu.link(training.tensor * training.context),
     }  # fmt: skip
-    quantize = c.quantize * BF16 * each * (3 * heads + 4 * hidden + 3 * inner + 2 * keys) / memory
-    both, again = sum(layer.values()), 1 + training.recomputed / training.layers / 3
-    stages = training.stages()
-    seconds = [again * (fast * (quantized + quantize + both) + slow * (bf16 + both)) for fast, slow in stages]
+    again = 1 + training.recomputed / training.layers / 3
+    stages = [
+        _products(training, stage, each, c) | {name: stage[ALL] * value for name, value in layer.items()}
+        for stage in training.stages
+    ]
+    seconds = [again * sum(stage.values()) for stage in stages]
     seconds[-1] += vocabulary
     slowest = seconds.index(max(seconds))
-    fast, slow = stages[slowest]
-    found = {f"products in {training.precision.name}": fast * quantized} if fast else {}
-    found |= {"products in bf16": slow * bf16, "quantizing": fast * quantize}
-    found |= {name: (fast + slow) * value for name, value in layer.items()}
+    found = stages[slowest]
     found["recomputation"] = (again - 1) * sum(found.values())
     found["vocabulary"] = vocabulary * (slowest == len(stages) - 1)
     if training.pipeline > 1:  # a piece's output goes on, and its gradient back
         wires = gpu.link(training.tensor * training.context * training.pipeline)
         found["pipeline parallel"] = c.layers * 4 * BF16 * each * hidden * training.virtual / wires
+    return found
+
+
+def _products(training: Training, stage: Counter[str], tokens: float, c: Coefficients) -> dict[str, float]:
+    """Seconds that the products of a stage's layers take for so many tokens, and that it takes to quantize for them."""
+    precision = training.precision.name
+    found = dict.fromkeys((f"products in {precision}", "products in bf16", "quantizing"), 0.0)
+    for name, (wide, out) in footprint.products(training.shape).items():
+        fast, slow = (6 * wide * out * tokens / product_rate(training, each, c) for each in (precision, "bf16"))
+        if training.forward_in_bf16:
+            fast = (2 * fast + slow) / 3
+        operands = wide + out + (wide if name == "proj" else 0)  # whose input is quantized once more, for its gradient
+        found[f"products in {precision}"] += stage[name] * fast
+        found["products in bf16"] += (stage[ALL] - stage[name]) * slow
+        found["quantizing"] += stage[name] * c.quantize * BF16 * tokens * operands / (training.gpu.hbm * 1e12)
     return found

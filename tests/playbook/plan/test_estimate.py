@@ -10,6 +10,7 @@ from pretraining.errors import UsageError
 from pretraining.request import parallel
 from pretraining.request.models import find_model
 from pretraining.request.precisions import find_precision
+from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS, KeptInBf16
 
 
 def asked(model="llama31-405b", precision="nvfp4", kind="gb300", gpus=512, **more):
@@ -104,6 +105,46 @@ def test_recomputation_takes_activations_and_time() -> None:
     assert sum(step_time.parts(again).values()) > sum(step_time.parts(kept).values())
 
 
+def test_products_kept_in_bf16_take_their_time_and_memory() -> None:
+    """What each product takes adds up to all of them, and layers are the same however they are named."""
+
+    def cost(words: str = "", **more) -> tuple[float, float, float]:
+        kept = KeptInBf16.read(words) if words else None
+        training = asked(tensor=8, pipeline=1, **more, in_bf16=kept)
+        found = training.memory(4)
+        return sum(step_time.parts(training).values()), found.weights, found.activations
+
+    assert cost("layers:111-125") == cost(kept=(0, 15))
+    one_by_one = zip(*(cost(name) for name in PROJECTIONS), strict=True)
+    for none, whole, each in zip(cost(), cost(precision="bf16"), one_by_one, strict=True):
+        assert sum(each) - 4 * none == pytest.approx(whole - none)
+    assert cost()[0] < cost("proj")[0] < cost("proj,fc1")[0] < cost(precision="bf16")[0]
+
+
+def test_the_words_of_a_training(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("NVFP4_STOCHASTIC", "0")
+    told = said(capsys, "--nvfp4", "rht=off bf16=qkv,proj scale=4over6")
+    assert "layers, and bf16=qkv,proj\n" in told
+    assert "  recipe          rht=off stochastic=off scale=4over6: without effect here" in told
+    assert "  recipe  " not in said(capsys, "--precision", "mxfp8")
+
+
+def test_a_late_switch_adds_slower_steps_and_the_memory_of_both(capsys) -> None:
+    def days(*words: str) -> float:
+        return float(said(capsys, *words, "--tokens", "1e12").partition("training ")[2].split()[0])
+
+    tail = ("--bf16-tail-layers", "0")
+    nvfp4, bf16 = days(*tail), days("--precision", "bf16")
+    assert days(*tail, "--switch", "0.75") == pytest.approx(0.75 * nvfp4 + 0.25 * bf16, rel=0.01)
+    for to in ("forward", "fp8"):
+        assert nvfp4 < days(*tail, "--nvfp4", f"switch=0.75:{to}") < days(*tail, "--switch", "0.75")
+    told = said(capsys, "--switch", "0.75")
+    assert "; after the switch 0.75:bf16 " in told and told.count("of them") == 2
+    assert float(told.partition("activations ")[2].split()[0]) > float(
+        said(capsys).partition("activations ")[2].split()[0]
+    )
+
+
 def test_the_smallest_split_that_fits() -> None:
     model, bf16 = find_model("llama31-8b"), find_precision("bf16")
     sizes = {"micro_batch": 4, "sequence": 4096}
@@ -139,6 +180,18 @@ def test_the_smallest_split_that_fits() -> None:
         ("--bf16-tail-layers 127", "has 126 layers, and 127"),
         ("--recompute-layers 127", "has 126 layers, and 127"),
         ("--gpus 4", "does not fit 4 GPUs"),
+        ("--nvfp4 bf16=qvk", "did you mean qkv"),
+        ("--nvfp4 rth=off", "did you mean rht"),
+        ("--nvfp4 scale=4over6", "choose no scale of a tensor with a Hadamard transform"),
+        ("--nvfp4 bf16=layers:126", "the model has 126, 0 to 125"),
+        ("--nvfp4 bf16=layers:0-110", "leaves nothing in NVFP4"),
+        ("--nvfp4 rht=off,activations=rows,bf16=proj --tensor-parallel 8", "--tensor-parallel 1 works"),
+        ("--nvfp4 rht=off --precision fp8", "does nothing for fp8"),
+        ("--switch 0.8 --nvfp4 switch=0.7", "one setting with two values"),
+        ("--switch 0.8:fp9", "did you mean 0.8:fp8"),
+        ("--switch 0.8:fp8_blockwise", "needs a Hopper GPU"),
+        ("--switch 0.8 --precision bf16", "bf16 is the highest"),
+        ("--switch 999 --tokens 1e6", "comes after the last of 1 iterations"),
         ("--gpu-kind h200", "has no peak in nvfp4"),
         ("--gpu-kind h100 --precision mxfp8", "needs a Blackwell"),
         ("--precision fp8_blockwise", "needs a Hopper"),

@@ -16,6 +16,7 @@ from playbook.plan.step_time import Coefficients, Training
 from pretraining.request import footprint
 from pretraining.request.models import find_model
 from pretraining.request.precisions import find_precision
+from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 RESULTS = Path(__file__).parents[3] / "assets/results"
 ROUGH = Coefficients(
@@ -134,15 +135,22 @@ def seconds(**changes) -> float:
     return sum(step_time.parts(training(**changes)).values())
 
 
+def stages(**changes) -> list[tuple[int, int]]:
+    """Layers of each, quantized and in BF16."""
+    found = training(**changes).stages
+    assert all(len({stage[name] for name in PROJECTIONS}) == 1 for stage in found)
+    return [(stage["qkv"], stage[step_time.ALL] - stage["qkv"]) for stage in found]
+
+
 def test_each_layer_is_on_one_stage() -> None:
-    assert training().stages() == [(15, 0), *[(16, 0)] * 6, (15, 0)]  # embedding and loss take a layer's place each
-    assert training(pipeline=9, virtual=7, gpus=288).stages() == [(14, 0)] * 9
-    assert training(pipeline=1, virtual=1, kept=(1, 15)).stages() == [(110, 16)]
+    assert stages() == [(15, 0), *[(16, 0)] * 6, (15, 0)]  # embedding and loss take a layer's place each
+    assert stages(pipeline=9, virtual=7, gpus=288) == [(14, 0)] * 9
+    assert stages(pipeline=1, virtual=1, kept=(1, 15)) == [(110, 16)]
 
 
 def test_layers_in_bf16_slow_down_the_stage_that_has_them() -> None:
     """In one piece a stage the last stage has them all, and every other waits for it."""
-    assert training(virtual=1, kept=(0, 15)).stages()[-1] == (0, 15)
+    assert stages(virtual=1, kept=(0, 15))[-1] == (0, 15)
     spread = seconds(kept=(0, 15)) / seconds()
     assert 1.1 < spread < seconds(virtual=1, kept=(0, 15)) / seconds(virtual=1)
 

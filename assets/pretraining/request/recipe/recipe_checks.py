@@ -15,6 +15,12 @@ from pretraining.request.recipe import nvfp4_recipe
 from pretraining.request.recipe.kept_in_bf16 import PROJECTIONS
 
 
+def check_precision(words: str | None, *precisions: str) -> None:
+    """Raise UsageError where a recipe was given, and none of these has one."""
+    if words and "nvfp4" not in precisions:
+        raise UsageError(f"--nvfp4 is nvfp4's recipe and does nothing for {' and '.join(precisions)}; leave it out")
+
+
 def recipe(
     args: argparse.Namespace, emulator: str | None, layers: int, ends: tuple[int, int]
 ) -> nvfp4_recipe.Nvfp4Recipe | None:

@@ -100,7 +100,7 @@ _ALL = (
     _run("precisions", WORKS, "what it can be trained in: preset, GPUs, BF16 layers"),
     _run("estimate", WORKS, "memory a GPU, step time, days and energy on hardware that is not here",
          "MODEL", "PRECISION", "GPUS", "GPU_KIND", "TOKENS", "SEQ", "GBS", "MBS", "TP", "PP", "VP", "CP",
-         "BF16_HEAD", "BF16_TAIL", "RECOMPUTE",
+         "BF16_HEAD", "BF16_TAIL", "NVFP4", "SWITCH", *SHORT, "RECOMPUTE",
          defaults={"MODEL": "llama31-405b", "PRECISION": "nvfp4", "SEQ": "8192", "MBS": "1",
                    "GBS": "four micro batches a pipeline stage", "TP": "the smallest that fits",
                    "PP": "the smallest that fits"},

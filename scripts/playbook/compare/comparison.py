@@ -9,6 +9,9 @@ import json
 import math
 import string
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from playbook.compare import equal_loss, loss_gap, parity, published, speedup
@@ -17,6 +20,8 @@ from playbook.compare.model import UNKNOWN, Arm, Comparison, Contrast, Differenc
 from playbook.compare.stats import Figure
 from pretraining.errors import UsageError
 from pretraining.record.run_folder import Peak, Run, utc_now
+
+LONGEST = 24  # characters of a fact in an arm's name
 
 
 class NotComparable(Exception):
@@ -59,7 +64,7 @@ def compare(
     not_known = [name for name in parity.MUST_BE_KNOWN if name in unchecked]
     doubt = parity.work(void, not_known)
     everything = list(called.values())
-    built = [make_arm(name, runs) for name, runs in measured.items()]
+    built = told_apart([make_arm(name, runs) for name, runs in measured.items()])
     base = _baseline(built, baseline)
     contrasts = _contrasts(built, base, measured, loss_margin, speed_up, judged=not doubt)
     mock = loss_gap.on_mock(everything)
@@ -137,6 +142,29 @@ def make_arm(name: str, runs: list[Measured]) -> Arm:
         peak_memory_kind=runs[0].memory_kind or next(iter(runs[0].memory), ""),
         figures=figures,
     )
+
+
+def told_apart(arms: list[Arm]) -> list[Arm]:
+    """The arms, those of one label with what they differ in: their recipes, and facts until none are alike.
+
+    Arms that differ in no fact known of all keep their label, and are told apart by their letters.
+    """
+    facts = dict.fromkeys(name for arm in arms for name in arm.runs[0].facts)
+    for told in (attrgetter("changed"), *(partial(_fact, name) for name in facts)):
+        by_label: dict[str, dict[str, str | None]] = {}
+        for arm in arms:
+            by_label.setdefault(arm.label, {})[arm.name] = told(arm)
+        differ = [said for said in by_label.values() if None not in said.values() and len({*said.values()}) > 1]
+        more = {name: text for said in differ for name, text in said.items()}
+        arms = [replace(arm, setting=f"{arm.setting} {more.get(arm.name, '')}".strip()) for arm in arms]
+    return arms
+
+
+def _fact(name: str, arm: Arm) -> str | None:
+    """A parity fact of an arm, "learning_rate=0.003", a long one cut; None where it is not known of all its runs."""
+    values = [run.facts.get(name, parity.USUAL.get(name)) for run in arm.runs]
+    said = ",".join(sorted({*map(str, values)}))
+    return None if None in values else f"{name}={said if len(said) <= LONGEST else f'{said[: LONGEST - 3]}...'}"
 
 
 def _verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, doubt: str, mock: bool, losses: bool) -> str:

@@ -67,6 +67,7 @@ class OfArm(msgspec.Struct):
     peak_memory: Value | None = None
     peak_memory_kind: str = ABSENT
     emulator: str | None = None
+    setting: str = ""
 
 
 class Held(msgspec.Struct):
@@ -157,7 +158,7 @@ def _are_alike(a: OfArm, b: OfArm) -> bool:
 
 
 def _label(arm: OfArm) -> str:
-    return model.label(arm.precision, arm.arithmetic, arm.emulator or "")
+    return model.label(arm.precision, arm.arithmetic, arm.emulator or "", arm.setting)
 
 
 def _same_work(old: OfArm, new: OfArm) -> None:
@@ -263,6 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _show(checks: list[Check], baseline: Path, current: Path) -> None:
     print(f"baseline  {baseline}\ncurrent   {current}\n")
+    widest = max(20, *(len(each.arm) for each in checks))
     for each in checks:
         scale, unit = (1000, "ms") if each.unit == "s" and each.before < 10 else (1, each.unit.partition(" ")[0])
         figures = f"{each.before * scale:,.4g} -> {each.now * scale:,.4g} {unit}"
@@ -272,7 +274,7 @@ def _show(checks: list[Check], baseline: Path, current: Path) -> None:
             low, high = each.interval
             change += f", {low:+.2f} to {high:+.2f} over seeds"
             verdict = "not shown" if each.undecided else verdict
-        print(f"{each.arm:<20} {each.figure:<16} {figures:<24} {change:<16} {verdict}")
+        print(f"{each.arm:<{widest}} {each.figure:<16} {figures:<24} {change:<16} {verdict}")
     left = [each for each in checks if not each.passed]
     print()
     if not any(each.kind == LOSS for each in checks):

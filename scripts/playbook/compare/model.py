@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pretraining.errors import UsageError
+from pretraining.request.precisions import PRECISIONS, default_tail
 from pretraining.request.recipe import nvfp4_recipe
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ UNUSABLE = 0.25  # interquartile range over median of step times that allow no s
 KIND = "nvfp4-playbook-comparison"  # how a comparison.json is told from somebody else's file
 
 
-def label(precision: str, arithmetic: str, emulator: str = "") -> str:
-    """The precision as a person says it: "nvfp4", "nvfp4, emulated", "nvfp4, triton-emulated"."""
+def label(precision: str, arithmetic: str, emulator: str = "", setting: str = "") -> str:
+    """The precision as a person says it: "nvfp4", "nvfp4, emulated", "nvfp4 rht=off, triton-emulated"."""
     emulated = f"{emulator}-emulated" if emulator else "emulated"
-    return f"{precision}, {emulated}" if arithmetic == "emulated" else precision
+    said = f"{precision} {setting}".rstrip()
+    return f"{said}, {emulated}" if arithmetic == "emulated" else said
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class Arm(Figured):
         emulator: which one on a GPU; "" on the CPU, which has its own, of a raw log, and where it is native.
         ingredients: of the NVFP4 recipe, as `Nvfp4Recipe.facts` has them; empty where not known or another precision.
         runs: in the order in which they ran.
+        setting: what tells it from another arm of its precision, such as "rht=off"; see `comparison.told_apart`.
     """
 
     name: str
@@ -149,16 +152,28 @@ class Arm(Figured):
     runs: list[RunResult]
     mfu_peak: str  # which peak of which precision, and its source; "" where there is no figure
     peak_memory_kind: str
+    setting: str = ""
 
     @property
     def label(self) -> str:
-        """The precision as a person says it, see `label`."""
-        return label(self.precision, self.arithmetic, self.emulator)
+        """What it is called in the comparison, see `label`."""
+        return label(self.precision, self.arithmetic, self.emulator, self.setting)
 
     @property
     def recipe(self) -> str:
         """How much of the NVFP4 recipe is on: "full", "without stochastic rounding"; "" where not known."""
         return nvfp4_recipe.differs(self.ingredients) or ("full" if self.ingredients else "")
+
+    @property
+    def changed(self) -> str:
+        """What of its recipe is not as its precision has it, as it is asked for: "rht=off tail=0"."""
+        words = nvfp4_recipe.Nvfp4Recipe.recorded(self.ingredients).changed()
+        kept = {"head": self.bf16_head_layers, "tail": self.bf16_tail_layers}
+        usual: dict[str, int] = {}
+        if (row := PRECISIONS.get(self.precision)) and (layers := self.runs[0].facts.get("num_layers")):
+            usual = {"head": row.bf16_head, "tail": default_tail(row, layers)}
+        words |= {name: str(count) for name, count in kept.items() if count is not None and count != usual.get(name)}
+        return nvfp4_recipe.as_text(words)
 
     @property
     def computes_natively(self) -> bool:

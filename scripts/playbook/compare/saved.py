@@ -90,8 +90,8 @@ def write(comparison: Comparison, path: Path) -> Path:
 
 
 def flat(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dataclass as JSON has it: figures stand beside the other facts of what they are of."""
+    """A dataclass as JSON has it: figures beside the other facts of what they are of, an empty `setting` left out."""
     found: dict[str, Any] = {}
     for name, value in fields:
-        found |= value if name == "figures" else {name: value}
+        found |= value if name == "figures" else {} if (name, value) == ("setting", "") else {name: value}
     return found

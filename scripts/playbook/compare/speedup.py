@@ -55,11 +55,11 @@ def step_time(new: Arm, base: Arm, new_runs: list[Measured], base_runs: list[Mea
             sentence += ", another emulator"
     elif emulated:
         kind = "cost of emulation"
-        name = base.precision.upper() if new.precision != base.precision else f"native {base.precision.upper()}"
+        name = f"{'native ' * (new.precision == base.precision)}{base.precision.upper()} {base.setting}".rstrip()
         sentence = f"{times} times the {name} step; an emulation shows no speed"
     else:
         kind = "speed-up"
-        sentence = f"{times}x{'' if value >= 1 else ' (slower)'}, {new.precision} over {base.precision}"
+        sentence = f"{times}x{'' if value >= 1 else ' (slower)'}, {new.label} over {base.label}"
     return replace(found, what=kind, sentence=sentence)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -22,6 +22,8 @@ from pretraining.record.run_folder import Run
 WIDTH = 400  # points; a phone shows it at nine tenths of that, a desktop two side by side
 LEFT, RIGHT, TOP, BOTTOM = 50, 18, 26, 40
 LEGEND_LINE = 17
+# How many characters there is room for: of a name in a legend, in a plot's title behind its words, in a line of text.
+IN_LEGEND, IN_TITLE, IN_LINE = 26, 26, 61
 PANEL_TITLE = 18
 MOST_SQUEEZED = 4  # times as wide as a panel needs
 FAINT = 0.3  # the opacity of what is behind a smoothed line
@@ -51,8 +53,16 @@ class Look:
 
     @property
     def label(self) -> str:
-        """The arm's name in a legend."""
+        """The arm's name."""
         return wording.name(self.arm)
+
+    def within(self, room: int) -> str:
+        """The name where it is drawn: with so little of a long setting that it has `room` characters."""
+        setting, least = self.arm.setting, len(wording.name(replace(self.arm, setting="")))
+        if not setting or len(self.label) <= room:
+            return self.label
+        kept = setting[: max(0, room - least - 2)].rstrip()
+        return wording.name(replace(self.arm, setting=f"{kept}\N{HORIZONTAL ELLIPSIS}"))
 
 
 Looks = Sequence[Look]
@@ -76,8 +86,8 @@ def single(title: str, *, height: float, legend: Sequence[Look] = ()) -> tuple[C
     if legend:
         lines = [Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=1.8) for look in legend]
         canvas.legend(
-            lines, [look.label for look in legend], ncols=2, loc="upper left", bbox_to_anchor=(0.0, 1 - 21 / height),
-            borderaxespad=0, columnspacing=1.5,
+            lines, [look.within(IN_LEGEND) for look in legend], ncols=2, loc="upper left",
+            bbox_to_anchor=(0.0, 1 - 21 / height), borderaxespad=0, columnspacing=1.5,
         )  # fmt: skip
     return canvas, axes
 
@@ -104,8 +114,9 @@ def blank(title: str, height: float) -> Canvas:
 
 def panel_title(axes: Axes, look: Look, text: str) -> None:
     """Name a panel's arm, in ink, behind a dash in its colour."""
+    name = look.within(IN_LINE - len(text))
     axes.annotate(
-        f"{look.label}: {text}", (0, 1), xycoords="axes fraction", xytext=(-LEFT + 27, 5), textcoords="offset points"
+        f"{name}: {text}", (0, 1), xycoords="axes fraction", xytext=(-LEFT + 27, 5), textcoords="offset points"
     )
     dash = Line2D([-LEFT + 1, -LEFT + 23], [9, 9], color=look.colour, linestyle=look.dashes, linewidth=2, clip_on=False)
     points = Affine2D().scale(1 / POINTS) + axes.get_figure().dpi_scale_trans  # from the panel's upper left corner

@@ -76,9 +76,12 @@ def render(comparison: Comparison, runs: Runs, drawings: Mapping[str, Drawing], 
 
 
 def title(comparison: Comparison) -> str:
-    """ "nvfp4 against bf16"."""
-    others = [arm.label for arm in comparison.arms if arm.name != comparison.baseline]
-    return f"{', '.join(dict.fromkeys(others))} against {comparison.arm(comparison.baseline).label}"
+    """ "nvfp4 against bf16"; with the arms' letters where nothing else tells them apart."""
+    called = {arm.name: arm.label for arm in comparison.arms}
+    if len({*called.values()}) < len(called):
+        called = {arm.name: wording.name(arm) for arm in comparison.arms}
+    base = called.pop(comparison.baseline)
+    return f"{', '.join(called.values())} against {base}"
 
 
 def _model(runs: Runs) -> str:

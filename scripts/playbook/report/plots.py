@@ -37,7 +37,7 @@ def speed(comparison: Comparison, looks: Sequence[Look]) -> Iterator[Plot]:
 def _ratios(name: str, what: str, ratios: Mapping[str, Ratio], looks: Sequence[Look]) -> Plot:
     """The ratios of one kind, by arm."""
     shown = [look for look in looks if look.arm.name in ratios]
-    title = f"{what.capitalize()} against {looks[0].label}"
+    title = f"{what.capitalize()} against {looks[0].within(drawing.IN_TITLE)}"
     canvas, axes = drawing.single(title, height=TOP + BOTTOM + 38 * len(shown))
     axes.grid(visible=False)
     smallest = max(ratios[look.arm.name].smallest for look in shown)
@@ -49,10 +49,11 @@ def _ratios(name: str, what: str, ratios: Mapping[str, Ratio], looks: Sequence[L
         axes.plot([1, 1], [row - 0.22, row + 0.45], color=INK, linewidth=1.2)
         _interval_bar(axes, figure, row, look)
         ends = wording.interval(figure)
-        text = f"{look.label}   {wording.value(figure)}{f'  ({ends})' if ends else ''}"
+        text = f"   {wording.value(figure)}{f'  ({ends})' if ends else ''}"
+        said.append(f"{look.label}{text}")
+        text = f"{look.within(drawing.IN_LINE - len(text))}{text}"
         axes.annotate(text, (0, row), xycoords=("axes fraction", "data"), xytext=(-LEFT + 3, 14),
                       textcoords="offset points", va="center")  # fmt: skip
-        said.append(text)
     ends = [end for each in ratios.values() for end in (each.figure.low, each.figure.value, each.figure.high) if end]
     first, last = min(1 / (1 + smallest), *ends), max(1 + smallest, *ends)
     room = 0.06 * (last - first) or 0.02
@@ -169,7 +170,7 @@ def loss_gap(comparison: Comparison, runs: Runs, looks: Sequence[Look]) -> Plot 
     gaps = [(look, x, gap) for look, x, gap in gaps if np.isfinite(gap).any()]
     if not gaps or _tokens_a_step(runs, looks):
         return None
-    title = f"Loss gap to {base.label}, per cent"
+    title = f"Loss gap to {base.within(drawing.IN_TITLE)}, per cent"
     canvas, axes = drawing.single(title, height=270, legend=[look for look, _, _ in gaps])
     contrasts = {each.candidate: each for each in comparison.contrasts}
     axes.axhline(0, color=INK, linewidth=1.2)

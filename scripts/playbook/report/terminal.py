@@ -172,7 +172,7 @@ def _two_arms(comparison: Comparison, *, stacked: bool = False) -> Table:
     table.add_column("", no_wrap=True)
     arms = comparison.arms
     for arm in arms:
-        table.add_column(f"{arm.name}: {arm.label}{_repeats(arm)}", no_wrap=True)
+        table.add_column(_head(arm), no_wrap=True)
 
     def row(label: str, cells: list[str]) -> None:
         if stacked and max(map(len, cells)) > CELL:
@@ -220,7 +220,7 @@ def _many_arms(comparison: Comparison) -> Table:
         speed = arm.step_time and base.step_time and arm.step_time.value / base.step_time.value
         step, tokens, tflops, memory, loss = map(arm.figures.get, COLUMNS)
         cells = [
-            f"{arm.name}: {arm.label}{_repeats(arm)}",
+            _head(arm),
             step and wording.value(step),
             f"{speed:.3f}x" if contrast and contrast.step_time and speed else "baseline" if arm is base else "",
             tokens and wording.bare(tokens),
@@ -233,8 +233,10 @@ def _many_arms(comparison: Comparison) -> Table:
     return table
 
 
-def _repeats(arm: Arm) -> str:
-    return f" ×{len(arm.runs)}" if len(arm.runs) > 1 else ""
+def _head(arm: Arm) -> str:
+    """ "B: nvfp4, emulated ×3"; where a setting makes it long, in lines."""
+    said = f"{arm.name}: {arm.label}" + (f" ×{len(arm.runs)}" if len(arm.runs) > 1 else "")
+    return "\n   ".join(textwrap.wrap(said, CELL, break_on_hyphens=False)) if arm.setting else said
 
 
 def _timed(arm: Arm) -> str:

@@ -185,6 +185,20 @@ def emulators() -> Case:
     return compared(*groups, reproduce="make compare RUNS='a b c'")
 
 
+def recipes() -> Case:
+    """BF16, NVFP4 and NVFP4 with much of its recipe changed, which makes a long name; three seeds each."""
+    changed = {"rht": False, "stochastic": False, "four_over_six": "weights", "in_bf16": "qkv,proj"}
+    groups = []
+    for at, (precision, ingredients) in enumerate((("bf16", {}), ("nvfp4", FULL), ("nvfp4", FULL | changed))):
+        groups.append([])
+        for seed in range(3):
+            known: dict[str, Any] = {"device": CPU, "iterations": 120, "watts": None, "work": TINY | {"seed": seed}}
+            run = make_run(precision, 0.476, seed=10 * at + seed, used=1.1e9, gap=0.004 * at, **known)
+            run.environment["precision"] |= {"ingredients": ingredients, "bf16_tail_layers": 0}
+            groups[-1].append(run)
+    return compared(*groups, reproduce="make compare RUNS='a b c'")
+
+
 CASES = {
     "gb300": gb300,
     "cpu": on_cpu,
@@ -193,4 +207,5 @@ CASES = {
     "three-arms": three_arms,
     "raw-logs": raw_logs,
     "emulators": emulators,
+    "recipes": recipes,
 }

@@ -43,7 +43,7 @@ CONTRAST = """(() => {
 })()"""
 
 
-@pytest.mark.parametrize("name", ["gb300", "three-arms", "cpu", "forced", "emulators"])
+@pytest.mark.parametrize("name", ["gb300", "three-arms", "cpu", "forced", "emulators", "recipes"])
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_nothing_is_wider_than_the_window(
     browser: chromium.Browser, written: Callable[[str], Path], name: str, width: int
@@ -56,7 +56,7 @@ def test_nothing_is_wider_than_the_window(
     assert browser.evaluate(OUT_OF_PLOT) == []
     assert browser.evaluate(TEXT_SIZE) >= SMALLEST_TEXT
     verdict = browser.evaluate("document.querySelector('.verdict').getBoundingClientRect().bottom")
-    assert 0 < verdict < 500, "the verdict is on the first screen"
+    assert 0 < verdict < 500 or name == "recipes", "the verdict is on the first screen, unless it judges several losses"
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])

@@ -18,6 +18,7 @@ from pretraining.numerics.rounding_triton import (
     count_programs,
     divided_by_six,
     element_multiplier,
+    in_fp32,
     largest_of,
     load_rows,
     place,
@@ -56,11 +57,10 @@ def choose(x: Tensor, amax: Tensor, blocks: tl.constexpr, how: Rounding) -> Tens
             amax,
             scales,
             height,
-            width,
             BLOCKS=blocks.value,
             SQUARED=how.four_over_six == "mse",
             BY_ROW=how.by_row,
-            **strips_of(width),
+            **strips_of(height, width),
             enable_fp_fusion=False,  # a product and a sum are rounded each, as in the specification
         )
     return scales
@@ -93,7 +93,7 @@ def _errors(elements, scale, decode, amax, SQUARED: tl.constexpr):
     total = tl.zeros_like(scale)
     for i in tl.static_range(LENGTH):
         value = to_e2m1(elements[i], multiplier, 0, False) * scale * amax
-        apart = tl.math.div_rn(value, SCALED_MAX) - elements[i]
+        apart = tl.math.div_rn(value, SCALED_MAX) - tl.abs(elements[i])
         total += apart * apart if SQUARED else tl.abs(apart)
     return total
 
@@ -112,11 +112,12 @@ def _choose_kernel(
     amax,
     scales,
     height,
-    width,
+    width: tl.constexpr,
     BLOCKS: tl.constexpr,
     SQUARED: tl.constexpr,
     BY_ROW: tl.constexpr,
     WIDTH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # one program: 16 rows, WIDTH columns
     group, strip = place(tl.program_id(0), width, WIDTH)
     count: tl.constexpr = WIDTH // LENGTH
@@ -130,12 +131,12 @@ def _choose_kernel(
         elements = _load_blocks(x, group * LENGTH, strip, height, width, count)
     else:
         columns = strip * WIDTH + tl.arange(0, WIDTH)
-        elements = load_rows(x, group * LENGTH, height, width, columns)
+        elements = in_fp32(load_rows(x, group * LENGTH, height, width, columns, WHOLE))
         if BLOCKS == ROTATED:
             turned = rotate_rows(elements)
             rounded = ()
             for i in tl.static_range(LENGTH):
-                rounded += (to_bf16(turned[i]) * 0.25,)
+                rounded += (to_bf16(turned[i]).to(tl.float32) * 0.25,)
             elements = rounded
     of_blocks = largest_of(elements)
     if BLOCKS == TILES:

@@ -28,15 +28,17 @@ from pretraining.numerics.rounding_triton import (
     WIDTH,
     block_scales,
     blocks_in,
-    byte_of,
     count_programs,
     element_multiplier,
+    in_fp32,
     largest_of,
     load_rows,
     place,
+    random_raise,
     random_words,
     rotate_rows,
     row_address,
+    signed_product,
     strips_of,
     tensor_scales,
     to_bf16,
@@ -94,7 +96,8 @@ def quantize(
     column_scales = choose(x, amax[at:], ROTATED if how.rht else COLUMNS, how) if columns else amax
     if x.numel():
         options = {"ROWS": rows, "COLUMNS": columns, "RHT": how.rht, "STOCHASTIC": how.stochastic, "FOLDED": folded}
-        options |= {"CHOSEN": bool(how.four_over_six), "BY_ROW": how.by_row, "maxnreg": REGISTERS, **strips_of(width)}
+        options |= {"CHOSEN": bool(how.four_over_six), "BY_ROW": how.by_row, "maxnreg": REGISTERS}
+        options |= strips_of(height, width)
         _quantize_kernel[(count_programs(height, width),)](
             x,
             of_rows,
@@ -106,7 +109,6 @@ def quantize(
             seed if how.stochastic else amax,
             stream,
             height,
-            width,
             **options,
         )
     row_scale, column_scale = scales[:1], scales[1:]
@@ -122,10 +124,10 @@ def _tiles(x: Tensor, how: Rounding, folded: bool, out: Operand | None, skip: Te
         out = Operand(torch.empty(x.shape, dtype=torch.bfloat16, device=x.device), amax.new_empty(1).float())
     if x.numel():
         chosen = choose(x, amax, TILES, how)
-        options = {"FOLDED": folded, "CHOSEN": bool(how.four_over_six), "SKIPS": skip is not None, **strips_of(width)}
+        options = {"FOLDED": folded, "CHOSEN": bool(how.four_over_six), "SKIPS": skip is not None}
         to = out.values, out.scale
         _tiles_kernel[(count_programs(height, width),)](
-            x, *to, amax, chosen, amax if skip is None else skip, height, width, **options
+            x, *to, amax, chosen, amax if skip is None else skip, height, **options, **strips_of(height, width)
         )
     return out
 
@@ -144,8 +146,10 @@ def _amax(x: Tensor, *, columns: bool, rht: bool, by_row: bool = False, skip: Te
     if x.numel():
         groups = min(GROUPS, blocks_in(height))
         options = {"COLUMNS": columns, "RHT": rht, "BY_ROW": by_row, "GROUPS": groups, "SKIPS": skip is not None}
+        options |= strips_of(height, width)
+        options["WHOLE"] &= height % (groups * BLOCK) == 0
         programs = count_programs(height, width, groups)
-        _amax_kernel[(programs,)](x, amax, amax if skip is None else skip, height, width, **options, **strips_of(width))
+        _amax_kernel[(programs,)](x, amax, amax if skip is None else skip, height, **options)
     if columns and not rht and not by_row:
         amax[1:] = amax[:1]
     return amax
@@ -162,13 +166,14 @@ def _amax_kernel(
     amax,
     skip,
     height,
-    width,
+    width: tl.constexpr,
     COLUMNS: tl.constexpr,
     RHT: tl.constexpr,
     BY_ROW: tl.constexpr,
     GROUPS: tl.constexpr,
     SKIPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # one program: GROUPS x 16 rows, WIDTH columns
     if SKIPS:  # noqa: SIM102 - decided when this is compiled
         if tl.load(skip) != 0:
@@ -179,7 +184,7 @@ def _amax_kernel(
     rotated = tl.zeros([WIDTH], dtype=tl.float32)
     for group in range(GROUPS):
         top = (first * GROUPS + group) * LENGTH
-        rows = load_rows(x, top, height, width, columns)
+        rows = in_fp32(load_rows(x, top, height, width, columns, WHOLE))
         if BY_ROW:
             for i in tl.static_range(LENGTH):
                 largest = tl.max(tl.abs(rows[i]).to(tl.int32, bitcast=True))
@@ -189,7 +194,7 @@ def _amax_kernel(
             rotated = tl.maximum(rotated, largest_of(rotate_rows(rows)), propagate_nan=ALL_NAN)
     # As integers, magnitudes keep their order and NaN is above them all.
     if RHT:
-        rotated = tl.where(rotated == float("inf"), rotated, tl.abs(to_bf16(rotated * 0.25)))
+        rotated = tl.where(rotated == float("inf"), rotated, tl.abs(to_bf16(rotated * 0.25).to(tl.float32)))
     if BY_ROW:
         if COLUMNS:
             to = amax + tl.cdiv(height, LENGTH) * LENGTH + columns
@@ -219,7 +224,7 @@ def _quantize_kernel(
     seed,
     stream,
     height,
-    width,
+    width: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RHT: tl.constexpr,
@@ -228,11 +233,13 @@ def _quantize_kernel(
     CHOSEN: tl.constexpr,
     BY_ROW: tl.constexpr,
     WIDTH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # one program: 16 rows, WIDTH columns
     group, strip = place(tl.program_id(0), width, WIDTH)
     first = group * LENGTH
     columns = strip * WIDTH + tl.arange(0, WIDTH)
-    rows = load_rows(x, first, height, width, columns)
+    source = load_rows(x, first, height, width, columns, WHOLE)
+    rows = in_fp32(source)
     words = random_words(seed, stream, columns, group) if STOCHASTIC else ()
     if ROWS:
         encode, decode, tensor_scale = tensor_scales(amax, CHOSEN)
@@ -244,14 +251,16 @@ def _quantize_kernel(
                 if strip == 0:
                     tl.store(scales + first + i, row_scale)
             blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])
-            byte = tl.reshape(byte_of(words, i), [WIDTH // LENGTH, LENGTH]) if STOCHASTIC else 0
+            raise_by = tl.reshape(random_raise(words, i), [WIDTH // LENGTH, LENGTH]) if STOCHASTIC else 0
             largest = tl.max(tl.abs(blocks), axis=1)
             chosen = row_scales, strip, first + i, height, width // LENGTH
             scale = _scales(largest, encode, chosen, WIDTH // LENGTH, FOLDED, CHOSEN)
             multiplier = element_multiplier(scale, decode)
-            values = to_e2m1(blocks, multiplier[:, None], byte, STOCHASTIC) * scale[:, None]
-            to = row_address(of_rows, first + i, width) + columns
-            tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))
+            magnitudes = to_e2m1(blocks, multiplier[:, None], raise_by, STOCHASTIC)
+            signs = tl.reshape(source[i], [WIDTH // LENGTH, LENGTH])
+            values = tl.reshape(signed_product(magnitudes, scale[:, None], signs), [WIDTH])
+            inside = None if WHOLE else (columns < width) & (first + i < height)
+            tl.store(row_address(of_rows, first, width) + columns + i * width, values, mask=inside)
     if COLUMNS:
         at = tl.cdiv(height, LENGTH) * LENGTH + columns if BY_ROW else 1
         encode, decode, tensor_scale = tensor_scales(amax + at, CHOSEN)
@@ -259,10 +268,10 @@ def _quantize_kernel(
             tl.store(scales + at, tensor_scale)
         if RHT:
             rows = rotate_rows(rows)
-            rounded = ()
+            source = ()
             for i in tl.static_range(LENGTH):
-                rounded += (to_bf16(rows[i]),)
-            rows = rounded
+                source += (to_bf16(rows[i]),)
+            rows = in_fp32(source)
         unit: tl.constexpr = 0.25 if RHT else 1.0  # of the rows, which are four times the orthonormal transform
         chosen = column_scales, strip, group, tl.cdiv(height, LENGTH), width
         scale = _scales(largest_of(rows) * unit, encode, chosen, WIDTH, FOLDED, CHOSEN)
@@ -270,10 +279,10 @@ def _quantize_kernel(
         for i in tl.static_range(LENGTH):
             # The bits of the row 8 further: each of the two results has bits of its own for each element, and the same
             # element is rounded independently in both, for half the random bits.
-            byte = byte_of(words, i ^ 8) if STOCHASTIC else 0
-            values = to_e2m1(rows[i], multiplier, byte, STOCHASTIC) * scale
-            to = row_address(of_columns, first + i, width) + columns
-            tl.store(to, values.to(tl.bfloat16), mask=columns < width)
+            raise_by = random_raise(words, i ^ 8) if STOCHASTIC else 0
+            values = signed_product(to_e2m1(rows[i], multiplier, raise_by, STOCHASTIC), scale, source[i])
+            inside = None if WHOLE else columns < width
+            tl.store(row_address(of_columns, first, width) + columns + i * width, values, mask=inside)
 
 
 @triton.jit
@@ -285,11 +294,12 @@ def _tiles_kernel(
     tile_scales,
     skip,
     height,
-    width,
+    width: tl.constexpr,
     FOLDED: tl.constexpr,
     CHOSEN: tl.constexpr,
     SKIPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # one program: 16 rows, WIDTH columns
     if SKIPS:  # noqa: SIM102 - decided when this is compiled
         if tl.load(skip) != 0:
@@ -297,7 +307,8 @@ def _tiles_kernel(
     group, strip = place(tl.program_id(0), width, WIDTH)
     first = group * LENGTH
     columns = strip * WIDTH + tl.arange(0, WIDTH)
-    rows = load_rows(x, first, height, width, columns)
+    source = load_rows(x, first, height, width, columns, WHOLE)
+    rows = in_fp32(source)
     encode, decode, tensor_scale = tensor_scales(amax, CHOSEN)
     if tl.program_id(0) == 0:
         tl.store(scale_out, tensor_scale)
@@ -307,6 +318,7 @@ def _tiles_kernel(
     multiplier = element_multiplier(scale, decode)
     for i in tl.static_range(LENGTH):
         blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])
-        values = to_e2m1(blocks, multiplier[:, None], 0, False) * scale[:, None]
-        to = row_address(out, first + i, width) + columns
-        tl.store(to, tl.reshape(values, [WIDTH]).to(tl.bfloat16), mask=(columns < width) & (first + i < height))
+        signs = tl.reshape(source[i], [WIDTH // LENGTH, LENGTH])
+        values = signed_product(to_e2m1(blocks, multiplier[:, None], 0, False), scale[:, None], signs)
+        inside = None if WHOLE else (columns < width) & (first + i < height)
+        tl.store(row_address(out, first, width) + columns + i * width, tl.reshape(values, [WIDTH]), mask=inside)

@@ -48,7 +48,7 @@ MODES = {
     "tile choice": (choice._choose_kernel, CHOICE | {"BLOCKS": choice.TILES.value}, UNFUSED),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-STRIP = kernels.strips_of(4096)
+STRIP = kernels.strips_of(64, 4096)
 ELEMENTS = STRIP["WIDTH"] * 16 // (STRIP["num_warps"] * 32)  # a thread
 
 
@@ -56,16 +56,18 @@ def main() -> None:
     rows = []
     for capability in map(int, sys.argv[1:]):
         for mode, (kernel, constants, options) in MODES.items():
-            constants = constants | {"WIDTH": STRIP["WIDTH"]}
+            constants = constants | {name: STRIP[name] for name in ("width", "WIDTH", "WHOLE")}
             types = {name: "constexpr" if name in constants else TYPES.get(name, "i32") for name in kernel.arg_names}
             source = ASTSource(
                 kernel,
                 types,
-                constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+                constexprs={
+                    (place,): constants[name] for place, name in enumerate(kernel.arg_names) if name in constants
+                },
                 attrs={
                     (place,): [["tt.divisibility", 16]]
                     for place, name in enumerate(kernel.arg_names)
-                    if name in TYPES or name in ("height", "width")
+                    if name in TYPES or name == "height"
                 },
             )
             options = options | {"num_warps": STRIP["num_warps"]}

@@ -138,7 +138,8 @@ def test_a_flag_on_the_device_keeps_an_earlier_result():
 def test_results_do_not_depend_on_how_a_matrix_is_cut_into_programs(monkeypatch):
     x = sample((40, 768), "wide")  # in strips of half a program's width, or in two of which the last is half empty
     narrow = quantize(x, rht=True, seed=seed(5))
-    monkeypatch.setattr(nvfp4_triton, "strips_of", lambda width: {"WIDTH": 512, "num_warps": 4})
+    whole = {"width": x.shape[1], "WIDTH": 512, "WHOLE": False, "num_warps": 4}
+    monkeypatch.setattr(nvfp4_triton, "strips_of", lambda height, width: whole.copy())
     monkeypatch.setattr(nvfp4_triton, "count_programs", lambda height, width, groups=1: -(-height // 16 // groups) * 2)
     for one, other in zip(narrow, quantize(x, rht=True, seed=seed(5)), strict=True):
         assert torch.equal(bits(one.values), bits(other.values)) and torch.equal(one.scale, other.scale)
@@ -214,13 +215,13 @@ def test_they_compile_for_gpus_that_are_not_here(environment, tmp_path):
         env=environment(TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    # Triton 3.7.1: 11.2, 40.6, 49.9, 18.0, 75.8 and 69.0 instructions an element, and by row
-    # 19.0, 57.5 and 71.6. Other versions may need a few more.
-    most = {"maxima": 12.5, "nearest": 44.0, "stochastic": 54.0, "tiles": 20.0}
-    most |= {"chosen": 44.0, "choice": 84.0, "tile choice": 76.0}
-    most |= {"maxima by row": 21.0, "by row": 62.0, "row choice": 78.0}
+    # Triton 3.7.1: 9.8, 36.5, 43.9, 14.2, 69.9 and 64.8 instructions an element, and by row
+    # 16.2, 52.2 and 64.6. Other versions may need a few more.
+    most = {"maxima": 11.0, "nearest": 40.0, "stochastic": 47.5, "tiles": 16.0}
+    most |= {"chosen": 37.0, "choice": 76.0, "tile choice": 72.0}
+    most |= {"maxima by row": 18.0, "by row": 57.0, "row choice": 71.0}
     rows = json.loads(ended.stdout)
     assert {row["mode"] for row in rows} == set(most)
     for row in rows:
-        assert row["instructions"] <= most[row["mode"]] and row["spilled"] <= 64, row
+        assert row["instructions"] <= most[row["mode"]] and row["spilled"] <= 96, row
         assert row["registers"] <= (192 if row["mode"] == "row choice" else 168), row

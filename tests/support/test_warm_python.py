@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm_python
 from warm_python import WarmPython
 
 
@@ -52,3 +53,18 @@ def test_one_that_takes_too_long_is_killed(warm, until, tmp_path: Path) -> None:
         warm.run(["-c", code, str(pid)], os.environ, 2)
     until(lambda: not Path(f"/proc/{pid.read_text()}").exists(), 10)
     assert warm.run(["-c", "print(1)"], os.environ, 60).stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("imports", "says"),
+    [("raise SystemExit(3)", "within 1 s: .* has ended with 3"), ("import time; time.sleep(60)", "still runs")],
+)
+def test_a_server_that_forks_nothing_is_said(monkeypatch, imports: str, says: str) -> None:
+    monkeypatch.setattr(warm_python, "PATIENCE", 1.0)
+    python = WarmPython(imports, os.environ)
+    if "3" in says:
+        python._server.wait(timeout=60)
+    with pytest.raises(RuntimeError, match=says):
+        python.run(["-c", ""], os.environ, 60)
+    python._server.kill()
+    python.close()

@@ -20,6 +20,8 @@ import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+PATIENCE = 300.0  # seconds that the server may take to fork; before the first time it imports
+
 
 class WarmPython:
     """`WarmPython("import numpy", environment).run(["script.py", "--flag"])`, as `subprocess.run` with captured text.
@@ -50,16 +52,25 @@ class WarmPython:
 
         Raises:
             subprocess.TimeoutExpired: it took longer, and was killed.
+            RuntimeError: the server has ended, or does not answer.
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors, open(os.devnull) as nothing:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-                server.connect(self._address)
-                asked = json.dumps({"words": list(words), "environment": dict(environment), "folder": os.getcwd()})
-                socket.send_fds(server, [b"x"], [each.fileno() for each in (nothing, out, errors)])
-                server.sendall(asked.encode())
-                server.shutdown(socket.SHUT_WR)
-                answers = server.makefile()
-                child = int(answers.readline())
+                server.settimeout(PATIENCE)
+                try:
+                    server.connect(self._address)
+                    asked = json.dumps({"words": list(words), "environment": dict(environment), "folder": os.getcwd()})
+                    socket.send_fds(server, [b"x"], [each.fileno() for each in (nothing, out, errors)])
+                    server.sendall(asked.encode())
+                    server.shutdown(socket.SHUT_WR)
+                    answers = server.makefile()
+                    child = int(answers.readline())
+                except (OSError, ValueError) as error:
+                    code = self._server.poll()
+                    state = "still runs" if code is None else f"has ended with {code}"
+                    raise RuntimeError(
+                        f"no process for {list(words)} within {PATIENCE:g} s: the Python that forks them {state}"
+                    ) from error
                 server.settimeout(timeout)
                 try:
                     code = int(answers.readline())

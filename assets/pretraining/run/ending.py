@@ -136,15 +136,14 @@ def check_capability(chosen: Settings) -> None:
     if row.is_probed(capability, emulate=emulated):
         also = ", or --emulate (EMULATE=1)" if row.fp4 else ""
         _require_engine(packages.PROBED, f"{row.name} on compute capability {version}", also)
-    emulation = "--emulate (EMULATE=1) needs no such kernels"
     if switch := chosen.late_switch:
         switch.check(row, capability)
-        if switch.to == "forward" and not emulated:
-            also = f"; --switch {switch._replace(to='bf16')} works, and NVFP4 with {emulation}"
-            _require_engine(packages.HYBRID, f"--switch {switch}", also)
-    if chosen.nvfp4 and not emulated:
-        for words, release in recipe_checks.later_engine(chosen.nvfp4).items():
-            _require_engine(release, words, f"; {emulation}")
+    if not emulated:
+        for words, release in recipe_checks.later_engine(chosen.nvfp4, switch).items():
+            also = "NVFP4 with --emulate (EMULATE=1) needs no such kernels"
+            if words == f"--switch {switch}":
+                also = f"--switch {switch._replace(to='bf16')} works, and {also}"
+            _require_engine(release, words, f"; {also}")
 
 
 def _require_engine(least: tuple[int, ...], what: str, also: str = "") -> None:

@@ -8,7 +8,7 @@ from pretraining import packages
 from pretraining.errors import UsageError
 from pretraining.request import footprint, parallel
 from pretraining.request.models import MODELS, Model, find_model
-from pretraining.request.precisions import PRECISIONS, Precision
+from pretraining.request.precisions import PRECISIONS, LateSwitch, Precision
 from pretraining.request.recipe import nvfp4_recipe, recipe_checks
 from pretraining.request.recipe.kept_in_bf16 import EXAMPLE
 from pretraining.units import amount
@@ -83,7 +83,7 @@ def _print_words() -> None:
 
 
 def _native(found: nvfp4_recipe.Nvfp4Recipe) -> str:
-    needed = {*recipe_checks.later_engine(found).values(), *[packages.HYBRID] * found.switch.endswith(":forward")}
+    needed = {*recipe_checks.later_engine(found, LateSwitch.of(found.switch)).values()}
     said = [f"from Transformer Engine {packages.dotted(release)}" for release in needed]
     if recipe_checks.not_native(found):
         beside = [{"rht": "off"}, {"rht": "off", "bf16": "proj"}]

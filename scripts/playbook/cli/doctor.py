@@ -232,13 +232,11 @@ def _container_checks(connected: Engine, inventory: Inventory, wanted: Wanted, p
 
 def _least_engine(inventory: Inventory, wanted: Wanted, precision: Precision, chosen: Settings) -> tuple[int, ...]:
     """The oldest Transformer Engine that has what is asked for; () where any will do."""
-    if not precision.fp4:
-        return packages.PROBED if _probes(inventory, wanted, precision) else ()
-    if wanted.emulate:
+    if precision.fp4 and wanted.emulate:
         return packages.CUSTOM_RECIPES
-    if _probes(inventory, wanted, precision):
-        return packages.PROBED
-    return max([packages.NVFP4, *recipe_checks.later_engine(chosen.nvfp4).values()])
+    needed = [*recipe_checks.later_engine(chosen.nvfp4, chosen.late_switch).values()]
+    needed += [packages.NVFP4] * precision.fp4 + [packages.PROBED] * _probes(inventory, wanted, precision)
+    return max(needed, default=())
 
 
 def _local_checks(precision: Precision, engine_release: tuple[int, ...]) -> Iterator[Check]:

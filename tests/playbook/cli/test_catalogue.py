@@ -62,6 +62,7 @@ WHERE = {  # word: natively, and by the reference quantizer
     "scale=4over6:activations": ("from Transformer Engine 2.18 with rht=off", "no"),
     "error=mse": ("from Transformer Engine 2.18", "no"),
     "activations=rows": ("from Transformer Engine 2.19 with rht=off bf16=proj", "no"),
+    "switch=0.82:forward": ("from Transformer Engine 2.19", "no"),
     "bf16": ("yes", "yes"),
     "primary=bf16": ("yes", "always"),
 }

@@ -154,6 +154,24 @@ def test_nvfp4_needs_a_newer_transformer_engine_than_fp8(bare_metal) -> None:
     assert bare_metal(old, "--precision", "fp8")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "least"),
+    [
+        (["--nvfp4", "switch=0.82:forward"], "2.19"),
+        (["--nvfp4", "switch=0.82:bf16"], "2.8"),
+        (["--nvfp4", "scale=4over6:weights"], "2.18"),
+        (["--nvfp4", "scale=4over6:weights switch=0.82:forward"], "2.19"),
+        (["--precision", "mxfp8", "--switch", "9:forward"], "2.19"),
+        (["--precision", "mxfp8", "--switch", "9:bf16"], ""),
+        (["--nvfp4", "switch=0.82:forward", "--emulate"], "2.10"),
+    ],
+)
+def test_the_engine_is_as_new_as_the_recipe_and_the_switch_need(bare_metal, flags: list[str], least: str) -> None:
+    _, checks = bare_metal({**WHOLE, "transformer-engine": "2.7.0"}, *flags)
+    check = checks["transformer-engine"]
+    assert check["ok"] is (not least) and (not least or f"needs {least} or newer" in check["found"])
+
+
 @pytest.mark.parametrize("flags", [["--disable-fp4"], ["--precision", "bf16"]])
 def test_bf16_needs_no_fp4_however_it_is_asked_for(bare_metal, flags: list[str]) -> None:
     code, checks = bare_metal({**WHOLE, "transformer-engine": "2.7.0"}, *flags)

@@ -120,10 +120,12 @@ def check_split(found: nvfp4_recipe.Nvfp4Recipe | None, split: dict[str, int], *
         )
 
 
-def later_engine(found: nvfp4_recipe.Nvfp4Recipe) -> dict[str, tuple[int, ...]]:
-    """The words that not every Transformer Engine with NVFP4 computes, and the release from which on it does."""
+def later_engine(found: nvfp4_recipe.Nvfp4Recipe | None, switch: LateSwitch | None) -> dict[str, tuple[int, ...]]:
+    """What not every Transformer Engine computes by its own kernels, and the release from which on it does."""
     since = {"scale": packages.FOUR_OVER_SIX, "activations": packages.ROW_SCALED}
-    return {f"{word}={value}": since[word] for word, value in found.changed().items() if word in since}
+    words = found.changed() if found else {}
+    needed = {f"{word}={value}": since[word] for word, value in words.items() if word in since}
+    return needed | ({f"--switch {switch}": packages.HYBRID} if switch and switch.to == "forward" else {})
 
 
 def late_switch(

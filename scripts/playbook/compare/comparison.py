@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from playbook.compare import equal_loss, loss_gap, parity, published, speedup
 from playbook.compare.figures import Measured, alike, measure, of_arm, of_contrast, peak
@@ -21,7 +22,7 @@ from playbook.compare.stats import Figure
 from pretraining.errors import UsageError
 from pretraining.record.run_folder import Peak, Run, utc_now
 
-LONGEST = 24  # characters of a fact in an arm's name
+LONGEST = 36  # characters of a fact in an arm's name
 
 
 class NotComparable(Exception):
@@ -163,8 +164,14 @@ def told_apart(arms: list[Arm]) -> list[Arm]:
 def _fact(name: str, arm: Arm) -> str | None:
     """A parity fact of an arm, "learning_rate=0.003", a long one cut; None where it is not known of all its runs."""
     values = [run.facts.get(name, parity.USUAL.get(name)) for run in arm.runs]
-    said = ",".join(sorted({*map(str, values)}))
-    return None if None in values else f"{name}={said if len(said) <= LONGEST else f'{said[: LONGEST - 3]}...'}"
+    said = " ".join(sorted({_as_asked(name, value) for value in values}))
+    return None if None in values else said if len(said) <= LONGEST else f"{said[: LONGEST - 3]}..."
+
+
+def _as_asked(name: str, value: Any) -> str:
+    """ "seed=1"; of overrides each that there is."""
+    asked = value if isinstance(value, dict) else {name: value}
+    return " ".join(f"{key}={inner}" for key, inner in asked.items())
 
 
 def _verdict(arms: list[Arm], contrasts: list[Contrast], base: Arm, *, doubt: str, mock: bool, losses: bool) -> str:

@@ -24,7 +24,10 @@ MUST_BE_KNOWN = (*MODEL_SIZES, "sequence_length", "global_batch_size", "seed", "
 ABSENT = "not recorded"
 NO_SIZE = "not in the log"
 # What training records only where it is otherwise.
-USUAL = {"finetune": "none: pretraining", "weights": "random", "engine_switches": "none"}
+USUAL = {
+    "finetune": "none: pretraining", "weights": "random",
+    **dict.fromkeys(("engine_switches", "overrides", "tuned", "plugin"), "none"),
+}  # fmt: skip
 FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
 
 WHOLE_LOG = "give the log from its start, of several nodes the first node's too in the same file, or the run folder"

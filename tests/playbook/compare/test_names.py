@@ -87,8 +87,9 @@ def test_arms_of_one_precision_are_called_by_what_of_their_recipes_is_changed(ar
         ("learning_rate", (0.003, 0.001), ["learning_rate=0.003", "learning_rate=0.001"]),
         ("global_batch_size", (32, 64, 64), ["global_batch_size=32", "global_batch_size=64", "global_batch_size=64"]),
         ("finetune", ("absent", "lora"), ["finetune=none: pretraining", "finetune=lora"]),
-        ("data", ("mock", "a-text-whose-name-goes-on-and-on"), ["data=mock", "data=a-text-whose-name-goe..."]),
+        ("data", ("mock", "a-text-whose-name-goes-on-and-on"), ["data=mock", "data=a-text-whose-name-goes-on-an..."]),
         ("engine_switches", (["A=1"], ["B=1"]), ["engine_switches=['A=1']", "engine_switches=['B=1']"]),
+        ("overrides", ("absent", {"model.dropout": "0.1"}), ["overrides=none", "model.dropout=0.1"]),
         ("seed", ("absent", 5), ["", ""]),  # what one does not tell names neither
     ],
 )

@@ -11,3 +11,19 @@ record      the run folder
 
 The last three need no torch, and the host reads them too, so that each schema, default and table stands once.
 """
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+_shown = sys.excepthook
+
+
+def _unless_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a script still loads, before it can say so in words, ends it without a traceback, as 130."""
+    if not issubclass(kind, KeyboardInterrupt):
+        _shown(kind, error, trace)
+
+
+sys.excepthook = _unless_interrupted

@@ -1,5 +1,6 @@
 """What the scripts in assets/ load before they know what is asked of them: a wrong flag must cost no seconds."""
 
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,17 @@ def test_a_script_loads_nothing_heavy_by_itself(in_python, script: str) -> None:
     """)
     assert script in loaded
     assert HEAVY & set(loaded) == set()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_before_a_script_can_say_so_leaves_no_traceback(environment, script: str) -> None:
+    code = f"import {script}, sys; raise {{'interrupt': KeyboardInterrupt, 'fault': ValueError}}[sys.argv[1]]"
+    interrupt, fault = (
+        subprocess.run([sys.executable, "-c", code, how], env=environment(), capture_output=True, text=True)
+        for how in ("interrupt", "fault")
+    )
+    assert (interrupt.returncode, interrupt.stdout + interrupt.stderr) == (-signal.SIGINT, "")  # to a shell 130
+    assert fault.returncode == 1 and fault.stderr.startswith("Traceback") and "ValueError" in fault.stderr
 
 
 @pytest.mark.parametrize("script", ["pretrain_llama", "show_config", "prepare_data"])

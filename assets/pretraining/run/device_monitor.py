@@ -49,7 +49,7 @@ class Sampler:
         self._process.kill()  # only where a call into the driver holds it
         last = {name: value for line in self._answers()[1:] for name, value in line.items()}
         self.core_share = last.pop("core_share", None)
-        return {self._names[name]: value for name, value in last.items()}
+        return {self._names[name]: value for name, value in last.items() if name in self._names}  # else a problem
 
     def _answers(self) -> list[dict[str, Any]]:
         if self._process is not None:

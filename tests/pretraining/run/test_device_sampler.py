@@ -260,6 +260,12 @@ def test_a_file_that_cannot_be_written_ends_the_sampler_alone(until, tmp_path: P
     assert refused.stop() == {}
 
 
+def test_a_disk_that_fills_ends_the_sampler_and_not_the_training(until) -> None:
+    full = device_monitor.Sampler(Path("/dev/full"), {})
+    until(lambda: full._process.poll() is not None, 20)
+    assert "rate_hz" in full.describe() and full.stop() == {}
+
+
 def test_only_the_first_process_of_a_machine_samples(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert device_monitor.start(tmp_path, on_gpu=False) is None

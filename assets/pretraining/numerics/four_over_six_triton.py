@@ -92,7 +92,7 @@ def _errors(elements, scale, decode, amax, SQUARED: tl.constexpr):
     multiplier = element_multiplier(scale, decode)
     total = tl.zeros_like(scale)
     for i in tl.static_range(LENGTH):
-        value = to_e2m1(elements[i], multiplier, 0, False) * scale * amax
+        value = to_e2m1(elements[i], multiplier) * scale * amax
         apart = tl.math.div_rn(value, SCALED_MAX) - tl.abs(elements[i])
         total += apart * apart if SQUARED else tl.abs(apart)
     return total

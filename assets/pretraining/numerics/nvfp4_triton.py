@@ -34,15 +34,14 @@ from pretraining.numerics.rounding_triton import (
     largest_of,
     load_rows,
     place,
+    quantized,
     random_raise,
     random_words,
     rotate_rows,
     row_address,
-    signed_product,
     strips_of,
     tensor_scales,
     to_bf16,
-    to_e2m1,
 )
 from pretraining.request.recipe.nvfp4_recipe import Rounding
 
@@ -256,11 +255,10 @@ def _quantize_kernel(
             chosen = row_scales, strip, first + i, height, width // LENGTH
             scale = _scales(largest, encode, chosen, WIDTH // LENGTH, FOLDED, CHOSEN)
             multiplier = element_multiplier(scale, decode)
-            magnitudes = to_e2m1(blocks, multiplier[:, None], raise_by, STOCHASTIC)
             signs = tl.reshape(source[i], [WIDTH // LENGTH, LENGTH])
-            values = tl.reshape(signed_product(magnitudes, scale[:, None], signs), [WIDTH])
+            values = quantized(blocks, multiplier[:, None], scale[:, None], signs, raise_by, STOCHASTIC)
             inside = None if WHOLE else (columns < width) & (first + i < height)
-            tl.store(row_address(of_rows, first, width) + columns + i * width, values, mask=inside)
+            tl.store(row_address(of_rows, first, width) + columns + i * width, tl.reshape(values, [WIDTH]), mask=inside)
     if COLUMNS:
         at = tl.cdiv(height, LENGTH) * LENGTH + columns if BY_ROW else 1
         encode, decode, tensor_scale = tensor_scales(amax + at, CHOSEN)
@@ -280,7 +278,7 @@ def _quantize_kernel(
             # The bits of the row 8 further: each of the two results has bits of its own for each element, and the same
             # element is rounded independently in both, for half the random bits.
             raise_by = random_raise(words, i ^ 8) if STOCHASTIC else 0
-            values = signed_product(to_e2m1(rows[i], multiplier, raise_by, STOCHASTIC), scale, source[i])
+            values = quantized(rows[i], multiplier, scale, source[i], raise_by, STOCHASTIC)
             inside = None if WHOLE else columns < width
             tl.store(row_address(of_columns, first, width) + columns + i * width, values, mask=inside)
 
@@ -319,6 +317,6 @@ def _tiles_kernel(
     for i in tl.static_range(LENGTH):
         blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])
         signs = tl.reshape(source[i], [WIDTH // LENGTH, LENGTH])
-        values = signed_product(to_e2m1(blocks, multiplier[:, None], 0, False), scale[:, None], signs)
+        values = quantized(blocks, multiplier[:, None], scale[:, None], signs, 0, False)
         inside = None if WHOLE else (columns < width) & (first + i < height)
         tl.store(row_address(out, first, width) + columns + i * width, tl.reshape(values, [WIDTH]), mask=inside)

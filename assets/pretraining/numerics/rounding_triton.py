@@ -23,8 +23,8 @@ _EXPONENT = tl.constexpr(0x7F800000)
 _SIGN = tl.constexpr(-0x80000000)
 # Of each type its smallest normal number, and 1.5 * 2**23 times its spacing at 1.
 _E2M1_LEAST, _E2M1_SHIFT = tl.constexpr(1.0), tl.constexpr(1.5 * 2.0**22)
-_E2M1_RAISE = tl.constexpr(2.0**14)  # 2**23 times a 256th of the spacing: for numbers that are not negative
-_RAISE_BITS = tl.constexpr(0x46800000)  # the same as a float32's bits; the last 8 are free
+# 64, whose spacing in BF16 is E2M1's, and half a 256th of that; as bits of a float32, whose byte 1 counts 256ths.
+_RAISE, _RAISE_BITS = tl.constexpr(64.0), tl.constexpr(0x42800080)
 _E4M3_LEAST, _E4M3_SHIFT = tl.constexpr(2.0**-6), tl.constexpr(1.5 * 2.0**20)
 _BF16_LEAST, _BF16_SHIFT = tl.constexpr(2.0**-126), tl.constexpr(1.5 * 2.0**16)
 # A sixth in two parts. The first has 16 bits, so its product with a BF16 number is exact in FP32; and a sixth of a BF16
@@ -192,58 +192,70 @@ def element_multiplier(scale, decode):
 
 
 @triton.jit
-def to_e2m1(x, multiplier, raise_by, STOCHASTIC: tl.constexpr):
-    """The magnitude of x * multiplier in E2M1, clipped to 6.
-
-    Nearest, ties to even; or stochastic, by ``random_raise``: raised until 1/256 of a spacing is its last bit, an
-    integer uniform in 0 to 255 is added to an element, and what is below the spacing cut off. One on the grid stays
-    there.
-    """
-    magnitude = tl.minimum(tl.abs(x * multiplier), _SIX)
-    power = tl.maximum(power_of_two(magnitude), _E2M1_LEAST)
-    if STOCHASTIC:
-        raised = (power * raise_by + magnitude).to(tl.int32, bitcast=True) & -256
-        return raised.to(tl.float32, bitcast=True) - power * _E2M1_RAISE
+def to_e2m1(x, multiplier):
+    """The magnitude of x * multiplier in E2M1, clipped to 6: nearest, ties to even."""
+    magnitude, power = _magnitude(x, multiplier)
     return _round(magnitude, power, _E2M1_SHIFT)
 
 
 @triton.jit
-def random_raise(words, i: tl.constexpr):
-    """For row i of 16, from 4 words of random bits: what raises a number from 1 to 2, and a byte as its last bits."""
-    word, at = words[i >> 2], i % 4
-    if _INTERPRETED:
-        return (((word >> (at * 8)) & 0xFF) | _RAISE_BITS).to(tl.float32, bitcast=True)
-    return tl.inline_asm_elementwise(
-        "prmt.b32 $0, $1, $2, $3;", "=f,r,r,r", [word, _RAISE_BITS, 0x7650 + at], tl.float32, is_pure=True, pack=1
-    )
+def _magnitude(x, multiplier):
+    """Of x * multiplier, clipped to 6; and twice the spacing of E2M1 there."""
+    magnitude = tl.minimum(tl.abs(x * multiplier), _SIX)
+    return magnitude, tl.maximum(power_of_two(magnitude), _E2M1_LEAST)
+
+
+# Two magnitudes become BF16, take their signs and are multiplied by their scales. Triton's own operations on BF16 are
+# on one number each. Nearest rounding makes 0.0 of -0.0, as the specification does.
+_SIGN_AND_SCALE = (
+    "mov.b32 zero, 0x80008000; lop3.b32 both, both, signs, zero, 0xf8; fma.rn.bf16x2 $0, both, scales, zero;"
+)
+_NEAREST = tl.constexpr(
+    "{ .reg .b32 both, scales, signs, one, zero; mov.b32 one, 0x3f803f80; mov.b32 zero, 0;"
+    "cvt.rn.bf16x2.f32 both, $2, $1; cvt.rn.bf16x2.f32 scales, $4, $3; fma.rn.bf16x2 signs, $5, one, zero;"
+    f"{_SIGN_AND_SCALE} }}"
+)
+_STOCHASTIC = tl.constexpr(
+    "{ .reg .b32 both, powers, scales, signs, raise, zero; mov.b32 raise, 0xc280c280; mov.b32 signs, $7;"
+    "cvt.rz.bf16x2.f32 both, $2, $1; cvt.rn.bf16x2.f32 powers, $4, $3; fma.rn.bf16x2 both, powers, raise, both;"
+    f"cvt.rn.bf16x2.f32 scales, $6, $5; {_SIGN_AND_SCALE} }}"
+)
 
 
 @triton.jit
-def signed_product(magnitude, scale, sign_of):
-    """magnitude * scale, both in FP32, with the sign of a BF16 number; for products that BF16 holds exactly.
+def quantized(x, multiplier, scale, sign_of, raise_by, STOCHASTIC: tl.constexpr):
+    """E2M1 of x * multiplier, times scale, with the sign of a BF16 number; exact in BF16.
 
-    Two at a time, as Triton's own operations on BF16 are not.
+    Nearest; or stochastic: ``random_raise`` adds up to a spacing, and what is then below it is cut off by the
+    conversion to BF16. One on the grid stays there.
     """
+    if STOCHASTIC:
+        magnitude, power = _magnitude(x, multiplier)
+        raised = magnitude + power * raise_by
+        if not _INTERPRETED:
+            return tl.inline_asm_elementwise(
+                _STOCHASTIC, "=r,f,f,f,f,f,f,r", [raised, power, scale, sign_of], tl.bfloat16, is_pure=True, pack=2
+            )
+        rounded = (raised.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True) - power * _RAISE
+    else:
+        rounded = to_e2m1(x, multiplier)
+        if not _INTERPRETED:
+            return tl.inline_asm_elementwise(
+                _NEAREST, "=r,f,f,f,f,r", [rounded, scale, sign_of], tl.bfloat16, is_pure=True, pack=2
+            )
+    signed = sign_of.to(tl.float32) + (-0.0 if STOCHASTIC else 0.0)
+    sign = signed.to(tl.int32, bitcast=True) & _SIGN
+    return ((rounded * scale).to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True).to(tl.bfloat16)
+
+
+@triton.jit
+def random_raise(words, i: tl.constexpr):
+    """For row i of 16, from 4 words of random bits: 64 and a uniform odd number of 512ths of E2M1's spacing at 1."""
+    word, at = words[i >> 2], i % 4
     if _INTERPRETED:
-        sign = (sign_of.to(tl.float32) + 0.0).to(tl.int32, bitcast=True) & _SIGN
-        return ((magnitude * scale).to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True).to(tl.bfloat16)
+        return ((((word >> (at * 8)) & 0xFF) << 8) | _RAISE_BITS).to(tl.float32, bitcast=True)
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 both, scales, signs, ones, zeros;
-        cvt.rn.bf16x2.f32 both, $2, $1;
-        cvt.rn.bf16x2.f32 scales, $4, $3;
-        mov.b32 ones, 0x3f803f80;
-        mov.b32 zeros, 0;
-        fma.rn.bf16x2 signs, $5, ones, zeros;
-        mov.b32 zeros, 0x80008000;
-        lop3.b32 both, both, signs, zeros, 0xf8;
-        fma.rn.bf16x2 $0, both, scales, zeros;
-        }""",
-        "=r,f,f,f,f,r",
-        [magnitude, scale, sign_of],
-        tl.bfloat16,
-        is_pure=True,
-        pack=2,
+        "prmt.b32 $0, $1, $2, $3;", "=f,r,r,r", [word, _RAISE_BITS, 0x7604 + 16 * at], tl.float32, is_pure=True, pack=1
     )
 
 

@@ -16,8 +16,8 @@ from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Random tensors are many and large where they cost nothing.
-SHAPES = [(33, 528), (5, 32)] if DEVICE == "cpu" else [(33, 528), (5, 32), (1, 16), (4096, 1040), (1000, 14336)]
+# Random tensors are larger where they cost nothing but the compilation of their widths.
+SHAPES = [(33, 528), (5, 32)] if DEVICE == "cpu" else [(33, 528), (5, 32), (4096, 528), (1000, 14336)]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:divide by zero", "ignore:overflow", "ignore:invalid value", "ignore:underflow"),
@@ -215,13 +215,13 @@ def test_they_compile_for_gpus_that_are_not_here(environment, tmp_path):
         env=environment(TRITON_CACHE_DIR=str(tmp_path)), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-2000:]
-    # Triton 3.7.1: 9.8, 36.5, 43.9, 14.2, 69.9 and 64.8 instructions an element, and by row
+    # Triton 3.7.1: 9.8, 36.5, 40.1, 14.2, 69.9 and 64.8 instructions an element, and by row
     # 16.2, 52.2 and 64.6. Other versions may need a few more.
-    most = {"maxima": 11.0, "nearest": 40.0, "stochastic": 47.5, "tiles": 16.0}
+    most = {"maxima": 11.0, "nearest": 40.0, "stochastic": 43.5, "tiles": 16.0}
     most |= {"chosen": 37.0, "choice": 76.0, "tile choice": 72.0}
     most |= {"maxima by row": 18.0, "by row": 57.0, "row choice": 71.0}
     rows = json.loads(ended.stdout)
     assert {row["mode"] for row in rows} == set(most)
     for row in rows:
-        assert row["instructions"] <= most[row["mode"]] and row["spilled"] <= 96, row
+        assert row["instructions"] <= most[row["mode"]] and row["spilled"] <= 64, row
         assert row["registers"] <= (192 if row["mode"] == "row choice" else 168), row

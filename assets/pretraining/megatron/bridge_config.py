@@ -182,11 +182,12 @@ def _set_parallel_sizes(config: ConfigContainer, settings: Settings) -> None:
 
 
 def _tune(config: ConfigContainer) -> None:
-    """CUDA graphs and fewer checks: faster where the CPU is the bottleneck, and a NaN is noticed later."""
+    """CUDA graphs and fewer checks: faster where the CPU is the bottleneck; a NaN is noticed later, memory is spent."""
     compat.set_cuda_graphs(config)
     config.model.use_te_rng_tracker = config.rng.te_rng_tracker = True  # a graph records no other
     config.rerun_state_machine.check_for_nan_in_loss = False  # it reads the loss on the CPU, within the graph
     config.ddp.check_for_nan_in_grad = False
+    linear_layers.quantize_inputs_once(config)
 
 
 def _set_training(config: ConfigContainer, settings: Settings) -> None:

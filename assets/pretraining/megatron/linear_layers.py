@@ -40,6 +40,21 @@ def keep(config: ConfigContainer, kept: KeptInBf16) -> None:
     config.model.register_pre_wrap_hook(functools.partial(_in_bf16, kept=kept))
 
 
+def quantize_inputs_once(config: ConfigContainer) -> None:
+    """Have attention's output projection keep its quantized input until the backward pass, as the other layers do.
+
+    Megatron-Core lets it keep what attention keeps anyway, to save memory, and quantize that once more.
+    """
+    config.model.register_pre_wrap_hook(_keep_quantized)
+
+
+def _keep_quantized(chunks: list[Module]) -> list[Module]:
+    for _, projection, module in linear_layers(chunks):
+        if projection == "proj" and getattr(module, "save_original_input", False):
+            module.save_original_input = False
+    return chunks
+
+
 def _in_bf16(chunks: list[Module], *, kept: KeptInBf16) -> list[Module]:
     for number, projection, module in linear_layers(chunks):
         if kept.holds(projection, number):

@@ -45,10 +45,14 @@ def build(precision: str, first: int = 0) -> GPTModel:
 
 
 def keep(model: GPTModel, text: str) -> None:
-    """What training does between building the model and wrapping it."""
+    built(model, linear_layers.keep, KeptInBf16.read(text))
+
+
+def built(model: GPTModel, change, *how) -> None:
+    """What training does with a change of its config between building the model and wrapping it."""
     hooks = []
     config = SimpleNamespace(model=SimpleNamespace(register_pre_wrap_hook=hooks.append))
-    linear_layers.keep(config, KeptInBf16.read(text))
+    change(config, *how)
     assert hooks[0]([model]) == [model]
 
 
@@ -115,6 +119,17 @@ def test_what_the_engine_is_told_is_bf16_in_megatron_core(monkeypatch) -> None:
     monkeypatch.setattr(engine, "FP8GlobalStateManager", enabled, raising=False)
     engine._get_fp8_autocast_for_quant_params(asked, training=True)
     assert contexts == [{"enabled": False}]
+
+
+def test_the_tuned_preset_quantizes_the_output_projections_input_once() -> None:
+    model = build("bf16")
+    layers = [(projection, module) for _, projection, module in linear_layers.linear_layers([model])]
+    for projection, module in layers:
+        if projection != "qkv":
+            module.save_original_input = projection != "fc2"  # "fc1": where a norm is computed again
+    built(model, linear_layers.quantize_inputs_once)
+    saved = {projection: getattr(module, "save_original_input", None) for projection, module in layers}
+    assert saved == {"qkv": None, "proj": False, "fc1": True, "fc2": False}
 
 
 @pytest.mark.parametrize("text", KEPT[:2])

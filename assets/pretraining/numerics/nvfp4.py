@@ -28,6 +28,7 @@ By rows, all of this is said of each row.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -130,7 +131,7 @@ def random_hadamard_transform(x: torch.Tensor) -> torch.Tensor:
         ValueError: the last axis is not divisible by 16.
     """
     _require_blocks(x)
-    y = x.float().reshape(-1, BLOCK) * (torch.tensor(RHT_SIGNS, device=x.device) * 0.25)
+    y = x.float().reshape(-1, BLOCK) * (_on_device(RHT_SIGNS, x.device) * 0.25)
     for stride in (1, 2, 4, 8):
         low, high = y.view(-1, BLOCK // (2 * stride), 2, stride).unbind(2)
         y = torch.stack((low + high, low - high), dim=2).view(-1, BLOCK)
@@ -198,7 +199,7 @@ def neighbours(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     they are one), and their distance from it, 0 to below 1, in steps to the next value."""
     magnitude = scaled.abs()
     below = sum((magnitude >= element).int() for element in E2M1[1:])
-    grid = torch.tensor((*E2M1, 8.0), device=scaled.device)
+    grid = _on_device((*E2M1, 8.0), scaled.device)
     floor, ceiling = grid[below], grid[below + 1]
     return below, (magnitude - floor) / (ceiling - floor)
 
@@ -215,7 +216,7 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 
 def decode(codes: torch.Tensor) -> torch.Tensor:
     """The E2M1 values of codes 0 to 15, float32."""
-    grid = torch.tensor(E2M1, device=codes.device)
+    grid = _on_device(E2M1, codes.device)
     return torch.cat((grid, -grid))[codes.int()]
 
 
@@ -267,12 +268,19 @@ def _block_errors(x: torch.Tensor, scales: torch.Tensor, amax: torch.Tensor, how
     return tiles.expand(-1, tile_rows, -1).flatten(0, 1)[: len(x)]
 
 
+@functools.cache
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Copied there once: each copy waits for the GPU."""
+    return torch.tensor(numbers, device=device)
+
+
 def _divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
-    """a / b rounded once. With a number on either side PyTorch may multiply by a reciprocal, which rounds twice."""
-    like = a if isinstance(a, torch.Tensor) else b
-    return torch.as_tensor(a, dtype=like.dtype, device=like.device) / torch.as_tensor(
-        b, dtype=like.dtype, device=like.device
-    )
+    """a / b rounded once. With a number on either side PyTorch may multiply by a reciprocal, which rounds twice.
+
+    The number is made on the device: copying it there would wait for the GPU.
+    """
+    a = a if isinstance(a, torch.Tensor) else b.new_full((), a)
+    return a / (b if isinstance(b, torch.Tensor) else a.new_full((), b))
 
 
 def _stochastic_codes(scaled: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

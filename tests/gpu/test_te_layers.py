@@ -141,14 +141,17 @@ def test_recomputed_activations_give_the_same_gradients(monkeypatch):
 
 
 @pytest.mark.parametrize("run", [lambda module, x: module(x), te.checkpoint], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("kind", [te.Linear, te.LayerNormLinear])
-def test_a_measurement_is_of_the_products(kind, run, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(te.Linear, {}), (te.Linear, {"save_original_input": True}), (te.LayerNormLinear, {"normalization": "RMSNorm"})],
+    ids=["Linear", "Linear that quantizes its input again", "LayerNormLinear"],
+)
+def test_a_measurement_is_of_the_products(kind, options, run, monkeypatch):
     monkeypatch.setattr(quantization_error, "SAMPLE", 1024)
     quantization_error._chosen.cache_clear()
-    options = {"normalization": "RMSNorm"} if kind is te.LayerNormLinear else {}
     module, x, measurement = layer(kind, **options), micro_batches(1)[0].requires_grad_(), Measurement()
     of = Layer(0, "fc1", INPUTS * OUTPUTS)
-    module.register_forward_pre_hook(lambda *_: setattr(measurement, "layer", of))
+    module.register_forward_pre_hook(lambda *_: setattr(measurement, "layer", of if torch.is_grad_enabled() else None))
     module.register_forward_hook(lambda *_: setattr(measurement, "layer", None))
     te_quantizer.measure(measurement)
     with te.fp8_autocast(enabled=True, fp8_recipe=CustomRecipe(qfactory=te_quantizer.quantizer_factory)):
@@ -158,7 +161,8 @@ def test_a_measurement_is_of_the_products(kind, run, monkeypatch):
     te_quantizer.measure(None)
     measurement.end_step()
     quantization_error._chosen.cache_clear()
-    inputs = torch.nn.functional.rms_norm(x.float(), (INPUTS,), eps=1e-5).bfloat16().float() if options else x.float()
+    normed = kind is te.LayerNormLinear
+    inputs = torch.nn.functional.rms_norm(x.float(), (INPUTS,), eps=1e-5).bfloat16().float() if normed else x.float()
     weight, products = module.weight.float(), findings([({of}, measurement.sums())])["layers"][0]["products"]
     counts = {key[1:]: sums[-1] for key, sums in measurement.sums().items() if key[2]}
     assert counts["fprop", "input"] == counts["wgrad", "input"] == TOKENS * INPUTS
@@ -166,7 +170,7 @@ def test_a_measurement_is_of_the_products(kind, run, monkeypatch):
     assert products["wgrad"]["error"] == pytest.approx(
         relative(module.weight.grad, gradient.float().T @ inputs), rel=0.02
     )
-    if not options:
+    if not normed:
         assert products["dgrad"]["error"] == pytest.approx(relative(x.grad, gradient.float() @ weight), rel=0.02)
 
 

@@ -52,7 +52,7 @@ def quantizer_factory(role: Any) -> EmulatedQuantizer | None:
 class EmulatedTensor(QuantizedTensorStorage):
     """A quantized matrix on its way through a layer: blocks along the rows and along the columns."""
 
-    layer: Layer | None = None  # whose it is, where it is measured; of an output gradient not known
+    layer: Layer | None = None  # whose it is, where it is measured
     row_sample: Sample | None = None  # some of it for the measurement
     column_sample: Sample | None = None
 
@@ -102,6 +102,7 @@ class EmulatedQuantizer(Quantizer):
     """Rounds one kind of tensor: "input", "weight" or "grad_output"."""
 
     custom = True
+    layer: Layer | None = None  # whose forward pass used it last, under a measurement
 
     def __init__(self, tensor: str, recipe: nvfp4_recipe.Nvfp4Recipe) -> None:
         super().__init__(rowwise=True, columnwise=True)
@@ -180,15 +181,21 @@ def measure(measurement: Measurement | None) -> None:
 
 
 def _take_samples(made: EmulatedTensor, source: Tensor) -> None:
-    """Keep some of a tensor that takes part in a backward pass.
+    """Keep some of a tensor that takes part in a backward pass, where no forward pass has a layer's name any more.
 
-    An input without columns is an evaluation's, or of a forward pass that will be computed again.
+    An input without columns is an evaluation's, or of a forward pass that will be computed again; or, where the layer
+    is known, of one that quantizes it again in the backward pass.
     """
     made.layer = made.row_sample = made.column_sample = None
-    if _measurement is None or (made.columns is None and made._quantizer.tensor == "input"):
+    if _measurement is None:
         return
-    made.layer = _measurement.layer
-    x, how = source.detach().reshape(-1, source.shape[-1]), made._quantizer.how
+    quantizer = made._quantizer
+    if _measurement.layer is not None:
+        quantizer.layer = _measurement.layer
+    elif made.columns is None and quantizer.tensor == "input":
+        return
+    made.layer = quantizer.layer
+    x, how = source.detach().reshape(-1, source.shape[-1]), quantizer.how
     folded = packages.folds_block_scale()
     if made.rows is not None:
         made.row_sample = sampled(x, made.rows, how, folded=folded)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from megatron.bridge.training.callbacks import Callback
 from megatron.core import parallel_state
@@ -65,11 +66,11 @@ class Sensitivity(Callback):
         return [undo] if (undo := measured_layers.measure(module, self._measurement, layer)) else []
 
     def _watch_on_gpu(self, layer: Layer, module: Module) -> list[Callable[[], None]]:
-        """Say whose tensors are quantized while the layer computes forward; backward they know it."""
+        """Say whose tensors are quantized while the layer computes forward for a gradient; backward they know it."""
         from pretraining.numerics import te_quantizer
 
         def enter(*_: Any) -> None:
-            self._measurement.layer = layer
+            self._measurement.layer = layer if torch.is_grad_enabled() else None
 
         def leave(*_: Any) -> None:
             self._measurement.layer = None

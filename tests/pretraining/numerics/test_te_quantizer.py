@@ -66,17 +66,26 @@ def tensors():
     return [torch.randn(shape).bfloat16() for shape in shapes]
 
 
-def linear(engine, x, weight, gradient, main_grad=None):
-    """Output, input gradient and weight gradient, in the order and with the calls of `module/linear.py`."""
+def linear(engine, x, weight, gradient, main_grad=None, *, saves_original=False, forward_ends=lambda: None):
+    """Output, input gradient and weight gradient, in the order and with the calls of `module/linear.py`.
+
+    `saves_original`: as attention's output projection does, whose input is quantized again in the backward pass.
+    """
     make = engine.recipe.quantizer_factory
     quantizers = [make(f"linear_{name}") for name in ("input", "weight", "grad_output")]
+    quantizers[0].set_usage(columnwise=not saves_original)
     qx, qw = quantizers[0](x), quantizers[1](weight)
     y, *_ = engine.gemm.custom_gemm(qw, qx, None, torch.bfloat16)
-    qx.update_usage(rowwise_usage=False, columnwise_usage=True)
+    if not saves_original:
+        qx.update_usage(rowwise_usage=False, columnwise_usage=True)
     saved, owners = zip(*(each.prepare_for_saving() for each in (qx, qw)), strict=True)
     assert qx.rows is qx.columns is None and qw.rows is not None
     for owner, parts in zip(owners, saved, strict=True):
         assert owner.restore_from_saved([*parts, "the next one's"]) == ["the next one's"]
+    forward_ends()
+    if saves_original:
+        quantizers[0].set_usage(rowwise=False, columnwise=True)
+        qx = quantizers[0](x)
     dy = quantizers[2](gradient)
     dx, *_ = engine.gemm.custom_gemm(
         qw, dy, None, torch.bfloat16, None, False, None, False, "NN", None, None, False, True
@@ -121,19 +130,21 @@ def test_a_late_switch_of_the_forward_pass_is_the_cpu_runtimes(engine, monkeypat
         assert (found.float() == wanted).double().mean() > 0.99
 
 
+@pytest.mark.parametrize("saves_original", [False, True])
 @pytest.mark.parametrize("off", [{}, {"rht": False, "two_d": False}, {"four_over_six": "all"}, ROWS], ids=str)
-def test_a_measurement_is_the_cpu_runtimes(engine, off, monkeypatch):
+def test_a_measurement_is_the_cpu_runtimes(engine, off, saves_original, monkeypatch):
     recipe = Nvfp4Recipe(**off, stochastic=False)
     monkeypatch.setattr(nvfp4_recipe, "_in_use", recipe)
     layer, ours, theirs = Layer(0, "fc1", OUTPUTS * INPUTS), Measurement(), Measurement()
     x, weight, gradient = tensors()
     engine.recipe.measure(theirs)
-    theirs.layer = layer
-    for _ in range(2):  # of a recomputed layer the first forward pass, or an evaluation, has no columns
+    for _ in range(2):  # of a recomputed layer the first forward pass, or an evaluation: without gradients no layer
         quantizer = engine.recipe.quantizer_factory("linear_input")
         quantizer.set_usage(columnwise=False)
         engine.gemm.custom_gemm(engine.recipe.quantizer_factory("linear_weight")(weight), quantizer(x), None)
-    linear(engine, x, weight, gradient)
+    theirs.layer = layer
+    how = {"saves_original": saves_original, "forward_ends": lambda: setattr(theirs, "layer", None)}
+    linear(engine, x, weight, gradient, **how)
     engine.recipe.measure(None)
     linear(engine, x, weight, gradient)  # is not seen
     arithmetic = Measured(recipe, ours, layer)

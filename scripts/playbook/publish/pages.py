@@ -7,6 +7,7 @@ from datetime import datetime
 
 from playbook.campaign import ablation, ablation_report
 from playbook.campaign.ablation import Ablation
+from playbook.compare import soundness
 from playbook.compare.figures import measure
 from playbook.compare.model import Comparison
 from playbook.profile import breakdown
@@ -100,6 +101,9 @@ def _alone(run: Run) -> str:
         found = breakdown.load(run.folder)
         most = sorted(found.rows, key=lambda row: -row.milliseconds)[:4]
         return "profile: " + ", ".join(f"{row.kind} {100 * row.milliseconds / found.step:.1f} %" for row in most)
+    if watched := soundness.watched(run):
+        how, (first, last) = watched
+        return f"{how} in iterations {first} to {last}: its step times are no measurement"
     measured = measure(run)
     start = run.parity.get("start_iteration")
     resumed = [f"resumed at iteration {start}"] if start else []

@@ -184,6 +184,15 @@ def test_a_profile_is_shown_without_its_trace(empty: Path, make_run) -> None:
     assert "profile: matrix products 75.0 %, idle: no kernel runs 25.0 %" in told
 
 
+def test_a_measured_runs_step_times_are_not_listed(empty: Path, make_run) -> None:
+    publish.add(empty, [make_run("nvfp4", environment={"measured": [57, 60]})], "measured")
+    page = empty / INDEX
+    page.write_text("<!-- results: all -->\n<!-- end of results -->\n")
+    publish.rebuild(empty)
+    (row,) = (line for line in page.read_text().splitlines() if line.startswith("| measured "))
+    assert row.endswith("| measured in iterations 57 to 60: its step times are no measurement |")
+
+
 def test_a_comparison_of_runs_that_are_no_longer_compared_goes(empty: Path, make_run) -> None:
     _, nvfp4 = publish.add(empty, [make_run("bf16"), make_run("nvfp4")], "one")
     publish.rebuild(empty)

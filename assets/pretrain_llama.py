@@ -109,6 +109,7 @@ def make_ready(
     tuning.keep_loaded_base(config, chosen, run.folder)
     if on_gpu:
         bridge_config.check_weights(config, chosen)
+        bridge_config.check_resumed(config, chosen)
     if on_gpu and chosen.switches_at is not None:
         switching.check(config, chosen)
         switching.provide(config, chosen)

@@ -47,7 +47,7 @@ def main() -> None:
         configs.presets, configs.primary_weights, configs.missing_recipes, configs.splits, configs.gpu_configs,
         models.arithmetics, models.product_logits, models.bridge_logits,
         models.on_meta, models.providers, configs.copied_to_mlflow, configs.megatrons_footprints, configs.overridden,
-        configs.undone, configs.split_weights, configs.config_files, configs.plugins,
+        configs.undone, configs.split_weights, configs.config_files, configs.plugins, configs.resumed,
     )  # fmt: skip
     answers = {question.__name__: answered(question) for question in questions}
     (configs.FOLDER / "answers.json").write_text(json.dumps(answers, indent=1, default=str))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from megatron.bridge.training import mixed_precision
 from megatron.bridge.training.config import ConfigContainer
 from megatron.bridge.training.utils import mlflow_utils
 
+import pretrain_llama
 from pretraining.errors import UsageError
 from pretraining.megatron import bridge_config, changes, compat, cpu, fields
 from pretraining.megatron.plugin import Plugin
@@ -147,6 +149,55 @@ def undone() -> str:
         changes.check_kept(config, found, changes.CPU)
     except UsageError as error:
         return str(error)
+    return "accepted"
+
+
+GATHER, SHARED = "mixed_precision.fp8_param_gather", "mixed_precision.reuse_grad_buf_for_mxfp8_param_ag"
+# Precision, flags and overrides of an earlier run, and of the one that continues it.
+RESUMED = (
+    "fp8 | fp8", "fp8 | fp8 --switch 6", f"fp8 | fp8 {GATHER}=false", "fp8 | fp8 mixed_precision.fp8_param=false",
+    "fp8 | bf16", "bf16 | fp8", "fp8 | nvfp4 --emulate", "fp8 | fp8 --switch 6 checkpoint.load_optim=false",
+    "fp8 checkpoint.save_optim=false | fp8 --switch 6", "fp8 ddp.use_distributed_optimizer=false | fp8 --switch 6",
+    "fp8 checkpoint.dist_ckpt_optim_fully_reshardable=true | fp8 --switch 6",
+    "fp8 | fp8 --bf16-tail-layers 3", "fp8 --bf16-head-layers 0 --bf16-tail-layers 0 | fp8",
+    "fp8 --switch 6 | fp8", "fp8 --switch 6 | fp8 --switch 7 --bf16-tail-layers 3",
+    f"fp8 --switch 6 | fp8 {GATHER}=false", "mxfp8 --switch 6 | mxfp8",
+    f"mxfp8 --switch 6 | mxfp8 {GATHER}=false {SHARED}=false", f"mxfp8 | mxfp8 {GATHER}=false {SHARED}=false",
+    "fp8_blockwise | fp8_blockwise --switch 6", "nvfp4 --save 3 | nvfp4 --emulate",
+    "nvfp4 --save 3 --emulate | nvfp4 --switch 6",
+)  # fmt: skip
+
+
+def resumed() -> dict[str, str]:
+    """Of each pair of `RESUMED`, and of what loads no optimizer of the weights: what is said of the checkpoint."""
+    earlier = FOLDER / "earlier"
+    file = earlier / "checkpoints" / "iter_0000003" / "run_config.yaml"
+    file.parent.mkdir(parents=True)
+    answer = {}
+    for pair in RESUMED:
+        before, now = (("--model", "llama32-1b", "--precision", *words.split()) for words in pair.split(" | "))
+        changed(*before)[1].to_yaml(str(file))
+        chosen, config, _ = changed(*now)
+        answer[pair] = _said_of(config, replace(chosen, resume=earlier, iteration=3))
+    changed("--model", "llama32-1b", "--precision", "fp8")[1].to_yaml(str(file))
+    chosen, config, _ = changed("--model", "llama32-1b", "--precision", "bf16")
+    chosen = replace(chosen, resume=earlier, iteration=3)
+    answer["lora"] = _said_of(config, replace(chosen, finetune="lora"))
+    for way, flags in {"evaluate": {"evaluate": True}, "export": {"export": FOLDER}, "train": {}}.items():
+        config = bridge_config.build_config(replace(chosen, **flags), FOLDER / "run", None)
+        answer[way] = _said_of(config, replace(chosen, **flags))
+    try:
+        pretrain_llama.make_ready(config, {}, chosen, SimpleNamespace(rank=1, folder=FOLDER), on_gpu=True)
+    except UsageError as error:
+        answer["as a run"] = str(error)
+    return answer
+
+
+def _said_of(config: ConfigContainer, chosen: settings.Settings) -> str:
+    try:
+        bridge_config.check_resumed(config, chosen)
+    except UsageError as error:
+        return str(error).removeprefix(f"--resume {chosen.resume} ")
     return "accepted"
 
 

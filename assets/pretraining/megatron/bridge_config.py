@@ -9,6 +9,7 @@ import copy
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from pretraining.errors import UsageError
 from pretraining.inputs import finetuning
 from pretraining.megatron import compat, linear_layers, tuning, weights, writers
 from pretraining.record import run_folder
+from pretraining.record.checkpoint import saved_config
 from pretraining.request import blends, parallel
 from pretraining.request.models import MOCK, PYTHON_STDLIB, Model
 from pretraining.request.precisions import Precision
@@ -125,6 +127,60 @@ def check_weights(config: ConfigContainer, settings: Settings) -> None:
         raise UsageError(
             f"mixed_precision.{kept}_param_gather=true leaves no BF16 weights for {needs}: drop one of them"
         )
+
+
+def check_resumed(config: ConfigContainer, settings: Settings) -> None:
+    """Raise UsageError where the optimizer's state in the checkpoint is of weights that are kept in another format.
+
+    Megatron's distributed optimizer holds quantized weights and BF16 ones in buffers of their own
+    (`DistributedDataParallel`), and a checkpoint that is not fully reshardable stores each as a whole
+    (`DistributedOptimizer.sharded_param_state_dp_reshardable`). Adapters are BF16 whatever they are added to.
+    """
+    loads = settings.resume and config.checkpoint.load_optim and not config.checkpoint.finetune
+    if not loads or settings.finetune in finetuning.ADAPTERS:
+        return
+    saved = saved_config(settings.resume, settings.iteration)
+    checkpoint, ddp = saved.get("checkpoint", {}), saved.get("ddp", {})
+    whole = ddp.get("use_distributed_optimizer") and not checkpoint.get("dist_ckpt_optim_fully_reshardable")
+    if not whole or not checkpoint.get("save_optim", True) or "mixed_precision" not in saved:
+        return
+    earlier = SimpleNamespace(mixed_precision=SimpleNamespace(**saved["mixed_precision"]))
+    theirs, ours = _kept_weights(earlier), _kept_weights(config)
+    if theirs != ours:
+        needs = _needs_bf16_weights(settings)
+        raise UsageError(
+            f"--resume {settings.resume} kept its weights in {theirs}, and this run would in {ours}"
+            f"{f' for {needs}' if needs else ''}: Megatron stores the optimizer's state by that format, and loads no "
+            f"other; {_as_before(earlier, config, needs)}, or begin anew{' with it' if needs else ''}"
+        )
+
+
+def _kept_weights(config: Any) -> str:
+    """The format of the linear layers' weights, and which layers keep BF16 all the same."""
+    if not (kept := compat.gathered_in(config)):
+        return "BF16"
+    head, tail = _bf16_ends(config)
+    return f"{kept.upper()}{f' but for the first {head} and the last {tail} layers' if head or tail else ''}"
+
+
+def _bf16_ends(config: Any) -> tuple[int, int]:
+    preset = config.mixed_precision
+    on = preset.first_last_layers_bf16
+    return (preset.num_layers_at_start_in_bf16, preset.num_layers_at_end_in_bf16) if on else (0, 0)
+
+
+def _as_before(earlier: Any, config: ConfigContainer, needs: str) -> str:
+    """What has a run keep its weights as an `earlier` one's config did, where `config` does not, maybe for `needs`."""
+    before, now = compat.gathered_in(earlier), compat.gathered_in(config)
+    if before == now:
+        head, tail = _bf16_ends(earlier)
+        return f"resume with --bf16-head-layers {head} --bf16-tail-layers {tail}"
+    if before and not getattr(config.mixed_precision, before, None):
+        return f"resume in a precision that computes in {before.upper()}"
+    if needs:
+        return f"leave {needs} out"
+    fields = compat.gathering_fields(earlier if before else config)
+    return f"resume with {' '.join(f'mixed_precision.{name}={str(bool(before)).lower()}' for name in fields)}"
 
 
 def native_configs(model: Any, settings: Settings) -> Iterator[tuple[Precision, Any]]:

@@ -139,14 +139,22 @@ def cuda_graphs(config: ConfigContainer) -> str | None:
     return next((f"model.{name}={getattr(config.model, name)}" for name in on), None)
 
 
+_GATHERING = ("fp8_param_gather", "fp4_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")  # of `mixed_precision`
+
+
 def keep_bf16_weights(preset: MixedPrecisionConfig) -> None:
     """No parameter gather in FP8 or (on from 0.4.2) FP4: the linear layers' own weights would be quantized.
 
     A custom quantizer would make them, and products in another precision would read them.
     """
-    for name in ("fp8_param_gather", "fp4_param_gather", "reuse_grad_buf_for_mxfp8_param_ag"):
+    for name in _GATHERING:
         if hasattr(preset, name):
             setattr(preset, name, False)
+
+
+def gathering_fields(config: ConfigContainer) -> list[str]:
+    """Those fields of `mixed_precision` that are on and that `keep_bf16_weights` turns off."""
+    return [name for name in _GATHERING if getattr(config.mixed_precision, name, False)]
 
 
 def gathered_in(config: ConfigContainer) -> str | None:

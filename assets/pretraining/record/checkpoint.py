@@ -23,6 +23,7 @@ from pretraining.record import run_folder
 
 METADATA = ".metadata"
 _TRACKER, _LATEST, _STATE = "latest_checkpointed_iteration.txt", "latest_train_state.pt", "train_state.pt"
+_CONFIG = "run_config.yaml"
 _DTYPES = (
     "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e8m0fnu float4_e2m1fn_x2 "
     "int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 complex128"
@@ -171,10 +172,26 @@ def _fault(folder: Path, iteration: int) -> str:
     for name in (_STATE, *(() if loose else ("common.pt",))):
         if not _is_torch_file(folder / name):
             return f"{of}: {folder / name} is missing or damaged"
-    for name, ends in (("metadata.json", b"}"), ("run_config.yaml", b"\n")):  # a cut one ends anywhere
+    for name, ends in (("metadata.json", b"}"), (_CONFIG, b"\n")):  # a cut one ends anywhere
         if not ((folder / name).is_file() and (folder / name).read_bytes().endswith((ends, ends + b"\n"))):
             return f"{of}: {folder / name} is missing or damaged"
     return ""
+
+
+def saved_config(run: Path, iteration: int) -> dict[str, dict[str, Any]]:
+    """The sections of the config that Megatron-Bridge saved in a checkpoint.
+
+    Raises:
+        UsageError: it cannot be read, or holds none.
+    """
+    import yaml
+
+    path = run / run_folder.CHECKPOINTS / _name(iteration) / _CONFIG
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {name: section for name, section in tree.items() if isinstance(section, dict)}
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is damaged ({type(error).__name__}): take another checkpoint") from error
 
 
 def _name(iteration: int) -> str:

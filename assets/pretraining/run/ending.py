@@ -44,6 +44,9 @@ REPEAT_SECONDS = 0.5
 STUCK_SECONDS = 20.0  # with torch.distributed.run's own, below the 30 s in which a dead rank ends a run
 _TRACEBACK_LINES = 40
 
+_ANOTHER_SHAPE = "Global shape mismatch"  # of Megatron-Core's loading: a tensor of the checkpoint and the run's
+_ANOTHER_LAYOUT = "resume with the settings of the run that saved it, those of its config.yaml"
+
 _came: list[str] = []  # the signal that is ending this process
 
 
@@ -284,6 +287,8 @@ def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
 
     `folder` is the run's, on whose disk checkpoints are written.
     """
+    if (behind := _behind(error)) is not error and not _is_full_disk(error, folder):
+        return classify(behind, folder)
     first_line = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, KeyboardInterrupt):
         return Verdict.INTERRUPTED, f"interrupted by {first_line or 'SIGINT'}", INTERRUPTED
@@ -306,7 +311,14 @@ def classify(error: BaseException, folder: Path) -> tuple[Verdict, str, int]:
         return Verdict.FAILED, f"the disk is full{where}: free some space, `make clean` lists what old runs hold", 1
     if isinstance(error, SystemExit):
         return Verdict.FAILED, f"Megatron ended the process with exit code {error.code}: see {run_folder.LOG}", 1
-    return Verdict.FAILED, f"{type(error).__name__}: {first_line or _line_of(error)}", 1
+    also = f": {_ANOTHER_LAYOUT}" if _ANOTHER_SHAPE in first_line else ""
+    return Verdict.FAILED, f"{type(error).__name__}: {first_line or _line_of(error)}{also}", 1
+
+
+def _behind(error: BaseException) -> BaseException:
+    """What made PyTorch's `CheckpointException`, which names the ranks alone: the first rank's error; else `error`."""
+    failures = getattr(error, "failures", None) if type(error).__name__ == "CheckpointException" else None
+    return next(iter(failures.values()))[0] if failures else error
 
 
 def _line_of(error: BaseException) -> str:

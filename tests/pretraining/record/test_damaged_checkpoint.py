@@ -49,6 +49,20 @@ def test_weights_to_begin_with_are_of_the_last_alone(run: Path) -> None:
     assert said.endswith(f"make export RUN={run} ITERATION=3 OUT=... makes a folder of it, for --from")
 
 
+def test_the_config_of_a_checkpoint(run: Path) -> None:
+    assert checkpoint.saved_config(run, 3) == {"model": {"fp4": None}}
+    file = run / "checkpoints" / "iter_0000003" / "run_config.yaml"
+    file.write_text("ddp: {a: 1}\n_target_: b\n")
+    assert checkpoint.saved_config(run, 3) == {"ddp": {"a": 1}}
+    for content in (b"a: [\n", b"- a\n", b"\n", b"\xff\n", b"a: !!python/name:os.system\n", b"[" * 3000 + b"\n"):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=rf"{file} is damaged \(\w+\): take another checkpoint"):
+            checkpoint.saved_config(run, 3)
+    file.unlink()
+    with pytest.raises(UsageError, match="is damaged"):
+        checkpoint.saved_config(run, 3)
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", ["cut", "empty", "gone", "a folder"])
 def test_a_damaged_file_is_named_with_the_newest_whole_one(run: Path, name: str, how: str) -> None:

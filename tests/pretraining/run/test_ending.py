@@ -118,8 +118,8 @@ def test_a_full_disk_behind_another_error() -> None:
     [
         (errno.ENOSPC, "the disk is full: free some space"),
         (errno.EDQUOT, "the disk is full: free some space"),
-        (errno.EACCES, "CheckpointException: CheckpointException ranks:dict_keys([0])"),
-        (None, "CheckpointException: CheckpointException ranks:dict_keys([0])"),
+        (errno.EACCES, "RuntimeError: Worker failure"),
+        (None, "RuntimeError: Worker failure"),
     ],
 )
 def test_a_checkpoint_writer_that_keeps_its_cause_to_itself(
@@ -136,6 +136,38 @@ def test_a_checkpoint_writer_that_keeps_its_cause_to_itself(
     found = ending.classify(CheckpointException("write", {0: (RuntimeError("Worker failure"), None)}), tmp_path)
     assert found[0] is Verdict.FAILED and found[1].startswith(cause)
     assert list(tmp_path.iterdir()) == []
+
+
+SHAPES = "Global shape mismatch for loaded (torch.Size([20])) and expected ((40,)) tensor for key a.param"
+
+
+@pytest.mark.parametrize(
+    ("inner", "verdict", "cause"),
+    [
+        (
+            ValueError(SHAPES),
+            Verdict.FAILED,
+            f"ValueError: {SHAPES}: resume with the settings of the run that saved it",
+        ),
+        (KeyError("optimizer.state"), Verdict.FAILED, "KeyError: 'optimizer.state'"),
+        (OutOfMemoryError("CUDA out of memory."), Verdict.OUT_OF_MEMORY, "CUDA out of memory. Lower --micro-batch"),
+        (OSError(errno.ENOSPC, "No space", "/d/f"), Verdict.FAILED, "the disk is full writing /d/f: free some space"),
+    ],
+)
+def test_what_is_behind_a_checkpoint_exception(tmp_path: Path, inner: Exception, verdict: Verdict, cause: str) -> None:
+    """Its own first line names the ranks; each rank's error stands behind it."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    found = ending.classify(CheckpointException("plan", {1: (inner, None), 2: (inner, None)}), tmp_path)
+    assert (found[0], found[2]) == (verdict, 1)
+    assert found[1].startswith(cause)
+
+
+def test_a_checkpoint_exception_of_no_rank(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    said = ending.classify(CheckpointException("plan", {}), tmp_path)[1]
+    assert said == "CheckpointException: CheckpointException ranks:dict_keys([])"
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def quantize(
     height, width = x.shape
     amax = _amax(x, columns=columns, rht=how.rht, by_row=how.by_row)
     at = _first_column(height) if how.by_row else 1
-    scales = torch.empty(len(amax), dtype=torch.float32, device=x.device)
+    scales = (torch.empty if x.numel() else torch.zeros)(len(amax), dtype=torch.float32, device=x.device)
     of_rows = x.new_empty(x.shape if rows else 0)
     of_columns = x.new_empty((blocks_in(height) * BLOCK, width) if columns else 0)
     row_scales = choose(x, amax, ROWS, how) if rows else amax
@@ -120,7 +120,7 @@ def _tiles(x: Tensor, how: Rounding, folded: bool, out: Operand | None, skip: Te
     height, width = x.shape
     amax = _amax(x, columns=False, rht=False, skip=skip)
     if out is None:
-        out = Operand(torch.empty(x.shape, dtype=torch.bfloat16, device=x.device), amax.new_empty(1).float())
+        out = Operand(torch.empty_like(x), torch.zeros(1, device=x.device))
     if x.numel():
         chosen = choose(x, amax, TILES, how)
         options = {"FOLDED": folded, "CHOSEN": bool(how.four_over_six), "SKIPS": skip is not None}

@@ -206,7 +206,8 @@ def _magnitude(x, multiplier):
 
 
 # Two magnitudes become BF16, take their signs and are multiplied by their scales. Triton's own operations on BF16 are
-# on one number each. Nearest rounding makes 0.0 of -0.0, as the specification does.
+# on one number each. Nearest rounding makes 0.0 of -0.0, as the specification does; stochastic keeps it. Both
+# keep the sign of a negative number whose product with the multiplier underflows; the specification then has 0.0.
 _SIGN_AND_SCALE = (
     "mov.b32 zero, 0x80008000; lop3.b32 both, both, signs, zero, 0xf8; fma.rn.bf16x2 $0, both, scales, zero;"
 )

@@ -16,8 +16,10 @@ from pretraining.request.recipe.nvfp4_recipe import Rounding
 
 CASES = torch.load(Path(__file__).parents[2] / "vectors" / "nvfp4_reference.pt")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Whole strips of whole blocks, as in training; of pairs of blocks, which the maxima read, the first has one and a half.
+WHOLE = [(48, 256)] if DEVICE == "cpu" else [(48, 256), (4096, 1024)]
 # Random tensors are larger where they cost nothing but the compilation of their widths.
-SHAPES = [(33, 528), (5, 32)] if DEVICE == "cpu" else [(33, 528), (5, 32), (4096, 528), (1000, 14336)]
+SHAPES = [(33, 528), (5, 32), *WHOLE] + ([] if DEVICE == "cpu" else [(4096, 528), (1000, 14336)])
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:divide by zero", "ignore:overflow", "ignore:invalid value", "ignore:underflow"),
@@ -50,13 +52,14 @@ def padded(x):
 
 
 def sample(shape, kind):
+    """A random matrix, and behind its end NaN, which would be seen in every result that was made with it."""
     torch.manual_seed(sum(shape))
     x = torch.randn(shape)
     if kind == "wide":
         x *= torch.exp(4 * torch.randn(shape))
     elif kind == "tiny":  # encode overflows; not below the normal numbers, which the interpreter reads wrongly
         x = x.sign() * (1 + x.abs()) * 1e-37
-    return x.bfloat16().to(DEVICE)
+    return torch.cat((x, torch.full((32, shape[1]), torch.nan))).bfloat16().to(DEVICE)[: len(x)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
@@ -94,8 +97,9 @@ def test_four_over_six_equals_the_specification(shape, by, kind, rht):
 
 
 @pytest.mark.parametrize(("by", "kind", "rht"), [("", "wide", True), ("", "normal", False), ("mse", "wide", True)])
-def test_scales_by_row_equal_the_specification(by, kind, rht):
-    x, how = sample(SHAPES[0], kind), Rounding(rht=rht, four_over_six=by, by_row=True)
+@pytest.mark.parametrize("shape", [SHAPES[0], *WHOLE], ids=str)
+def test_scales_by_row_equal_the_specification(shape, by, kind, rht):
+    x, how = sample(shape, kind), Rounding(rht=rht, four_over_six=by, by_row=True)
     rows, columns = nvfp4_triton.quantize(x, how, folded=True)
     assert_equal(rows, nvfp4.quantize(x, how.of_rows, folded=True))
     assert_equal(columns, nvfp4.quantize(padded(x).T.contiguous(), how, folded=True), transposed=True)
@@ -138,8 +142,8 @@ def test_a_flag_on_the_device_keeps_an_earlier_result():
 def test_results_do_not_depend_on_how_a_matrix_is_cut_into_programs(monkeypatch):
     x = sample((40, 768), "wide")  # in strips of half a program's width, or in two of which the last is half empty
     narrow = quantize(x, rht=True, seed=seed(5))
-    whole = {"width": x.shape[1], "WIDTH": 512, "WHOLE": False, "num_warps": 4}
-    monkeypatch.setattr(nvfp4_triton, "strips_of", lambda height, width: whole.copy())
+    wide = {"width": x.shape[1], "WIDTH": 512, "WHOLE": False, "num_warps": 4}
+    monkeypatch.setattr(nvfp4_triton, "strips_of", lambda height, width: wide.copy())
     monkeypatch.setattr(nvfp4_triton, "count_programs", lambda height, width, groups=1: -(-height // 16 // groups) * 2)
     for one, other in zip(narrow, quantize(x, rht=True, seed=seed(5)), strict=True):
         assert torch.equal(bits(one.values), bits(other.values)) and torch.equal(one.scale, other.scale)
@@ -154,8 +158,9 @@ def test_no_element_beside_a_nan_or_infinity_is_finite(bad):
 
 
 def test_empty_and_misshapen():
-    rows, columns = quantize(torch.empty(0, 32, device=DEVICE))
-    assert rows.values.shape == columns.values.shape == (0, 32)
+    x = torch.empty(0, 32, device=DEVICE)
+    for found in (*quantize(x), quantize_tiles(x)):
+        assert found.values.shape == (0, 32) and found.scale.tolist() == [0.0], "as the specification has it"
     with pytest.raises(ValueError, match="divisible by 16, found 24"):
         quantize(torch.ones(16, 24, device=DEVICE))
     with pytest.raises(ValueError, match="a matrix"):

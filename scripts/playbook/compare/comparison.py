@@ -17,7 +17,7 @@ from typing import Any
 
 from playbook.compare import equal_loss, loss_gap, parity, published, speedup
 from playbook.compare.figures import Measured, alike, measure, of_arm, of_contrast, peak
-from playbook.compare.model import UNKNOWN, Arm, Comparison, Contrast, Difference
+from playbook.compare.model import UNKNOWN, Arm, Comparison, Contrast, Difference, label
 from playbook.compare.stats import Figure
 from pretraining.errors import UsageError
 from pretraining.record.run_folder import Peak, Run, utc_now
@@ -210,7 +210,8 @@ def _baseline(built: list[Arm], wanted: str) -> Arm:
     path = str(Path(wanted).absolute())
     for matches in (
         lambda arm: arm.name == wanted.upper(),
-        lambda arm: wanted in (arm.precision, arm.label),
+        lambda arm: wanted in (arm.label, label(arm.precision, "", setting=arm.setting)),
+        lambda arm: arm.precision == wanted,
         lambda arm: any(run.path == path or Path(run.path).name == wanted for run in arm.runs),
     ):
         if found := [arm for arm in built if matches(arm)]:

@@ -189,13 +189,17 @@ def show(
     switch: LateSwitch | None,
 ) -> None:
     """Print the estimate, what it consists of, and how far it can be trusted."""
-    training = phases[0][1]
+    taken = [phase for phase in phases if phase[0]]
+    training, before = taken[0][1], " before the switch" * (len(taken) > 1)
     parts = step_time.parts(training)
     step = sum(parts.values())
     half, most = published_runs.misses()
-    unlike = dict.fromkeys(words for _, each in phases for words in published_runs.unlike_all(each))
-    spent = [(steps, sum(step_time.parts(each).values())) for steps, each in phases]
+    unlike = dict.fromkeys(words for _, each in taken for words in published_runs.unlike_all(each))
+    spent = [(steps, sum(step_time.parts(each).values())) for steps, each in taken]
     days = sum(steps * seconds for steps, seconds in spent) / 86_400
+    kinds = [f"{seconds:.3g} s, {steps:,} of them" for steps, seconds in spent]
+    if taken[-1] is not phases[0]:
+        kinds[-1] = f"after the switch {switch} {kinds[-1]}"
     interval = "how far off is not known" if unlike else f"{_few((1 - most) * days)} to {_few((1 + most) * days)}"
     hours = days * 24 * training.gpus
     energy = _energy(hours * training.gpu.power)
@@ -205,12 +209,12 @@ def show(
         [
             ("training", f"{_few(days)} days ({interval}) for {tokens:.3g} tokens"),
             ("", f"{hours:,.0f} GPU-hours; up to {energy}: the GPUs alone, at their limit of {training.gpu.power:g} W"),
-            ("step", f"; after the switch {switch} ".join(f"{one:.3g} s, {steps:,} of them" for steps, one in spent)),
-            ("a GPU", f"{rate:,.0f} tokens/s, {rate * training.flops_per_token / 1e12:.4g} MODEL_TFLOP/s"),
-            *_memory_lines(training),
+            ("step", "; ".join(kinds)),
+            ("a GPU", f"{rate:,.0f} tokens/s, {rate * training.flops_per_token / 1e12:.4g} MODEL_TFLOP/s{before}"),
+            *_memory_lines(phases[0][1]),  # of the whole training
         ]
     )
-    print("Where a step's time goes, on the GPUs that the others wait for:")
+    print(f"Where a step's time goes{before}, on the GPUs that the others wait for:")
     _columns([(name, f"{seconds / step:6.1%}  {seconds:.3g} s") for name, seconds in parts.items() if seconds], 24)
     print("How far to trust it:")
     known = len(published_runs.held_out())

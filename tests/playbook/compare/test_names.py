@@ -148,8 +148,19 @@ def test_a_speed_up_says_which_of_two_it_is(arms) -> None:
     assert against.step_time.sentence.startswith("1.00 times the NVFP4 rht=off step")
 
 
-def test_an_arm_is_named_as_baseline_by_what_it_is_called(arms) -> None:
-    assert arms(*THREE, baseline="nvfp4 rht=off").baseline == "C"
+@pytest.mark.parametrize("arithmetic", ["native", "emulated"])
+@pytest.mark.parametrize(
+    ("wanted", "found"), [("nvfp4 rht=off", "A"), ("nvfp4", "B"), ("fp8", "C"), ("c", "C")]
+)  # fmt: skip
+def test_an_arm_is_named_as_baseline_by_what_it_is_called(arms, arithmetic: str, wanted: str, found: str) -> None:
+    """Not the first of that precision, where one has the precision alone for a name."""
+    of = arms(NO_RHT, NVFP4, Asked("fp8", tail=2), arithmetic=arithmetic, baseline=wanted)
+    assert of.baseline == found
+    assert arms(NO_RHT, NVFP4, arithmetic=arithmetic, baseline=of.arms[1].label).baseline == "B"
+
+
+def test_a_baseline_is_named_by_its_precision_where_none_is_called_so(arms) -> None:
+    assert arms(changed("stochastic=off"), NO_RHT, BF16, baseline="nvfp4").baseline == "A"
 
 
 def test_a_control_is_titled_by_the_letters_of_its_arms(arms) -> None:

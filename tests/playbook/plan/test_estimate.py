@@ -140,9 +140,17 @@ def test_a_late_switch_adds_slower_steps_and_the_memory_of_both(capsys) -> None:
         assert nvfp4 < days(*tail, "--nvfp4", f"switch=0.75:{to}") < days(*tail, "--switch", "0.75")
     told = said(capsys, "--switch", "0.75")
     assert "; after the switch 0.75:bf16 " in told and told.count("of them") == 2
+    assert "MODEL_TFLOP/s before the switch\n" in told and "time goes before the switch, on" in told
     assert float(told.partition("activations ")[2].split()[0]) > float(
         said(capsys).partition("activations ")[2].split()[0]
     )
+
+
+def test_a_switch_at_an_end_leaves_steps_of_one_kind(capsys) -> None:
+    first, last = (said(capsys, "--switch", at) for at in ("0", "1.0"))
+    assert first.count("of them") == last.count("of them") == 1
+    assert "after the switch 0:bf16 " in first and "after the switch" not in last
+    assert "products in nvfp4" not in first and "products in nvfp4" in last and "before the switch" not in first + last
 
 
 def test_the_smallest_split_that_fits() -> None:

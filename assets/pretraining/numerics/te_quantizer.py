@@ -181,10 +181,12 @@ def measure(measurement: Measurement | None) -> None:
 
 
 def _take_samples(made: EmulatedTensor, source: Tensor) -> None:
-    """Keep some of a tensor that takes part in a backward pass, where no forward pass has a layer's name any more.
+    """Keep some of a tensor whose products will be shown, and its layer: in a forward pass the one that computes.
 
-    An input without columns is an evaluation's, or of a forward pass that will be computed again; or, where the layer
-    is known, of one that quantizes it again in the backward pass.
+    In a backward pass it is the one that its quantizer's last forward pass was of.
+
+    An input without columns is kept where a layer computes forward, and quantizes it again in the backward pass. Else
+    it is an evaluation's, or of a forward pass that will be computed again.
     """
     made.layer = made.row_sample = made.column_sample = None
     if _measurement is None:

@@ -25,8 +25,8 @@ ABSENT = "not recorded"
 NO_SIZE = "not in the log"
 # What training records only where it is otherwise.
 USUAL = {
-    "finetune": "none: pretraining", "weights": "random",
-    **dict.fromkeys(("engine_switches", "overrides", "tuned", "plugin"), "none"),
+    "finetune": "none: pretraining", "weights": "random", "tuned": False,
+    **dict.fromkeys(("engine_switches", "overrides", "plugin"), "none"),
 }  # fmt: skip
 FLOPS_TOLERANCE = 0.01  # relative; a vocabulary of another size moves an 8B model by 5 %
 

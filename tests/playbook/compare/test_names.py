@@ -90,6 +90,7 @@ def test_arms_of_one_precision_are_called_by_what_of_their_recipes_is_changed(ar
         ("data", ("mock", "a-text-whose-name-goes-on-and-on"), ["data=mock", "data=a-text-whose-name-goes-on-an..."]),
         ("engine_switches", (["A=1"], ["B=1"]), ["engine_switches=['A=1']", "engine_switches=['B=1']"]),
         ("overrides", ("absent", {"model.dropout": "0.1"}), ["overrides=none", "model.dropout=0.1"]),
+        ("tuned", ("absent", True), ["tuned=False", "tuned=True"]),
         ("seed", ("absent", 5), ["", ""]),  # what one does not tell names neither
     ],
 )

@@ -92,7 +92,7 @@ def sampled(source: Tensor, operand: Operand, how: Rounding, *, columns: bool = 
         exact.square().sum(dtype=torch.float64),
         ((scaled > nvfp4.E2M1_MAX * (1 + 2**-20)) & (values != 0)).sum(),  # amax is known to a bit or two
         ((values == 0) & (exact != 0)).sum(),
-        exact.new_full((), exact.numel()),
+        exact.new_full((), exact.numel(), dtype=torch.float64),  # exact beyond 2**24
     )
     return Sample(exact, rounded, torch.stack([each.double() for each in sums]))
 

@@ -50,7 +50,7 @@ def quantize_inputs_once(config: ConfigContainer) -> None:
 
 def _keep_quantized(chunks: list[Module]) -> list[Module]:
     for _, projection, module in linear_layers(chunks):
-        if projection == "proj" and getattr(module, "save_original_input", False):
+        if projection == "proj":
             module.save_original_input = False
     return chunks
 

@@ -38,7 +38,7 @@ from pretraining.numerics.rounding_triton import (
     random_raise,
     random_words,
     rotate_rows,
-    row_address,
+    store_row,
     strips_of,
     tensor_scales,
     to_bf16,
@@ -145,8 +145,7 @@ def _amax(x: Tensor, *, columns: bool, rht: bool, by_row: bool = False, skip: Te
     if x.numel():
         groups = min(GROUPS, blocks_in(height))
         options = {"COLUMNS": columns, "RHT": rht, "BY_ROW": by_row, "GROUPS": groups, "SKIPS": skip is not None}
-        options |= strips_of(height, width)
-        options["WHOLE"] &= height % (groups * BLOCK) == 0
+        options |= strips_of(height, width, groups)
         programs = count_programs(height, width, groups)
         _amax_kernel[(programs,)](x, amax, amax if skip is None else skip, height, **options)
     if columns and not rht and not by_row:
@@ -257,8 +256,7 @@ def _quantize_kernel(
             multiplier = element_multiplier(scale, decode)
             signs = tl.reshape(source[i], [WIDTH // LENGTH, LENGTH])
             values = quantized(blocks, multiplier[:, None], scale[:, None], signs, raise_by, STOCHASTIC)
-            inside = None if WHOLE else (columns < width) & (first + i < height)
-            tl.store(row_address(of_rows, first, width) + columns + i * width, tl.reshape(values, [WIDTH]), mask=inside)
+            store_row(of_rows, tl.reshape(values, [WIDTH]), first, i, height, width, columns, WHOLE)
     if COLUMNS:
         at = tl.cdiv(height, LENGTH) * LENGTH + columns if BY_ROW else 1
         encode, decode, tensor_scale = tensor_scales(amax + at, CHOSEN)
@@ -279,8 +277,7 @@ def _quantize_kernel(
             # element is rounded independently in both, for half the random bits.
             raise_by = random_raise(words, i ^ 8) if STOCHASTIC else 0
             values = quantized(rows[i], multiplier, scale, source[i], raise_by, STOCHASTIC)
-            inside = None if WHOLE else columns < width
-            tl.store(row_address(of_columns, first, width) + columns + i * width, values, mask=inside)
+            store_row(of_columns, values, first, i, first + LENGTH, width, columns, WHOLE)  # padded to whole groups
 
 
 @triton.jit
@@ -318,5 +315,4 @@ def _tiles_kernel(
         blocks = tl.reshape(rows[i], [WIDTH // LENGTH, LENGTH])
         signs = tl.reshape(source[i], [WIDTH // LENGTH, LENGTH])
         values = quantized(blocks, multiplier[:, None], scale[:, None], signs, 0, False)
-        inside = None if WHOLE else (columns < width) & (first + i < height)
-        tl.store(row_address(out, first, width) + columns + i * width, tl.reshape(values, [WIDTH]), mask=inside)
+        store_row(out, tl.reshape(values, [WIDTH]), first, i, height, width, columns, WHOLE)

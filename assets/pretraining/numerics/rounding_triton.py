@@ -33,17 +33,18 @@ _SIXTH = tl.constexpr(43690.0 / 2.0**18)
 _SIXTH_REST = tl.constexpr(1.0 / 6.0 - 43690.0 / 2.0**18)
 
 
-def strips_of(height: int, width: int) -> dict[str, int | bool]:
+def strips_of(height: int, width: int, groups: int = 1) -> dict[str, int | bool]:
     """Constants of a kernel for a matrix: the columns and warps of a program, and whether all lie wholly in it.
 
-    Half as many columns where the last strip would be half empty. A width that is known when compiling makes rows'
-    addresses constants, for a tenth fewer instructions and a quarter fewer registers; a model has few widths.
+    A program has so many ``groups`` of 16 rows, and half as many columns where the last strip would be half empty.
+    A width that is known when compiling makes rows' addresses constants, for a tenth fewer instructions and a quarter
+    fewer registers; a model has few widths.
     """
     strip = WIDTH // 2 if 0 < width % WIDTH <= WIDTH // 2 else WIDTH
     return {
         "width": width,
         "WIDTH": strip,
-        "WHOLE": height % BLOCK == 0 and width % strip == 0,
+        "WHOLE": height % (BLOCK * groups) == 0 and width % strip == 0,
         "num_warps": strip // 128,
     }
 
@@ -80,6 +81,13 @@ def load_rows(x, first, height, width, columns, WHOLE: tl.constexpr):
         inside = None if WHOLE else (columns < width) & (first + i < height)
         loaded += (tl.load(at + i * width, mask=inside, other=None if WHOLE else 0.0),)
     return loaded
+
+
+@triton.jit
+def store_row(matrix, values, first, i: tl.constexpr, height, width, columns, WHOLE: tl.constexpr):
+    """Row ``first + i`` of a matrix, where it is inside."""
+    to = row_address(matrix, first, width) + columns + i * width
+    tl.store(to, values, mask=None if WHOLE else (columns < width) & (first + i < height))
 
 
 @triton.jit
